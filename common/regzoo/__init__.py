@@ -1,0 +1,38 @@
+"""RegZoo: MONAI bundles for label-driven medical image registration, and the package they share."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from regzoo.errors import RegZooError
+    from regzoo.spatial import DisplacementField
+    from regzoo.workflow import Registrar, RegistrationResult, register
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "DisplacementField": "regzoo.spatial",
+    "RegZooError": "regzoo.errors",
+    "Registrar": "regzoo.workflow",
+    "RegistrationResult": "regzoo.workflow",
+    "register": "regzoo.workflow",
+}
+
+_MODULES = (
+    *("augmentation", "datasets", "errors", "files", "filters", "losses", "metrics", "networks", "report", "samplers"),
+    *("spatial", "transforms", "workflow"),
+)
+
+__all__ = ["DisplacementField", "RegZooError", "Registrar", "RegistrationResult", "__version__", "register"]
+
+
+def __getattr__(name: str) -> Any:
+    # Importing MONAI takes seconds, so names and modules are fetched when they are first used. Configurations can so
+    # name anything of the package after a plain `import regzoo`.
+    if name in _MODULES:
+        return import_module(f"regzoo.{name}")
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'regzoo' has no attribute {name!r}")

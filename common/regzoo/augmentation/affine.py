@@ -1,0 +1,67 @@
+"""Random affine augmentation of a batch, on the device the batch is on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+
+#: Four corners of the cube [-1, 1]³ that are affinely independent.
+_CORNERS = torch.tensor([[-1.0, -1, -1], [1, 1, -1], [1, -1, 1], [-1, 1, 1]])
+
+
+def random_affine(seeds: torch.Tensor, max_corner_shift: float) -> torch.Tensor:
+    """Affine maps about the image centre that move the corners of the field of view.
+
+    Args:
+        seeds: (B,) int64 on the CPU, one per sample: a sample's map depends on its own seed only.
+        max_corner_shift: largest movement of a corner along each axis, as a fraction of the distance to the centre.
+
+    Returns:
+        (B, 3, 4) in coordinates from −1 to 1 along each axis, order (Z, Y, X) as `F.affine_grid` takes it.
+
+    Source: Hu et al. 2018, section 3.2; the paper's code applies its map about voxel (0, 0, 0), which adds a
+    translation to every change of scale.
+    """
+    homogeneous = torch.cat([_CORNERS, torch.ones(4, 1)], dim=1)
+    maps = []
+    for seed in seeds.tolist():
+        generator = torch.Generator().manual_seed(int(seed))
+        shift = (torch.rand(4, 3, generator=generator) * 2 - 1) * max_corner_shift
+        maps.append(torch.linalg.solve(homogeneous, _CORNERS * (1 + shift)).T)
+    return torch.stack(maps)
+
+
+class RandomAffinePair:
+    """Moves the fixed and the moving image of each sample by independent random affine maps, labels with them.
+
+    Args:
+        max_corner_shift: see `random_affine`; 0.1 in the paper.
+
+    A batch is a dict of (B, C, X, Y, Z) tensors named ``fixed_…`` and ``moving_…``; images are extended by their
+    border, labels by zeros.
+    """
+
+    def __init__(self, max_corner_shift: float = 0.1) -> None:
+        if not 0 <= max_corner_shift < 0.5:
+            raise ValueError(f"max_corner_shift must lie in [0, 0.5), got {max_corner_shift}")
+        self.max_corner_shift = max_corner_shift
+
+    def __call__(self, batch: Mapping[str, torch.Tensor], seeds: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Args: the batch on its device; seeds (B,) int64 on the CPU. Returns the moved tensors under the same keys."""
+        if self.max_corner_shift == 0:
+            return dict(batch)
+        moved: dict[str, torch.Tensor] = {}
+        for side, offset in (("fixed", 0), ("moving", 1)):
+            keys = [key for key in batch if key.startswith(side)]
+            if not keys:
+                continue
+            first = batch[keys[0]]
+            # Two streams from one seed: twice the seed and its odd neighbour.
+            theta = random_affine(2 * seeds + offset, self.max_corner_shift).to(first.device, non_blocking=True)
+            grid = F.affine_grid(theta, [len(first), 1, *first.shape[2:]], align_corners=True)
+            for key in keys:
+                padding = "zeros" if key.endswith("label") else "border"
+                moved[key] = F.grid_sample(batch[key].float(), grid, padding_mode=padding, align_corners=True)
+        return moved

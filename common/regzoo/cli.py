@@ -1,0 +1,78 @@
+"""The `regzoo` command."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import fire
+
+from regzoo.errors import RegZooError
+
+
+class Phantom:
+    """Write data sets of phantoms, in the layout of the public set they stand in for."""
+
+    def prostate(
+        self,
+        folder: str,
+        pairs: int = 40,
+        held_out: int = 10,
+        seed: int = 0,
+        spacing: float = 0.8,
+        slice_thickness: float | None = None,
+    ) -> None:
+        """Write MR–TRUS prostate pairs in the µ-RegPro layout, with labels and the true displacement fields.
+
+        Args:
+            folder: new or empty folder.
+            pairs: number of pairs in train/.
+            held_out: number of pairs of other patients in val/.
+            seed: the same seed gives the same files.
+            spacing: voxel size, mm.
+            slice_thickness: MR slice thickness, mm; that of the other axes if not given.
+        """
+        from regzoo.datasets import write_prostate_phantoms
+
+        written = write_prostate_phantoms(
+            folder, pairs=pairs, held_out=held_out, seed=seed, spacing=spacing, slice_thickness=slice_thickness
+        )
+        print(f"{pairs} + {held_out} pairs in {written}")
+
+
+def register(
+    bundle: str, fixed: str, moving: str, out: str, label: str | None = None, align: str | None = None, **overrides: Any
+) -> None:
+    """Register a moving image to a fixed one with a bundle.
+
+    Writes warped_image.nii.gz, warped_label.nii.gz (with a label), field.nii.gz (fixed to moving, LPS mm, for ITK, ANTs
+    and 3D Slicer), statistics.json and quality.png.
+
+    Args:
+        bundle: a bundle's name or folder.
+        fixed: fixed image file.
+        moving: moving image file.
+        out: folder for the results.
+        label: labels on the moving image to propagate.
+        align: header (the files share a world) or center (put the centres of the two images together first).
+        overrides: any setting of the bundle's configs/inference.json, such as --checkpoint FILE.
+    """
+    from regzoo.workflow import register as run
+
+    if align is not None:
+        overrides["align"] = align
+    result = run(bundle, fixed, moving, label, out, **overrides)
+    folds = result.statistics["deformation"]["folded_voxels_percent"]
+    print(f"{result.case} → {out} (folded voxels: {folds:.3g} %)")
+
+
+COMMANDS = {"register": register, "phantom": Phantom}
+
+
+def main() -> None:
+    """Run a command; a `RegZooError` is one line on standard error and exit status 1."""
+    try:
+        fire.Fire(COMMANDS, name="regzoo")
+    except RegZooError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)

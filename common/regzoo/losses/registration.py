@@ -1,0 +1,74 @@
+"""How the terms of a registration loss are put together.
+
+A term is called with the network's prediction and the batch's targets, a dict with ``fixed_image``, ``moving_image``,
+``fixed_label``, ``moving_label``, all (B, C, X, Y, Z) on the network grid, and returns a scalar.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from regzoo.spatial.warp import warp
+
+
+class LabelSimilarity(nn.Module):
+    """Warp the moving label with the predicted DDF and compare it with the fixed label.
+
+    Args:
+        loss: called with (warped, fixed), both (B, C, X, Y, Z).
+    """
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, ddf: torch.Tensor, targets: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return self.loss(warp(targets["moving_label"], ddf), targets["fixed_label"])
+
+
+class Deformation(nn.Module):
+    """A penalty on the predicted DDF alone.
+
+    Args:
+        loss: called with the DDF (B, 3, X, Y, Z), voxels.
+    """
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, ddf: torch.Tensor, targets: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return self.loss(ddf)
+
+
+class RegistrationLoss(nn.Module):
+    """Weighted sum of named terms; the value of each is kept for the logs.
+
+    Args:
+        terms: name → term.
+        weights: name → weight; terms without one count once, a weight of 0 leaves its term out.
+
+    Attributes:
+        last: name → unweighted value of the latest call, detached, on the device.
+    """
+
+    def __init__(self, terms: Mapping[str, nn.Module], weights: Mapping[str, float] | None = None) -> None:
+        super().__init__()
+        unknown = sorted(set(weights or {}) - set(terms))
+        if unknown:
+            raise ValueError(f"weights for unknown loss terms {unknown}; the terms are {sorted(terms)}")
+        self.terms = nn.ModuleDict(dict(terms))
+        self.weights = {name: float((weights or {}).get(name, 1.0)) for name in terms}
+        self.last: dict[str, torch.Tensor] = {}
+
+    def forward(self, prediction: torch.Tensor, targets: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        total = torch.zeros((), device=prediction.device)
+        for name, term in self.terms.items():
+            if self.weights[name] != 0:
+                value = term(prediction, targets)
+                self.last[name] = value.detach()
+                total = total + self.weights[name] * value
+        return total

@@ -1,0 +1,43 @@
+"""TRE, overlap, surface and deformation measures, one value per case, as MONAI metrics."""
+
+from regzoo.metrics.base import CaseMetric
+from regzoo.metrics.challenge import (
+    CaseValues,
+    challenge_measures,
+    challenge_score,
+    landmark_errors,
+    robust_mean,
+)
+from regzoo.metrics.deformation import (
+    FoldedVoxels,
+    JacobianGradient,
+    LogJacobianStd,
+    deformation_statistics,
+)
+from regzoo.metrics.labels import (
+    LabelDice,
+    LabelHausdorff,
+    TargetRegistrationError,
+    centroid_distances,
+    centroids,
+    dice,
+)
+
+__all__ = [
+    "CaseMetric",
+    "CaseValues",
+    "FoldedVoxels",
+    "JacobianGradient",
+    "LabelDice",
+    "LabelHausdorff",
+    "LogJacobianStd",
+    "TargetRegistrationError",
+    "centroid_distances",
+    "centroids",
+    "challenge_measures",
+    "challenge_score",
+    "deformation_statistics",
+    "dice",
+    "landmark_errors",
+    "robust_mean",
+]

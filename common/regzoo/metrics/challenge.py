@@ -1,0 +1,122 @@
+"""The score of the µ-RegPro challenge (MICCAI 2023), from values per case."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from regzoo.metrics.labels import centroid_distances, centroids
+
+#: Share of cases, or of a case's landmarks, that the robust measures keep.
+ROBUST_SHARE = 0.68
+
+_WEIGHTS = {"DSC": 0.2, "RDSC": 0.1, "TRE": 0.3, "RTRE": 0.1, "RTs": 0.1, "HD95": 0.2}
+_ERRORS = ("TRE", "RTRE", "RTs", "HD95")
+
+
+@dataclass(frozen=True)
+class CaseValues:
+    """What the score needs of one case.
+
+    Attributes:
+        dsc: Dice of the gland, 0 to 1.
+        landmarks: error of each landmark, NaN where it is not labelled; see `landmark_errors`.
+        hd95: 95th percentile of the Hausdorff distance of the gland.
+    """
+
+    dsc: float
+    landmarks: Sequence[float]
+    hd95: float
+
+
+def landmark_errors(
+    warped: torch.Tensor, fixed: torch.Tensor, mode: Literal["mm", "official"] = "mm", first_label: int = 1
+) -> list[float]:
+    """Error of each landmark of a case; NaN where it is empty in either label.
+
+    Args:
+        warped: (C, X, Y, Z), binary or soft.
+        fixed: (C, X, Y, Z), a `MetaTensor`.
+        mode: ``mm``: distance of the centroids, mm. ``official``: the mean over the axes of the absolute difference of
+            the centroids of the labels binarised at 0.5, in **voxels**, which is what the challenge's code computes.
+        first_label: first channel that counts; the challenge's code counts the gland too (0).
+    """
+    if mode == "mm":
+        errors = centroid_distances(warped, fixed)
+    elif mode == "official":
+        voxels = torch.eye(4)
+        errors = (centroids(warped > 0.5, voxels) - centroids(fixed > 0.5, voxels)).abs().mean(dim=1)
+    else:
+        raise ValueError(f"mode {mode!r} is not known; use mm or official")
+    return errors[first_label:].tolist()
+
+
+def robust_mean(
+    values: Sequence[float] | np.ndarray, best: Literal["low", "high"], share: float = ROBUST_SHARE
+) -> float:
+    """Mean of the best `share` of the values, at least one; NaN ignored, NaN when there is no value."""
+    return _mean(_best(values, best, share))
+
+
+def challenge_measures(cases: Sequence[CaseValues]) -> dict[str, float]:
+    """DSC, RDSC, TRE, RTRE, RTs and HD95 over all cases, errors in the unit of the case values.
+
+    A case's TRE is the root mean square over its landmarks; RTs takes its best 68 % of landmarks first.
+    """
+    tre = [_rms(case.landmarks) for case in cases]
+    dsc = [case.dsc for case in cases]
+    return {
+        "DSC": _mean(dsc),
+        "RDSC": robust_mean(dsc, "high"),
+        "TRE": _mean(tre),
+        "RTRE": robust_mean(tre, "low"),
+        "RTs": _mean([_rms(_best(case.landmarks, "low", ROBUST_SHARE)) for case in cases]),
+        "HD95": _mean([case.hd95 for case in cases]),
+    }
+
+
+def challenge_score(registered: Sequence[CaseValues], unregistered: Sequence[CaseValues]) -> dict[str, float]:
+    """The challenge's measures and its score.
+
+    Args:
+        registered: values of each case after registration.
+        unregistered: values of the same cases before it; the error measures are divided by theirs and clipped to
+            [0, 1], so a method gains nothing by making an error larger than doing nothing would.
+
+    Returns:
+        The measures of `challenge_measures` for the registered cases (not divided) and ``score``, 0 to 1, where more
+        is better: .2 DSC + .1 RDSC + .3 (1 − TRE) + .1 (1 − RTRE) + .1 (1 − RTs) + .2 (1 − HD95).
+
+    Source: assessment criteria and evaluation code of µ-RegPro (muregpro.github.io). Where the page would divide by
+    the largest landmark error and the code divides by the same measure before registration, this follows the code.
+    """
+    measures, before = challenge_measures(registered), challenge_measures(unregistered)
+    score = 0.0
+    for name, weight in _WEIGHTS.items():
+        value = measures[name]
+        if name in _ERRORS:
+            value = 1 - float(np.clip(np.divide(value, before[name]), 0, 1))
+        score += weight * value
+    return {**measures, "score": score}
+
+
+def _best(values: Sequence[float] | np.ndarray, best: Literal["low", "high"], share: float) -> np.ndarray:
+    known = np.asarray(values, dtype=np.float64)
+    known = np.sort(known[~np.isnan(known)])
+    if best == "high":
+        known = known[::-1]
+    return known[: max(round(len(known) * share), 1)]
+
+
+def _mean(values: Sequence[float] | np.ndarray) -> float:
+    known = np.asarray(values, dtype=np.float64)
+    known = known[~np.isnan(known)]
+    return float(known.mean()) if known.size else float("nan")
+
+
+def _rms(values: Sequence[float] | np.ndarray) -> float:
+    return _mean(np.square(np.asarray(values, dtype=np.float64))) ** 0.5

@@ -1,0 +1,111 @@
+"""Building blocks of the registration networks of Hu et al. 2018."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class ConvNorm(nn.Sequential):
+    """Convolution "same" without bias, normalisation, and ReLU unless told otherwise."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int = 3, norm: str = "batch", relu: bool = True) -> None:
+        layers: list[nn.Module] = [
+            nn.Conv3d(inputs, outputs, kernel, padding=kernel // 2, bias=False),
+            normalisation(norm, outputs),
+        ]
+        super().__init__(*layers, *([nn.ReLU(inplace=True)] if relu else []))
+
+
+def normalisation(kind: str, channels: int) -> nn.Module:
+    """A 3-D ``batch`` (running statistics at inference) or ``instance`` normalisation with affine parameters."""
+    if kind == "batch":
+        return nn.BatchNorm3d(channels)
+    if kind == "instance":
+        return nn.InstanceNorm3d(channels, affine=True)
+    raise ValueError(f"norm must be 'batch' or 'instance', not {kind!r}")
+
+
+class DownBlock(nn.Module):
+    """Residual block of one resolution level, then max-pooling.
+
+    ``h0 = relu(norm(conv(x)))``, ``h = relu(h0 + norm(conv(relu(norm(conv(h0))))))``.
+    Returns the pooled ``h`` for the next level and ``h0`` for the skip connection, as the papers' code does.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, norm: str) -> None:
+        super().__init__()
+        self.first = ConvNorm(inputs, outputs, kernel, norm)
+        self.residual = nn.Sequential(
+            ConvNorm(outputs, outputs, 3, norm), ConvNorm(outputs, outputs, 3, norm, relu=False)
+        )
+        # Rounding up keeps every voxel of an odd-sized volume in play.
+        self.pool = nn.MaxPool3d(2, ceil_mode=True)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        h0 = self.first(x)
+        return self.pool(F.relu(h0 + self.residual(h0))), h0
+
+
+class UpBlock(nn.Module):
+    """Residual up-sampling block with a summed skip connection.
+
+    ``up = relu(norm(deconv(x))) [+ additive up-sampling of x]``,
+    ``h = relu(up + skip + norm(conv(relu(norm(conv(up))))))``.
+    The additive up-sampling is a trilinear resize with the two halves of the channels added.
+    """
+
+    def __init__(self, inputs: int, outputs: int, norm: str, additive: bool) -> None:
+        super().__init__()
+        self.deconv = nn.ConvTranspose3d(inputs, outputs, 3, stride=2, padding=1, output_padding=1, bias=False)
+        self.norm = normalisation(norm, outputs)
+        self.residual = nn.Sequential(
+            ConvNorm(outputs, outputs, 3, norm), ConvNorm(outputs, outputs, 3, norm, relu=False)
+        )
+        self.additive = additive
+
+    def forward(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+        # Twice the size of a level that was rounded up is one too many: cut to the skip's size.
+        up = F.relu(self.norm(self.deconv(x)))[:, :, : skip.shape[2], : skip.shape[3], : skip.shape[4]]
+        if self.additive:
+            first, second = torch.chunk(x, 2, dim=1)
+            up = up + resize(first + second, skip)
+        return F.relu(up + skip + self.residual(up))
+
+
+def resize(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Trilinear resize of (B, C, …) to the spatial size of another tensor, keeping the field of view."""
+    return F.interpolate(x, size=like.shape[2:], mode="trilinear", align_corners=False)
+
+
+class Encoder(nn.Module):
+    """The contracting path: `depth` residual levels with doubling channels, then one convolution block.
+
+    Only the first convolution has a 7³ kernel. Returns the bottom features and the skips, full resolution first.
+    """
+
+    def __init__(self, inputs: int, channels: int, depth: int, norm: str) -> None:
+        super().__init__()
+        widths = [channels * 2**level for level in range(depth + 1)]
+        self.levels = nn.ModuleList(
+            DownBlock(inputs if level == 0 else widths[level - 1], widths[level], 7 if level == 0 else 3, norm)
+            for level in range(depth)
+        )
+        self.bottom = ConvNorm(widths[-2], widths[-1], 3, norm)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        skips: list[torch.Tensor] = []
+        for level in self.levels:
+            x, skip = level(x)
+            skips.append(skip)
+        return self.bottom(x), skips
+
+
+def initialise(network: nn.Module) -> None:
+    """Xavier-uniform weights for every convolution and linear layer, zero biases."""
+    for module in network.modules():
+        if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d, nn.Linear)):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

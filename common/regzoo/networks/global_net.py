@@ -1,0 +1,98 @@
+"""Networks with an affine part: the variants of Hu et al. 2018 that came before the multi-resolution sum."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from regzoo.networks.blocks import Encoder, initialise
+from regzoo.networks.local_net import LocalNet
+from regzoo.spatial.warp import voxel_coordinates, warp
+
+
+class GlobalNet(nn.Module):
+    """Predicts one affine transformation, identity at initialisation, as a DDF.
+
+    The bottom features are pooled to 4³, so that, unlike MONAI's GlobalNet, it takes images of any size.
+
+    Args:
+        in_channels: channels of the stacked input, fixed image first.
+        channels: width of the first level.
+        depth: number of down-sampling levels.
+        norm: ``batch`` or ``instance``.
+
+    Source: Hu et al. 2018, section 3.2.1 ("Global-Net", 8 initial channels).
+    """
+
+    def __init__(self, in_channels: int = 2, channels: int = 8, depth: int = 4, norm: str = "batch") -> None:
+        super().__init__()
+        self.encoder = Encoder(in_channels, channels, depth, norm)
+        self.theta = nn.Linear(channels * 2**depth * 4**3, 12)
+        initialise(self)
+        nn.init.zeros_(self.theta.weight)
+
+    def affine(self, image: torch.Tensor) -> torch.Tensor:
+        """The change from identity (B, 3, 4) in coordinates that run from -1 to 1 along each axis, array order."""
+        bottom, _ = self.encoder(image.contiguous(memory_format=torch.channels_last_3d))
+        return self.theta(F.adaptive_avg_pool3d(bottom, 4).flatten(1)).float().view(-1, 3, 4)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """(B, in_channels, X, Y, Z) → DDF (B, 3, X, Y, Z) float32, voxels."""
+        size = image.shape[2:]
+        points = voxel_coordinates(tuple(size), image.device)[None].expand(len(image), -1, -1, -1, -1)
+        return affine_displacement(self.affine(image), points, size)
+
+
+class CompositeNet(nn.Module):
+    """A `GlobalNet` followed by a `LocalNet` that sees the globally warped moving image; the two are composed.
+
+    Args:
+        channels: width of the local network.
+        global_channels: width of the global network.
+        levels, additive_upsampling, norm: see `LocalNet`.
+
+    Source: Hu et al. 2018, section 3.2.1 ("Composite-Net").
+    """
+
+    def __init__(
+        self,
+        channels: int = 32,
+        global_channels: int = 8,
+        depth: int = 4,
+        levels: Sequence[int] = (0, 1, 2, 3, 4),
+        additive_upsampling: bool = True,
+        norm: str = "batch",
+    ) -> None:
+        super().__init__()
+        self.global_net = GlobalNet(2, global_channels, depth, norm)
+        self.local_net = LocalNet(2, 3, channels, depth, levels, additive_upsampling, norm)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """(B, 2, X, Y, Z), fixed image first → DDF (B, 3, X, Y, Z) float32, voxels."""
+        size = image.shape[2:]
+        points = voxel_coordinates(tuple(size), image.device)[None].expand(len(image), -1, -1, -1, -1)
+        theta = self.global_net.affine(image)
+        moved = warp(image[:, 1:], affine_displacement(theta, points, size), padding="border")
+        local = self.local_net(torch.cat([image[:, :1], moved.to(image.dtype)], dim=1))
+        # moved(x + local) = moving(A(x + local)), so the whole displacement is local + A's displacement there.
+        return local + affine_displacement(theta, points + local, size)
+
+
+def affine_displacement(theta: torch.Tensor, points: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Displacement of an affine change at given points.
+
+    Args:
+        theta: (B, 3, 4), change from identity in coordinates from -1 to 1 along each axis.
+        points: (B, 3, X, Y, Z), voxels.
+        size: number of voxels along each axis.
+
+    Returns:
+        (B, 3, X, Y, Z), voxels.
+    """
+    half = torch.tensor([max(n - 1, 1) / 2 for n in size], device=points.device).view(1, 3, 1, 1, 1)
+    normalised = points / half - 1
+    change = torch.einsum("bij,bjxyz->bixyz", theta[:, :, :3], normalised)
+    return (change + theta[:, :, 3].reshape(-1, 3, 1, 1, 1)) * half

@@ -1,0 +1,84 @@
+"""The registration network of Hu et al. 2018: image pair → dense displacement field."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from regzoo.networks.blocks import Encoder, UpBlock, initialise
+
+
+class LocalNet(nn.Module):
+    """Residual encoder–decoder whose output is a sum of predictions made at several resolutions.
+
+    Each chosen level has its own 3³ convolution with bias, initialised to zero, so an untrained network predicts no
+    displacement; its output is resized trilinearly to the input's size and added to the others. Any input size works.
+
+    Args:
+        in_channels: channels of the stacked input, fixed image first.
+        out_channels: 3 for a DDF in voxels of the input grid.
+        channels: width n0 of the first level; it doubles at each of the `depth` levels.
+        depth: number of down-sampling levels.
+        levels: levels whose predictions are summed: 0 is full resolution, `depth` the bottom.
+        additive_upsampling: add a trilinear resize over each transposed convolution.
+        norm: ``batch`` or ``instance``.
+
+    Source: Hu et al. 2018, section 2.3 and figure 4; skip connections from the first convolution of a level, as in the
+    paper's code. MONAI's LocalNet averages the levels and up-samples them with nearest neighbour instead.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 2,
+        out_channels: int = 3,
+        channels: int = 32,
+        depth: int = 4,
+        levels: Sequence[int] = (0, 1, 2, 3, 4),
+        additive_upsampling: bool = True,
+        norm: str = "batch",
+    ) -> None:
+        super().__init__()
+        if not levels or min(levels) < 0 or max(levels) > depth:
+            raise ValueError(f"levels must lie between 0 and depth={depth}, got {list(levels)}")
+        widths = [channels * 2**level for level in range(depth + 1)]
+        self.lowest = min(levels)
+        self.encoder = Encoder(in_channels, channels, depth, norm)
+        # Levels finer than the finest prediction would not reach the output, so they are not built.
+        self.decoder = nn.ModuleList(
+            UpBlock(widths[level + 1], widths[level], norm, additive_upsampling)
+            for level in reversed(range(self.lowest, depth))
+        )
+        self.heads = nn.ModuleList(
+            nn.Conv3d(widths[level], out_channels, 3, padding=1) if level in levels else nn.Identity()
+            for level in reversed(range(self.lowest, depth + 1))
+        )
+        self.active = [level in levels for level in reversed(range(self.lowest, depth + 1))]
+        initialise(self)
+        for head in self.heads:
+            if isinstance(head, nn.Conv3d):
+                nn.init.zeros_(head.weight)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """(B, in_channels, X, Y, Z) → (B, out_channels, X, Y, Z) float32."""
+        # Channels last is the layout in which convolutions are fastest, on the CPU and on tensor cores.
+        x, skips = self.encoder(image.contiguous(memory_format=torch.channels_last_3d))
+        features = [x]
+        for index, block in enumerate(self.decoder):
+            x = block(x, skips[len(skips) - 1 - index])
+            features.append(x)
+        size = image.shape[2:]
+        outputs: list[torch.Tensor] = []
+        for index, head in enumerate(self.heads):
+            if self.active[index]:
+                # The sum is taken in float32: under autocast half precision would round displacements.
+                level = head(features[index]).float()
+                if index < len(self.heads) - 1 or self.lowest > 0:
+                    level = F.interpolate(level, size=size, mode="trilinear", align_corners=False)
+                outputs.append(level)
+        total = outputs[0]
+        for level in outputs[1:]:
+            total = total + level
+        return total

@@ -1,0 +1,107 @@
+"""Box plots of an evaluation before and after registration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from regzoo.errors import bad_file
+from regzoo.files import atomic_path
+from regzoo.report.tables import BEFORE, read_csv
+
+_INK, _BEFORE, _AFTER = "#1f2933", "#9aa5b1", "#1273de"
+_NAMES = {"tre": "target registration error, mm", "dice": "gland DSC", "dsc": "gland DSC", "hd95": "gland HD95, mm"}
+
+
+def summary_figure(
+    path: str | PathLike[str], cases_csv: str | PathLike[str], metrics: Sequence[str] | None = None, title: str = ""
+) -> None:
+    """Draw Tukey box plots of each metric before and after registration; a line joins the two values of a case.
+
+    The box spans the quartiles, the whiskers reach the last value within 1.5 box lengths of it.
+
+    Args:
+        path: PNG file to write.
+        cases_csv: table of `regzoo.report.CaseTable`.
+        metrics: names of metrics that the table also has as ``before_<name>``; by default all such metrics.
+        title: above the plots.
+
+    Raises:
+        RegZooError: the table cannot be read or has no such metrics.
+    """
+    try:
+        table = read_csv(cases_csv)
+    except (OSError, ValueError, IndexError) as error:
+        raise bad_file(
+            cases_csv, "cannot be read as a table of cases", "name the cases.csv of an evaluation"
+        ) from error
+    if metrics is None:
+        metrics = [name for name in table if BEFORE + name in table]
+    missing = [name for metric in metrics for name in (BEFORE + metric, metric) if name not in table]
+    if missing or not metrics:
+        raise bad_file(
+            cases_csv,
+            f"has no column {missing[0]}" if missing else f"has no metric with a column {BEFORE}<metric>",
+            "evaluate with the metrics of the unregistered pair",
+        )
+    layout = ConstrainedLayoutEngine(h_pad=0.12 if title else 0.04)
+    figure = Figure(figsize=(2.7 * len(metrics) + 0.4, 3.6), dpi=120, facecolor="white", layout=layout)
+    canvas = FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(metrics), squeeze=False)[0]
+    for axes, name in zip(panels, metrics, strict=True):
+        _paired_boxes(axes, _numbers(table[BEFORE + name]), _numbers(table[name]))
+        axes.set_title(_NAMES.get(name.lower(), name), fontsize=10.5, color=_INK, pad=8)
+    if title:
+        figure.suptitle(title, fontsize=11.5, color=_INK, weight="bold")
+    with atomic_path(path) as temporary:
+        canvas.print_png(str(temporary))
+
+
+def _numbers(cells: Sequence[str]) -> np.ndarray:
+    return np.asarray([float(cell) if cell else np.nan for cell in cells])
+
+
+def _paired_boxes(axes: Axes, before: np.ndarray, after: np.ndarray) -> None:
+    joined = np.stack([before, after])
+    axes.plot([1.27, 1.73], joined, color=_BEFORE, lw=0.7, alpha=0.55, zorder=1)
+    for position, values, color in ((1, before, _BEFORE), (2, after, _AFTER)):
+        values = values[~np.isnan(values)]
+        if not values.size:
+            continue
+        axes.boxplot(
+            values,
+            positions=[position],
+            widths=0.42,
+            whis=1.5,
+            showfliers=False,  # every case is drawn as a point anyway
+            patch_artist=True,
+            boxprops={"facecolor": color, "alpha": 0.30, "edgecolor": color, "lw": 1.2},
+            medianprops={"color": color, "lw": 2.4},
+            whiskerprops={"color": color, "lw": 1.2},
+            capprops={"color": color, "lw": 1.2},
+        )
+        edge = 1.27 if position == 1 else 1.73
+        axes.plot(np.full(values.size, edge), values, "o", ms=3.2, color=color, alpha=0.8, mew=0, zorder=3)
+        median = float(np.median(values))
+        outside = (0.74, "right") if position == 1 else (2.26, "left")
+        axes.text(
+            outside[0], median, f"{median:.3g}", ha=outside[1], va="center", fontsize=9, color=_INK, weight="bold"
+        )
+    axes.set_xlim(0.35, 2.65)
+    axes.set_xticks([1, 2], ["unregistered", "registered"], fontsize=9)
+    axes.margins(y=0.08)
+    low, high = axes.get_ylim()
+    if np.nanmin(joined) >= 0:
+        axes.set_ylim(max(low, 0.0), high)
+    axes.tick_params(colors=_INK, labelsize=9, length=0)
+    axes.grid(axis="y", color="#e4e7eb", lw=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color("#cbd2d9")

@@ -1,0 +1,52 @@
+"""What the report handlers read from a MONAI evaluator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+from ignite.engine import Engine
+from monai.data import decollate_batch
+from monai.utils import string_list_all_gather
+
+
+def cases_of(engine: Engine) -> list[dict[str, Any]]:
+    """The cases of the engine's current iteration: one dict per case, the items of its batch and of its output.
+
+    Works for a decollated evaluator (lists of dicts) and for one that is not (dicts of batch-first values).
+    """
+    batch, output = _per_case(engine.state.batch), _per_case(engine.state.output)
+    if batch and output and len(batch) != len(output):
+        raise ValueError(f"the batch has {len(batch)} cases, the output {len(output)}")
+    batch = batch or [{} for _ in output]
+    output = output or [{} for _ in batch]
+    return [{**given, **made} for given, made in zip(batch, output, strict=True)]
+
+
+def case_name(item: Mapping[str, Any]) -> str:
+    """The name of a case: its record's ``case``."""
+    if "case" not in item:
+        raise KeyError("the evaluator's batch has no 'case': keep this item of the record through the transforms")
+    return str(item["case"])
+
+
+def gather_strings(strings: list[str]) -> list[str]:
+    """The strings of all ranks, rank by rank, as MONAI gathers the buffers of its metrics."""
+    return string_list_all_gather(strings) if idist.get_world_size() > 1 else strings
+
+
+def is_writer() -> bool:
+    """Whether this process writes the reports (rank 0)."""
+    return bool(idist.get_rank() == 0)
+
+
+def _per_case(data: Any) -> list[dict[str, Any]]:
+    if isinstance(data, Mapping):
+        return [dict(item) for item in decollate_batch(dict(data))]
+    if isinstance(data, Sequence) and all(isinstance(item, Mapping) for item in data):
+        return [dict(item) for item in data]
+    if data is None or isinstance(data, torch.Tensor):
+        return []
+    raise TypeError(f"expected dicts of cases from the evaluator, got {type(data).__name__}")

@@ -1,0 +1,119 @@
+"""Quality-control picture of a registration: what it did to the image, to the labels and to space."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+
+from regzoo.report.engine import case_name, cases_of
+from regzoo.report.picture import Picture
+from regzoo.spatial import plain
+
+
+def registration_figure(
+    path: str | PathLike[str],
+    fixed: np.ndarray,
+    moving: np.ndarray,
+    warped: np.ndarray,
+    fixed_label: np.ndarray | None = None,
+    moving_label: np.ndarray | None = None,
+    warped_label: np.ndarray | None = None,
+    ddf: np.ndarray | None = None,
+    spacing: Sequence[float] = (1.0, 1.0, 1.0),
+    title: str = "",
+    affine: np.ndarray | None = None,
+) -> None:
+    """Draw a registration in three orthogonal planes through the gland and write it as a PNG file.
+
+    Columns: fixed image; moving image before and after registration, with the outlines of its labels over those of
+    the fixed labels; checkerboard of fixed and warped image; where each line of a regular fixed grid comes from in
+    the moving image; local change of volume (det J), folded voxels marked.
+
+    Args:
+        path: PNG file to write.
+        fixed, moving, warped: images (X, Y, Z), all on the fixed grid.
+        fixed_label, moving_label, warped_label: labels (X, Y, Z) or (C, X, Y, Z) on the fixed grid, channel 0 the
+            gland; the planes go through the centroid of the fixed one, else of any, else through the image centre.
+        ddf: (3, X, Y, Z), voxels; without it the last two columns are left out.
+        spacing: voxel size along X, Y, Z, mm.
+        title: usually the name of the case.
+        affine: 4×4, voxel → RAS mm; turns the picture to radiological convention and letters its edges.
+    """
+    images = {"fixed": fixed, "moving": moving, "warped": warped}
+    labels = {"fixed": fixed_label, "moving": moving_label, "warped": warped_label}
+    Picture(images, {k: v for k, v in labels.items() if v is not None}, ddf, spacing, affine).write(path, title)
+
+
+class FigureWriter:
+    """Ignite handler that draws `registration_figure` for every case of an evaluator, ``<output_dir>/<case>.png``.
+
+    Reads from each case ``reference_image``, ``unregistered_image``, ``warped_image`` (1, X, Y, Z) and, where there,
+    ``reference_label``, ``unregistered_label``, ``warped_label`` (C, X, Y, Z) and ``ddf`` (3, X, Y, Z) in voxels, all on
+    the grid of ``reference_image``, a `MetaTensor`. Under several ranks each draws its own cases.
+
+    Args:
+        output_dir: folder to write to.
+        limit: draw only this many cases per run and rank; None for all.
+    """
+
+    def __init__(self, output_dir: str | PathLike[str], limit: int | None = None) -> None:
+        self.output_dir = Path(output_dir)
+        self.limit = limit
+        self._drawn = 0
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to an evaluator."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._draw)
+
+    def _start(self, engine: Engine) -> None:
+        self._drawn = 0
+
+    def _draw(self, engine: Engine) -> None:
+        for item in cases_of(engine):
+            if self.limit is not None and self._drawn >= self.limit:
+                return
+            case_figure(self.output_dir / f"{file_name(case_name(item))}.png", item)
+            self._drawn += 1
+
+
+def case_figure(path: str | PathLike[str], item: Mapping[str, Any]) -> None:
+    """Draw `registration_figure` from the items of a case; see `FigureWriter` for their keys."""
+
+    def array(key: str) -> np.ndarray | None:
+        value = item.get(key)
+        return None if value is None else plain(torch.as_tensor(value)).detach().float().cpu().numpy()
+
+    def image(kind: str) -> np.ndarray:
+        volume = array(f"{kind}_image")
+        if volume is None:
+            raise KeyError(f"the evaluator gives no '{kind}_image', which the picture of a case needs")
+        return volume[0]
+
+    affine = getattr(item["reference_image"], "affine", None)
+    affine = None if affine is None else np.asarray(torch.as_tensor(affine).cpu(), dtype=float)
+    registration_figure(
+        path,
+        image("fixed"),
+        image("unregistered"),
+        image("warped"),
+        array("reference_label"),
+        array("unregistered_label"),
+        array("warped_label"),
+        array("ddf"),
+        spacing=(1, 1, 1) if affine is None else np.linalg.norm(affine[:3, :3], axis=0).tolist(),
+        title=case_name(item) if "case" in item else "",
+        affine=affine,
+    )
+
+
+def file_name(case: str) -> str:
+    """A case's name made fit for a file name."""
+    return re.sub(r"[^\w.+-]+", "_", case).strip("._") or "case"

@@ -1,0 +1,234 @@
+"""Tables of an evaluation: per case, per label and summed up."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+
+from regzoo.files import make_folder, write_text
+from regzoo.metrics.base import affine_of
+from regzoo.metrics.labels import centroid_distances, dice
+from regzoo.report.engine import case_name, cases_of, gather_strings, is_writer
+from regzoo.report.statistics import percentile_summary
+from regzoo.spatial import plain
+
+#: Prefix of the metrics that measure the unregistered pair.
+BEFORE = "before_"
+
+
+def write_csv(path: str | PathLike[str], header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Write a CSV file atomically; NaN becomes an empty cell, floats keep six digits."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows([[_cell(value) for value in row] for row in rows])
+    write_text(path, text.getvalue())
+
+
+def read_csv(path: str | PathLike[str]) -> dict[str, list[str]]:
+    """Columns of a CSV file written by `write_csv`, as text."""
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        header, *rows = list(csv.reader(file))
+    return {name: [row[i] for row in rows] for i, name in enumerate(header)}
+
+
+class CaseTable:
+    """Ignite handler that writes a table of all metrics of an evaluator.
+
+    Attach it after the metrics. When the run ends it writes ``cases.csv`` (a row per case, a column per metric) and
+    ``summary.csv`` (a row per metric: n, missing, mean, std, median and percentiles) and prints the summary, with a
+    metric ``X`` and its unregistered counterpart ``before_X`` side by side. Values come from
+    ``engine.state.metric_details``, i.e. from metrics attached with ``IgniteMetricHandler(save_details=True)``.
+
+    Args:
+        output_dir: folder to write to.
+        show: print the summary.
+
+    Raises:
+        RegZooError: when the run ends, if the folder cannot be written to.
+    """
+
+    def __init__(self, output_dir: str | PathLike[str], show: bool = True) -> None:
+        self.output_dir = Path(output_dir)
+        self.show = show
+        self._cases: list[str] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to an evaluator."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+        engine.add_event_handler(Events.COMPLETED, self._finish)
+
+    def _start(self, engine: Engine) -> None:
+        self._cases = []
+
+    def _collect(self, engine: Engine) -> None:
+        self._cases += [case_name(item) for item in cases_of(engine)]
+
+    def _finish(self, engine: Engine) -> None:
+        cases = gather_strings(self._cases)
+        if not is_writer():
+            return
+        columns = _columns(getattr(engine.state, "metric_details", None) or {}, len(cases))
+        kept = _first_of_each(cases)
+        cases = [cases[i] for i in kept]
+        columns = {name: values[kept] for name, values in columns.items()}
+        make_folder(self.output_dir)
+        rows = [[case, *(values[i] for values in columns.values())] for i, case in enumerate(cases)]
+        write_csv(self.output_dir / "cases.csv", ["case", *columns], rows)
+        summaries = {name: percentile_summary(values) for name, values in columns.items()}
+        if summaries:
+            header = ["metric", *next(iter(summaries.values()))]
+            write_csv(self.output_dir / "summary.csv", header, [[n, *s.values()] for n, s in summaries.items()])
+        if self.show:
+            print(summary_text(summaries, len(cases)), flush=True)
+
+
+class LabelTable:
+    """Ignite handler that writes ``labels.csv``: a row per case and label, before and after registration.
+
+    Reads ``reference_label``, ``warped_label`` and, where there, ``unregistered_label`` — (C, X, Y, Z) on the fixed grid —
+    and ``label_names`` of each case. A label that is empty in the fixed or in both moving labels has no row.
+
+    Columns: case, label (channel), name, distance of the centroids in mm and DSC before and after, and the volumes in
+    ml of the fixed, unregistered and warped label. An empty cell means that the label was not there: a warped label
+    without distance has left the image.
+
+    Args:
+        output_dir: folder to write to.
+    """
+
+    HEADER = (
+        "case",
+        "label",
+        "name",
+        "distance_before_mm",
+        "distance_after_mm",
+        "dsc_before",
+        "dsc_after",
+        "volume_fixed_ml",
+        "volume_before_ml",
+        "volume_after_ml",
+    )
+
+    def __init__(self, output_dir: str | PathLike[str]) -> None:
+        self.output_dir = Path(output_dir)
+        self._rows: list[str] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to an evaluator."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+        engine.add_event_handler(Events.COMPLETED, self._finish)
+
+    def _start(self, engine: Engine) -> None:
+        self._rows = []
+
+    def _collect(self, engine: Engine) -> None:
+        # One JSON text per case, so that a rank's rows can be gathered as strings.
+        self._rows += [json.dumps(label_rows(item)) for item in cases_of(engine)]
+
+    def _finish(self, engine: Engine) -> None:
+        tables = [json.loads(text) for text in gather_strings(self._rows)]
+        if is_writer():
+            unique = list({table["case"]: table["rows"] for table in tables}.values())
+            make_folder(self.output_dir)
+            write_csv(self.output_dir / "labels.csv", self.HEADER, [row for rows in unique for row in rows])
+
+
+def label_rows(item: Mapping[str, Any]) -> dict[str, Any]:
+    """The rows of `LabelTable` for one case: ``case`` and ``rows``."""
+    case, fixed, warped = case_name(item), item["reference_label"], item["warped_label"]
+    before = item.get("unregistered_label")
+    names = list(item.get("label_names") or [])
+    voxel = float(affine_of(fixed)[:3, :3].det().abs()) / 1000  # ml
+    missing = [math.nan] * len(fixed)
+    volumes = [missing if labels is None else _volumes(labels, voxel) for labels in (fixed, before, warped)]
+    distances, overlaps = [], []
+    for moving in (before, warped):
+        distances.append(missing if moving is None else centroid_distances(moving, fixed).tolist())
+        overlaps.append(missing if moving is None else dice(moving, fixed).tolist())
+    rows = []
+    for label in range(len(fixed)):
+        in_fixed, in_before, in_warped = (volume[label] for volume in volumes)
+        if not in_fixed or not (in_before > 0 or in_warped > 0):
+            continue
+        name = names[label] if label < len(names) else f"label {label}"
+        values = [d[label] for d in distances] + [o[label] for o in overlaps] + [in_fixed, in_before, in_warped]
+        rows.append([case, label, name, *values])
+    return {"case": case, "rows": rows}
+
+
+def summary_text(summaries: Mapping[str, Mapping[str, float]], cases: int) -> str:
+    """The table that `CaseTable` prints: medians and percentiles, unregistered beside registered."""
+    shown = ("median", "p10", "p25", "p75", "p90")
+    names = [n for n in summaries if not (n.startswith(BEFORE) and n.removeprefix(BEFORE) in summaries)]
+    paired = any(BEFORE + name in summaries for name in names)
+    groups = [("unregistered", BEFORE), ("registered", "")] if paired else [("", "")]
+    width = max([len("metric"), *map(len, names)])
+    block = 8 * len(shown)
+    title = f"{cases} case{'s' if cases != 1 else ''}".ljust(width)
+    lines = []
+    if paired:
+        lines.append((title + "".join(f"  {label:^{block}}" for label, _ in groups)).rstrip())
+    heading = "".join(f"{column:>8}" for column in shown)
+    lines.append(("metric" if paired else title).ljust(width) + f"  {heading}" * len(groups))
+    lines.append("-" * len(lines[-1]))
+    for name in names:
+        line = name.ljust(width)
+        for _, prefix in groups:
+            summary = summaries.get(prefix + name)
+            line += "  " + "".join(f"{_short(summary[column]) if summary else '':>8}" for column in shown)
+        lines.append(line.rstrip())
+    return "\n".join(lines)
+
+
+def _columns(details: Mapping[str, Any], cases: int) -> dict[str, np.ndarray]:
+    """Name → values per case; a metric with several values per case gives several columns."""
+    columns = {}
+    for name, buffer in details.items():
+        values = plain(torch.as_tensor(buffer)).double().cpu().numpy()
+        values = values.reshape(len(values), -1)
+        if len(values) != cases:
+            raise ValueError(f"metric {name} has {len(values)} values for {cases} cases")
+        if values.shape[1] == 1:
+            columns[name] = values[:, 0]
+        else:
+            columns |= {f"{name}_{i}": values[:, i] for i in range(values.shape[1])}
+    return columns
+
+
+def _first_of_each(cases: Sequence[str]) -> list[int]:
+    """Indices of the cases to keep: with several ranks, a sampler may repeat cases to fill up the last batch."""
+    if idist.get_world_size() == 1:
+        return list(range(len(cases)))
+    return sorted({case: i for i, case in reversed(list(enumerate(cases)))}.values())
+
+
+def _volumes(labels: torch.Tensor, voxel: float) -> list[float]:
+    return (plain(labels).sum(dim=(1, 2, 3), dtype=torch.float64) * voxel).tolist()
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.6g}"
+    return str(value)
+
+
+def _short(value: float) -> str:
+    """At most seven characters."""
+    if math.isnan(value):
+        return "-"
+    digits = 0 if abs(value) >= 1000 else 1 if abs(value) >= 100 else 2 if abs(value) >= 10 else 3
+    return f"{value:.{digits}f}"

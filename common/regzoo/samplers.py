@@ -1,0 +1,92 @@
+"""Which image pair and which of its labels a training step sees."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed
+from monai.data import CacheDataset
+from torch.utils.data import Dataset, DistributedSampler
+
+from regzoo.spatial import plain
+
+
+class Draw(NamedTuple):
+    """One sample: the index of an image pair, and the seed that decides its labels and its augmentation."""
+
+    pair: int
+    seed: int
+
+
+class TwoStageSampler(DistributedSampler):
+    """First image pairs uniformly, then label pairs of each uniformly: an unbiased gradient of the paper's objective.
+
+    Each pair counts the same however many labels it has; `LabelPairDataset` takes the second stage. Draws are
+    a function of (seed, epoch) alone, so training resumed at an epoch continues as if it had never stopped, with any
+    number of loader workers. Being a `DistributedSampler`, it shares an epoch's draws among the ranks of a process
+    group and has its epoch set by MONAI's engines.
+
+    Args:
+        data: the data set, one item per image pair.
+        samples: draws per epoch over all ranks; one per image pair if None. Pairs are shuffled, and used up before any
+            is seen again.
+        seed: with the epoch it determines every draw.
+
+    Source: Hu et al. 2018, section 2.1, equation 3.
+    """
+
+    def __init__(self, data: Dataset, samples: int | None = None, seed: int = 0) -> None:
+        pairs = len(data)  # type: ignore[arg-type]
+        if pairs == 0:
+            raise ValueError("no image pair to sample from")
+        grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
+        rank, ranks = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if grouped else (0, 1)
+        super().__init__(data, num_replicas=ranks, rank=rank, seed=int(seed))
+        self.pairs = pairs
+        self.num_samples = -(-(samples or self.pairs) // ranks)
+        self.total_size = self.num_samples * ranks
+
+    def __iter__(self) -> Iterator[Draw]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        rounds = [torch.randperm(self.pairs, generator=generator) for _ in range(-(-self.total_size // self.pairs))]
+        pairs = torch.cat(rounds)[: self.total_size].tolist()
+        seeds = torch.randint(2**61, (self.total_size,), generator=generator).tolist()
+        for index in range(self.rank, self.total_size, self.num_replicas):
+            yield Draw(pairs[index], seeds[index])
+
+
+class LabelPairDataset(CacheDataset):
+    """MONAI's `CacheDataset`, indexed by a `Draw`: the cached pair with some of its labels, drawn uniformly.
+
+    A plain integer index gives the pair as it is cached, with all labels. ``data`` and ``transform`` are MONAI's; the
+    transforms must be deterministic, since randomness enters through the draw.
+
+    Args:
+        labels_per_pair: label pairs per sample; 1 in the paper. More of them lower the variance of the gradient, which
+            stays unbiased, at the small cost of the loss. A pair with fewer labels repeats them.
+        kwargs: see MONAI.
+    """
+
+    def __init__(self, *args: Any, labels_per_pair: int = 1, **kwargs: Any) -> None:
+        # The cached item is never changed, so MONAI need not copy it.
+        super().__init__(*args, copy_cache=False, **kwargs)
+        self.labels_per_pair = labels_per_pair
+
+    def __getitem__(self, index: Any) -> Any:
+        if not isinstance(index, Draw):
+            return super().__getitem__(index)
+        pair = super().__getitem__(index.pair)
+        chosen = self._draw_labels(len(pair["fixed_label"]), index.seed)
+        sample: dict[str, Any] = {key: plain(pair[key]) for key in ("fixed_image", "moving_image")}
+        for key in ("fixed_label", "moving_label"):
+            labels = plain(pair[key])[chosen]
+            # Labels filtered in advance have an axis of scales, which joins the channels.
+            sample[key] = labels.flatten(0, -4)
+        return sample | {"seed": index.seed}
+
+    def _draw_labels(self, count: int, seed: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        rounds = [torch.randperm(count, generator=generator) for _ in range(-(-self.labels_per_pair // count))]
+        return torch.cat(rounds)[: self.labels_per_pair]

@@ -1,0 +1,44 @@
+"""Grids and frames, warping, composition, Jacobians, and fields that ITK, ANTs and 3D Slicer read."""
+
+from regzoo.spatial.field import DisplacementField
+from regzoo.spatial.grid import RAS_LPS, Grid
+from regzoo.spatial.volumes import (
+    LabelFile,
+    check_on_grid,
+    label_values,
+    plain,
+    read_image,
+    read_label_file,
+    to_channels,
+)
+from regzoo.spatial.warp import (
+    apply_matrix,
+    compose,
+    invert,
+    jacobian_determinant,
+    resample,
+    sample,
+    voxel_coordinates,
+    warp,
+)
+
+__all__ = [
+    "RAS_LPS",
+    "DisplacementField",
+    "Grid",
+    "LabelFile",
+    "apply_matrix",
+    "check_on_grid",
+    "compose",
+    "invert",
+    "jacobian_determinant",
+    "label_values",
+    "plain",
+    "read_image",
+    "read_label_file",
+    "resample",
+    "sample",
+    "to_channels",
+    "voxel_coordinates",
+    "warp",
+]

@@ -1,0 +1,182 @@
+"""A displacement field in physical space: what a registration hands to ITK, ANTs, 3D Slicer, or to the next step.
+
+In memory a field is in RAS mm, as NIfTI affines are. In a file it follows ITK's convention: LPS mm, shape
+(X, Y, Z, 1, 3), NIfTI intent 1007, on the grid of the fixed image. ``antsApplyTransforms``, SimpleITK's
+``DisplacementFieldTransform`` and 3D Slicer apply such a file as it is.
+"""
+
+from __future__ import annotations
+
+from os import PathLike
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai.data import MetaTensor
+
+from regzoo.errors import bad_file
+from regzoo.files import write_nifti
+from regzoo.spatial.grid import RAS_LPS, Grid
+from regzoo.spatial.volumes import read_image
+from regzoo.spatial.warp import Mode, Padding, apply_matrix, jacobian_determinant, sample, voxel_coordinates
+
+VECTOR_INTENT = 1007  # NIFTI_INTENT_VECTOR
+
+
+class DisplacementField:
+    """The transformation x → x + u(x) from fixed to moving, sampled on a grid, usually the fixed image's.
+
+    Attributes:
+        displacement: (3, X, Y, Z) float32, RAS mm.
+        grid: where the displacements are known. Beyond it the displacement at the border holds.
+    """
+
+    def __init__(self, displacement: torch.Tensor, grid: Grid) -> None:
+        self.displacement = torch.as_tensor(displacement).float()
+        self.grid = grid
+        if tuple(self.displacement.shape) != (3, *grid.shape):
+            raise ValueError(f"displacement has shape {tuple(displacement.shape)}, expected (3, *{grid.shape})")
+
+    @classmethod
+    def from_points(cls, points: torch.Tensor, grid: Grid) -> DisplacementField:
+        """The field that takes each voxel of `grid` to a given point (3, X, Y, Z), RAS mm, float64 advised."""
+        return cls(points - _world_coordinates(grid, points.device), grid)
+
+    @classmethod
+    def from_ddf(
+        cls, ddf: torch.Tensor, network: Grid, fixed: Grid, prealignment: np.ndarray | None = None
+    ) -> DisplacementField:
+        """The whole fixed-to-moving transformation on the fixed image's own grid.
+
+        Args:
+            ddf: (3, X, Y, Z), voxels of `network`, as a network predicts it.
+            network: grid of the network's input; beyond it the displacement of its border holds.
+            fixed: grid of the fixed image, on which the result is sampled.
+            prealignment: 4×4, RAS mm, the edit that was made to the moving image's affine (old world → new world).
+        """
+        coordinates = apply_matrix(
+            torch.linalg.solve(torch.as_tensor(network.affine), torch.as_tensor(fixed.affine)),
+            voxel_coordinates(fixed.shape, ddf.device, torch.float64)[None],
+        )
+        displacement = sample(ddf[None].float(), coordinates, padding="border").double()
+        edit = np.eye(4) if prealignment is None else np.asarray(prealignment, dtype=np.float64)
+        to_world = torch.as_tensor(np.linalg.inv(edit) @ network.affine)
+        return cls.from_points(apply_matrix(to_world, coordinates + displacement)[0], fixed)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> DisplacementField:
+        """Read an ITK-convention vector NIfTI (LPS mm, shape (X, Y, Z, 1, 3)).
+
+        Raises:
+            RegZooError: not a readable vector field.
+        """
+        if not Path(path).is_file():
+            raise bad_file(path, "no such file", "check the path")
+        try:
+            image = nib.load(path)
+            array = np.asarray(image.dataobj, dtype=np.float32)
+        except Exception as error:
+            raise bad_file(path, "cannot be read: truncated, damaged or not NIfTI", "write it again") from error
+        if array.ndim != 5 or array.shape[3:] != (1, 3):
+            raise bad_file(path, f"has shape {array.shape}", "give a vector field of shape (X, Y, Z, 1, 3) in LPS mm")
+        lps = torch.from_numpy(np.ascontiguousarray(array[:, :, :, 0].transpose(3, 0, 1, 2)))
+        return cls(lps * torch.tensor(RAS_LPS.diagonal()[:3]).view(3, 1, 1, 1), Grid(array.shape[:3], image.affine))
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the field as an ITK-convention vector NIfTI (LPS mm, float32), atomically."""
+        lps = self.displacement.cpu().numpy() * RAS_LPS.diagonal()[:3].reshape(3, 1, 1, 1)
+        array = np.ascontiguousarray(lps.transpose(1, 2, 3, 0)[:, :, :, None], dtype=np.float32)
+        write_nifti(path, array, self.grid.affine, intent=VECTOR_INTENT)
+
+    def points(self) -> torch.Tensor:
+        """Where each voxel of the grid goes in the moving image's world, (3, X, Y, Z) float64, RAS mm."""
+        return _world_coordinates(self.grid, self.displacement.device) + self.displacement
+
+    def transform_points(self, points: np.ndarray) -> np.ndarray:
+        """Take points of the fixed image (N, 3) to the moving image, RAS mm."""
+        voxels = torch.as_tensor(self.grid.to_voxels(points), device=self.displacement.device)
+        there = sample(self.displacement[None], voxels.T.reshape(1, 3, -1, 1, 1).float(), padding="border")
+        return np.asarray(points, dtype=np.float64) + there.reshape(3, -1).T.cpu().numpy()
+
+    def warp(
+        self, moving: MetaTensor | str | PathLike[str], mode: Mode = "bilinear", padding: Padding = "zeros"
+    ) -> MetaTensor:
+        """Warp a moving image onto the field's grid: one interpolation from the moving image's own voxels.
+
+        Args:
+            moving: (C, X', Y', Z') with affine voxel → RAS mm on any grid, or the path of an image.
+            mode: ``bilinear`` (trilinear) or ``nearest``, the latter for label maps.
+            padding: value outside the moving image: ``zeros`` or its ``border``.
+
+        Returns:
+            (C, X, Y, Z) float32 with the affine of the field's grid.
+        """
+        image = moving if isinstance(moving, MetaTensor) else read_image(Path(moving))
+        to_voxels = torch.as_tensor(np.linalg.inv(Grid.of(image).affine))
+        coordinates = apply_matrix(to_voxels, self.points()[None])
+        values = sample(
+            image.as_tensor()[None].float().to(self.displacement.device), coordinates, mode=mode, padding=padding
+        )
+        return MetaTensor(values[0], affine=torch.as_tensor(self.grid.affine))
+
+    def compose(self, then: DisplacementField) -> DisplacementField:
+        """The field of going through this one and then through another: x → then(self(x)), on this field's grid."""
+        points = self.points()
+        voxels = apply_matrix(torch.as_tensor(np.linalg.inv(then.grid.affine)), points[None])
+        return self.from_points(
+            points + sample(then.displacement[None], voxels.float(), padding="border")[0], self.grid
+        )
+
+    def inverse(self, grid: Grid | None = None, iterations: int = 50, tolerance: float = 1e-3) -> DisplacementField:
+        """The transformation from moving to fixed.
+
+        An affine map A is fitted first, so a large pre-alignment does no harm; what remains, r, is inverted by
+        fixed-point iteration x ← A⁻¹(y − r(x)).
+
+        Args:
+            grid: where to sample the inverse, usually the moving image's grid; the field's own grid if None.
+            iterations: upper limit on the number of updates.
+            tolerance: stop when no point moves by more than this, mm.
+
+        Source: Chen et al. 2008, A simple fixed-point approach to invert a deformation field.
+        """
+        target = self.grid if grid is None else grid
+        affine = self._affine_fit()
+        device = self.displacement.device
+        residual = (self.points() - apply_matrix(affine, _world_coordinates(self.grid, device)[None])[0]).float()
+        to_voxels = torch.as_tensor(np.linalg.inv(self.grid.affine))
+        back = torch.linalg.inv(affine)
+        wanted = _world_coordinates(target, device)[None]
+        points = apply_matrix(back, wanted)
+        for _ in range(iterations):
+            remaining = sample(residual[None], apply_matrix(to_voxels, points).float(), padding="border")
+            update = apply_matrix(back, wanted - remaining)
+            moved = float((update - points).abs().max())
+            points = update
+            if moved < tolerance:
+                break
+        return self.from_points(points[0], target)
+
+    def jacobian_determinant(self) -> MetaTensor:
+        """Determinant of the Jacobian of x → x + u(x) with respect to the world, (1, X, Y, Z); ≤ 0 is a fold."""
+        to_voxels = torch.as_tensor(np.linalg.inv(self.grid.affine[:3, :3])).to(self.displacement)
+        voxels = torch.einsum("ij,jxyz->ixyz", to_voxels, self.displacement)
+        return MetaTensor(jacobian_determinant(voxels[None])[0], affine=torch.as_tensor(self.grid.affine))
+
+    def _affine_fit(self) -> torch.Tensor:
+        """The 4×4 matrix (RAS mm) nearest to the field in the least-squares sense, from a coarse subset of voxels."""
+        step = [max(n // 16, 1) for n in self.grid.shape]
+        pick = (slice(None), *(slice(None, None, s) for s in step))
+        source = _world_coordinates(self.grid, self.displacement.device)[pick].flatten(1)
+        homogeneous = torch.cat([source, torch.ones_like(source[:1])])
+        solution = torch.linalg.lstsq(homogeneous.T, self.points()[pick].flatten(1).T).solution
+        matrix = torch.eye(4, dtype=torch.float64, device=solution.device)
+        matrix[:3] = solution.T
+        return matrix
+
+
+def _world_coordinates(grid: Grid, device: torch.device) -> torch.Tensor:
+    """World position of every voxel centre, (3, X, Y, Z) float64, RAS mm."""
+    coordinates = voxel_coordinates(grid.shape, device, torch.float64)
+    return apply_matrix(torch.as_tensor(grid.affine), coordinates[None])[0]

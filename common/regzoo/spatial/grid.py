@@ -1,0 +1,83 @@
+"""The sampling grid of an image: its shape and where its voxels lie in the world."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import nibabel as nib
+import numpy as np
+import torch
+
+#: Flips the first two axes: RAS mm ↔ LPS mm.
+RAS_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """A regular grid of voxel centres in the world.
+
+    Attributes:
+        shape: number of voxels along each array axis (X, Y, Z).
+        affine: 4×4 float64, voxel index → RAS mm (the NIfTI and MONAI convention).
+    """
+
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
+        object.__setattr__(self, "affine", np.asarray(self.affine, dtype=np.float64).reshape(4, 4))
+
+    @classmethod
+    def of(cls, image: torch.Tensor) -> Grid:
+        """The grid of a `MetaTensor` of shape (..., X, Y, Z)."""
+        affine = np.asarray(torch.as_tensor(image.affine).cpu().numpy(), dtype=np.float64)  # type: ignore[attr-defined]
+        x, y, z = image.shape[-3:]
+        return cls((x, y, z), affine)
+
+    @property
+    def spacing(self) -> np.ndarray:
+        """Distance between neighbouring voxel centres along each array axis, mm, shape (3,)."""
+        return np.linalg.norm(self.affine[:3, :3], axis=0)
+
+    @property
+    def center(self) -> np.ndarray:
+        """World position of the middle of the field of view, RAS mm, shape (3,)."""
+        return self.to_world((np.asarray(self.shape) - 1) / 2)
+
+    def to_world(self, voxels: np.ndarray | Sequence[float]) -> np.ndarray:
+        """Voxel indices (..., 3) → RAS mm (..., 3)."""
+        return np.asarray(voxels, dtype=np.float64) @ self.affine[:3, :3].T + self.affine[:3, 3]
+
+    def to_voxels(self, points: np.ndarray | Sequence[float]) -> np.ndarray:
+        """RAS mm (..., 3) → voxel indices (..., 3), not rounded."""
+        inverse = np.linalg.inv(self.affine)
+        return np.asarray(points, dtype=np.float64) @ inverse[:3, :3].T + inverse[:3, 3]
+
+    def transformed(self, matrix: np.ndarray) -> Grid:
+        """The same voxels after moving the world by a 4×4 matrix (RAS mm → RAS mm)."""
+        return Grid(self.shape, np.asarray(matrix) @ self.affine)
+
+    def network_grid(self, spacing: Sequence[float], size: Sequence[int]) -> Grid:
+        """The grid a network sees: same centre and obliquity, axes in the order and direction nearest to RAS.
+
+        Args:
+            spacing: voxel size along the new axes (nearest R, A, S), mm.
+            size: number of voxels along the new axes; the field of view is cropped or padded about its centre.
+        """
+        orientation = nib.io_orientation(self.affine)
+        directions = np.zeros((3, 3))
+        for axis, (target, flip) in enumerate(orientation):
+            directions[:, int(target)] = flip * self.affine[:3, axis] / self.spacing[axis]
+        affine = np.eye(4)
+        affine[:3, :3] = directions * np.asarray(spacing, dtype=np.float64)
+        affine[:3, 3] = self.center - affine[:3, :3] @ ((np.asarray(size) - 1) / 2)
+        return Grid((int(size[0]), int(size[1]), int(size[2])), affine)
+
+    def same_as(self, other: Grid, tolerance: float = 1e-3) -> bool:
+        """Whether two grids agree to `tolerance` mm at every corner."""
+        corners = np.stack(np.meshgrid(*[(0, n - 1) for n in self.shape], indexing="ij"), -1)
+        return self.shape == other.shape and bool(
+            np.abs(self.to_world(corners) - other.to_world(corners)).max() <= tolerance
+        )

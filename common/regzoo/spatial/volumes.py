@@ -1,0 +1,148 @@
+"""Reading images and labels, with the checks that hostile files need."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import LoadImage
+from nibabel.filebasedimages import ImageFileError
+
+from regzoo.errors import bad_file
+from regzoo.spatial.grid import Grid
+
+#: A label map with more values than this is taken for an image given by mistake.
+MAX_LABEL_VALUES = 256
+
+
+def _read(path: str | Path) -> MetaTensor:
+    """The volume of a file as float32 with its affine (voxel → RAS mm), trailing axes of one voxel dropped."""
+    path = Path(path)
+    if not path.is_file():
+        problem = "is a folder, not an image" if path.is_dir() else "no such file"
+        raise bad_file(path, problem, "check the path")
+    try:
+        volume = LoadImage(image_only=True, dtype=np.float32, ensure_channel_first=False)(str(path))
+    except (OSError, EOFError, ValueError, TypeError, RuntimeError, zlib.error, ImageFileError) as error:
+        raise bad_file(path, "cannot be read: truncated, damaged or not an image", "copy or export it again") from error
+    volume = MetaTensor(torch.as_tensor(np.asarray(volume)), affine=volume.affine)
+    while volume.ndim > 3 and volume.shape[-1] == 1:
+        volume = volume[..., 0]
+    affine = np.asarray(volume.affine)
+    if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+        raise bad_file(path, "its affine is not invertible", "write a valid sform or qform into its header")
+    return volume
+
+
+def _check_spatial(path: str | Path, volume: torch.Tensor) -> None:
+    if volume.ndim < 3 or min(volume.shape[:3]) < 2:
+        shape = "×".join(str(n) for n in volume.shape)
+        raise bad_file(path, f"is a 2-D image ({shape})", "give a 3-D volume with at least two slices")
+    if not torch.isfinite(volume).all():
+        count = int((~torch.isfinite(volume)).sum())
+        raise bad_file(path, f"holds NaN or infinity in {count} voxels", "replace them by numbers, for example 0")
+
+
+def read_image(path: str | Path) -> MetaTensor:
+    """Read a scalar 3-D image; scaled and integer files become float32 in their own physical values.
+
+    Args:
+        path: any format MONAI reads: NIfTI, NRRD, MetaImage, …
+
+    Returns:
+        (1, X, Y, Z) float32 with affine voxel → RAS mm.
+
+    Raises:
+        RegZooError: missing or damaged file, 2-D or 4-D image, NaN, constant image, singular affine.
+    """
+    volume = _read(path)
+    _check_spatial(path, volume)
+    if volume.ndim > 3:
+        shape = "×".join(str(n) for n in volume.shape)
+        raise bad_file(path, f"is a 4-D image ({shape})", "split it and give one 3-D volume")
+    low, high = float(volume.min()), float(volume.max())
+    if low == high:
+        raise bad_file(path, f"is constant: every voxel is {low:g}", "check that the right file was exported")
+    return volume[None]
+
+
+def plain(image: torch.Tensor) -> torch.Tensor:
+    """The same values without MONAI's metadata, which slows every operation down and may be dropped by it."""
+    return image.as_subclass(torch.Tensor)
+
+
+class LabelFile(NamedTuple):
+    """Labels as they are stored.
+
+    Attributes:
+        volume: masks (C, X, Y, Z) of 0 and 1, or an integer map (1, X, Y, Z); float32 with affine voxel → RAS mm.
+        is_map: whether it is an integer map, to be split by value.
+    """
+
+    volume: MetaTensor
+    is_map: bool
+
+
+def read_label_file(path: str | Path | Sequence[str | Path], image: Grid | None = None) -> LabelFile:
+    """Read labels: a 4-D file (last axis = label), a 3-D mask or integer map, or a list of masks.
+
+    Args:
+        path: one file, or one file per label.
+        image: grid of the image the labels were drawn on; they must lie on it.
+
+    Raises:
+        RegZooError: missing or damaged file, 2-D, NaN, values that are not labels, another grid, no labelled voxel.
+    """
+    if not isinstance(path, (str, Path)):
+        masks = [read_label_file(item, image).volume for item in path]
+        if any(mask.shape[1:] != masks[0].shape[1:] for mask in masks):
+            raise bad_file(path[0], "lies on another grid than the other masks of its list", "resample them alike")
+        joined = torch.cat([(mask.as_tensor() != 0).float() for mask in masks])
+        return LabelFile(MetaTensor(joined, affine=masks[0].affine), is_map=False)
+    volume = _read(path)
+    _check_spatial(path, volume)
+    if volume.ndim > 4:
+        raise bad_file(path, f"has {volume.ndim} axes", "give a 3-D label map or a 4-D file with one label per volume")
+    if not bool((volume != 0).any()):
+        raise bad_file(path, "holds no labelled voxel", "draw the label, or leave the file out")
+    is_map = volume.ndim == 3
+    if is_map and float(volume.min()) >= 0 and float(volume.max()) <= 1:
+        values = (volume.as_tensor() > 0.5).float()[None]
+    elif is_map:
+        values = volume.as_tensor()[None]
+        if not torch.equal(values, values.round()) or len(label_values(values)) > MAX_LABEL_VALUES:
+            raise bad_file(path, "holds intensities, not labels", "give a mask or a map of whole numbers")
+    else:
+        values = (volume.as_tensor().movedim(-1, 0) > 0.5).float()
+    label = MetaTensor(values, affine=volume.affine)
+    if image is not None:
+        check_on_grid(path, label, image)
+    return LabelFile(label, is_map)
+
+
+def label_values(volume: torch.Tensor) -> list[int]:
+    """The labels of an integer map: its non-zero values, sorted."""
+    return [int(value) for value in torch.unique(torch.as_tensor(volume)).tolist() if value != 0]
+
+
+def to_channels(volume: MetaTensor, values: Sequence[int]) -> MetaTensor:
+    """Split an integer map (1, X, Y, Z) into one mask per value (C, X, Y, Z); a value not there gives an empty mask."""
+    wanted = torch.as_tensor(list(values), dtype=torch.float32).view(-1, 1, 1, 1)
+    return MetaTensor((volume.as_tensor() == wanted).float(), affine=volume.affine)
+
+
+def check_on_grid(path: str | Path, label: MetaTensor, image: Grid) -> None:
+    """Raise `RegZooError` unless a label (…, X, Y, Z) lies on the grid of its image (to a tenth of a voxel)."""
+    grid = Grid.of(label)
+    if grid.shape != image.shape:
+        problem = f"has {grid.shape} voxels where its image has {image.shape}"
+    elif not grid.same_as(image, tolerance=0.1 * float(image.spacing.min())):
+        problem = "lies elsewhere in space than its image (the affines differ)"
+    else:
+        return
+    raise bad_file(path, problem, "resample the label onto its image's grid")

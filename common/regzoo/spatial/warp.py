@@ -1,0 +1,193 @@
+"""Sampling, warping, composing and inverting on voxel grids.
+
+Convention: a DDF has shape (B, 3, X, Y, Z), is in voxels of its own (fixed) grid, its components follow the array axes,
+and points from a fixed voxel to its moving correspondent: ``warped(x) = moving(x + ddf(x))``. Voxel centres carry the
+integer coordinates (``align_corners=True``), interpolation is linear unless said otherwise.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+
+from regzoo.filters import gaussian_filter
+from regzoo.spatial.grid import Grid
+
+Mode = Literal["bilinear", "nearest"]
+Padding = Literal["zeros", "border"]
+
+
+@lru_cache(maxsize=8)
+def _axes(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    """The voxel coordinate along each axis, shaped to broadcast over (X, Y, Z)."""
+    # Made outside inference_mode, because the cache hands them to training later.
+    with torch.inference_mode(False):
+        return tuple(
+            torch.arange(n, device=device, dtype=dtype).view([-1 if i == axis else 1 for i in range(len(shape))])
+            for axis, n in enumerate(shape)
+        )
+
+
+def voxel_coordinates(
+    shape: tuple[int, ...], device: torch.device | None = None, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """The coordinates of every voxel of a grid, shape (3, X, Y, Z)."""
+    axes = _axes(tuple(shape), torch.device(device or "cpu"), dtype)
+    return torch.stack([axis.expand(*shape) for axis in axes])
+
+
+def _grid_sample(image: torch.Tensor, grid: torch.Tensor, mode: str, padding: str) -> torch.Tensor:
+    """`F.grid_sample`, on the CPU with every thread at work even for a batch of one.
+
+    PyTorch's 3-D CPU kernel runs one thread per batch item. Cutting the output into slabs along the first axis and
+    passing them as batch items (the image is expanded, not copied) gives each thread its share.
+    """
+    batch, slabs = grid.shape[0], torch.get_num_threads()
+    if batch > 1 or slabs == 1 or image.device.type != "cpu" or grid.shape[1] < 2 * slabs or image.requires_grad:
+        return F.grid_sample(image, grid, mode=mode, padding_mode=padding, align_corners=True)
+    rows = grid.shape[1]
+    extra = -rows % slabs
+    if extra:
+        grid = torch.cat([grid, grid[:, -1:].expand(-1, extra, -1, -1, -1)], dim=1)
+    slabbed = grid.reshape(slabs, -1, *grid.shape[2:])
+    sampled = F.grid_sample(
+        image.expand(slabs, -1, -1, -1, -1), slabbed, mode=mode, padding_mode=padding, align_corners=True
+    )
+    return sampled.transpose(0, 1).flatten(1, 2)[None, :, :rows]
+
+
+def sample(
+    image: torch.Tensor, coordinates: torch.Tensor, mode: Mode = "bilinear", padding: Padding = "zeros"
+) -> torch.Tensor:
+    """Values of an image at given voxel coordinates.
+
+    Args:
+        image: (B, C, X', Y', Z').
+        coordinates: (B, 3, X, Y, Z), voxels of `image`.
+        mode: ``bilinear`` (trilinear) or ``nearest``.
+        padding: what lies outside the image: ``zeros`` or its ``border`` value.
+
+    Returns:
+        (B, C, X, Y, Z) in the dtype of `image`.
+    """
+    parts = [coordinates[:, axis] * (2 / max(image.shape[2 + axis] - 1, 1)) - 1 for axis in (2, 1, 0)]
+    return _grid_sample(image, torch.stack(parts, dim=-1).to(image.dtype), mode, padding)
+
+
+def warp(image: torch.Tensor, ddf: torch.Tensor, mode: Mode = "bilinear", padding: Padding = "zeros") -> torch.Tensor:
+    """Warp a moving image that lies on the grid of the DDF: ``warped(x) = image(x + ddf(x))``.
+
+    Runs in float32 under autocast: half precision cannot tell neighbouring voxels of a large image apart.
+
+    Args:
+        image: (B, C, X, Y, Z) on the same grid as `ddf`.
+        ddf: (B, 3, X, Y, Z), voxels.
+        mode: ``bilinear`` or ``nearest``.
+        padding: ``zeros`` or ``border``.
+
+    Returns:
+        (B, C, X, Y, Z).
+    """
+    shape = tuple(ddf.shape[2:])
+    with torch.autocast(ddf.device.type, enabled=False):
+        ddf = ddf.float()
+        axes = _axes(shape, ddf.device, ddf.dtype)
+        # One affine map per axis from displacement to grid_sample's [-1, 1], last array axis first.
+        parts = []
+        for axis in (2, 1, 0):
+            scale = 2 / max(shape[axis] - 1, 1)
+            parts.append(torch.add(axes[axis] * scale - 1, ddf[:, axis], alpha=scale))
+        return _grid_sample(image.float(), torch.stack(parts, dim=-1), mode, padding)
+
+
+def compose(first: torch.Tensor, then: torch.Tensor) -> torch.Tensor:
+    """The DDF of going through `first` and then through `then`: ``first(x) + then(x + first(x))``.
+
+    Args:
+        first: (B, 3, X, Y, Z), voxels.
+        then: (B, 3, X, Y, Z), voxels of the same grid; beyond its border the border value holds.
+
+    Returns:
+        (B, 3, X, Y, Z). ``warp(image, compose(first, then))`` equals ``warp(warp(image, then), first)`` up to
+        interpolation.
+    """
+    return first + warp(then, first, padding="border")
+
+
+def invert(ddf: torch.Tensor, iterations: int = 30) -> torch.Tensor:
+    """The inverse of a DDF on the same grid, by fixed-point iteration ``v ← -ddf(y + v)``.
+
+    Converges where the DDF is a contraction (no folds, gradients below 1), as registration fields are.
+
+    Args:
+        ddf: (B, 3, X, Y, Z), voxels.
+        iterations: number of updates.
+
+    Returns:
+        (B, 3, X, Y, Z): ``compose(ddf, invert(ddf))`` is zero except near the border.
+
+    Source: Chen et al. 2008, A simple fixed-point approach to invert a deformation field.
+    """
+    inverse = -ddf
+    for _ in range(iterations):
+        inverse = -warp(ddf, inverse, padding="border")
+    return inverse
+
+
+def jacobian_determinant(ddf: torch.Tensor) -> torch.Tensor:
+    """Determinant of the Jacobian of ``x + ddf(x)``; central differences, one-sided at the border.
+
+    The value is the local change of volume and does not depend on the voxel size, because ddf and x share a unit.
+
+    Args:
+        ddf: (B, 3, X, Y, Z), voxels.
+
+    Returns:
+        (B, 1, X, Y, Z); values ≤ 0 are folds.
+    """
+    columns = torch.gradient(ddf.float(), dim=(2, 3, 4))
+    (a, b, c), (d, e, f), (g, h, i) = (
+        [columns[axis][:, row] + float(axis == row) for axis in range(3)] for row in range(3)
+    )
+    return (a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g))[:, None]
+
+
+def resample(
+    image: torch.Tensor,
+    source: Grid,
+    target: Grid,
+    mode: Mode = "bilinear",
+    padding: Padding = "zeros",
+    anti_alias: bool = False,
+) -> torch.Tensor:
+    """Resample an image from one grid onto another through the world.
+
+    Args:
+        image: (C, X', Y', Z') on `source`.
+        source: grid of `image`.
+        target: grid to sample on.
+        mode: ``bilinear`` or ``nearest``.
+        padding: what lies outside `source`.
+        anti_alias: blur beforehand along axes where the target is coarser, σ = (ratio - 1) / 2 voxels.
+
+    Returns:
+        (C, X, Y, Z) float32 on `target`.
+    """
+    matrix = torch.linalg.solve(torch.as_tensor(source.affine), torch.as_tensor(target.affine))
+    image = image.float()
+    if anti_alias:
+        # Source voxels passed per step along the target axis that follows each source axis most closely.
+        steps = matrix[:3, :3].abs().amax(dim=1)
+        image = gaussian_filter(image[None], [max(float(step) - 1, 0) / 2 for step in steps], border="renormalise")[0]
+    coordinates = apply_matrix(matrix.to(image.device), voxel_coordinates(target.shape, image.device)[None])
+    return sample(image[None], coordinates, mode, padding)[0]
+
+
+def apply_matrix(matrix: torch.Tensor, coordinates: torch.Tensor) -> torch.Tensor:
+    """Apply a 4×4 matrix to points (B, 3, X, Y, Z)."""
+    matrix = matrix.to(coordinates)
+    moved = torch.einsum("ij,bjxyz->bixyz", matrix[:3, :3], coordinates)
+    return moved + matrix[:3, 3].view(1, 3, 1, 1, 1)

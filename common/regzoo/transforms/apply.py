@@ -1,0 +1,80 @@
+"""From a predicted DDF to warped images and labels: the first steps of every bundle's postprocessing."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+
+from regzoo.spatial import DisplacementField, Grid, plain, warp
+
+
+class WarpOnNetworkGridd(MapTransform):
+    """Warp what lies on the network grid with the prediction: quick, for validation during training.
+
+    Adds ``warped_image``, ``warped_label``, ``unregistered_image``, ``unregistered_label``, ``reference_image``,
+    ``reference_label`` (the fixed image and label) and ``ddf``, all on the network grid with its affine. Labels are the
+    linear interpolation, values in [0, 1].
+    """
+
+    def __init__(self) -> None:
+        super().__init__(["pred"])
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        ddf = plain(item["pred"])
+        affine = torch.as_tensor(item["fixed_image"].affine)
+        item["ddf"] = MetaTensor(ddf, affine=affine)
+        for kind, padding in (("image", "border"), ("label", "zeros")):
+            if f"moving_{kind}" not in item:
+                continue
+            moving = plain(item[f"moving_{kind}"]).to(ddf)
+            warped = warp(moving[None], ddf[None], padding=padding)[0]  # type: ignore[arg-type]
+            item[f"warped_{kind}"] = MetaTensor(warped, affine=affine)
+            item[f"unregistered_{kind}"] = MetaTensor(moving, affine=affine)
+            if f"fixed_{kind}" in item:
+                item[f"reference_{kind}"] = MetaTensor(plain(item[f"fixed_{kind}"]).to(ddf), affine=affine)
+        return item
+
+
+class ApplyFieldd(MapTransform):
+    """Turn the prediction into the whole fixed-to-moving field, and warp the moving file's own voxels with it.
+
+    Needs what `ResamplePaird(keep_native=True)` and `AlignPaird` leave. Adds, all on the fixed image's own grid,
+    ``field`` (a `DisplacementField` that includes the pre-alignment), ``ddf`` (the same in voxels), ``warped_image``,
+    ``unregistered_image`` (the moving image through the pre-alignment alone) and ``reference_image`` (the fixed image);
+    with a moving label ``warped_label`` and ``unregistered_label``; with a fixed label ``reference_label``. Labels are
+    the linear interpolation, values in [0, 1].
+    """
+
+    def __init__(self) -> None:
+        super().__init__(["pred"])
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        ddf = plain(item["pred"])
+        network, fixed = Grid.of(item["fixed_image"]), Grid.of(item["fixed_native"])
+        edit = np.asarray(plain(item["prealignment"]).cpu().numpy())
+        field = DisplacementField.from_ddf(ddf, network, fixed, edit)
+        to_voxels = torch.as_tensor(np.linalg.inv(fixed.affine[:3, :3])).to(field.displacement)
+        item["field"] = field
+        item["ddf"] = MetaTensor(
+            torch.einsum("ij,jxyz->ixyz", to_voxels, field.displacement), affine=torch.as_tensor(fixed.affine)
+        )
+        start = DisplacementField.from_ddf(torch.zeros_like(ddf), network, fixed, edit)
+        item["reference_image"] = item["fixed_native"]
+        if "fixed_label_native" in item:
+            item["reference_label"] = item["fixed_label_native"].to(ddf.device)
+        for kind, native in (("image", "moving_native"), ("label", "moving_label_native")):
+            if native not in item:
+                continue
+            # What was kept carries the edited affine; the field leads to the file's own world.
+            affine = torch.as_tensor(np.linalg.inv(edit) @ np.asarray(item[native].affine.cpu(), dtype=np.float64))
+            moving = MetaTensor(plain(item[native]), affine=affine)
+            item[f"warped_{kind}"] = field.warp(moving)
+            item[f"unregistered_{kind}"] = start.warp(moving)
+        return item

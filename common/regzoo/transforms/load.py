@@ -1,0 +1,115 @@
+"""Loading a pair and putting it into one frame: the first steps of every bundle's preprocessing."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+
+from regzoo.datasets.records import case_name
+from regzoo.errors import RegZooError, bad_file
+from regzoo.spatial import Grid, LabelFile, label_values, read_image, read_label_file, to_channels
+
+Alignment = Literal["header", "center"]
+SIDES = ("fixed", "moving")
+
+
+class LoadPaird(MapTransform):
+    """Load the images of a pair, and those of its labels that are named.
+
+    Reads ``fixed_image`` and ``moving_image`` and, where the record has them and they are not None or empty,
+    ``fixed_label`` and ``moving_label``. Integer label maps of a pair are split into the same channels: one for each
+    value of `label_values`, or for each value that either map holds.
+
+    Args:
+        label_values: labels of integer maps, one channel each, in this order.
+        need_labels: raise an error when a label is missing.
+
+    Adds ``case``, a name for the pair, and ``moving_label_values``, the value of each channel of a moving label map.
+
+    Results: images (1, X, Y, Z) float32, labels (C, X, Y, Z) of 0 and 1, each with its own affine (voxel → RAS mm).
+
+    Raises:
+        RegZooError: one line that names the file, what is wrong with it and what to do.
+    """
+
+    def __init__(self, label_values: Sequence[int] | None = None, need_labels: bool = False) -> None:
+        super().__init__(["fixed_image", "moving_image"])
+        self.label_values = label_values
+        self.need_labels = need_labels
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        files: dict[str, LabelFile] = {}
+        for side in SIDES:
+            path = data[f"{side}_image"]
+            item[f"{side}_image"] = read_image(path)
+            label = item.pop(f"{side}_label", None)
+            if label is not None and len(label) > 0:
+                files[side] = read_label_file(label, Grid.of(item[f"{side}_image"]))
+            elif self.need_labels:
+                raise bad_file(path, "has no label", f"name its label file as {side}_label")
+        values = self.label_values
+        if values is None:
+            values = sorted({value for file in files.values() if file.is_map for value in label_values(file.volume)})
+        for side, file in files.items():
+            item[f"{side}_label"] = to_channels(file.volume, values) if file.is_map else file.volume
+        if "moving" in files and files["moving"].is_map:
+            item["moving_label_values"] = list(values)
+        if len(files) == 2 and len(item["fixed_label"]) != len(item["moving_label"]):
+            raise bad_file(
+                data["fixed_label"],
+                f"holds {len(item['fixed_label'])} labels, {data['moving_label']} holds {len(item['moving_label'])}",
+                "give both the same labels in the same order, empty where one is not labelled",
+            )
+        item["case"] = data.get("case") or case_name(data["fixed_image"])
+        return item
+
+
+class AlignPaird(MapTransform):
+    """Pre-align the pair by editing the affine of the moving image and its label; nothing is resampled.
+
+    Args:
+        method: ``header`` trusts the files: both images lie in one world. ``center`` puts the centre of the moving
+            field of view on that of the fixed one, for images whose worlds are unrelated.
+
+    Adds ``prealignment``: the 4×4 float64 matrix of the edit, old moving world → new moving world, RAS mm.
+
+    Raises:
+        RegZooError: the fields of view do not overlap.
+    """
+
+    def __init__(self, method: Alignment = "header") -> None:
+        super().__init__(["moving_image"])
+        if method not in ("header", "center"):
+            raise RegZooError(f"align: unknown method {method!r}; use 'header' or 'center'")
+        self.method = method
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        fixed, moving = Grid.of(item["fixed_image"]), Grid.of(item["moving_image"])
+        edit = np.eye(4)
+        if self.method == "center":
+            edit[:3, 3] = fixed.center - moving.center
+        elif not overlap(fixed, moving):
+            raise RegZooError(
+                f"case {item.get('case', '')}: the fixed and the moving image do not overlap in space (centres "
+                f"{np.linalg.norm(fixed.center - moving.center):.0f} mm apart); align their centres with --align center"
+            )
+        for key in ("moving_image", "moving_label"):
+            if key in item:
+                affine = torch.as_tensor(edit @ np.asarray(item[key].affine, dtype=np.float64))
+                item[key] = MetaTensor(item[key].as_tensor(), affine=affine)
+        item["prealignment"] = torch.as_tensor(edit)
+        return item
+
+
+def overlap(fixed: Grid, moving: Grid) -> bool:
+    """Whether any voxel of a coarse sampling of the fixed grid lies inside the moving grid."""
+    ticks = [np.linspace(0, n - 1, 17) for n in fixed.shape]
+    voxels = moving.to_voxels(fixed.to_world(np.stack(np.meshgrid(*ticks, indexing="ij"), -1).reshape(-1, 3)))
+    return bool(((voxels >= 0) & (voxels <= np.asarray(moving.shape) - 1)).all(axis=1).any())

@@ -1,0 +1,32 @@
+"""The glue between this package and MONAI's engines, and registration from Python."""
+
+from regzoo.workflow.batch import PreparePair
+from regzoo.workflow.checkpoint import TrainingCheckpoint, load_weights, save_weights
+from regzoo.workflow.data import CaseStream, data_folder, limit, output_folder, report_failures, requested_records
+from regzoo.workflow.distributed import distributed, rank_device, start_process_group
+from regzoo.workflow.logs import LossTerms, ValidationImages
+from regzoo.workflow.outputs import RegistrationResult, SaveRegistration
+from regzoo.workflow.registrar import Registrar, find_bundle, register
+
+__all__ = [
+    "CaseStream",
+    "LossTerms",
+    "PreparePair",
+    "Registrar",
+    "RegistrationResult",
+    "SaveRegistration",
+    "TrainingCheckpoint",
+    "ValidationImages",
+    "data_folder",
+    "distributed",
+    "find_bundle",
+    "limit",
+    "load_weights",
+    "output_folder",
+    "rank_device",
+    "register",
+    "report_failures",
+    "requested_records",
+    "save_weights",
+    "start_process_group",
+]

@@ -1,0 +1,30 @@
+"""Several processes, one GPU each, or on the CPU: what the multi-GPU overlays call."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+def rank_device() -> torch.device:
+    """The device of this process under ``torchrun``: its own GPU, or the CPU where there is none."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def start_process_group() -> None:
+    """Join the processes that ``torchrun`` started: NCCL between GPUs, else Gloo."""
+    device = rank_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+
+def distributed(network: nn.Module, device: torch.device) -> DistributedDataParallel:
+    """The network on this process's device, its gradients averaged over all processes."""
+    return DistributedDataParallel(network.to(device), device_ids=[device] if device.type == "cuda" else None)

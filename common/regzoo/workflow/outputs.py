@@ -1,0 +1,148 @@
+"""What a registration leaves on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.data import MetaTensor
+
+from regzoo.files import make_folder, write_json, write_nifti
+from regzoo.metrics import centroids, deformation_statistics
+from regzoo.report.engine import cases_of
+from regzoo.report.figures import case_figure, file_name
+from regzoo.spatial import DisplacementField, Grid
+
+WHO = ("reference", "unregistered", "warped")
+
+
+@dataclasses.dataclass
+class RegistrationResult:
+    """One registered pair, everything on the fixed image's own grid.
+
+    Attributes:
+        case: name of the pair.
+        field: the whole fixed-to-moving transformation.
+        fixed_image: (1, X, Y, Z), as loaded.
+        warped_image: (1, X, Y, Z), the moving image seen in the fixed image's frame.
+        warped_label: (C, X, Y, Z) uint8 masks, or None without a moving label.
+        label_values: for labels that came as an integer map, the value of each channel.
+        statistics: deformation statistics, and per label its volume and centroid.
+        pictured: what the quality-control picture shows.
+    """
+
+    case: str
+    field: DisplacementField
+    fixed_image: MetaTensor
+    warped_image: MetaTensor
+    warped_label: MetaTensor | None
+    label_values: list[int] | None
+    statistics: dict[str, Any]
+    pictured: Mapping[str, Any] = dataclasses.field(repr=False, default_factory=dict)
+
+    @classmethod
+    def of(cls, item: Mapping[str, Any]) -> RegistrationResult:
+        """From what `regzoo.transforms.ApplyFieldd` leaves in a dict."""
+        label = item.get("warped_label")
+        mask = None if label is None else MetaTensor((label.as_tensor() > 0.5).to(torch.uint8), affine=label.affine)
+        keys = ("case", "ddf", *(f"{who}_image" for who in WHO), *(f"{who}_label" for who in WHO))
+        return cls(
+            case=str(item.get("case", "case")),
+            field=item["field"],
+            fixed_image=item["reference_image"],
+            warped_image=item["warped_image"],
+            warped_label=mask,
+            label_values=item.get("moving_label_values"),
+            statistics=_statistics(item, mask),
+            pictured={key: item[key] for key in keys if key in item},
+        )
+
+    def label_map(self) -> MetaTensor | None:
+        """The warped labels in the form they came in: an integer map (X, Y, Z), or masks along the last axis."""
+        if self.warped_label is None:
+            return None
+        masks, affine = self.warped_label.as_tensor().cpu(), self.warped_label.affine
+        if self.label_values is None:
+            return MetaTensor(masks.movedim(0, -1), affine=affine)
+        values = torch.tensor(self.label_values, dtype=torch.int32).view(-1, 1, 1, 1)
+        return MetaTensor((masks * values).amax(dim=0), affine=affine)
+
+    def save(self, folder: str | PathLike[str], picture: bool = True) -> Path:
+        """Write the result into a folder, all of it or nothing.
+
+        ``warped_image.nii.gz`` float32; ``warped_label.nii.gz`` in the form of the moving label; ``field.nii.gz``, the
+        transformation for ITK, ANTs and 3D Slicer (LPS mm); ``statistics.json``; ``quality.png``.
+        """
+        target = make_folder(folder)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".partial-") as name:
+            part = Path(name)
+            affine = self.field.grid.affine
+            write_nifti(part / "warped_image.nii.gz", self.warped_image.as_tensor()[0].cpu().numpy(), affine)
+            labels = self.label_map()
+            if labels is not None:
+                array = labels.as_tensor().numpy()
+                small = array.dtype == np.uint8 or array.max(initial=0) < 256
+                write_nifti(part / "warped_label.nii.gz", array.astype(np.uint8 if small else np.int32), affine)
+            self.field.save(part / "field.nii.gz")
+            write_json(part / "statistics.json", self.statistics)
+            if picture:
+                self.draw(part / "quality.png")
+            for file in part.iterdir():
+                file.replace(target / file.name)
+        return target
+
+    def draw(self, path: str | Path) -> None:
+        """Write the quality-control picture, see `regzoo.report.registration_figure`."""
+        case_figure(path, self.pictured)
+
+
+def _statistics(item: Mapping[str, Any], labels: torch.Tensor | None) -> dict[str, Any]:
+    """Deformation statistics and, per label, volume and centroid, as plain values for JSON."""
+    grid: Grid = item["field"].grid
+    found: dict[str, Any] = {"deformation": deformation_statistics(item["ddf"], grid.spacing.tolist())}
+    if labels is not None:
+        voxel = float(abs(np.linalg.det(grid.affine[:3, :3])))
+        values, names = item.get("moving_label_values"), item.get("label_names")
+        found["labels"] = [
+            {
+                "label": values[index] if values else index,
+                **({"name": str(names[index])} if names and index < len(names) else {}),
+                "volume_mm3": round(float(mask.sum()) * voxel, 1),
+                "centroid_ras_mm": None if not bool(mask.any()) else [round(float(x), 3) for x in centre],
+            }
+            for index, (mask, centre) in enumerate(
+                zip(labels, centroids(labels, torch.as_tensor(grid.affine)), strict=True)
+            )
+        ]
+    return found
+
+
+class SaveRegistration:
+    """Ignite handler of an evaluator: writes every registered case to ``<output_dir>/<case>/``.
+
+    Args:
+        output_dir: folder to write to.
+        pictures: draw a quality-control picture per case.
+    """
+
+    def __init__(self, output_dir: str | Path, pictures: bool = True) -> None:
+        self.output_dir = make_folder(output_dir)
+        self.pictures = pictures
+
+    def attach(self, engine: Engine) -> None:
+        """Register with an evaluator."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Write the cases of the current iteration."""
+        for item in cases_of(engine):
+            result = RegistrationResult.of(item)
+            folder = result.save(self.output_dir / file_name(result.case), self.pictures)
+            print(f"{result.case}: {folder}", flush=True)

@@ -1,0 +1,115 @@
+"""Registering pairs from Python with a bundle's own inference configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser
+
+from regzoo.datasets import check_records
+from regzoo.errors import RegZooError, bad_file, user_error
+from regzoo.workflow.outputs import RegistrationResult
+
+#: Where bundles are looked for by name: the working folder's and the source checkout's ``bundles/``.
+BUNDLE_FOLDERS = (Path("bundles"), Path(__file__).resolve().parents[3] / "bundles")
+
+
+def find_bundle(bundle: str | PathLike[str]) -> Path:
+    """The folder of a bundle given by path or by name.
+
+    Raises:
+        RegZooError: no such bundle; the line lists those that were found.
+    """
+    for folder in (Path(bundle), *(place / bundle for place in BUNDLE_FOLDERS)):
+        if (folder / "configs" / "inference.json").is_file():
+            return folder
+    known = sorted(
+        {path.parent.parent.name for place in BUNDLE_FOLDERS for path in place.glob("*/configs/inference.json")}
+    )
+    mend = f"name one of {', '.join(known)}, or a folder" if known else "name a folder with configs/inference.json"
+    raise bad_file(bundle, "is no bundle", mend)
+
+
+class Registrar:
+    """A bundle, loaded once, that registers pairs of files.
+
+    Args:
+        bundle: a bundle's folder, or its name.
+        overlays: further configuration files, such as ``configs/variants/paper.json``, relative to the bundle.
+        overrides: any id of ``configs/inference.json``, such as ``align="center"`` or ``checkpoint=…``.
+
+    Raises:
+        RegZooError: no such bundle, or weights that do not fit it.
+    """
+
+    def __init__(self, bundle: str | PathLike[str], overlays: Sequence[str] = (), **overrides: Any) -> None:
+        root = find_bundle(bundle)
+        parser = ConfigParser()
+        files = [root / "configs" / "inference.json", *(root / overlay for overlay in overlays)]
+        for file in files:
+            if not file.is_file():
+                raise bad_file(file, "no such configuration", "check the name of the overlay")
+        parser.read_config([str(file) for file in files])
+        unknown = sorted(key for key in overrides if key not in parser.config)
+        if unknown:
+            raise RegZooError(f"{root}: no setting called {unknown}; see the ids of configs/inference.json")
+        parser["bundle_root"] = str(root)
+        for key, value in overrides.items():
+            parser[key] = value
+        self.device = torch.device(parser.get_parsed_content("device"))
+        self.preprocessing = parser.get_parsed_content("preprocessing")
+        self.network = parser.get_parsed_content("network").eval()
+        self.inferer = parser.get_parsed_content("inferer")
+        self.postprocessing = parser.get_parsed_content("postprocessing")
+
+    def register(
+        self,
+        fixed: str | PathLike[str],
+        moving: str | PathLike[str],
+        label: str | PathLike[str] | Sequence[str] | None = None,
+    ) -> RegistrationResult:
+        """Register a moving image file to a fixed one.
+
+        Args:
+            fixed: fixed image, any grid.
+            moving: moving image, any grid.
+            label: labels on the moving image to propagate: a 4-D file, a label map, a mask, or a list of masks.
+
+        Raises:
+            RegZooError: a file is not usable; one line names it and the mend.
+        """
+        record: dict[str, Any] = {"fixed_image": str(fixed), "moving_image": str(moving)}
+        if label is not None:
+            record["moving_label"] = str(label) if isinstance(label, (str, PathLike)) else [str(path) for path in label]
+        check_records([record])
+        try:
+            item = self.preprocessing({"image": record["fixed_image"], **record})
+        except RuntimeError as error:
+            mine = user_error(error)
+            raise mine if mine is not None else error from None
+        with torch.inference_mode():
+            item["pred"] = self.inferer(item["image"][None].to(self.device), self.network)[0]
+            return RegistrationResult.of(self.postprocessing(item))
+
+
+def register(
+    bundle: str | PathLike[str],
+    fixed: str | PathLike[str],
+    moving: str | PathLike[str],
+    label: str | PathLike[str] | Sequence[str] | None = None,
+    out: str | PathLike[str] | None = None,
+    **overrides: Any,
+) -> RegistrationResult:
+    """Register one pair with a bundle and, if `out` is given, write the result there.
+
+    For many pairs make one `Registrar`, which loads the network once. Arguments as `Registrar` and
+    `Registrar.register`; the files written are those of `RegistrationResult.save`.
+    """
+    result = Registrar(bundle, **overrides).register(fixed, moving, label)
+    if out is not None:
+        result.save(out)
+    return result

@@ -1,0 +1,74 @@
+"""The µ-RegPro score against values worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from regzoo.metrics import CaseValues, challenge_measures, challenge_score, landmark_errors, robust_mean
+
+NAN = float("nan")
+
+
+def point_label(*points: tuple[int, int, int]) -> MetaTensor:
+    masks = torch.zeros(len(points), 20, 20, 20)
+    for channel, point in enumerate(points):
+        if min(point) >= 0:
+            masks[(channel, *point)] = 1
+    return MetaTensor(masks, affine=torch.diag(torch.tensor([0.5, 0.5, 2.0, 1.0])))
+
+
+def test_landmark_errors_in_both_modes() -> None:
+    fixed = point_label((5, 5, 5), (5, 5, 5), (3, 3, 3))
+    warped = point_label((9, 5, 5), (8, 1, 7), (-1, -1, -1))
+    in_mm = landmark_errors(warped, fixed)
+    assert in_mm[0] == pytest.approx(math.hypot(1.5, 2, 4))
+    assert math.isnan(in_mm[1])
+    assert landmark_errors(warped, fixed, first_label=0)[0] == pytest.approx(2)
+    official = landmark_errors(warped, fixed, mode="official")
+    assert official[0] == pytest.approx((3 + 4 + 2) / 3)
+    assert math.isnan(official[1])
+    with pytest.raises(ValueError, match="mm or official"):
+        landmark_errors(warped, fixed, mode="cm")  # type: ignore[arg-type]
+
+
+def test_robust_mean_keeps_the_best_share() -> None:
+    # 68 % of ten values is seven of them.
+    assert robust_mean(np.arange(10.0), "low") == pytest.approx(3)
+    assert robust_mean(np.arange(10.0), "high") == pytest.approx(6)
+    assert robust_mean([4.0], "low") == 4
+    assert robust_mean([NAN, 5.0, 1.0, 3.0], "low") == pytest.approx(2)
+    assert math.isnan(robust_mean([NAN], "low"))
+
+
+CASES = [
+    CaseValues(dsc=0.9, landmarks=[3.0, 4.0, NAN], hd95=2.0),
+    CaseValues(dsc=0.8, landmarks=[1.0, 1.0, 7.0], hd95=4.0),
+    CaseValues(dsc=0.4, landmarks=[NAN, NAN, NAN], hd95=NAN),
+]
+
+
+def test_measures_by_hand() -> None:
+    found = challenge_measures(CASES)
+    first, second = math.sqrt(12.5), math.sqrt(17.0)
+    assert found["DSC"] == pytest.approx(0.7)
+    assert found["RDSC"] == pytest.approx(0.85)  # two of three cases
+    assert found["TRE"] == pytest.approx((first + second) / 2)
+    assert found["RTRE"] == pytest.approx(first)  # one of two cases with landmarks
+    assert found["RTs"] == pytest.approx((3 + 1) / 2)  # one of two landmarks, two of three
+    assert found["HD95"] == pytest.approx(3)
+
+
+def test_score_of_perfect_unchanged_and_worse_registration() -> None:
+    before = [CaseValues(0.5, [10.0, 10.0], 8.0)] * 3
+    perfect = [CaseValues(1.0, [0.0, 0.0], 0.0)] * 3
+    assert challenge_score(perfect, before)["score"] == pytest.approx(1)
+    assert challenge_score(before, before)["score"] == pytest.approx(0.3 * 0.5)
+    worse = [CaseValues(0.5, [30.0, 30.0], 80.0)] * 3
+    assert challenge_score(worse, before)["score"] == pytest.approx(0.3 * 0.5)
+    half = [CaseValues(0.8, [5.0, 5.0], 2.0)] * 3
+    # .2·.8 + .1·.8 + .3·.5 + .1·.5 + .1·.5 + .2·.75
+    assert challenge_score(half, before)["score"] == pytest.approx(0.64)
