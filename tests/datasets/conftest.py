@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-
 from regzoo.datasets import write_prostate_phantoms
 
 #: Coarse, so that a pair costs a tenth of a second.

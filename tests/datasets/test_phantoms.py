@@ -8,10 +8,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from scipy import ndimage
-
 from regzoo.datasets import write_prostate_phantoms
 from regzoo.errors import RegZooError
+from scipy import ndimage
 
 KINDS = ("mr_images", "mr_labels", "us_images", "us_labels", "ddf")
 
@@ -83,30 +82,41 @@ def test_layout(phantoms: Path) -> None:
         assert np.asarray(mr_label.dataobj)[..., 0].any() and np.asarray(us_label.dataobj)[..., 0].any()
 
 
-def test_full_resolution_is_that_of_the_public_set(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def full_resolution(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One pair at the resolution of the public set."""
+    return write_prostate_phantoms(tmp_path_factory.mktemp("full") / "set", pairs=1, held_out=0)
+
+
+def test_full_resolution_is_that_of_the_public_set(full_resolution: Path) -> None:
     """At 0.8 mm the grids have the sizes of µ-RegPro."""
-    root = write_prostate_phantoms(tmp_path / "set", pairs=1, held_out=0)
-    assert load(root / "train", "mr_images", "case000000").shape == (120, 128, 128)
-    assert load(root / "train", "us_images", "case000000").shape == (81, 118, 88)
+    assert load(full_resolution / "train", "mr_images", "case000000").shape == (120, 128, 128)
+    assert load(full_resolution / "train", "us_images", "case000000").shape == (81, 118, 88)
 
 
-def test_stored_displacement_is_the_truth(phantoms: Path) -> None:
-    """SimpleITK, warping the MR labels by the stored field, gives the ultrasound labels; without it they are apart."""
-    for name, folder, entry in cases(phantoms):
-        mr_label, us_label = load(folder, "mr_labels", name), load(folder, "us_labels", name)
-        transform = true_transform(folder, name)
-        moving, fixed = sitk_channel(mr_label, 0), sitk_channel(us_label, 0)
-        truth = sitk.GetArrayFromImage(fixed) > 0.5
-        warped = sitk.GetArrayFromImage(sitk.Resample(moving, fixed, transform, sitk.sitkLinear)) > 0.5
-        assert dice(warped, truth) > 0.95
-        errors = []
-        for channel in range(1, len(entry["label_names"])):
-            source, target = centroid(mr_label, channel), centroid(us_label, channel)
-            if source is not None and target is not None:
-                mapped = np.array(transform.TransformPoint((target * [-1, -1, 1]).tolist())) * [-1, -1, 1]
-                errors.append(np.linalg.norm(mapped - source))
-        # Centroids of blobs of a few voxels, and of curved structures under a curved map, agree to half a voxel.
-        assert len(errors) >= 2 and np.median(errors) < 0.6 and max(errors) < 2.0
+def warped_and_true(folder: Path, name: str, channel: int) -> tuple[np.ndarray, np.ndarray]:
+    """An MR label warped by SimpleITK with the stored field, 0–1, and the ultrasound label; axes Z, Y, X."""
+    fixed = sitk_channel(load(folder, "us_labels", name), channel)
+    moving = sitk_channel(load(folder, "mr_labels", name), channel)
+    warped = sitk.Resample(moving, fixed, true_transform(folder, name), sitk.sitkLinear)
+    return sitk.GetArrayFromImage(warped), sitk.GetArrayFromImage(fixed)
+
+
+def test_stored_displacement_is_the_truth(phantoms: Path, full_resolution: Path) -> None:
+    """SimpleITK, warping the MR labels by the stored field, gives the ultrasound labels: glands and all centroids."""
+    for name, folder, _ in cases(phantoms):
+        warped, truth = warped_and_true(folder, name, 0)
+        assert dice(warped > 0.5, truth > 0.5) > 0.95
+    ((name, folder, entry),) = cases(full_resolution)
+    compared = 0
+    for channel in range(len(entry["label_names"])):
+        warped, truth = warped_and_true(folder, name, channel)
+        if warped.any() and truth.any():
+            assert dice(warped > 0.5, truth > 0.5) > (0.98 if channel == 0 else 0.9)
+            apart = 0.8 * np.subtract(ndimage.center_of_mass(warped), ndimage.center_of_mass(truth))
+            assert np.linalg.norm(apart) < 0.3
+            compared += 1
+    assert compared >= 3
 
 
 def test_difficulty_before_registration(phantoms: Path) -> None:
@@ -125,16 +135,23 @@ def test_difficulty_before_registration(phantoms: Path) -> None:
 
 
 def test_nothing_folds(phantoms: Path) -> None:
-    """The Jacobian determinant of the stored field, by ITK's finite differences, is positive everywhere."""
+    """The Jacobian determinant of the stored field, by finite differences of where voxels go, is positive everywhere.
+
+    (ITK's filter is of no use here: it does not turn the derivatives from the array's axes to the world's.)
+    """
     for name, folder, entry in cases(phantoms):
-        field = sitk.ReadImage(str(folder / "ddf" / f"{name}.nii.gz"), sitk.sitkVectorFloat64)
-        determinant = sitk.GetArrayFromImage(sitk.DisplacementFieldJacobianDeterminant(field))
-        assert determinant.min() > 0.1
-        assert 0.3 <= entry["least_jacobian"] <= determinant.min() + 0.15
+        image = load(folder, "ddf", name)
+        displacement = np.asarray(image.dataobj)[:, :, :, 0] * [-1, -1, 1]
+        voxels = np.stack(np.meshgrid(*map(np.arange, displacement.shape[:3]), indexing="ij"), axis=-1)
+        targets = nib.affines.apply_affine(image.affine, voxels) + displacement
+        slopes = np.stack(np.gradient(targets, axis=(0, 1, 2)), axis=-1)
+        determinant = np.linalg.det(slopes) / np.linalg.det(image.affine[:3, :3])
+        assert determinant.min() > 0.25
+        assert 0.3 <= entry["least_jacobian"] <= determinant.min() + 0.03
 
 
 def test_anatomy_is_plausible(phantoms: Path) -> None:
-    """Gland of 18 to 62 cc, wider than tall and deep; zones make up the gland; left is left; landmarks of 0.05 to 1.1 cc."""
+    """Volumes and proportions are those of patients, zones make up the gland, vesicles are behind it on their side."""
     drawn_zones = 0
     for name, folder, entry in cases(phantoms):
         image = load(folder, "mr_labels", name)
@@ -284,7 +301,7 @@ def rigid(fixed: sitk.Image, moving: sitk.Image, centre: np.ndarray, correlation
     start = sitk.Euler3DTransform()
     start.SetCenter(centre.tolist())
     method.SetInitialTransform(start, False)
-    method.SetOptimizerAsRegularStepGradientDescent(1.0, 0.05, 60)
+    method.SetOptimizerAsRegularStepGradientDescent(1.0, 0.1, 40)
     method.SetOptimizerScalesFromPhysicalShift()
     method.SetShrinkFactorsPerLevel([2, 1])
     method.SetSmoothingSigmasPerLevel([3, 1])
@@ -293,9 +310,9 @@ def rigid(fixed: sitk.Image, moving: sitk.Image, centre: np.ndarray, correlation
 
 
 def test_intensities_do_not_register_the_pair_but_labels_do(phantoms: Path) -> None:
-    """Rigid registration by correlation of the images leaves the landmarks where they were; by the gland, it mends them."""
+    """Rigid registration by the images' correlation does not bring landmarks together; by the glands it does."""
     before, by_images, by_labels = [], [], []
-    for name, folder, entry in cases(phantoms)[:4]:
+    for name, folder, entry in cases(phantoms)[:3]:
         images = [load(folder, kind, name) for kind in KINDS[:4]]
         mr = sitk_channel(nib.Nifti1Image(np.asarray(images[0].dataobj)[..., None], images[0].affine), 0)
         us = sitk_channel(nib.Nifti1Image(np.asarray(images[2].dataobj)[..., None], images[2].affine), 0)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 
-#: Four corners of the cube [-1, 1]³ that are affinely independent.
+#: Four corners of the cube [-1, 1]³ that are affinely independent; the other four lie opposite.
 _CORNERS = torch.tensor([[-1.0, -1, -1], [1, 1, -1], [1, -1, 1], [-1, 1, 1]])
 
 
@@ -29,6 +29,10 @@ def random_affine(seeds: torch.Tensor, max_corner_shift: float) -> torch.Tensor:
     for seed in seeds.tolist():
         generator = torch.Generator().manual_seed(int(seed))
         shift = (torch.rand(4, 3, generator=generator) * 2 - 1) * max_corner_shift
+        # The opposite corners follow from these four, and may go up to twice as far: scaled back along that axis.
+        move = _CORNERS * shift
+        farthest = (2 * move.mean(dim=0) - move).abs().amax(dim=0)
+        shift = shift * (max_corner_shift / farthest.clamp(min=max_corner_shift))
         maps.append(torch.linalg.solve(homogeneous, _CORNERS * (1 + shift)).T)
     return torch.stack(maps)
 

@@ -101,7 +101,7 @@ def case_figure(path: str | PathLike[str], item: Mapping[str, Any]) -> None:
     affine = None if affine is None else np.asarray(torch.as_tensor(affine).cpu(), dtype=float)
     registration_figure(
         path,
-        image("fixed"),
+        image("reference"),
         image("unregistered"),
         image("warped"),
         array("reference_label"),

@@ -18,6 +18,7 @@ from regzoo.spatial.grid import Grid
 
 #: A label map with more values than this is taken for an image given by mistake.
 MAX_LABEL_VALUES = 256
+EMPTY_MEND = "draw the label, or leave the file out"
 
 
 def _read(path: str | Path) -> MetaTensor:
@@ -68,7 +69,8 @@ def read_image(path: str | Path) -> MetaTensor:
     low, high = float(volume.min()), float(volume.max())
     if low == high:
         raise bad_file(path, f"is constant: every voxel is {low:g}", "check that the right file was exported")
-    return volume[None]
+    # The name is MONAI's; it lets later steps say which file they cannot use.
+    return MetaTensor(volume.as_tensor()[None], affine=volume.affine, meta={"filename_or_obj": str(path)})
 
 
 def plain(image: torch.Tensor) -> torch.Tensor:
@@ -88,28 +90,33 @@ class LabelFile(NamedTuple):
     is_map: bool
 
 
-def read_label_file(path: str | Path | Sequence[str | Path], image: Grid | None = None) -> LabelFile:
+def read_label_file(
+    path: str | Path | Sequence[str | Path], image: Grid | None = None, may_be_empty: bool = False
+) -> LabelFile:
     """Read labels: a 4-D file (last axis = label), a 3-D mask or integer map, or a list of masks.
 
     Args:
-        path: one file, or one file per label.
+        path: one file, or one file per label, empty masks where something is not labelled.
         image: grid of the image the labels were drawn on; they must lie on it.
+        may_be_empty: take a file without a labelled voxel.
 
     Raises:
         RegZooError: missing or damaged file, 2-D, NaN, values that are not labels, another grid, no labelled voxel.
     """
     if not isinstance(path, (str, Path)):
-        masks = [read_label_file(item, image).volume for item in path]
+        masks = [read_label_file(item, image, may_be_empty=True).volume for item in path]
         if any(mask.shape[1:] != masks[0].shape[1:] for mask in masks):
             raise bad_file(path[0], "lies on another grid than the other masks of its list", "resample them alike")
         joined = torch.cat([(mask.as_tensor() != 0).float() for mask in masks])
+        if not bool(joined.any()) and not may_be_empty:
+            raise bad_file(path[0], "and the other masks of its list hold no labelled voxel", EMPTY_MEND)
         return LabelFile(MetaTensor(joined, affine=masks[0].affine), is_map=False)
     volume = _read(path)
     _check_spatial(path, volume)
     if volume.ndim > 4:
         raise bad_file(path, f"has {volume.ndim} axes", "give a 3-D label map or a 4-D file with one label per volume")
-    if not bool((volume != 0).any()):
-        raise bad_file(path, "holds no labelled voxel", "draw the label, or leave the file out")
+    if not bool((volume != 0).any()) and not may_be_empty:
+        raise bad_file(path, "holds no labelled voxel", EMPTY_MEND)
     is_map = volume.ndim == 3
     if is_map and float(volume.min()) >= 0 and float(volume.max()) <= 1:
         values = (volume.as_tensor() > 0.5).float()[None]

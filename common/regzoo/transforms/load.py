@@ -49,7 +49,7 @@ class LoadPaird(MapTransform):
             path = data[f"{side}_image"]
             item[f"{side}_image"] = read_image(path)
             label = item.pop(f"{side}_label", None)
-            if label is not None and len(label) > 0:
+            if label:
                 files[side] = read_label_file(label, Grid.of(item[f"{side}_image"]))
             elif self.need_labels:
                 raise bad_file(path, "has no label", f"name its label file as {side}_label")
@@ -96,10 +96,10 @@ class AlignPaird(MapTransform):
         if self.method == "center":
             edit[:3, 3] = fixed.center - moving.center
         elif not overlap(fixed, moving):
-            raise RegZooError(
-                f"case {item.get('case', '')}: the fixed and the moving image do not overlap in space (centres "
-                f"{np.linalg.norm(fixed.center - moving.center):.0f} mm apart); align their centres with --align center"
-            )
+            files = [item[f"{side}_image"].meta.get("filename_or_obj", f"the {side} image") for side in SIDES]
+            apart = np.linalg.norm(fixed.center - moving.center)
+            problem = f"does not overlap in space with {files[0]} (centres {apart:.0f} mm apart)"
+            raise bad_file(files[1], problem, "align their centres with --align center")
         for key in ("moving_image", "moving_label"):
             if key in item:
                 affine = torch.as_tensor(edit @ np.asarray(item[key].affine, dtype=np.float64))
@@ -109,7 +109,11 @@ class AlignPaird(MapTransform):
 
 
 def overlap(fixed: Grid, moving: Grid) -> bool:
-    """Whether any voxel of a coarse sampling of the fixed grid lies inside the moving grid."""
-    ticks = [np.linspace(0, n - 1, 17) for n in fixed.shape]
-    voxels = moving.to_voxels(fixed.to_world(np.stack(np.meshgrid(*ticks, indexing="ij"), -1).reshape(-1, 3)))
-    return bool(((voxels >= 0) & (voxels <= np.asarray(moving.shape) - 1)).all(axis=1).any())
+    """Whether any voxel of a coarse sampling of one grid lies inside the other."""
+    return _reaches(fixed, moving) or _reaches(moving, fixed)
+
+
+def _reaches(source: Grid, target: Grid) -> bool:
+    ticks = [np.linspace(0, n - 1, 17) for n in source.shape]
+    voxels = target.to_voxels(source.to_world(np.stack(np.meshgrid(*ticks, indexing="ij"), -1).reshape(-1, 3)))
+    return bool(((voxels >= 0) & (voxels <= np.asarray(target.shape) - 1)).all(axis=1).any())

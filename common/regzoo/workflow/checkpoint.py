@@ -143,7 +143,7 @@ class TrainingCheckpoint:
         if not is_writer():
             return
         epoch = engine.state.epoch
-        if self.evaluator is None or self.evaluator.state.best_metric_epoch == epoch:
+        if self._is_best(engine):
             save_weights(self.network, self.best_file)
         if epoch % self.interval and epoch != engine.state.max_epochs:
             return
@@ -158,3 +158,10 @@ class TrainingCheckpoint:
             content["best_metric_epoch"] = int(self.evaluator.state.best_metric_epoch)
         with atomic_path(self.last_file) as temporary:
             torch.save(content, temporary)
+
+    def _is_best(self, engine: Engine) -> bool:
+        if self.evaluator is None:
+            return True
+        best = self.evaluator.state.best_metric_epoch
+        # A training too short for its first validation still leaves weights.
+        return best == engine.state.epoch or (best < 0 and engine.state.epoch == engine.state.max_epochs)

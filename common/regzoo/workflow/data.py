@@ -64,11 +64,16 @@ def requested_records(
     raise RegZooError("no images to register; name --fixed_image and --moving_image, a --datalist or a --dataset_dir")
 
 
+def as_request(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record as MONAI Label would send it, which is what ``inference.json`` takes: the fixed image is ``image``."""
+    return {"image" if key == "fixed_image" else key: value for key, value in record.items()}
+
+
 class CaseStream(IterableDataset):
     """Transforms cases one after another; a bad one is logged in one line, remembered, and the next one follows.
 
     Args:
-        data: records. MONAI Label and the bundles name the fixed image ``image``; ``fixed_image`` works too.
+        data: records.
         transform: the preprocessing.
 
     Attributes:
@@ -76,7 +81,7 @@ class CaseStream(IterableDataset):
     """
 
     def __init__(self, data: Sequence[Mapping[str, Any]], transform: Callable[[Any], Any]) -> None:
-        self.data = [{"image": record["fixed_image"], **record} if "image" not in record else record for record in data]
+        self.data = [as_request(record) for record in data]
         self.transform = transform
         self.failures: list[str] = []
 

@@ -25,6 +25,7 @@ def start_process_group() -> None:
         torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
 
-def distributed(network: nn.Module, device: torch.device) -> DistributedDataParallel:
+def distributed(network: nn.Module, device: str | torch.device) -> DistributedDataParallel:
     """The network on this process's device, its gradients averaged over all processes."""
+    device = torch.device(device)
     return DistributedDataParallel(network.to(device), device_ids=[device] if device.type == "cuda" else None)

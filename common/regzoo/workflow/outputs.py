@@ -80,8 +80,8 @@ class RegistrationResult:
         ``warped_image.nii.gz`` float32; ``warped_label.nii.gz`` in the form of the moving label; ``field.nii.gz``, the
         transformation for ITK, ANTs and 3D Slicer (LPS mm); ``statistics.json``; ``quality.png``.
         """
-        target = make_folder(folder)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".partial-") as name:
+        target = Path(folder)
+        with tempfile.TemporaryDirectory(dir=make_folder(target.parent), prefix=".partial-") as name:
             part = Path(name)
             affine = self.field.grid.affine
             write_nifti(part / "warped_image.nii.gz", self.warped_image.as_tensor()[0].cpu().numpy(), affine)
@@ -94,6 +94,7 @@ class RegistrationResult:
             write_json(part / "statistics.json", self.statistics)
             if picture:
                 self.draw(part / "quality.png")
+            make_folder(target)
             for file in part.iterdir():
                 file.replace(target / file.name)
         return target

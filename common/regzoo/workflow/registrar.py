@@ -12,6 +12,7 @@ from monai.bundle import ConfigParser
 
 from regzoo.datasets import check_records
 from regzoo.errors import RegZooError, bad_file, user_error
+from regzoo.workflow.data import as_request
 from regzoo.workflow.outputs import RegistrationResult
 
 #: Where bundles are looked for by name: the working folder's and the source checkout's ``bundles/``.
@@ -87,10 +88,9 @@ class Registrar:
             record["moving_label"] = str(label) if isinstance(label, (str, PathLike)) else [str(path) for path in label]
         check_records([record])
         try:
-            item = self.preprocessing({"image": record["fixed_image"], **record})
+            item = self.preprocessing(as_request(record))
         except RuntimeError as error:
-            mine = user_error(error)
-            raise mine if mine is not None else error from None
+            raise user_error(error) or error from None
         with torch.inference_mode():
             item["pred"] = self.inferer(item["image"][None].to(self.device), self.network)[0]
             return RegistrationResult.of(self.postprocessing(item))

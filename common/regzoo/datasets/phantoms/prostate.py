@@ -211,7 +211,7 @@ def _entry(
 
 def _coarse_points(centre: np.ndarray) -> np.ndarray:
     """A lattice of 4 mm over whatever an ultrasound of a gland at `centre` can show, RAS mm, shape (3, ...)."""
-    axes = [np.arange(c - half, c + half + 1, 4.0) for c, half in zip(centre, (60, 60, 50), strict=True)]
+    axes = [np.arange(c - half, c + half + 1, 4.0) for c, half in zip(centre, (66, 66, 54), strict=True)]
     return np.stack(np.meshgrid(*axes, indexing="ij")).astype(np.float32)
 
 

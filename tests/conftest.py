@@ -1,0 +1,21 @@
+"""Shared by all tests; its presence also puts this folder on the path, so that `helpers` can be imported."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Before PyTorch is imported: idle threads must sleep, not spin, because test workers share the cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+@pytest.fixture(scope="session")
+def prostate_phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of 8 + 4 coarse MR–TRUS phantoms in the µ-RegPro layout."""
+    from regzoo.datasets import write_prostate_phantoms
+
+    return write_prostate_phantoms(
+        tmp_path_factory.mktemp("phantoms") / "prostate", pairs=8, held_out=4, seed=3, spacing=4.0, workers=1
+    )

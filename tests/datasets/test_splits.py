@@ -1,0 +1,74 @@
+"""Folds by patient."""
+
+import random
+from collections import Counter
+from typing import Any
+
+import pytest
+from regzoo.datasets import patient_folds, split_fold
+from regzoo.errors import RegZooError
+
+
+def records(sizes: list[int], known: bool = True) -> list[dict[str, Any]]:
+    """Pairs of patients with these numbers of pairs."""
+    made: list[dict[str, Any]] = []
+    for patient, size in enumerate(sizes):
+        for visit in range(size):
+            record = {
+                "fixed_image": f"f{patient}_{visit}",
+                "moving_image": f"m{patient}",
+                "case": f"c{patient}_{visit}",
+            }
+            made.append(record | ({"patient": f"p{patient}"} if known else {}))
+    return made
+
+
+@pytest.mark.parametrize("folds", [2, 4, 8, 12])
+def test_no_patient_in_two_folds_and_balanced(folds: int) -> None:
+    """108 pairs of 76 patients, as in the paper: a partition into folds of 108 / folds pairs give or take one."""
+    sizes = [3] * 8 + [2] * 16 + [1] * 52
+    parts = patient_folds(records(sizes), folds, seed=3)
+    assert len(parts) == folds
+    assert Counter(r["case"] for part in parts for r in part) == Counter(r["case"] for r in records(sizes))
+    homes = Counter(patient for part in parts for patient in {r["patient"] for r in part})
+    assert len(homes) == 76 and set(homes.values()) == {1}
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_depends_on_seed_and_not_on_order() -> None:
+    """Shuffled records give the same folds, another seed gives others."""
+    pairs = records([1, 2, 3, 1, 1, 2, 1, 1, 3, 1])
+    shuffled = pairs.copy()
+    random.Random(1).shuffle(shuffled)
+    assert shuffled != pairs
+    assert patient_folds(shuffled, 3, seed=0) == patient_folds(pairs, 3, seed=0)
+    assert patient_folds(pairs, 3, seed=1) != patient_folds(pairs, 3, seed=0)
+
+
+def test_split_fold() -> None:
+    """Each fold is held out once; the rest is for training."""
+    pairs = records([2, 1, 1, 2, 1, 1])
+    held_out = []
+    for fold in range(3):
+        training, validation = split_fold(pairs, fold, 3)
+        assert len(training) + len(validation) == 8
+        assert not {r["patient"] for r in training} & {r["patient"] for r in validation}
+        held_out += [r["case"] for r in validation]
+    assert sorted(held_out) == [r["case"] for r in pairs]
+
+
+def test_pairs_of_unknown_patients() -> None:
+    """A pair without a patient counts as one of its own."""
+    parts = patient_folds(records([2, 2, 2], known=False), 6)
+    assert [len(part) for part in parts] == [1] * 6
+
+
+def test_wrong_numbers() -> None:
+    """Each mistake in one line."""
+    with pytest.raises(RegZooError, match=r"3 patient\(s\) cannot make 4 folds; use fewer folds"):
+        patient_folds(records([2, 2, 2]), 4)
+    with pytest.raises(RegZooError, match="use at least 2"):
+        patient_folds(records([2, 2, 2]), 1)
+    for fold in (-1, 3):
+        with pytest.raises(RegZooError, match=f"fold {fold} does not exist among 3; use 0 to 2"):
+            split_fold(records([2, 2, 2]), fold, 3)
