@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import multiprocessing
 import platform
 import statistics
@@ -97,6 +99,10 @@ def _peak_on_cpu(contest: str, side: Side, size: Size, threads: int) -> float:
     run = CONTESTS[contest].prepare(side, size, device)
     if not CLEAR_REFS.exists():
         return float("nan")
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:  # glibc: what the warm-up has freed goes back to the system and is not used again unseen
+        trim(0)
     CLEAR_REFS.write_text("5")  # the high-water mark falls to what is in use now
     before = _status("VmRSS")
     run()

@@ -143,11 +143,11 @@ def from_labels(pair: Pair) -> sitk.Transform:
     start = sitk.Euler3DTransform()
     start.SetCenter(centroid(pair.fixed_gland).tolist())
     start.SetTranslation((centroid(pair.moving_gland) - centroid(pair.fixed_gland)).tolist())
-    soft = [
+    fixed, moving = (
         sitk.SmoothingRecursiveGaussian(sitk.Cast(label, sitk.sitkFloat32) * 100, 2.0)
         for label in (pair.fixed_gland, pair.moving_gland)
-    ]
-    return rigid(*soft, start, "squares")
+    )
+    return rigid(fixed, moving, start, "squares")
 
 
 def network_transform(registrar: Registrar, record: Record) -> sitk.Transform:

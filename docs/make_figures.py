@@ -12,7 +12,7 @@ import torch
 from monai.data import MetaTensor
 from regzoo.datasets import load_records, write_prostate_phantoms
 from regzoo.files import atomic_path
-from regzoo.spatial import DisplacementField, Grid, read_image, read_label_file, resample
+from regzoo.spatial import DisplacementField, Grid, plain, read_image, read_label_file, resample
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -87,7 +87,7 @@ def draw_worlds(axis: Any) -> None:
         va="bottom",
     )
     axis.set_xlim(-52, 62)
-    axis.set_ylim(-40, 44)
+    axis.set_ylim(-38, 42)
     axis.set_title("World: one place, two sets of signs", fontsize=12)
 
 
@@ -98,15 +98,15 @@ def draw_grids(axis: Any) -> None:
     rectangle(axis, (9, 8), fixed, FIXED)
     rectangle(axis, (8, 8), moving, MOVING)
     rectangle(axis, (7, 6), network, NETWORK, "--")
-    x = (fixed @ [5, 3, 1])[:2]
-    there = (moving @ [1.4, 3.6, 1])[:2]
+    x = (fixed @ [3, 5, 1])[:2]
+    there = (moving @ [3.3, 3.4, 1])[:2]
     arrow(axis, x, there, "black", 2.4)
     axis.scatter(*x, s=50, color=FIXED, edgecolor="black", zorder=6)
     axis.scatter(*there, s=50, color=MOVING, edgecolor="black", zorder=6)
     box = {"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "pad": 1.5}
-    axis.text(x[0] - 1.5, x[1] - 4.5, "fixed voxel x", ha="center", bbox=box)
-    axis.text(there[0] + 2, there[1] + 2.5, "moving correspondent\nx + u(x)", bbox=box)
-    axis.text((x[0] + there[0]) / 2, (x[1] + there[1]) / 2 - 4, "u(x)", ha="center", style="italic", bbox=box)
+    axis.text(x[0] - 1.5, x[1] + 2.5, "fixed voxel x", ha="center", bbox=box)
+    axis.text(there[0] + 2, there[1] - 7.5, "its correspondent in the\nmoving image: x + u(x)", bbox=box)
+    axis.text((x[0] + there[0]) / 2 - 5, (x[1] + there[1]) / 2 - 4, "u(x)", ha="center", style="italic", bbox=box)
     axis.text(9, 70.5, "fixed image's grid: where results live", color=FIXED, va="bottom")
     axis.text(9, 74.5, "network grid: same centre, axes along R, A, S", color=NETWORK, va="bottom")
     axis.text(9, 78.5, "moving image's grid: sampled once, at x + u(x)", color=MOVING, va="bottom")
@@ -130,12 +130,12 @@ def phantom_pair() -> None:
     """The picture of `phantoms.md`: MR, ultrasound, and the MR through the true displacement, with labels."""
     with tempfile.TemporaryDirectory() as folder:
         root = write_prostate_phantoms(Path(folder) / "phantoms", pairs=CASE + 1, held_out=0, seed=SEED, spacing=0.8)
-        record = load_records(root)[CASE]
+        record = load_records(root, "train")[CASE]
         fixed, moving = (read_image(record[f"{side}_image"]) for side in ("fixed", "moving"))
         labels = [read_label_file(record[f"{side}_label"]).volume for side in ("fixed", "moving")]
         field = DisplacementField.load(root / "train" / "ddf" / f"{record['case']}.nii.gz")
-    both = (labels[0].flatten(1).amax(1) * labels[1].flatten(1).amax(1)) > 0
-    fixed_label, moving_label = (MetaTensor(label.as_tensor()[both], affine=label.affine) for label in labels)
+    both = torch.stack([plain(label).flatten(1).amax(1) > 0 for label in labels]).all(dim=0)
+    fixed_label, moving_label = (MetaTensor(plain(label)[both], affine=label.affine) for label in labels)
     columns = [
         ("MR (moving), as the headers place it", moving, moving_label),
         ("ultrasound (fixed)", fixed, fixed_label),
@@ -149,9 +149,10 @@ def draw_pair(columns: list[tuple[str, MetaTensor, MetaTensor]], target: Grid, n
     """Axial and sagittal slices through the gland of the ultrasound, on one grid."""
     volumes = [(title, _onto(image, target), _onto(label, target)) for title, image, label in columns]
     gland = np.argwhere(volumes[1][2][0] > 0.5).mean(axis=0).round().astype(int)
-    figure, axes = plt.subplots(2, 3, figsize=(13, 9.2), layout="constrained")
-    colours = plt.get_cmap("tab10").colors + plt.get_cmap("Set2").colors
     extent = np.asarray(target.shape) * target.spacing
+    heights = [extent[1] / extent[0], extent[2] / extent[1]]
+    figure, axes = plt.subplots(2, 3, figsize=(13, 9), layout="constrained", height_ratios=heights)
+    colours = plt.get_cmap("tab10").colors + plt.get_cmap("Set2").colors
     for column, (title, image, label) in enumerate(volumes):
         views = [
             ((slice(None), slice(None), gland[2]), (extent[0], extent[1])),
@@ -177,7 +178,7 @@ def draw_pair(columns: list[tuple[str, MetaTensor, MetaTensor]], target: Grid, n
 
 def _onto(volume: MetaTensor, target: Grid) -> np.ndarray:
     """A volume (C, X, Y, Z) resampled onto a grid."""
-    return resample(torch.as_tensor(volume.as_tensor()), Grid.of(volume), target).numpy()
+    return resample(plain(volume), Grid.of(volume), target).numpy()
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
-"""Small images on difficult grids, and the way to SimpleITK: written without the package's own geometry."""
+"""Small images on difficult grids, and the way to SimpleITK: written without the package's own arithmetic."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
+from regzoo.spatial import Grid
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
@@ -30,6 +32,11 @@ def make_affine(
     affine[:3, :3] = Rotation.from_euler("xyz", degrees, degrees=True).as_matrix() @ directions * np.asarray(spacing)
     affine[:3, 3] = np.asarray(center, dtype=float) - affine[:3, :3] @ ((np.asarray(shape) - 1) / 2)
     return affine
+
+
+def make_grid(shape: tuple[int, int, int], *where: Any, **named: Any) -> Grid:
+    """A grid, given as to `make_affine`."""
+    return Grid(shape, make_affine(shape, *where, **named))
 
 
 def rigid(degrees: Sequence[float], translation: Sequence[float]) -> np.ndarray:

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, verify_metadata, verify_net_in_out
-
 from regzoo.workflow import load_weights
 
 ROOT = Path(__file__).resolve().parents[2]

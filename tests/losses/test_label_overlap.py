@@ -88,7 +88,9 @@ def test_gradient_is_the_slope_of_the_direct_computation(kind: str) -> None:
         values = []
         for x, y in zip(moved.reshape(-1, *SHAPE), fixed.reshape(-1, *SHAPE), strict=True):
             for s in sigmas:
-                values.append(cross_entropy(x, y, s) if kind == "cross-entropy" else dice_loss(x, y, s, kind == "squared"))
+                values.append(
+                    cross_entropy(x, y, s) if kind == "cross-entropy" else dice_loss(x, y, s, kind == "squared")
+                )
         return float(np.mean(values))
 
     rng = np.random.default_rng(0)

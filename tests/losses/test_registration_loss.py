@@ -58,7 +58,7 @@ def test_label_term_warps_the_moving_label_onto_the_fixed_one() -> None:
     )
     assert float(loss(there, targets)) == pytest.approx(0, abs=1e-3)
     for wrong in (-there, 0 * there, there.flip(1)):
-        assert float(loss(wrong, targets)) > 0.1
+        assert float(loss(wrong, targets)) > 0.05
 
 
 def test_float32_and_trainable_under_autocast() -> None:

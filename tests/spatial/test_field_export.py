@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from helpers import LPS, from_sitk, make_affine, rigid, smooth_ddf, smooth_noise, to_sitk, write
+from helpers import LPS, from_sitk, make_affine, make_grid, rigid, smooth_ddf, smooth_noise, to_sitk, write
 from regzoo.errors import RegZooError
 from regzoo.spatial import DisplacementField, Grid
 
@@ -31,14 +31,16 @@ PAIRS: dict[str, tuple[dict[str, Any], dict[str, Any], np.ndarray]] = {
     ),
     "flipped, oblique, prealigned": (
         {"shape": (23, 28, 31), "axes": (0, 2, 1), "flips": (1, 1, -1), "degrees": (15, 25, -20), "center": (5, 9, 2)},
-        {"shape": (35, 29, 17), "axes": (1, 0, 2), "flips": (-1, -1, 1), "spacing": (0.8, 1.1, 1.9), "center": (9, 1, 7)},
+        {
+            "shape": (35, 29, 17),
+            "axes": (1, 0, 2),
+            "flips": (-1, -1, 1),
+            "spacing": (0.8, 1.1, 1.9),
+            "center": (9, 1, 7),
+        },
         EDIT,
     ),
 }
-
-
-def make_grid(shape: tuple[int, int, int], **kind: Any) -> Grid:
-    return Grid(shape, make_affine(shape, **kind))
 
 
 class Pair:

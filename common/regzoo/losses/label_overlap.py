@@ -69,8 +69,13 @@ class MultiScaleDice(nn.Module):
             overlap = torch.stack([(flat * scale.flatten(2)).sum(-1) for scale in twice], dim=-1)
             if self.squared_denominator:
                 fixed_mass = torch.stack([(fixed * scale).sum((2, 3, 4)) for scale in twice], dim=-1)
-                again = self._filter_twice(warped)
-                warped_mass = torch.stack([(warped * scale).sum((2, 3, 4)) for scale in again], dim=-1)
+                # Detached, because the scale 0 gives back the label itself.
+                again = self._filter_twice(warped.detach())
+                # ⟨a, fᵀf a⟩ has the gradient 2 fᵀf a, which is at hand: 2⟨a, c⟩ − c₀ with c constant needs no filter
+                # in the backward pass.
+                warped_mass = torch.stack(
+                    [((2 * warped - warped.detach()) * scale).sum((2, 3, 4)) for scale in again], dim=-1
+                )
             else:
                 with torch.no_grad():
                     fixed_mass = self._mass(fixed.float())

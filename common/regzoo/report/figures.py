@@ -55,8 +55,8 @@ class FigureWriter:
     """Ignite handler that draws `registration_figure` for every case of an evaluator, ``<output_dir>/<case>.png``.
 
     Reads from each case ``reference_image``, ``unregistered_image``, ``warped_image`` (1, X, Y, Z) and, where there,
-    ``reference_label``, ``unregistered_label``, ``warped_label`` (C, X, Y, Z) and ``ddf`` (3, X, Y, Z) in voxels, all on
-    the grid of ``reference_image``, a `MetaTensor`. Under several ranks each draws its own cases.
+    ``reference_label``, ``unregistered_label``, ``warped_label`` (C, X, Y, Z) and ``ddf`` (3, X, Y, Z) in voxels, all
+    on the grid of ``reference_image``, a `MetaTensor`. Under several ranks each draws its own cases.
 
     Args:
         output_dir: folder to write to.

@@ -1,6 +1,6 @@
 """Per-case transforms, on the CPU and cached: load, align, resample."""
 
-from regzoo.transforms.apply import ApplyFieldd, WarpOnNetworkGridd
+from regzoo.transforms.apply import ApplyFieldd, LabelAsPredictiond, WarpOnNetworkGridd
 from regzoo.transforms.load import AlignPaird, LoadPaird
 from regzoo.transforms.resample import FilterLabelsd, MatchLabelsd, ResamplePaird
 
@@ -8,6 +8,7 @@ __all__ = [
     "AlignPaird",
     "ApplyFieldd",
     "FilterLabelsd",
+    "LabelAsPredictiond",
     "LoadPaird",
     "MatchLabelsd",
     "ResamplePaird",

@@ -78,3 +78,26 @@ class ApplyFieldd(MapTransform):
             item[f"warped_{kind}"] = field.warp(moving)
             item[f"unregistered_{kind}"] = start.warp(moving)
         return item
+
+
+class LabelAsPredictiond(MapTransform):
+    """Put what a viewer shows into ``pred``: the propagated labels as one map, or without a moving label the image.
+
+    Servers such as MONAI Label hand out ``pred`` as the answer and cannot carry several channels. A label map keeps its
+    values; masks get 1, 2, … in their order, where they overlap the later one shows.
+
+    Results: ``pred`` (1, X, Y, Z) on the fixed image's grid, int32 for labels, float32 for an image.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(["pred"])
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        item["pred"] = item["warped_image"]
+        if "warped_label" in item:
+            label = item["warped_label"]
+            values = item.get("moving_label_values") or range(1, len(label) + 1)
+            shown = (plain(label) > 0.5) * torch.tensor(list(values), device=label.device).view(-1, 1, 1, 1)
+            item["pred"] = MetaTensor(shown.amax(dim=0, keepdim=True).to(torch.int32), affine=label.affine)
+        return item

@@ -22,7 +22,7 @@ class ResamplePaird(MapTransform):
 
     The network grid has the fixed image's centre and obliquity, axes in the order and direction nearest to R, A, S, and
     the given voxel and matrix size. Images are blurred before they are sampled more coarsely; labels are interpolated
-    linearly, so that small landmarks keep their mass and their centroid.
+    linearly, so that partial volumes count.
 
     Args:
         spacing: voxel size of the network grid, mm.

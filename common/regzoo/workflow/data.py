@@ -38,7 +38,6 @@ def requested_records(
     fixed_image: str | None = None,
     moving_image: str | None = None,
     moving_label: str | None = None,
-    fixed_label: str | None = None,
     datalist: str | None = None,
     dataset_dir: str | None = None,
     split: str = "val",
@@ -53,7 +52,6 @@ def requested_records(
     if fixed_image and moving_image:
         record: dict[str, Any] = {"fixed_image": str(fixed_image), "moving_image": str(moving_image)}
         record |= {"moving_label": moving_label} if moving_label else {}
-        record |= {"fixed_label": fixed_label} if fixed_label else {}
         check_records([record])
         return [record]
     if fixed_image or moving_image:

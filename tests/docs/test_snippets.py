@@ -1,0 +1,104 @@
+"""The snippets of the documentation, run as they are printed."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import regzoo
+from regzoo.datasets import load_records
+from scipy.ndimage import binary_erosion
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """The code blocks of a page in a language."""
+    return re.findall(rf"```{language}\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def run_python(page: str) -> dict[str, Any]:
+    """Run a page's Python from top to bottom; what it leaves behind."""
+    names: dict[str, Any] = {}
+    exec(compile("\n".join(blocks(page, "python")), page, "exec"), names)
+    return names
+
+
+@pytest.fixture
+def registered_pair(prostate_phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The files that the page on conventions speaks of; the true displacement stands in for a network's."""
+    record = load_records(prostate_phantoms, "train")[0]
+    for name in ("fixed_image", "moving_image", "moving_label"):
+        shutil.copy(record[name], tmp_path / f"{name.replace('_image', '')}.nii.gz")
+    (tmp_path / "result").mkdir()
+    shutil.copy(prostate_phantoms / "train" / "ddf" / f"{record['case']}.nii.gz", tmp_path / "result" / "field.nii.gz")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_conventions(registered_pair: Path) -> None:
+    names = run_python("conventions.md")
+    ras, lps = names["ras"], np.asarray(names["lps"])
+    np.testing.assert_allclose(lps, ras * [-1, -1, 1], atol=1e-3)
+    np.testing.assert_allclose(names["voxel"], [10, 4, 6], atol=1e-6)
+    assert names["place"] == [[0, 0, 3, 4, 4]]
+    np.testing.assert_allclose(names["network"].center, names["grid"].center, atol=1e-6)
+
+    # A point goes to one place, whether SimpleITK (LPS) or we (RAS) send it there, and comes back.
+    np.testing.assert_allclose(np.asarray(names["there"]) * [-1, -1, 1], names["point"], atol=0.01)
+    assert np.linalg.norm(names["point"] - ras) > 1
+    np.testing.assert_allclose(names["back"], ras, atol=0.3)
+    assert names["folds"] == 0
+    assert float(names["unmoved"].displacement.norm(dim=0).median()) < 0.1
+    copied = regzoo.DisplacementField.load(registered_pair / "copy.nii.gz")
+    np.testing.assert_array_equal(copied.displacement, names["field"].displacement)
+
+
+def test_simpleitk_warps_as_we_do(registered_pair: Path) -> None:
+    names = run_python("conventions.md")
+    theirs = names["sitk"].GetArrayFromImage(names["again"]).transpose(2, 1, 0)
+    ours = names["moved"][0].numpy()
+    moving = nib.load("moving.nii.gz")
+    ones = nib.Nifti1Image(np.ones(moving.shape, np.float32) + 1e-3 * (np.indices(moving.shape)[0] == 0), moving.affine)
+    nib.save(ones, "ones.nii.gz")
+    inside = binary_erosion(names["field"].warp("ones.nii.gz")[0].numpy() > 0.9999)
+    assert inside.mean() > 0.5
+    np.testing.assert_allclose(ours[inside], theirs[inside], atol=0.05)
+
+
+def test_phantoms(prostate_phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "DIR").symlink_to(prostate_phantoms)
+    names = run_python("phantoms.md")
+    fixed = nib.load(names["record"]["fixed_image"])
+    assert names["aligned"].shape[1:] == fixed.shape
+    assert 1 < names["error_of_nothing"] < 40
+
+
+def test_datalists(tmp_path: Path) -> None:
+    (listing,), (rows,) = blocks("data.md", "json"), blocks("data.md", "csv")
+    (tmp_path / "list.json").write_text(listing, encoding="utf-8")
+    (tmp_path / "list.csv").write_text(rows, encoding="utf-8")
+    for path in re.findall(r"[\w/]+\.nii\.gz", listing):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).touch()
+    for split, count in (("train", 2), ("test", 1)):
+        from_json = load_records(tmp_path / "list.json", split)
+        from_csv = load_records(tmp_path / "list.csv", split)
+        assert len(from_json) == count
+        assert [{k: v for k, v in record.items() if k != "split"} for record in from_csv] == from_json
+    first = json.loads(listing)["training"][0]
+    assert load_records(tmp_path / "list.csv", "train")[0]["label_names"] == first["label_names"]
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in DOCS.glob("*.md")))
+def test_links(page: str) -> None:
+    text = (DOCS / page).read_text(encoding="utf-8")
+    local = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
+    assert local and all((DOCS / link).is_file() for link in local), local

@@ -1,0 +1,145 @@
+"""Loading a pair: the forms labels come in, and pre-alignment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import ball, make_affine, smooth_noise, write
+from regzoo.errors import RegZooError
+from regzoo.spatial import Grid
+from regzoo.transforms import AlignPaird, LoadPaird
+from scipy.ndimage import center_of_mass
+
+FIXED, MOVING = (12, 11, 10), (9, 13, 8)
+AFFINES = {
+    "fixed": make_affine(FIXED, (1, 1.2, 0.9), (5, 10, 0)),
+    "moving": make_affine(MOVING, (1.3, 0.8, 1), center=(2, 1, 0)),
+}
+MASKS = {"fixed": ball(FIXED, (5, 5, 5), 2), "moving": ball(MOVING, (4, 6, 3), 2)}
+
+
+class Case:
+    """A record whose files are written as it is put together."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.record: dict[str, Any] = {}
+        for side, shape in (("fixed", FIXED), ("moving", MOVING)):
+            self.record[f"{side}_image"] = self.file(side, "image", smooth_noise(shape, 1, 0))
+
+    def file(self, side: str, name: str, array: np.ndarray) -> str:
+        return write(self.folder / f"{side}_{name}.nii.gz", array, AFFINES[side])
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> Case:
+    return Case(tmp_path)
+
+
+@pytest.mark.parametrize("form", ["4-D", "map", "list", "mask", "path"])
+def test_labels_become_channels_however_they_are_stored(form: str, case: Case) -> None:
+    for side, mask in MASKS.items():
+        empty, shifted = np.zeros_like(mask), np.roll(mask, 2, 0) * (1 - mask)
+        stack = np.stack([mask, empty, shifted], axis=-1)
+        if form == "4-D":
+            case.record[f"{side}_label"] = case.file(side, "label", stack.astype(np.uint8))
+        elif form == "map":
+            case.record[f"{side}_label"] = case.file(side, "label", (stack * [3, 5, 8]).sum(-1).astype(np.int16))
+        elif form == "list":
+            files = [case.file(side, f"label{i}", stack[..., i] * np.float32(7)) for i in range(3)]
+            case.record[f"{side}_label"] = files
+        else:
+            file = case.file(side, "label", mask)
+            case.record[f"{side}_label"] = Path(file) if form == "path" else file
+    item = LoadPaird(label_values=(3, 5, 8) if form == "map" else None)(case.record)
+    for side, mask in MASKS.items():
+        label = item[f"{side}_label"]
+        assert label.shape == (1 if form in ("mask", "path") else 3, *mask.shape)
+        np.testing.assert_array_equal(label[0].numpy(), mask)
+        np.testing.assert_allclose(label.affine.numpy(), AFFINES[side], atol=1e-5)
+        if len(label) == 3:
+            assert not label[1].any()
+            np.testing.assert_array_equal(label[2].numpy(), np.roll(mask, 2, 0) * (1 - mask))
+    known = {"map": [3, 5, 8], "mask": [1], "path": [1]}
+    assert item.get("moving_label_values") == known.get(form)
+
+
+def test_values_of_either_map_get_a_channel_in_both(case: Case) -> None:
+    case.record["fixed_label"] = case.file("fixed", "label", (MASKS["fixed"] * 4).astype(np.int16))
+    case.record["moving_label"] = case.file("moving", "label", (MASKS["moving"] * 9).astype(np.int16))
+    item = LoadPaird()(case.record)
+    assert item["moving_label_values"] == [4, 9]
+    assert [bool(channel.any()) for channel in item["fixed_label"]] == [True, False]
+    assert [bool(channel.any()) for channel in item["moving_label"]] == [False, True]
+
+
+@pytest.mark.parametrize("nothing", [None, "", [], "absent"])
+def test_labels_are_optional(nothing: Any, case: Case) -> None:
+    case.record["moving_label"] = case.file("moving", "label", MASKS["moving"])
+    if nothing != "absent":
+        case.record["fixed_label"] = nothing
+    item = LoadPaird()(case.record)
+    assert "fixed_label" not in item
+    assert item["moving_label"].shape == (1, *MOVING)
+    with pytest.raises(RegZooError, match="has no label"):
+        LoadPaird(need_labels=True)(case.record)
+
+
+def test_images_and_names(case: Case) -> None:
+    item = LoadPaird()(case.record)
+    assert item["case"] == "fixed_image"
+    np.testing.assert_array_equal(item["moving_image"][0].numpy(), smooth_noise(MOVING, 1, 0))
+    assert LoadPaird()(case.record | {"case": "A 7"})["case"] == "A 7"
+    assert isinstance(case.record["fixed_image"], str)  # the record itself is left as it was
+
+
+def test_both_sides_need_the_same_number_of_labels(case: Case) -> None:
+    for side, count in (("fixed", 2), ("moving", 3)):
+        case.record[f"{side}_label"] = case.file(side, "label", np.stack([MASKS[side]] * count, axis=-1))
+    with pytest.raises(RegZooError, match=r"holds 2 labels.*holds 3"):
+        LoadPaird()(case.record)
+
+
+def test_centre_alignment_moves_the_affine_alone(case: Case) -> None:
+    away = AFFINES["moving"].copy()
+    away[:3, 3] += (300, -200, 100)
+    for name, array in (("image", smooth_noise(MOVING, 1, 0)), ("label", MASKS["moving"])):
+        case.record[f"moving_{name}"] = write(case.folder / f"away_{name}.nii", array, away)
+    loaded = LoadPaird()(case.record)
+    with pytest.raises(RegZooError, match=r"overlap.*--align center"):
+        AlignPaird()(loaded)
+    item = AlignPaird("center")(loaded)
+    fixed_center = AFFINES["fixed"] @ [*(np.array(FIXED) - 1) / 2, 1]
+    np.testing.assert_allclose(Grid.of(item["moving_image"]).center, fixed_center[:3], atol=1e-4)
+    np.testing.assert_allclose(item["moving_label"].affine.numpy(), item["moving_image"].affine.numpy())
+    np.testing.assert_array_equal(item["moving_image"].numpy(), loaded["moving_image"].numpy())
+    edit = item["prealignment"].numpy()
+    np.testing.assert_allclose(edit @ away, item["moving_image"].affine.numpy(), atol=1e-4)
+    np.testing.assert_array_equal(edit[:3, :3], np.eye(3))
+    # The label's centroid goes along with its image.
+    before, after = (a @ [*center_of_mass(MASKS["moving"]), 1] for a in (away, item["moving_label"].affine.numpy()))
+    np.testing.assert_allclose(after - before, edit[:, 3] - [0, 0, 0, 1], atol=1e-4)
+
+
+def test_header_alignment_trusts_the_files(case: Case) -> None:
+    item = AlignPaird()(LoadPaird()(case.record))
+    np.testing.assert_array_equal(item["prealignment"].numpy(), np.eye(4))
+    np.testing.assert_allclose(item["moving_image"].affine.numpy(), AFFINES["moving"], atol=1e-5)
+
+
+@pytest.mark.parametrize("small", ["fixed", "moving"])
+def test_a_small_image_within_a_large_one_overlaps(small: str, tmp_path: Path) -> None:
+    files = {}
+    for side in ("fixed", "moving"):
+        spacing = 0.1 if side == small else 30
+        affine = make_affine((10, 10, 10), (spacing,) * 3, center=(7, 7, 7) if side == small else (0, 0, 0))
+        files[f"{side}_image"] = write(tmp_path / f"{side}.nii", smooth_noise((10, 10, 10), 1, 0), affine)
+    AlignPaird()(LoadPaird()(files))
+
+
+def test_unknown_alignment() -> None:
+    with pytest.raises(RegZooError, match="'header' or 'center'"):
+        AlignPaird("middle")  # type: ignore[arg-type]

@@ -1,0 +1,193 @@
+"""From files to the network's tensors and from its field back to the fixed image's grid."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from helpers import ball, from_sitk, make_affine, make_grid, smooth_ddf, smooth_noise, to_sitk
+from monai.data import MetaTensor
+from regzoo.errors import RegZooError
+from regzoo.spatial import Grid
+from regzoo.transforms import (
+    AlignPaird,
+    ApplyFieldd,
+    FilterLabelsd,
+    LabelAsPredictiond,
+    MatchLabelsd,
+    ResamplePaird,
+    WarpOnNetworkGridd,
+)
+from scipy.ndimage import gaussian_filter, map_coordinates
+
+FIXED = make_grid((25, 20, 23), (1.2, 1.6, 1), (10, -15, 20), (1, 0, 2), (-1, 1, 1), (20, -30, 10))
+MOVING = make_grid((22, 26, 21), (1.3, 1, 1.5), (-5, 8, 12), (2, 1, 0), (1, -1, 1), (21, -29, 11))
+GRIDS = {"fixed": FIXED, "moving": MOVING}
+NETWORK = {"spacing": (1.5, 1.4, 1.3), "size": (20, 18, 16)}
+
+
+def loaded(image: np.ndarray | None = None) -> dict[str, Any]:
+    """A pair as `LoadPaird` leaves it, one label empty in the moving image."""
+    item: dict[str, Any] = {"case": "A"}
+    for seed, (side, grid) in enumerate(GRIDS.items(), start=1):
+        center = grid.to_voxels((20, -30, 10))
+        labels = np.stack([ball(grid.shape, center + offset, radius) for offset, radius in ((0, 6), (4, 3), (-3, 3))])
+        labels[1] *= side == "fixed"
+        affine = torch.from_numpy(grid.affine)
+        item[f"{side}_image"] = MetaTensor(torch.from_numpy(smooth_noise(grid.shape, 3, seed))[None], affine=affine)
+        item[f"{side}_label"] = MetaTensor(torch.from_numpy(labels), affine=affine)
+    return item
+
+
+def test_resampling_equals_simpleitk() -> None:
+    item = loaded()
+    # Voxels of the network at least as fine as the files': images are not blurred beforehand.
+    out = ResamplePaird((0.9, 0.9, 0.9), (27, 26, 24))(item)
+    target = Grid.of(out["fixed_image"])
+    np.testing.assert_allclose(target.spacing, 0.9)
+    np.testing.assert_allclose(target.center, FIXED.center, atol=1e-6)
+    frame = to_sitk(np.zeros(target.shape, np.float32), target.affine)
+    for key, grid in [(f"{side}_{kind}", GRIDS[side]) for side in GRIDS for kind in ("image", "label")]:
+        assert Grid.of(out[key]).same_as(target)
+        voxels = grid.to_voxels(target.to_world(np.indices(target.shape).transpose(1, 2, 3, 0)))
+        inner = ((voxels >= 0) & (voxels <= np.array(grid.shape) - 1)).all(-1)
+        assert inner.mean() > 0.6
+        for ours, volume in zip(out[key].numpy(), item[key].numpy(), strict=True):
+            theirs = from_sitk(sitk.Resample(to_sitk(volume, grid.affine), frame, sitk.Transform(), sitk.sitkLinear))
+            np.testing.assert_allclose(ours[inner], theirs[inner], atol=0.01)
+
+
+def test_natives_are_kept_on_request() -> None:
+    item = loaded()
+    assert not [key for key in ResamplePaird(**NETWORK)(item) if "native" in key]
+    out = ResamplePaird(**NETWORK, keep_native=True)(item)
+    for side in ("fixed", "moving"):
+        assert out[f"{side}_native"] is item[f"{side}_image"]
+        assert out[f"{side}_label_native"] is item[f"{side}_label"]
+
+
+@pytest.mark.parametrize(
+    ("spacing", "size"), [((1, 1), (16, 16, 16)), ((1, 0, 1), (16, 16, 16)), ((1, 1, 1), (16, 4, 16))]
+)
+def test_network_grid_is_checked(spacing: tuple[float, ...], size: tuple[int, ...]) -> None:
+    with pytest.raises(RegZooError, match="spacing"):
+        ResamplePaird(spacing, size)
+
+
+def test_labels_of_one_image_only_are_left_out() -> None:
+    item = loaded()
+    out = MatchLabelsd()(ResamplePaird(**NETWORK)(item))
+    whole = ResamplePaird(**NETWORK)(item)
+    for key in ("fixed_label", "moving_label"):
+        assert out[key].shape[0] == 2
+        np.testing.assert_array_equal(out[key].numpy(), whole[key].numpy()[[0, 2]])
+    item["moving_label"] *= 0
+    with pytest.raises(RegZooError, match=r"case A.*no label"):
+        MatchLabelsd()(ResamplePaird(**NETWORK)(item))
+
+
+def test_labels_are_filtered_in_advance_as_scipy_does() -> None:
+    item = ResamplePaird(**NETWORK)(loaded())
+    sigmas = (0, 2, 5)
+    out = FilterLabelsd(sigmas, NETWORK["spacing"])(item)
+    for key in ("fixed_label", "moving_label"):
+        assert out[key].shape == (3, 3, *NETWORK["size"])
+        for channel, label in enumerate(item[key].numpy()):
+            for scale, sigma in enumerate(sigmas):
+                widths = np.divide(sigma, NETWORK["spacing"])
+                expected = gaussian_filter(label, widths, mode="constant", truncate=9)
+                np.testing.assert_allclose(out[key][channel, scale].numpy(), expected, atol=1e-6)
+
+
+def applied(item: dict[str, Any], ddf: np.ndarray, method: str = "header") -> tuple[dict[Any, Any], dict[Any, Any]]:
+    """What both ways of applying a prediction give: on the network grid, and on the fixed image's own."""
+    ready = ResamplePaird(**NETWORK, keep_native=True)(AlignPaird(method)(item))
+    ready["pred"] = torch.from_numpy(ddf)
+    return WarpOnNetworkGridd()(ready), ApplyFieldd()(ready)
+
+
+@pytest.mark.parametrize("method", ["header", "center"])
+def test_both_ways_of_applying_a_field_agree(method: str) -> None:
+    item = loaded()
+    if method == "center":
+        for key in ("moving_image", "moving_label"):
+            affine = item[key].affine.clone()
+            affine[:3, 3] += torch.tensor([200.0, -90, 40])
+            item[key] = MetaTensor(item[key].as_tensor(), affine=affine)
+    quick, full = applied(item, smooth_ddf(NETWORK["size"], 5.0), method)
+    fixed, network = Grid.of(full["warped_image"]), Grid.of(quick["warped_image"])
+    assert fixed.same_as(FIXED)
+    # Seen at the network's voxels, by SciPy; inside both images.
+    voxels = fixed.to_voxels(network.to_world(np.indices(network.shape).transpose(1, 2, 3, 0))).transpose(3, 0, 1, 2)
+    inner = ((voxels >= 2) & (voxels <= np.reshape(fixed.shape, (3, 1, 1, 1)) - 3)).all(0)
+    inner &= quick["warped_label"][0].numpy() > 0.9  # the gland is well inside
+    assert inner.sum() > 100
+    moved = (quick["warped_image"] - quick["unregistered_image"])[0].numpy()[inner]
+    for key in ("warped_image", "unregistered_image", "reference_image"):
+        seen = map_coordinates(full[key][0].numpy(), voxels, order=1)
+        # One is interpolated twice and a little blurred.
+        assert np.abs(seen - quick[key][0].numpy())[inner].mean() < 0.15 * np.abs(moved).mean()
+    for key in ("warped_label", "unregistered_label", "reference_label"):
+        volumes = [
+            full[key].sum((1, 2, 3)).numpy() * np.prod(fixed.spacing),
+            quick[key].sum((1, 2, 3)).numpy() * np.prod(network.spacing),
+        ]
+        np.testing.assert_allclose(volumes[0], volumes[1], rtol=0.1, atol=1)
+
+
+def test_on_one_grid_both_ways_are_equal() -> None:
+    # Stored left-posterior-superior; the network sees the same voxels in the other order.
+    shape = (16, 15, 14)
+    grid = make_grid(shape, (2, 1, 1.5), flips=(-1, -1, 1), center=(3, 4, 5))
+    item: dict[str, Any] = {"case": "A"}
+    for seed, side in enumerate(("fixed", "moving")):
+        image = torch.from_numpy(smooth_noise(shape, 1, seed))[None]
+        item[f"{side}_image"] = MetaTensor(image, affine=torch.from_numpy(grid.affine))
+    ready = ResamplePaird((2, 1, 1.5), shape, keep_native=True)(AlignPaird()(item))
+    ready["pred"] = torch.from_numpy(smooth_ddf(shape, 2.0))
+    quick, full = WarpOnNetworkGridd()(ready), ApplyFieldd()(ready)
+    inner = (slice(3, -3),) * 3
+    ours = quick["warped_image"][0].numpy()[inner]
+    np.testing.assert_allclose(full["warped_image"][0].flip(0, 1).numpy()[inner], ours, atol=0.01)
+    flipped = full["ddf"].flip(1, 2).numpy() * np.reshape([-1, -1, 1], (3, 1, 1, 1))
+    np.testing.assert_allclose(flipped, ready["pred"].numpy(), atol=1e-4)
+
+
+def test_warped_image_is_simpleitks_with_the_field_of_the_item() -> None:
+    _, full = applied(loaded(), smooth_ddf(NETWORK["size"], 2.5))
+    lps = full["field"].displacement.double().numpy().transpose(1, 2, 3, 0) * (-1, -1, 1)
+    moving = to_sitk(loaded()["moving_image"][0].numpy(), MOVING.affine)
+    frame = to_sitk(np.zeros(FIXED.shape, np.float32), FIXED.affine)
+    transform = sitk.DisplacementFieldTransform(to_sitk(lps, FIXED.affine))
+    theirs = from_sitk(sitk.Resample(moving, frame, transform, sitk.sitkLinear, 0.0))
+    voxels = MOVING.to_voxels(full["field"].points().numpy().transpose(1, 2, 3, 0))
+    inner = ((voxels >= 1) & (voxels <= np.array(MOVING.shape) - 2)).all(-1)
+    assert inner.mean() > 0.5
+    assert np.abs(full["warped_image"][0].numpy() - theirs)[inner].max() < 0.05
+
+
+def test_without_labels_there_are_none() -> None:
+    item = {key: value for key, value in loaded().items() if "label" not in key}
+    for result in applied(item, smooth_ddf(NETWORK["size"], 1)):
+        assert not [key for key in result if "label" in str(key)]
+
+
+@pytest.mark.parametrize("values", [None, [4, 300, 2]])
+def test_what_a_server_shows_is_one_label_map(values: list[int] | None) -> None:
+    masks = np.stack([ball((9, 9, 9), (4, 4, 4), 3), ball((9, 9, 9), (4, 4, 5), 1), ball((9, 9, 9), (1, 1, 1), 1)])
+    affine = torch.from_numpy(make_affine((9, 9, 9), (1, 2, 3)))
+    item = {"warped_image": MetaTensor(torch.rand(1, 9, 9, 9), affine=affine), "pred": None}
+    assert LabelAsPredictiond()(item)["pred"] is item["warped_image"]
+    item["warped_label"] = MetaTensor(torch.from_numpy(masks) * 0.8, affine=affine)
+    if values:
+        item["moving_label_values"] = values
+    shown = LabelAsPredictiond()(item)["pred"]
+    assert shown.dtype == torch.int32
+    np.testing.assert_array_equal(shown.affine, affine)
+    expected = np.zeros((9, 9, 9), int)
+    for mask, value in zip(masks, values or (1, 2, 3), strict=True):
+        expected[mask > 0] = value
+    np.testing.assert_array_equal(shown[0].numpy(), expected)
