@@ -111,8 +111,9 @@ def main(arguments: list[str] | None = None) -> None:
     peak = PeakMemory(device, options.threads)
     rows = []
     for name in options.only:
-        print(f"measuring: {CONTESTS[name].title} …", flush=True)
+        print(f"measuring: {CONTESTS[name].title} … ", end="", flush=True)
         rows.append(measure(name, size, device, seconds, peak))
+        print(", ".join(rows[-1].cells[1:4]), flush=True)
     print("\n" + table(rows))
     if options.save:
         path = RESULTS / f"{device.type}.md"

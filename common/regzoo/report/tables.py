@@ -98,7 +98,7 @@ class CaseTable:
 class LabelTable:
     """Ignite handler that writes ``labels.csv``: a row per case and label, before and after registration.
 
-    Reads ``reference_label``, ``warped_label`` and, where there, ``unregistered_label``, (C, X, Y, Z) on the fixed grid,
+    Reads ``reference_label``, ``warped_label`` and, if there, ``unregistered_label``, (C, X, Y, Z) on the fixed grid,
     and ``label_names`` of each case. A label that is empty in the fixed or in both moving labels has no row.
 
     Columns: case, label (channel), name, distance of the centroids in mm and DSC before and after, and the volumes in
