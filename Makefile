@@ -10,7 +10,7 @@ RUN := cd bundles/$(BUNDLE) && $(BIN)/python -m monai.bundle run
 export OMP_WAIT_POLICY := passive
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint bench weights clean
+.PHONY: help demo test lint bench weights clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -26,10 +26,7 @@ demo: $(STAMP) ## train on phantoms, register held-out pairs, show the improveme
 	@echo "Tables and pictures: bundles/$(BUNDLE)/output/demo/evaluation (summary.png, cases.csv, case*.png)"
 
 test: $(STAMP) ## run the tests
-	$(BIN)/python -m pytest -m "not slow" -n 2
-
-test-slow: $(STAMP) ## run the tests that take minutes
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n 2
 
 lint: $(STAMP) ## check style and types
 	$(BIN)/ruff check .

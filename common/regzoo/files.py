@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,11 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
         reason = (error.strerror or str(error)).lower()
         raise bad_file(folder, f"cannot write here ({reason})", "name a folder you may write to") from error
     return folder
+
+
+def file_name(case: str) -> str:
+    """A case's name made fit for a file name."""
+    return re.sub(r"[^\w.+-]+", "_", case).strip("._") or "case"
 
 
 @contextmanager

@@ -100,3 +100,12 @@ def gaussian_filter(volume: torch.Tensor, sigma: Sequence[float], border: Border
         for size, s in zip(volume.shape[2:], sigma, strict=True)
     ]
     return separable_filter(volume, matrices)
+
+
+def voxel_sigmas(sigmas: Sequence[float], spacing: Sequence[float]) -> list[tuple[float, ...]]:
+    """Standard deviations in mm → one per axis in voxels, for each scale."""
+    if len(spacing) != 3 or min(spacing) <= 0:
+        raise ValueError(f"spacing must be three positive numbers in mm, got {list(spacing)}")
+    if not sigmas or min(sigmas) < 0:
+        raise ValueError(f"sigmas must be non-negative numbers in mm, got {list(sigmas)}")
+    return [tuple(float(sigma) / float(size) for size in spacing) for sigma in sigmas]

@@ -96,7 +96,7 @@ def test_a_list_with_a_bad_case_registers_the_others(prostate_phantoms: Path, tm
     records = [{"fixed_image": pair["fixed"], "moving_image": pair["moving"]} for pair in pairs]
     datalist = tmp_path / "pairs.json"
     datalist.write_text(json.dumps(records), encoding="utf-8")
-    done = bundle_run("--datalist", str(datalist), "--output_dir", str(tmp_path / "out"), "--pictures", "False")
+    done = bundle_run("--dataset_dir", str(datalist), "--output_dir", str(tmp_path / "out"), "--pictures", "False")
     assert done.returncode != 0
     assert done.stderr.strip().splitlines()[-1].startswith("error: ") and str(bad) in done.stderr
     assert "Traceback" not in done.stderr

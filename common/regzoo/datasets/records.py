@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from regzoo.errors import RegZooError, bad_file
+from regzoo.files import file_name
 
 Record = dict[str, Any]
 
@@ -141,12 +142,13 @@ def check_records(records: Sequence[Record]) -> None:
     """Make sure that the records can be used together.
 
     Raises:
-        RegZooError: a file is missing, a pair is listed twice, a record names one file as both images, or records of
-            different patients share a file, so that folds by patient would leak.
+        RegZooError: a file is missing, a pair is listed twice, two pairs have one name, a record names one file as both
+            images, or records of different patients share a file, so that folds by patient would leak.
     """
     if not records:
         raise RegZooError("the list of pairs is empty; name a data set with at least one pair")
     pairs: set[tuple[str, ...]] = set()
+    cases: set[str] = set()
     owners: dict[str, Any] = {}
     for record in records:
         real = {key: tuple(os.path.realpath(file) for file in record_files(record, [key])) for key in PATH_KEYS}
@@ -160,6 +162,13 @@ def check_records(records: Sequence[Record]) -> None:
             problem = f"is listed twice with the moving image {record['moving_image']}"
             raise bad_file(record["fixed_image"], problem, "keep one of the two entries")
         pairs.add(fixed + moving)
+        case = file_name(record.get("case") or case_name(record["fixed_image"]))
+        if case in cases:
+            problem = (
+                f"is the fixed image of another pair called {case!r}, and their results would overwrite each other"
+            )
+            raise bad_file(record["fixed_image"], problem, "give each pair a name of its own as case")
+        cases.add(case)
         _check_owner(record, [file for files in real.values() for file in files], owners)
 
 

@@ -86,6 +86,10 @@ class _Roughness(nn.Module):
         self.margin = margin
         self.spacing = None if spacing is None else [float(s) for s in spacing]
 
+    def extra_repr(self) -> str:
+        """Shown in the repr, which is how a checkpoint tells one loss from another."""
+        return f"margin={self.margin}, spacing={self.spacing}"
+
     def forward(self, ddf: torch.Tensor) -> torch.Tensor:
         """DDF (B, 3, X, Y, Z), voxels → scalar."""
         if min(ddf.shape[2:]) <= 2 * self.margin:

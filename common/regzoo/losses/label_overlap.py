@@ -7,19 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from regzoo.filters import gaussian_filter, gaussian_gram, gaussian_mass, matrix_for, separable_filter
+from regzoo.filters import gaussian_filter, gaussian_gram, gaussian_mass, matrix_for, separable_filter, voxel_sigmas
 
 #: Scales of Hu et al. 2018, mm; 0 is the unfiltered label.
 PAPER_SIGMAS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
-
-
-def voxel_sigmas(sigmas: Sequence[float], spacing: Sequence[float]) -> list[tuple[float, ...]]:
-    """Standard deviations in mm → one per axis in voxels, for each scale."""
-    if len(spacing) != 3 or min(spacing) <= 0:
-        raise ValueError(f"spacing must be three positive numbers in mm, got {list(spacing)}")
-    if not sigmas or min(sigmas) < 0:
-        raise ValueError(f"sigmas must be non-negative numbers in mm, got {list(sigmas)}")
-    return [tuple(float(sigma) / float(size) for size in spacing) for sigma in sigmas]
 
 
 class MultiScaleDice(nn.Module):
@@ -50,6 +41,10 @@ class MultiScaleDice(nn.Module):
         self.sigmas = voxel_sigmas(sigmas, spacing)
         self.squared_denominator = squared_denominator
         self.eps = eps
+
+    def extra_repr(self) -> str:
+        """Shown in the repr, which is how a checkpoint tells one loss from another."""
+        return f"sigmas={self.sigmas} voxels, squared_denominator={self.squared_denominator}, eps={self.eps}"
 
     def forward(self, warped: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
         """Loss of warped moving labels against fixed labels.
@@ -126,6 +121,10 @@ class MultiScaleCrossEntropy(nn.Module):
         super().__init__()
         self.sigmas = voxel_sigmas(sigmas, spacing)
         self.eps = eps
+
+    def extra_repr(self) -> str:
+        """Shown in the repr, which is how a checkpoint tells one loss from another."""
+        return f"sigmas={self.sigmas} voxels, eps={self.eps}"
 
     def forward(self, warped: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
         """Loss of warped moving labels against fixed labels, both (B, C, X, Y, Z) in [0, 1] → scalar."""

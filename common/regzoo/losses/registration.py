@@ -64,6 +64,10 @@ class RegistrationLoss(nn.Module):
         self.weights = {name: float((weights or {}).get(name, 1.0)) for name in terms}
         self.last: dict[str, torch.Tensor] = {}
 
+    def extra_repr(self) -> str:
+        """Shown in the repr, which is how a checkpoint tells one loss from another."""
+        return f"weights={self.weights}"
+
     def forward(self, prediction: torch.Tensor, targets: Mapping[str, torch.Tensor]) -> torch.Tensor:
         total = torch.zeros((), device=prediction.device)
         for name, term in self.terms.items():

@@ -74,6 +74,17 @@ class UpBlock(nn.Module):
         return F.relu(up + skip + self.residual(up))
 
 
+class Float32Conv3d(nn.Conv3d):
+    """A convolution that stays in float32 under autocast: half precision would round displacements."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, inputs, X, Y, Z) → (B, outputs, X, Y, Z) float32."""
+        if torch.jit.is_scripting():
+            return self._conv_forward(x.float(), self.weight, self.bias)
+        with torch.autocast(x.device.type, enabled=False):
+            return self._conv_forward(x.float(), self.weight, self.bias)
+
+
 def resize(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """Trilinear resize of (B, C, …) to the spatial size of another tensor, keeping the field of view."""
     return F.interpolate(x, size=like.shape[2:], mode="trilinear", align_corners=False)

@@ -37,7 +37,8 @@ class GlobalNet(nn.Module):
     def affine(self, image: torch.Tensor) -> torch.Tensor:
         """The change from identity (B, 3, 4) in coordinates that run from -1 to 1 along each axis, array order."""
         bottom, _ = self.encoder(image.contiguous(memory_format=torch.channels_last_3d))
-        return self.theta(F.adaptive_avg_pool3d(bottom, 4).flatten(1)).float().view(-1, 3, 4)
+        with torch.autocast(image.device.type, enabled=False):
+            return self.theta(F.adaptive_avg_pool3d(bottom.float(), 4).flatten(1)).view(-1, 3, 4)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """(B, in_channels, X, Y, Z) → DDF (B, 3, X, Y, Z) float32, voxels."""

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from regzoo.networks.blocks import Encoder, UpBlock, initialise
+from regzoo.networks.blocks import Encoder, Float32Conv3d, UpBlock, initialise
 
 
 class LocalNet(nn.Module):
@@ -52,7 +52,7 @@ class LocalNet(nn.Module):
             for level in reversed(range(self.lowest, depth))
         )
         self.heads = nn.ModuleList(
-            nn.Conv3d(widths[level], out_channels, 3, padding=1) if level in levels else nn.Identity()
+            Float32Conv3d(widths[level], out_channels, 3, padding=1) if level in levels else nn.Identity()
             for level in reversed(range(self.lowest, depth + 1))
         )
         self.active = [level in levels for level in reversed(range(self.lowest, depth + 1))]
@@ -73,8 +73,7 @@ class LocalNet(nn.Module):
         outputs: list[torch.Tensor] = []
         for index, head in enumerate(self.heads):
             if self.active[index]:
-                # The sum is taken in float32: under autocast half precision would round displacements.
-                level = head(features[index]).float()
+                level = head(features[index])
                 if index < len(self.heads) - 1 or self.lowest > 0:
                     level = F.interpolate(level, size=size, mode="trilinear", align_corners=False)
                 outputs.append(level)

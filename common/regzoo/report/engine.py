@@ -25,7 +25,7 @@ def cases_of(engine: Engine) -> list[dict[str, Any]]:
     return [{**given, **made} for given, made in zip(batch, output, strict=True)]
 
 
-def case_name(item: Mapping[str, Any]) -> str:
+def name_of_case(item: Mapping[str, Any]) -> str:
     """The name of a case: its record's ``case``."""
     if "case" not in item:
         raise KeyError("the evaluator's batch has no 'case': keep this item of the record through the transforms")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -12,7 +11,8 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 
-from regzoo.report.engine import case_name, cases_of
+from regzoo.files import file_name
+from regzoo.report.engine import cases_of, name_of_case
 from regzoo.report.picture import Picture
 from regzoo.spatial import plain
 
@@ -80,7 +80,7 @@ class FigureWriter:
         for item in cases_of(engine):
             if self.limit is not None and self._drawn >= self.limit:
                 return
-            case_figure(self.output_dir / f"{file_name(case_name(item))}.png", item)
+            case_figure(self.output_dir / f"{file_name(name_of_case(item))}.png", item)
             self._drawn += 1
 
 
@@ -109,11 +109,6 @@ def case_figure(path: str | PathLike[str], item: Mapping[str, Any]) -> None:
         array("warped_label"),
         array("ddf"),
         spacing=(1, 1, 1) if affine is None else np.linalg.norm(affine[:3, :3], axis=0).tolist(),
-        title=case_name(item) if "case" in item else "",
+        title=name_of_case(item) if "case" in item else "",
         affine=affine,
     )
-
-
-def file_name(case: str) -> str:
-    """A case's name made fit for a file name."""
-    return re.sub(r"[^\w.+-]+", "_", case).strip("._") or "case"

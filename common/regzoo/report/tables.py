@@ -19,7 +19,7 @@ from ignite.engine import Engine, Events
 from regzoo.files import make_folder, write_text
 from regzoo.metrics.base import affine_of
 from regzoo.metrics.labels import centroid_distances, dice
-from regzoo.report.engine import case_name, cases_of, gather_strings, is_writer
+from regzoo.report.engine import cases_of, gather_strings, is_writer, name_of_case
 from regzoo.report.statistics import percentile_summary
 from regzoo.spatial import plain
 
@@ -74,7 +74,7 @@ class CaseTable:
         self._cases = []
 
     def _collect(self, engine: Engine) -> None:
-        self._cases += [case_name(item) for item in cases_of(engine)]
+        self._cases += [name_of_case(item) for item in cases_of(engine)]
 
     def _finish(self, engine: Engine) -> None:
         cases = gather_strings(self._cases)
@@ -149,7 +149,7 @@ class LabelTable:
 
 def label_rows(item: Mapping[str, Any]) -> dict[str, Any]:
     """The rows of `LabelTable` for one case: ``case`` and ``rows``."""
-    case, fixed, warped = case_name(item), item["reference_label"], item["warped_label"]
+    case, fixed, warped = name_of_case(item), item["reference_label"], item["warped_label"]
     before = item.get("unregistered_label")
     names = list(item.get("label_names") or [])
     voxel = float(affine_of(fixed)[:3, :3].det().abs()) / 1000  # ml

@@ -7,6 +7,7 @@ In memory a field is in RAS mm, as NIfTI affines are. In a file it follows ITK's
 
 from __future__ import annotations
 
+import logging
 from os import PathLike
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from regzoo.files import write_nifti
 from regzoo.spatial.grid import RAS_LPS, Grid
 from regzoo.spatial.volumes import read_image
 from regzoo.spatial.warp import Mode, Padding, apply_matrix, jacobian_determinant, sample, voxel_coordinates
+
+logger = logging.getLogger(__name__)
 
 VECTOR_INTENT = 1007  # NIFTI_INTENT_VECTOR
 
@@ -80,6 +83,9 @@ class DisplacementField:
             raise bad_file(path, "cannot be read: truncated, damaged or not NIfTI", "write it again") from error
         if array.ndim != 5 or array.shape[3:] != (1, 3):
             raise bad_file(path, f"has shape {array.shape}", "give a vector field of shape (X, Y, Z, 1, 3) in LPS mm")
+        if int(image.header["intent_code"]) != VECTOR_INTENT:
+            problem = f"has NIfTI intent {int(image.header['intent_code'])}, so the frame of its vectors is not known"
+            raise bad_file(path, problem, f"write it as ITK does, in LPS mm with intent {VECTOR_INTENT}")
         lps = torch.from_numpy(np.ascontiguousarray(array[:, :, :, 0].transpose(3, 0, 1, 2)))
         return cls(lps * torch.tensor(RAS_LPS.diagonal()[:3]).view(3, 1, 1, 1), Grid(array.shape[:3], image.affine))
 
@@ -149,16 +155,20 @@ class DisplacementField:
         back = torch.linalg.inv(affine)
         wanted = _world_coordinates(target, device)[None]
         points = apply_matrix(back, wanted)
+        change = 0.0
         for iteration in range(iterations):
             remaining = sample(residual[None], apply_matrix(to_voxels, points).float(), padding="border")
             update = apply_matrix(back, wanted - remaining) - points
             # Full steps alone swing for ever where the field stretches space to more than twice its size.
             points = points + update * (0.5 if iteration % 2 else 1.0)
-            if float(update.abs().max()) < tolerance:
+            change = float(update.abs().max())
+            if change < tolerance:
                 break
+        else:
+            logger.warning("the inverse has not converged (last change %.3g mm): the field may fold", change)
         return self.from_points(points[0], target)
 
-    def jacobian_determinant(self) -> MetaTensor:
+    def jacobian(self) -> MetaTensor:
         """Determinant of the Jacobian of x → x + u(x) with respect to the world, (1, X, Y, Z); ≤ 0 is a fold."""
         to_voxels = torch.as_tensor(np.linalg.inv(self.grid.affine[:3, :3])).to(self.displacement)
         voxels = torch.einsum("ij,jxyz->ixyz", to_voxels, self.displacement)

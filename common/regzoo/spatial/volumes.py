@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from nibabel.filebasedimages import ImageFileError
 
 from regzoo.errors import bad_file
 from regzoo.spatial.grid import Grid
+
+logger = logging.getLogger(__name__)
 
 #: A label map with more values than this is taken for an image given by mistake.
 MAX_LABEL_VALUES = 256
@@ -31,6 +34,9 @@ def _read(path: str | Path) -> MetaTensor:
         volume = LoadImage(image_only=True, dtype=np.float32, ensure_channel_first=False)(str(path))
     except (OSError, EOFError, ValueError, TypeError, RuntimeError, zlib.error, ImageFileError) as error:
         raise bad_file(path, "cannot be read: truncated, damaged or not an image", "copy or export it again") from error
+    if volume.meta.get("sform_code") == 0 and volume.meta.get("qform_code") == 0:
+        # nibabel and ITK place such a file differently, so fields would not fit in other software.
+        logger.warning("%s: its header gives no orientation (sform and qform codes 0); write one of them", path)
     volume = MetaTensor(torch.as_tensor(np.asarray(volume)), affine=volume.affine)
     while volume.ndim > 3 and volume.shape[-1] == 1:
         volume = volume[..., 0]
@@ -115,17 +121,19 @@ def read_label_file(
     _check_spatial(path, volume)
     if volume.ndim > 4:
         raise bad_file(path, f"has {volume.ndim} axes", "give a 3-D label map or a 4-D file with one label per volume")
-    if not bool((volume != 0).any()) and not may_be_empty:
-        raise bad_file(path, "holds no labelled voxel", EMPTY_MEND)
     is_map = volume.ndim == 3
     if is_map and float(volume.min()) >= 0 and float(volume.max()) <= 1:
-        values = (volume.as_tensor() > 0.5).float()[None]
+        values = (volume.as_tensor() >= 0.5).float()[None]
     elif is_map:
         values = volume.as_tensor()[None]
         if not torch.equal(values, values.round()) or len(label_values(values)) > MAX_LABEL_VALUES:
             raise bad_file(path, "holds intensities, not labels", "give a mask or a map of whole numbers")
     else:
-        values = (volume.as_tensor().movedim(-1, 0) > 0.5).float()
+        values = (volume.as_tensor().movedim(-1, 0) >= 0.5).float()
+    if float(values.min()) < 0:
+        raise bad_file(path, "holds negative values", "give a mask or a map of whole numbers from 0")
+    if not bool(values.any()) and not may_be_empty:
+        raise bad_file(path, "holds no labelled voxel", EMPTY_MEND)
     label = MetaTensor(values, affine=volume.affine)
     if image is not None:
         check_on_grid(path, label, image)

@@ -13,6 +13,24 @@ from monai.transforms import MapTransform
 from regzoo.spatial import DisplacementField, Grid, plain, warp
 
 
+def label_masks(labels: torch.Tensor, exclusive: bool) -> torch.Tensor:
+    """Masks of labels that were interpolated linearly.
+
+    Args:
+        labels: (C, X, Y, Z), values in [0, 1].
+        exclusive: the channels are the values of one map: every voxel goes to the largest of them and the background.
+            Otherwise each is a mask of its own, cut at 0.5.
+
+    Returns:
+        (C, X, Y, Z) uint8.
+    """
+    if not exclusive:
+        return (labels >= 0.5).to(torch.uint8)
+    largest, channel = labels.max(dim=0)
+    winner = torch.where(largest >= 1 - labels.sum(dim=0), channel, len(labels))
+    return (winner == torch.arange(len(labels), device=labels.device).view(-1, 1, 1, 1)).to(torch.uint8)
+
+
 class WarpOnNetworkGridd(MapTransform):
     """Warp what lies on the network grid with the prediction: quick, for validation during training.
 
@@ -97,7 +115,9 @@ class LabelAsPredictiond(MapTransform):
         item["pred"] = item["warped_image"]
         if "warped_label" in item:
             label = item["warped_label"]
-            values = item.get("moving_label_values") or range(1, len(label) + 1)
-            shown = (plain(label) > 0.5) * torch.tensor(list(values), device=label.device).view(-1, 1, 1, 1)
+            values = item.get("moving_label_values")
+            masks = label_masks(plain(label), values is not None)
+            numbers = torch.tensor(list(values or range(1, len(label) + 1)), device=label.device)
+            shown = masks * numbers.view(-1, 1, 1, 1)
             item["pred"] = MetaTensor(shown.amax(dim=0, keepdim=True).to(torch.int32), affine=label.affine)
         return item

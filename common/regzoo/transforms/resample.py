@@ -9,26 +9,31 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
+from regzoo.datasets.records import LABEL_KEYS
 from regzoo.errors import RegZooError
-from regzoo.filters import gaussian_filter
-from regzoo.losses.label_overlap import voxel_sigmas
+from regzoo.filters import gaussian_filter, voxel_sigmas
 from regzoo.spatial import Grid, plain, resample
+from regzoo.transforms.load import overlap
 
-LABELS = ("fixed_label", "moving_label")
+#: A label of less than this many voxels of the network grid counts as absent: it lies outside, all but a trace.
+MIN_VOXELS = 0.1
 
 
 class ResamplePaird(MapTransform):
     """Resample a pair and its labels onto the network grid, through the affines, one interpolation each.
 
     The network grid has the fixed image's centre and obliquity, axes in the order and direction nearest to R, A, S, and
-    the given voxel and matrix size. Images are blurred before they are sampled more coarsely; labels are interpolated
-    linearly, so that partial volumes count.
+    the given voxel and matrix size. Images and labels are blurred before they are sampled more coarsely; labels stay
+    soft, so that small landmarks keep their mass and their centroid.
 
     Args:
         spacing: voxel size of the network grid, mm.
         size: matrix size of the network grid.
         keep_native: keep what was loaded as ``fixed_native``, ``moving_native``, ``…_label_native`` for full-resolution
             outputs.
+
+    Raises:
+        RegZooError: the moving image lies outside the network grid.
     """
 
     def __init__(self, spacing: Sequence[float], size: Sequence[int], keep_native: bool = False) -> None:
@@ -42,11 +47,16 @@ class ResamplePaird(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         target = Grid.of(item["fixed_image"]).network_grid(self.spacing, self.size)
+        if not overlap(target, Grid.of(item["moving_image"])):
+            raise RegZooError(
+                f"case {item.get('case', '')}: the moving image lies outside the network's field of view; "
+                "align the centres with --align center, or enlarge size and spacing"
+            )
         affine = torch.as_tensor(target.affine)
-        for key in ("fixed_image", "moving_image", *LABELS):
+        for key in ("fixed_image", "moving_image", *LABEL_KEYS):
             if key not in item:
                 continue
-            native, label = item[key], key in LABELS
+            native, label = item[key], key in LABEL_KEYS
             if self.keep_native:
                 item[key.replace("_image", "") + "_native"] = native
             values = resample(
@@ -68,17 +78,17 @@ class MatchLabelsd(MapTransform):
     """
 
     def __init__(self) -> None:
-        super().__init__(LABELS)
+        super().__init__(LABEL_KEYS)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
-        present = torch.stack([plain(item[key]).flatten(1).amax(1) > 0.5 for key in LABELS]).all(dim=0)
+        present = torch.stack([plain(item[key]).flatten(1).sum(1) > MIN_VOXELS for key in LABEL_KEYS]).all(dim=0)
         if not bool(present.any()):
             raise RegZooError(
                 f"case {item.get('case', '')}: no label is present in both images within the network's field of view; "
                 "leave the case out, or enlarge size and spacing"
             )
-        for key in LABELS:
+        for key in LABEL_KEYS:
             item[key] = item[key][present]
         return item
 
@@ -97,12 +107,12 @@ class FilterLabelsd(MapTransform):
     """
 
     def __init__(self, sigmas: Sequence[float], spacing: Sequence[float]) -> None:
-        super().__init__(LABELS)
+        super().__init__(LABEL_KEYS)
         self.sigmas = voxel_sigmas(sigmas, spacing)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
-        for key in LABELS:
+        for key in LABEL_KEYS:
             label = plain(item[key])[None]
             item[key] = torch.stack([gaussian_filter(label, sigma)[0] for sigma in self.sigmas], dim=1)
         return item

@@ -1,8 +1,17 @@
 """The glue between this package and MONAI's engines, and registration from Python."""
 
 from regzoo.workflow.batch import PreparePair
-from regzoo.workflow.checkpoint import TrainingCheckpoint, load_weights, save_weights
-from regzoo.workflow.data import CaseStream, data_folder, limit, output_folder, report_failures, requested_records
+from regzoo.workflow.checkpoint import TrainingCheckpoint, is_lower, load_weights, save_weights
+from regzoo.workflow.data import (
+    CaseStream,
+    case_names,
+    data_folder,
+    evaluation_records,
+    output_folder,
+    report_failures,
+    requested_records,
+    training_records,
+)
 from regzoo.workflow.distributed import distributed, rank_device, start_process_group
 from regzoo.workflow.logs import LossTerms, ValidationImages
 from regzoo.workflow.outputs import RegistrationResult, SaveRegistration
@@ -17,10 +26,12 @@ __all__ = [
     "SaveRegistration",
     "TrainingCheckpoint",
     "ValidationImages",
+    "case_names",
     "data_folder",
     "distributed",
+    "evaluation_records",
     "find_bundle",
-    "limit",
+    "is_lower",
     "load_weights",
     "output_folder",
     "rank_device",
@@ -29,4 +40,5 @@ __all__ = [
     "requested_records",
     "save_weights",
     "start_process_group",
+    "training_records",
 ]

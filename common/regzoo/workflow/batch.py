@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 
+from regzoo.datasets.records import IMAGE_KEYS, LABEL_KEYS
 from regzoo.spatial import plain
 
-IMAGES = ("fixed_image", "moving_image")
-LABELS = ("fixed_label", "moving_label")
 Augmentation = Callable[[Mapping[str, torch.Tensor], torch.Tensor], dict[str, torch.Tensor]]
 
 
@@ -36,9 +35,9 @@ class PreparePair:
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         pair = {
             key: plain(batch[key]).to(device=device, dtype=torch.float32, non_blocking=non_blocking)
-            for key in (*IMAGES, *LABELS)
+            for key in (*IMAGE_KEYS, *LABEL_KEYS)
             if key in batch
         }
         if self.augmentation is not None:
             pair = self.augmentation(pair, batch["seed"])
-        return torch.cat([pair[key] for key in IMAGES], dim=1), pair
+        return torch.cat([pair[key] for key in IMAGE_KEYS], dim=1), pair

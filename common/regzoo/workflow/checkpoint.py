@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -26,8 +28,8 @@ def bare(network: nn.Module) -> nn.Module:
     return getattr(inner, "_orig_mod", inner)
 
 
-def read_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:
-    """Read a file written by `torch.save`, tensors and plain values only.
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a file written by `torch.save` onto the CPU, tensors and plain values only.
 
     Raises:
         RegZooError: missing or damaged file.
@@ -35,7 +37,7 @@ def read_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dic
     if not Path(path).is_file():
         raise bad_file(path, "no such checkpoint", "train first, or name a file with --checkpoint")
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         raise bad_file(path, "cannot be read as a checkpoint", "copy it again, or name another one") from error
     if not isinstance(content, dict):
@@ -43,13 +45,18 @@ def read_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dic
     return content
 
 
-def load_weights(network: nn.Module, path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
+def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
     """Load the weights of a network strictly, from a plain state dict or a training checkpoint, and return it.
 
     Raises:
         RegZooError: missing or damaged file, or weights of another network.
     """
-    content = read_checkpoint(path, device)
+    load_state(network, read_checkpoint(path), path)
+    return network
+
+
+def load_state(network: nn.Module, content: Mapping[str, Any], path: str | Path) -> None:
+    """Load what `read_checkpoint` read from `path` into a network, strictly."""
     state = content.get("network", content)
     try:
         bare(network).load_state_dict(state, strict=True)
@@ -59,7 +66,6 @@ def load_weights(network: nn.Module, path: str | Path, device: str | torch.devic
             f"holds the weights of another network than this {type(bare(network)).__name__}",
             "use the configuration it was trained with (channels, variant overlay), or another file",
         ) from error
-    return network
 
 
 def save_weights(network: nn.Module, path: str | Path) -> None:
@@ -69,22 +75,27 @@ def save_weights(network: nn.Module, path: str | Path) -> None:
         torch.save(state, temporary)
 
 
+def is_lower(current: float, best: float) -> bool:
+    """MONAI ``metric_cmp_fn`` for errors: lower is better, and any number is better than NaN."""
+    return current < best or (math.isnan(best) and not math.isnan(current))
+
+
 class TrainingCheckpoint:
     """Ignite handler of a trainer: resumes it, keeps the last epoch's state and the best weights.
 
     Attach it after the validation and learning-rate handlers. At the end of every epoch it writes ``last.pt`` (network,
-    the other objects, epoch, best metric) and, after a validation with a new best key metric, ``best_file`` (weights
+    the other objects, epoch, best metric) and, after a validation with a new best key metric, ``model.pt`` (weights
     alone). Files are written under another name and renamed, which MONAI's `CheckpointSaver` does not do, so a kill
     leaves the previous file whole. With `TwoStageSampler` a resumed training ends in the same weights on the CPU.
 
     Args:
-        folder: where ``last.pt`` goes.
+        folder: where the files go.
         network: the trained network.
         objects: name → anything else with a state dict, such as the optimiser and the schedule.
-        evaluator: MONAI evaluator whose key metric picks the best weights; without one the latest weights are kept.
-        best_file: where the best weights go; ``<folder>/model.pt`` if None.
+        evaluator: MONAI evaluator whose key metric picks the best weights. Without one, and as long as the metric is
+            NaN, the latest weights are kept.
+        settings: what makes this training what it is, as plain values; a training is not resumed with others.
         resume: continue from ``last.pt`` if there is one.
-        interval: write ``last.pt`` every so many epochs, and after the last one.
     """
 
     def __init__(
@@ -93,22 +104,25 @@ class TrainingCheckpoint:
         network: nn.Module,
         objects: Mapping[str, Any] | None = None,
         evaluator: Engine | None = None,
-        best_file: str | Path | None = None,
+        settings: Mapping[str, Any] | None = None,
         resume: bool = True,
-        interval: int = 1,
     ) -> None:
         self.folder = Path(folder)
         self.network = network
         self.objects = dict(objects or {})
         self.evaluator = evaluator
-        self.best_file = Path(best_file) if best_file else self.folder / "model.pt"
+        # Through JSON, so that a tuple and a list, or 1 and 1.0, do not differ after they were read back.
+        self.settings: dict[str, Any] = json.loads(json.dumps(dict(settings or {})))
         self.resume = resume
-        self.interval = interval
         make_folder(self.folder)
 
     @property
     def last_file(self) -> Path:
         return self.folder / "last.pt"
+
+    @property
+    def best_file(self) -> Path:
+        return self.folder / "model.pt"
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer."""
@@ -116,12 +130,23 @@ class TrainingCheckpoint:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
 
     def restore(self, engine: Engine) -> None:
-        """Load ``last.pt`` into the network, the objects and the engine."""
+        """Load ``last.pt`` into the network, the objects and the engine.
+
+        Raises:
+            RegZooError: the file is damaged, or was written by a training with other settings.
+        """
         if not self.resume or not self.last_file.is_file():
             return
-        device = next(self.network.parameters()).device
-        load_weights(self.network, self.last_file, device)
-        content = read_checkpoint(self.last_file, device)
+        # On the CPU: each object moves its state where it belongs, and Adam's step counts belong on the CPU.
+        content = read_checkpoint(self.last_file)
+        mend = "train with those settings, name another --output_dir, or start anew with --resume False"
+        before = content.get("settings", {})
+        changed = sorted(
+            key for key in before.keys() | self.settings.keys() if before.get(key) != self.settings.get(key)
+        )
+        if changed:
+            raise bad_file(self.last_file, f"was written by a training with another {', '.join(changed)}", mend)
+        load_state(self.network, content, self.last_file)
         try:
             for name, value in self.objects.items():
                 value.load_state_dict(content["objects"][name])
@@ -131,26 +156,20 @@ class TrainingCheckpoint:
                 self.evaluator.state.best_metric = content["best_metric"]
                 self.evaluator.state.best_metric_epoch = content["best_metric_epoch"]
         except (KeyError, ValueError, RuntimeError) as error:
-            raise bad_file(
-                self.last_file,
-                "was written by another training configuration",
-                "train with that configuration, name another --output_dir, or start anew with --resume False",
-            ) from error
+            raise bad_file(self.last_file, "was written by another kind of training", mend) from error
         logger.info("resumed from %s at epoch %d", self.last_file, content["epoch"])
 
     def save(self, engine: Engine) -> None:
         """Write the best weights if this epoch's are, then the state to resume from."""
         if not is_writer():
             return
-        epoch = engine.state.epoch
         if self._is_best(engine):
             save_weights(self.network, self.best_file)
-        if epoch % self.interval and epoch != engine.state.max_epochs:
-            return
         content: dict[str, Any] = {
             "network": bare(self.network).state_dict(),
             "objects": {name: value.state_dict() for name, value in self.objects.items()},
-            "epoch": epoch,
+            "settings": self.settings,
+            "epoch": engine.state.epoch,
             "iteration": engine.state.iteration,
         }
         if self.evaluator is not None:
@@ -162,6 +181,12 @@ class TrainingCheckpoint:
     def _is_best(self, engine: Engine) -> bool:
         if self.evaluator is None:
             return True
-        best = self.evaluator.state.best_metric_epoch
+        state = self.evaluator.state
+        if state.best_metric_epoch > 0 and math.isnan(float(state.best_metric)):
+            logger.warning(
+                "the key metric cannot be measured on these data; %s keeps the latest weights", self.best_file
+            )
+            return True
         # A training too short for its first validation still leaves weights.
-        return best == engine.state.epoch or (best < 0 and engine.state.epoch == engine.state.max_epochs)
+        short = state.best_metric_epoch < 0 and engine.state.epoch == engine.state.max_epochs
+        return short or state.best_metric_epoch == engine.state.epoch

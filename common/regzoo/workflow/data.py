@@ -9,7 +9,7 @@ from typing import Any
 
 from torch.utils.data import IterableDataset
 
-from regzoo.datasets import check_records, embedded_phantoms, load_records, read_datalist
+from regzoo.datasets import Record, check_records, embedded_phantoms, load_records, split_fold
 from regzoo.errors import RegZooError, user_error
 from regzoo.files import make_folder
 
@@ -17,7 +17,9 @@ logger = logging.getLogger(__name__)
 
 
 def data_folder(dataset_dir: str | Path | None, bundle_root: str | Path, **phantoms: Any) -> str:
-    """The data set the user named, or, without one, phantoms written into the bundle's ``data/phantoms``.
+    """The data set the user named, or, without one, phantoms written into the bundle's ``data/``.
+
+    Each set of parameters has its own folder, so that the demo and the training do not get in each other's way.
 
     Args:
         dataset_dir: folder or datalist of a data set; empty for phantoms.
@@ -26,40 +28,75 @@ def data_folder(dataset_dir: str | Path | None, bundle_root: str | Path, **phant
     """
     if dataset_dir:
         return str(dataset_dir)
-    return str(embedded_phantoms(Path(bundle_root) / "data" / "phantoms", **phantoms))
+    name = "_".join(["phantoms", *(f"{key}{value}" for key, value in sorted(phantoms.items()))])
+    return str(embedded_phantoms(Path(bundle_root) / "data" / name, **phantoms))
 
 
-def limit(records: Sequence[Any], count: int | None) -> list[Any]:
-    """The first `count` records; all of them for None or 0."""
-    return list(records[:count] if count else records)
+def training_records(folder: str | Path, direction: str = "mr_to_us", count: int | None = None) -> list[Record]:
+    """The records of a data set's training split, the first `count` of them if that is not 0 or None."""
+    return load_records(folder, "train", direction)[: count or None]
+
+
+def evaluation_records(
+    folder: str | Path,
+    split: str,
+    direction: str = "mr_to_us",
+    count: int | None = None,
+    fold: int = 0,
+    folds: int = 2,
+    seed: int = 0,
+) -> list[Record]:
+    """The records to evaluate on.
+
+    Args:
+        folder: the data set.
+        split: ``val`` or ``test`` as the data set has them, or ``fold`` for the fold that training held out.
+        direction: moving to fixed, see `regzoo.datasets.load_records`.
+        count: take the first few records of the data set only; all for 0 or None.
+        fold, folds, seed: which fold that was, see `regzoo.datasets.split_fold`.
+    """
+    if split == "fold":
+        return split_fold(training_records(folder, direction, count), fold, folds, seed)[1]
+    return load_records(folder, split, direction)[: count or None]
+
+
+def case_names(records: Sequence[Record]) -> list[str]:
+    """The names of the cases, in order."""
+    return [str(record["case"]) for record in records]
 
 
 def requested_records(
     fixed_image: str | None = None,
     moving_image: str | None = None,
-    moving_label: str | None = None,
-    datalist: str | None = None,
+    moving_label: str | Sequence[str] | None = None,
     dataset_dir: str | None = None,
-    split: str = "val",
-) -> list[dict[str, Any]]:
-    """The cases an inference was asked for: one pair of files, a datalist, or the split of a data set.
+    split: str | None = None,
+    direction: str = "mr_to_us",
+) -> list[Record]:
+    """The cases an inference was asked for: one pair of files, or a data set or datalist.
+
+    Args:
+        fixed_image, moving_image, moving_label: one pair.
+        dataset_dir: a folder in a known layout, or a datalist file.
+        split: which pairs of it, see `regzoo.datasets.load_records`; all if empty.
+        direction: moving to fixed, where the layout does not say it.
 
     Raises:
         RegZooError: nothing or too much was named, or a file is missing.
     """
-    if datalist:
-        return read_datalist(datalist)
-    if fixed_image and moving_image:
-        record: dict[str, Any] = {"fixed_image": str(fixed_image), "moving_image": str(moving_image)}
-        record |= {"moving_label": moving_label} if moving_label else {}
-        check_records([record])
-        return [record]
-    if fixed_image or moving_image:
-        missing = "--moving_image" if fixed_image else "--fixed_image"
-        raise RegZooError(f"a pair needs two images; name the other one with {missing}")
+    pair = {"fixed_image": fixed_image, "moving_image": moving_image, "moving_label": moving_label}
+    named = {key: value for key, value in pair.items() if value}
+    if dataset_dir and named:
+        raise RegZooError(f"--dataset_dir and --{next(iter(named))} were both named; keep one of them")
     if dataset_dir:
-        return load_records(dataset_dir, split)
-    raise RegZooError("no images to register; name --fixed_image and --moving_image, a --datalist or a --dataset_dir")
+        return load_records(dataset_dir, split or None, direction)
+    for key in ("fixed_image", "moving_image"):
+        if key not in named:
+            raise RegZooError(
+                f"no {key.replace('_', ' ')} to register; name it with --{key}, or a set with --dataset_dir"
+            )
+    check_records([named])
+    return [named]
 
 
 def as_request(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,13 +14,15 @@ import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 
-from regzoo.files import make_folder, write_json, write_nifti
+from regzoo.files import file_name, make_folder, write_json, write_nifti
 from regzoo.metrics import centroids, deformation_statistics
 from regzoo.report.engine import cases_of
-from regzoo.report.figures import case_figure, file_name
-from regzoo.spatial import DisplacementField, Grid
+from regzoo.report.figures import case_figure
+from regzoo.spatial import DisplacementField, Grid, plain
+from regzoo.transforms import label_masks
 
 WHO = ("reference", "unregistered", "warped")
+OUTPUTS = {"warped_image.nii.gz", "warped_label.nii.gz", "field.nii.gz", "statistics.json", "quality.png"}
 
 
 @dataclasses.dataclass
@@ -51,7 +53,9 @@ class RegistrationResult:
     def of(cls, item: Mapping[str, Any]) -> RegistrationResult:
         """From what `regzoo.transforms.ApplyFieldd` leaves in a dict."""
         label = item.get("warped_label")
-        mask = None if label is None else MetaTensor((label.as_tensor() > 0.5).to(torch.uint8), affine=label.affine)
+        mask = None
+        if label is not None:
+            mask = MetaTensor(label_masks(plain(label), "moving_label_values" in item), affine=label.affine)
         keys = ("case", "ddf", *(f"{who}_image" for who in WHO), *(f"{who}_label" for who in WHO))
         return cls(
             case=str(item.get("case", "case")),
@@ -75,29 +79,38 @@ class RegistrationResult:
         return MetaTensor((masks * values).amax(dim=0), affine=affine)
 
     def save(self, folder: str | PathLike[str], picture: bool = True) -> Path:
-        """Write the result into a folder, all of it or nothing.
+        """Write the result into a folder; nothing of it if something fails, and nothing of an earlier result remains.
 
         ``warped_image.nii.gz`` float32; ``warped_label.nii.gz`` in the form of the moving label; ``field.nii.gz``, the
         transformation for ITK, ANTs and 3D Slicer (LPS mm); ``statistics.json``; ``quality.png``.
         """
         target = Path(folder)
-        with tempfile.TemporaryDirectory(dir=make_folder(target.parent), prefix=".partial-") as name:
-            part = Path(name)
-            affine = self.field.grid.affine
-            write_nifti(part / "warped_image.nii.gz", self.warped_image.as_tensor()[0].cpu().numpy(), affine)
-            labels = self.label_map()
-            if labels is not None:
-                array = labels.as_tensor().numpy()
-                small = array.dtype == np.uint8 or array.max(initial=0) < 256
-                write_nifti(part / "warped_label.nii.gz", array.astype(np.uint8 if small else np.int32), affine)
-            self.field.save(part / "field.nii.gz")
-            write_json(part / "statistics.json", self.statistics)
-            if picture:
-                self.draw(part / "quality.png")
-            make_folder(target)
-            for file in part.iterdir():
-                file.replace(target / file.name)
+        new = not target.exists()
+        try:
+            with tempfile.TemporaryDirectory(dir=make_folder(target), prefix=".partial-") as name:
+                part = Path(name)
+                self._write(part, picture)
+                written = [file.replace(target / file.name) for file in part.iterdir()]
+            for stale in OUTPUTS - {file.name for file in written}:
+                (target / stale).unlink(missing_ok=True)
+        except BaseException:
+            if new and target.exists() and not any(target.iterdir()):
+                target.rmdir()
+            raise
         return target
+
+    def _write(self, folder: Path, picture: bool) -> None:
+        affine = self.field.grid.affine
+        write_nifti(folder / "warped_image.nii.gz", plain(self.warped_image)[0].cpu().numpy(), affine)
+        labels = self.label_map()
+        if labels is not None:
+            array = plain(labels).numpy()
+            small = array.max(initial=0) < 256
+            write_nifti(folder / "warped_label.nii.gz", array.astype(np.uint8 if small else np.int32), affine)
+        self.field.save(folder / "field.nii.gz")
+        write_json(folder / "statistics.json", self.statistics)
+        if picture:
+            self.draw(folder / "quality.png")
 
     def draw(self, path: str | Path) -> None:
         """Write the quality-control picture, see `regzoo.report.registration_figure`."""

@@ -61,11 +61,14 @@ class Registrar:
         parser["bundle_root"] = str(root)
         for key, value in overrides.items():
             parser[key] = value
-        self.device = torch.device(parser.get_parsed_content("device"))
-        self.preprocessing = parser.get_parsed_content("preprocessing")
-        self.network = parser.get_parsed_content("network").eval()
-        self.inferer = parser.get_parsed_content("inferer")
-        self.postprocessing = parser.get_parsed_content("postprocessing")
+        try:
+            self.device = torch.device(parser.get_parsed_content("device"))
+            self.preprocessing = parser.get_parsed_content("preprocessing")
+            self.network = parser.get_parsed_content("network").eval()
+            self.inferer = parser.get_parsed_content("inferer")
+            self.postprocessing = parser.get_parsed_content("postprocessing")
+        except RuntimeError as error:  # MONAI wraps what goes wrong in a configuration
+            raise user_error(error) or error from None
 
     def register(
         self,
