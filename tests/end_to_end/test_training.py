@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
+from regzoo.losses import GradientNorm, MultiScaleCrossEntropy
+from regzoo.networks import CompositeNet, GlobalNet, LocalNet
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 BUNDLE = Path(__file__).resolve().parents[2] / "bundles" / "prostate_mr_trus_weak_ddf"
@@ -115,6 +117,32 @@ def test_command_line_trains_and_evaluates(prostate_phantoms: Path, tmp_path: Pa
     assert {"cases.csv", "labels.csv", "summary.csv", "summary.png"} <= names
 
 
+def settled(variant: str) -> ConfigParser:
+    """A variant's configuration as a user gets it."""
+    parser = ConfigParser()
+    parser.read_config([str(CONFIGS / "train.json"), str(CONFIGS / "variants" / f"{variant}.json")])
+    return parser
+
+
+def test_variants_are_what_the_paper_calls_them() -> None:
+    networks = {name: settled(name).get_parsed_content("network_def") for name in VARIANTS if name != "paper"}
+    losses = {name: settled(name).get_parsed_content("loss").terms for name in VARIANTS}
+    heads = {name: net.active for name, net in networks.items() if isinstance(net, LocalNet)}
+    assert heads["msce"] == [True] * 5 and heads["delta0"] == [False] * 4 + [True]
+    assert heads["delta1to4"] == [True] * 4
+    assert [block.additive for block in networks["no_additive_upsampling"].decoder] == [False] * 4
+    assert isinstance(networks["global_net"], GlobalNet) and isinstance(networks["composite_net"], CompositeNet)
+    assert isinstance(losses["msce"]["label"].loss, MultiScaleCrossEntropy)
+    assert isinstance(losses["l2"]["deformation"].loss, GradientNorm)
+    assert [sum(sigma) for sigma in losses["prefilt"]["label"].loss.sigmas] == [0]
+    paper = settled("paper")
+    assert (paper["spacing"], paper["channels"], paper["batch_size"], paper["labels_per_pair"]) == ([0.8] * 3, 32, 4, 1)
+    assert (paper["learning_rate"], paper["deformation_weight"]) == (1e-5, 0.5)
+    dice, bending = losses["paper"]["label"].loss, losses["paper"]["deformation"].loss
+    assert [sigma[0] * 0.8 for sigma in dice.sigmas] == pytest.approx([0, 1, 2, 4, 8, 16, 32])
+    assert not dice.squared_denominator and bending.margin == 2
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_trains(variant: str, prostate_phantoms: Path, tmp_path: Path) -> None:
     weights = train(prostate_phantoms, tmp_path, f"variants/{variant}.json", max_epochs=1, samples_per_epoch=2)
@@ -141,8 +169,10 @@ def test_without_a_data_set_phantoms_are_written_and_said_so(
 ) -> None:
     from regzoo.workflow import data_folder
 
+    other = data_folder("", tmp_path, pairs=1, held_out=1, spacing=4.0, seed=1)
+    capsys.readouterr()
     folder = data_folder("", tmp_path, pairs=2, held_out=1, spacing=4.0, seed=0)
     assert "phantoms" in capsys.readouterr().out
     assert (Path(folder) / "manifest.json").is_file()
-    assert data_folder("", tmp_path, pairs=2, held_out=1, spacing=4.0, seed=0) == folder
+    assert data_folder("", tmp_path, pairs=2, held_out=1, spacing=4.0, seed=0) == folder != other
     assert data_folder("/somewhere", tmp_path) == "/somewhere"

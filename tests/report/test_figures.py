@@ -45,7 +45,7 @@ def case(folded: bool = False) -> dict[str, Any]:
     labels = np.stack([gland, cyst])
     noise = {k: gaussian_filter(rng.normal(size=SHAPE), 1) for k in ("fixed", "moving", "warped")}
     return noise | {
-        "reference_label": labels,
+        "fixed_label": labels,
         "moving_label": np.roll(labels, 2, 1),
         "warped_label": np.roll(labels, 1, 2),
         "ddf": ddf,
@@ -157,7 +157,7 @@ def test_handler_draws_the_cases_of_an_evaluator(tmp_path: Path) -> None:
         batch = {"case": name, "reference_image": MetaTensor(volumes["fixed"][None], affine=affine)}
         output = {"unregistered_image": volumes["moving"][None], "warped_image": volumes["warped"][None]}
         if full:
-            batch["reference_label"] = volumes["reference_label"]
+            batch["reference_label"] = volumes["fixed_label"]
             output |= {"unregistered_label": volumes["moving_label"], "warped_label": volumes["warped_label"]}
             output["ddf"] = volumes["ddf"]
         return batch, output

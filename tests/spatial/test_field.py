@@ -98,6 +98,13 @@ def test_inverse_of_a_strong_field_converges() -> None:
     assert length(field.inverse().compose(field)).max() < 0.01
 
 
+def test_inverse_of_a_fold_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    bump(OBLIQUE, 4.0).inverse()
+    assert not caplog.records
+    bump(OBLIQUE, 12.0).inverse()
+    assert "not converged" in caplog.text
+
+
 def test_inverse_of_an_affine_field_is_the_inverse_matrix() -> None:
     matrix = rigid((30, -20, 10), (40, 25, -30)) @ np.diag([1.2, 0.9, 1.1, 1])
     back = field_of(matrix, OBLIQUE).inverse(OBLIQUE.transformed(matrix))

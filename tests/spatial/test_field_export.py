@@ -141,13 +141,15 @@ def test_reads_what_simpleitk_writes(tmp_path: Path) -> None:
     np.testing.assert_allclose(field.displacement.numpy().transpose(1, 2, 3, 0), lps * LPS, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["missing", "damaged", "scalar"])
+@pytest.mark.parametrize("kind", ["missing", "damaged", "scalar", "unknown frame"])
 def test_what_is_no_field_is_refused_in_one_line(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "field.nii.gz"
     if kind == "damaged":
         path.write_bytes(b"no NIfTI")
     elif kind == "scalar":
         write(path, np.zeros((4, 5, 6), np.float32))
+    elif kind == "unknown frame":
+        write(path, np.zeros((4, 5, 6, 1, 3), np.float32))  # no intent: LPS or RAS?
     with pytest.raises(RegZooError) as error:
         DisplacementField.load(path)
     assert str(path) in str(error.value)

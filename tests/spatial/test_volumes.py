@@ -68,6 +68,30 @@ def test_label_forms(tmp_path: Path) -> None:
     np.testing.assert_array_equal(several.volume.numpy(), masks.transpose(3, 0, 1, 2)[[0, 2]])
 
 
+def test_half_a_voxel_belongs_to_a_soft_mask(tmp_path: Path) -> None:
+    soft = np.zeros(SHAPE, np.float32)
+    soft[1, 1, 1:4] = 0.4, 0.5, 1.0
+    label = read_label_file(write(tmp_path / "soft.nii.gz", soft))
+    assert label.volume[0, 1, 1].tolist() == [0, 0, 1, 1, 0]
+
+
+def test_negative_labels_and_masks_of_traces(tmp_path: Path) -> None:
+    with pytest.raises(RegZooError, match="negative"):
+        read_label_file(write(tmp_path / "negative.nii.gz", WHOLE.clip(-3, 3).astype(np.int16)))
+    with pytest.raises(RegZooError, match="no labelled voxel"):
+        read_label_file(write(tmp_path / "traces.nii.gz", smooth_noise(SHAPE, 1, 0, top=0.3)))
+
+
+def test_a_header_without_orientation_is_remarked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    read_image(write(tmp_path / "good.nii", smooth_noise(SHAPE, 1, 0), AFFINE))
+    assert not caplog.records
+    image = nib.Nifti1Image(smooth_noise(SHAPE, 1, 0), None)
+    nib.save(image, tmp_path / "lost.nii")
+    read_image(tmp_path / "lost.nii")
+    assert "no orientation" in caplog.text
+    assert str(tmp_path / "lost.nii") in caplog.text
+
+
 def test_an_image_is_no_label(tmp_path: Path) -> None:
     path = write(tmp_path / "image.nii.gz", smooth_noise(SHAPE, 1, 0))
     with pytest.raises(RegZooError, match="intensities"):

@@ -20,8 +20,9 @@ from regzoo.transforms import (
     MatchLabelsd,
     ResamplePaird,
     WarpOnNetworkGridd,
+    label_masks,
 )
-from scipy.ndimage import gaussian_filter, map_coordinates
+from scipy.ndimage import center_of_mass, gaussian_filter, map_coordinates
 
 FIXED = make_grid((25, 20, 23), (1.2, 1.6, 1), (10, -15, 20), (1, 0, 2), (-1, 1, 1), (20, -30, 10))
 MOVING = make_grid((22, 26, 21), (1.3, 1, 1.5), (-5, 8, 12), (2, 1, 0), (1, -1, 1), (21, -29, 11))
@@ -175,19 +176,58 @@ def test_without_labels_there_are_none() -> None:
         assert not [key for key in result if "label" in str(key)]
 
 
-@pytest.mark.parametrize("values", [None, [4, 300, 2]])
+@pytest.mark.parametrize("values", [None, [4, 300]])
 def test_what_a_server_shows_is_one_label_map(values: list[int] | None) -> None:
-    masks = np.stack([ball((9, 9, 9), (4, 4, 4), 3), ball((9, 9, 9), (4, 4, 5), 1), ball((9, 9, 9), (1, 1, 1), 1)])
-    affine = torch.from_numpy(make_affine((9, 9, 9), (1, 2, 3)))
-    item = {"warped_image": MetaTensor(torch.rand(1, 9, 9, 9), affine=affine), "pred": None}
+    shape = (9, 9, 9)
+    masks = np.stack([ball(shape, (4, 4, 4), 3), ball(shape, (4, 4, 5), 1)])
+    if values:
+        masks[0] -= masks[1]  # the values of a map exclude each other, masks may overlap
+    affine = torch.from_numpy(make_affine(shape, (1, 2, 3)))
+    item: dict[Any, Any] = {"warped_image": MetaTensor(torch.rand(1, *shape), affine=affine), "pred": None}
     assert LabelAsPredictiond()(item)["pred"] is item["warped_image"]
     item["warped_label"] = MetaTensor(torch.from_numpy(masks) * 0.8, affine=affine)
     if values:
         item["moving_label_values"] = values
+        masks[0] *= 1 - masks[1]  # a map has one value in each voxel
+        item["warped_label"] = MetaTensor(torch.from_numpy(masks) * 0.8, affine=affine)
     shown = LabelAsPredictiond()(item)["pred"]
     assert shown.dtype == torch.int32
     np.testing.assert_array_equal(shown.affine, affine)
-    expected = np.zeros((9, 9, 9), int)
-    for mask, value in zip(masks, values or (1, 2, 3), strict=True):
+    expected = np.zeros(shape, int)
+    for mask, value in zip(masks, values or (1, 2), strict=True):
         expected[mask > 0] = value
     np.testing.assert_array_equal(shown[0].numpy(), expected)
+
+
+def test_masks_of_a_map_leave_no_holes_and_do_not_overlap() -> None:
+    # Three labels that meet: linear interpolation leaves none of them with half of a voxel.
+    soft = torch.tensor([[0.4, 0.1, 0.45, 0.2], [0.35, 0.2, 0.0, 0.1], [0.25, 0.3, 0.0, 0.1]]).view(3, 4, 1, 1)
+    exclusive = label_masks(soft, exclusive=True).view(3, 4)
+    assert exclusive.dtype == torch.uint8
+    shares = np.concatenate([1 - soft.view(3, 4).sum(0, keepdim=True).numpy(), soft.view(3, 4).numpy()])
+    assert shares.argmax(0).tolist() == [1, 0, 0, 0]
+    np.testing.assert_array_equal(exclusive.numpy(), np.eye(4, dtype=np.uint8)[shares.argmax(0)].T[1:])
+    overlapping = torch.tensor([0.5, 0.9, 0.4]).view(3, 1, 1, 1)
+    assert label_masks(overlapping, exclusive=False).flatten().tolist() == [1, 1, 0]
+
+
+@pytest.mark.parametrize("radius", [1.5, 3.0])
+def test_small_landmarks_keep_mass_and_centroid_on_a_coarse_grid(radius: float) -> None:
+    grid = make_grid((31, 31, 31), (0.8, 0.8, 0.8))
+    for offset in np.random.default_rng(0).uniform(-1, 1, (10, 3)):
+        mask = ball(grid.shape, 15 + offset / 0.8, radius / 0.8)
+        item = {f"{side}_image": MetaTensor(torch.rand(1, *grid.shape), affine=grid.affine) for side in GRIDS}
+        item["fixed_label"] = MetaTensor(torch.from_numpy(mask)[None], affine=grid.affine)
+        coarse = ResamplePaird((2, 2, 2), (12, 12, 12))(item)["fixed_label"]
+        assert float(coarse.sum()) * 2**3 == pytest.approx(mask.sum() * 0.8**3, rel=0.1)
+        centres = [Grid.of(m).to_world(center_of_mass(m[0].numpy())) for m in (coarse, item["fixed_label"])]
+        assert np.linalg.norm(centres[0] - centres[1]) < 0.15
+
+
+def test_a_moving_image_outside_the_network_grid() -> None:
+    item = loaded()
+    affine = item["moving_image"].affine.clone()
+    affine[:3, 3] += 60
+    item["moving_image"] = MetaTensor(item["moving_image"].as_tensor(), affine=affine)
+    with pytest.raises(RegZooError, match=r"case A: .*outside the network's field of view; .*--align center"):
+        ResamplePaird(**NETWORK)(item)

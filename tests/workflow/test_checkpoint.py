@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from ignite.engine import Engine, Events
 from regzoo.errors import RegZooError
 from regzoo.networks import LocalNet
 from regzoo.workflow import TrainingCheckpoint, load_weights, save_weights
+from regzoo.workflow.checkpoint import is_lower
 from torch import nn
 
 
@@ -27,7 +29,9 @@ def same(a: nn.Module, b: nn.Module) -> bool:
 class Training:
     """A trainer whose data are a function of the epoch, with a validation whose best epoch is told in advance."""
 
-    def __init__(self, folder: Path, seed: int = 0, best: tuple[int, ...] = (), **options: Any) -> None:
+    def __init__(
+        self, folder: Path, seed: int = 0, best: tuple[int, ...] = (), metric: float | None = None, **options: Any
+    ) -> None:
         self.network = make_network(seed)
         self.optimiser = torch.optim.Adam(self.network.parameters(), lr=0.05)
         schedule = torch.optim.lr_scheduler.StepLR(self.optimiser, 2, 0.5)
@@ -40,7 +44,7 @@ class Training:
             def validate(engine: Engine) -> None:
                 if engine.state.epoch in best:
                     evaluator.state.best_metric_epoch = engine.state.epoch
-                    evaluator.state.best_metric = engine.state.epoch / 10
+                    evaluator.state.best_metric = engine.state.epoch / 10 if metric is None else metric
 
         self.evaluator = evaluator
         self.engine.add_event_handler(Events.EPOCH_COMPLETED, lambda _: schedule.step())
@@ -171,36 +175,45 @@ def test_a_crash_in_the_middle_of_an_epoch_repeats_it(tmp_path: Path, monkeypatc
 
 
 def test_best_weights_are_those_of_the_best_epoch(tmp_path: Path) -> None:
-    best_file = tmp_path / "models" / "best.pt"
+    best_file = tmp_path / "run" / "model.pt"
     expected = Training(tmp_path / "to two").run(2).network
-    training = Training(tmp_path / "run", best=(1, 2), best_file=best_file).run(4)
+    training = Training(tmp_path / "run", best=(1, 2)).run(4)
     assert same(load_weights(make_network(8), best_file), expected)
     assert not same(training.network, expected)
     # A resumed training knows the best metric, and leaves the file alone until it is beaten.
-    resumed = Training(tmp_path / "run", best=(6,), best_file=best_file)
-    resumed.run(5)
+    resumed = Training(tmp_path / "run", best=(6,)).run(5)
     assert resumed.evaluator.state.best_metric == pytest.approx(0.2)
     assert same(load_weights(make_network(8), best_file), expected)
     resumed.run(6)
     assert same(load_weights(make_network(8), best_file), resumed.network)
 
 
-def test_interval_and_the_last_epoch(tmp_path: Path) -> None:
-    training = Training(tmp_path, interval=3)
-    written: list[int] = []
+def test_without_a_usable_metric_the_latest_weights_are_kept(tmp_path: Path) -> None:
+    short = Training(tmp_path / "short", best=(99,)).run(2)  # ended before its first validation
+    assert same(load_weights(make_network(8), tmp_path / "short" / "model.pt"), short.network)
+    unmeasured = Training(tmp_path / "nan", best=(1,), metric=math.nan).run(3)
+    assert same(load_weights(make_network(8), tmp_path / "nan" / "model.pt"), unmeasured.network)
 
-    @training.engine.on(Events.EPOCH_COMPLETED)
-    def look(engine: Engine) -> None:
-        if training.checkpoint.last_file.is_file():
-            written.append(torch.load(training.checkpoint.last_file, weights_only=True)["epoch"])
 
-    training.run(5)
-    assert written == [3, 3, 5]
+def test_lower_is_better_than_anything_and_any_number_better_than_none() -> None:
+    assert is_lower(1.0, 2.0)
+    assert is_lower(2.0, math.nan)
+    for current, best in ((2.0, 1.0), (1.0, 1.0), (math.nan, 1.0), (math.nan, math.nan)):
+        assert not is_lower(current, best)
+
+
+def test_other_settings_are_not_resumed(tmp_path: Path) -> None:
+    settings = {"width": 3, "levels": (0, 1), "rate": 1}
+    Training(tmp_path, settings=settings).run(1)
+    assert Training(tmp_path, settings={"width": 3, "levels": [0, 1], "rate": 1.0}).run(2).epochs == [2]
+    with pytest.raises(RegZooError, match=r"last\.pt: was written by a training with another rate; .*--resume False"):
+        Training(tmp_path, settings=settings | {"rate": 2}).run(3)
+    assert Training(tmp_path, settings=settings | {"rate": 2}, resume=False).run(1).epochs == [1]
 
 
 def test_another_configuration_is_refused(tmp_path: Path) -> None:
     save_weights(make_network(), tmp_path / "last.pt")  # weights alone: nothing to resume from
-    with pytest.raises(RegZooError, match=r"last\.pt: was written by another training configuration; .*--resume False"):
+    with pytest.raises(RegZooError, match=r"last\.pt: was written by another kind of training; .*--resume False"):
         Training(tmp_path).run(1)
     content = {"network": make_network(width=5).state_dict(), "objects": {}}
     torch.save(content, tmp_path / "last.pt")

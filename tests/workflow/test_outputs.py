@@ -55,7 +55,7 @@ def test_files_of_a_result(tmp_path: Path) -> None:
     np.testing.assert_array_equal(image.get_fdata(), item["warped_image"][0].numpy())
     masks = nib.load(tmp_path / "out/warped_label.nii.gz")
     assert masks.get_data_dtype() == np.uint8
-    np.testing.assert_array_equal(masks.get_fdata(), (item["warped_label"].numpy() > 0.5).transpose(1, 2, 3, 0))
+    np.testing.assert_array_equal(masks.get_fdata(), (item["warped_label"].numpy() >= 0.5).transpose(1, 2, 3, 0))
     field = DisplacementField.load(tmp_path / "out/field.nii.gz")
     np.testing.assert_allclose(field.displacement.numpy(), item["field"].displacement.numpy(), atol=1e-5)
 
@@ -65,18 +65,27 @@ def test_a_label_map_stays_one(tmp_path: Path) -> None:
     RegistrationResult.of(item).save(tmp_path, picture=False)
     written = np.asarray(nib.load(tmp_path / "warped_label.nii.gz").dataobj)
     assert written.shape == FIXED
-    masks = item["warped_label"].numpy() > 0.5
-    np.testing.assert_array_equal(written == 300, masks[1])
-    np.testing.assert_array_equal(written == 2, masks[0] & ~masks[1])
+    # Every voxel goes to the largest share, the background's included.
+    soft = item["warped_label"].numpy()
+    shares = np.concatenate([1 - soft.sum(0, keepdims=True), soft])
+    np.testing.assert_array_equal(written, np.array([0, 2, 300, 301])[shares.argmax(0)])
     assert set(np.unique(written)) == {0, 2, 300}
+
+
+def test_a_second_result_leaves_nothing_of_the_first(tmp_path: Path) -> None:
+    RegistrationResult.of(applied()).save(tmp_path)
+    RegistrationResult.of(applied("none")).save(tmp_path, picture=False)
+    assert {path.name for path in tmp_path.iterdir()} == OUTPUTS - {"warped_label.nii.gz"}
 
 
 def test_without_label_there_is_no_label_file(tmp_path: Path) -> None:
     result = RegistrationResult.of(applied("none"))
     assert result.warped_label is None
     assert result.label_map() is None
-    result.save(tmp_path, picture=False)
-    assert {path.name for path in tmp_path.iterdir()} == OUTPUTS - {"warped_label.nii.gz"}
+    RegistrationResult.of(applied()).save(tmp_path, picture=False)
+    (tmp_path / "notes.txt").write_text("mine")
+    result.save(tmp_path, picture=False)  # nothing of the earlier result remains
+    assert {path.name for path in tmp_path.iterdir()} == OUTPUTS - {"warped_label.nii.gz"} | {"notes.txt"}
     assert "labels" not in json.loads((tmp_path / "statistics.json").read_text())
 
 
@@ -105,6 +114,11 @@ def test_all_files_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(KeyboardInterrupt):
         result.save(tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+    result.save(tmp_path / "out", picture=False)
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    with pytest.raises(KeyboardInterrupt):
+        result.save(tmp_path / "out")
+    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
 def test_handler_writes_each_case_into_its_folder(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ class ResamplePaird(MapTransform):
                 Grid.of(native),
                 target,
                 padding="zeros" if label else "border",
-                anti_alias=not label,
+                anti_alias=True,
             )
             item[key] = MetaTensor(values, affine=affine)
         return item

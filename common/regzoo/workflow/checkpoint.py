@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,7 +36,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise bad_file(path, "no such checkpoint", "train first, or name a file with --checkpoint")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+    except Exception as error:  # the unpickler raises whatever a damaged file leads it to
         raise bad_file(path, "cannot be read as a checkpoint", "copy it again, or name another one") from error
     if not isinstance(content, dict):
         raise bad_file(path, "holds no state dict", "name a file of weights")
