@@ -7,7 +7,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from regzoo.datasets import check_records, read_muregpro
+from regzoo.datasets import check_records, load_records, read_muregpro, write_prostate_phantoms
 from regzoo.errors import RegZooError
 
 KINDS = ("mr_images", "mr_labels", "us_images", "us_labels")
@@ -100,3 +100,8 @@ def test_phantoms(phantoms: Path) -> None:
         assert record["label_names"][:2] == ["gland", "transition_zone"]
     assert len({record["patient"] for record in train}) < 12
     assert not {record["patient"] for record in train} & {record["patient"] for record in val}
+
+
+def test_a_set_without_held_out_pairs_is_read_whole(tmp_path: Path) -> None:
+    folder = write_prostate_phantoms(tmp_path / "set", pairs=2, held_out=0, seed=1, spacing=5.0, workers=1)
+    assert len(load_records(folder)) == len(load_records(folder, "train")) == 2

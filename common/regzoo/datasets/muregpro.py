@@ -50,8 +50,11 @@ def read_muregpro(
     if split is not None and split not in roots:
         raise bad_file(root, f"has no split {split!r} (it has: {', '.join(roots)})", "add its folder or name another")
     cases = _manifest_cases(root)
-    wanted = [roots[name] for name in roots if split in (None, name)]
-    return [record for part in wanted for record in _read_split(part, direction, cases)]
+    if split is not None:
+        return _read_split(roots[split], direction, cases)
+    # A set without held-out pairs has a val/ with nothing in it.
+    filled = [part for part in roots.values() if any(_files(part / f"{kind}_images") for kind in ("mr", "us"))]
+    return [record for part in filled or roots.values() for record in _read_split(part, direction, cases)]
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
