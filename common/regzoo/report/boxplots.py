@@ -16,7 +16,7 @@ from regzoo.files import atomic_path
 from regzoo.report.tables import BEFORE, read_csv
 
 _INK, _BEFORE, _AFTER = "#1f2933", "#9aa5b1", "#1273de"
-_NAMES = {"tre": "target registration error, mm", "dice": "gland DSC", "dsc": "gland DSC", "hd95": "gland HD95, mm"}
+_NAMES = {"tre_mm": "landmark TRE, mm", "gland_dsc": "gland DSC", "gland_hd95_mm": "gland HD95, mm"}
 
 
 def summary_figure(

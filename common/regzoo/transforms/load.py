@@ -16,6 +16,8 @@ from regzoo.spatial import Grid, LabelFile, label_values, read_image, read_label
 
 Alignment = Literal["header", "center"]
 SIDES = ("fixed", "moving")
+#: Where MONAI keeps the name of the file of an image.
+FILE = "filename_or_obj"
 
 
 class LoadPaird(MapTransform):
@@ -96,16 +98,21 @@ class AlignPaird(MapTransform):
         if self.method == "center":
             edit[:3, 3] = fixed.center - moving.center
         elif not overlap(fixed, moving):
-            files = [item[f"{side}_image"].meta.get("filename_or_obj", f"the {side} image") for side in SIDES]
+            files = [file_of(item[f"{side}_image"], f"the {side} image") for side in SIDES]
             apart = np.linalg.norm(fixed.center - moving.center)
             problem = f"does not overlap in space with {files[0]} (centres {apart:.0f} mm apart)"
             raise bad_file(files[1], problem, "align their centres with --align center")
         for key in ("moving_image", "moving_label"):
             if key in item:
                 affine = torch.as_tensor(edit @ np.asarray(item[key].affine, dtype=np.float64))
-                item[key] = MetaTensor(item[key].as_tensor(), affine=affine)
+                item[key] = MetaTensor(item[key].as_tensor(), affine=affine, meta={FILE: file_of(item[key])})
         item["prealignment"] = torch.as_tensor(edit)
         return item
+
+
+def file_of(image: torch.Tensor, otherwise: str = "") -> str:
+    """The file that a `MetaTensor` was read from, for error lines and output names."""
+    return str(getattr(image, "meta", {}).get(FILE) or otherwise)
 
 
 def overlap(fixed: Grid, moving: Grid) -> bool:

@@ -10,10 +10,10 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
 from regzoo.datasets.records import LABEL_KEYS
-from regzoo.errors import RegZooError
+from regzoo.errors import RegZooError, bad_file
 from regzoo.filters import gaussian_filter, voxel_sigmas
 from regzoo.spatial import Grid, plain, resample
-from regzoo.transforms.load import overlap
+from regzoo.transforms.load import FILE, file_of, overlap
 
 #: A label of less than this many voxels of the network grid counts as absent: it lies outside, all but a trace.
 MIN_VOXELS = 0.1
@@ -48,9 +48,10 @@ class ResamplePaird(MapTransform):
         item = dict(data)
         target = Grid.of(item["fixed_image"]).network_grid(self.spacing, self.size)
         if not overlap(target, Grid.of(item["moving_image"])):
-            raise RegZooError(
-                f"case {item.get('case', '')}: the moving image lies outside the network's field of view; "
-                "align the centres with --align center, or enlarge size and spacing"
+            raise bad_file(
+                file_of(item["moving_image"], "the moving image"),
+                f"lies outside the network's field of view on {file_of(item['fixed_image'], 'the fixed image')}",
+                "align the centres with --align center, or enlarge size and spacing",
             )
         affine = torch.as_tensor(target.affine)
         for key in ("fixed_image", "moving_image", *LABEL_KEYS):
@@ -66,7 +67,7 @@ class ResamplePaird(MapTransform):
                 padding="zeros" if label else "border",
                 anti_alias=True,
             )
-            item[key] = MetaTensor(values, affine=affine)
+            item[key] = MetaTensor(values, affine=affine, meta={FILE: file_of(native)})
         return item
 
 
@@ -84,9 +85,10 @@ class MatchLabelsd(MapTransform):
         item = dict(data)
         present = torch.stack([plain(item[key]).flatten(1).sum(1) > MIN_VOXELS for key in LABEL_KEYS]).all(dim=0)
         if not bool(present.any()):
-            raise RegZooError(
-                f"case {item.get('case', '')}: no label is present in both images within the network's field of view; "
-                "leave the case out, or enlarge size and spacing"
+            raise bad_file(
+                file_of(item["fixed_image"], f"case {item.get('case', '')}"),
+                "has no label in common with its moving image within the network's field of view",
+                "leave the case out, or enlarge size and spacing",
             )
         for key in LABEL_KEYS:
             item[key] = item[key][present]
