@@ -36,7 +36,7 @@ lint: $(STAMP) ## check style and types
 bench: $(STAMP) ## time our parts against MONAI's in the same process
 	$(BIN)/python benchmarks/run.py
 
-weights: $(STAMP) ## train the released weights on phantoms, resuming if stopped (hours on two cores; BUNDLE=name)
+weights: $(STAMP) ## train the released weights on phantoms, resuming if stopped (an hour on two cores; BUNDLE=name)
 	$(RUN) training --config_file configs/train.json --output_dir output/weights
 	$(RUN) --config_file "['configs/train.json','configs/evaluate.json']" --output_dir output/weights
 	cp bundles/$(BUNDLE)/output/weights/model.pt bundles/$(BUNDLE)/models/model.pt
