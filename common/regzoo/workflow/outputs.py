@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import tempfile
 from collections.abc import Mapping
 from os import PathLike
@@ -120,7 +121,9 @@ class RegistrationResult:
 def _statistics(item: Mapping[str, Any], labels: torch.Tensor | None) -> dict[str, Any]:
     """Deformation statistics and, per label, volume and centroid, as plain values for JSON."""
     grid: Grid = item["field"].grid
-    found: dict[str, Any] = {"deformation": deformation_statistics(item["ddf"], grid.spacing.tolist())}
+    deformation = deformation_statistics(item["ddf"], grid.spacing.tolist())
+    # JSON has no NaN, which the logarithm gives where every voxel folds.
+    found: dict[str, Any] = {"deformation": {k: v if math.isfinite(v) else None for k, v in deformation.items()}}
     if labels is not None:
         voxel = float(abs(np.linalg.det(grid.affine[:3, :3])))
         values, names = item.get("moving_label_values"), item.get("label_names")
