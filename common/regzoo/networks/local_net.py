@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from regzoo.networks.blocks import Encoder, Float32Conv3d, UpBlock, initialise
+from regzoo.networks.blocks import Encoder, Float32Conv3d, UpBlock, initialise, resize
 
 
 class LocalNet(nn.Module):
@@ -69,13 +68,12 @@ class LocalNet(nn.Module):
         for index, block in enumerate(self.decoder):
             x = block(x, skips[len(skips) - 1 - index])
             features.append(x)
-        size = image.shape[2:]
         outputs: list[torch.Tensor] = []
         for index, head in enumerate(self.heads):
             if self.active[index]:
                 level = head(features[index])
                 if index < len(self.heads) - 1 or self.lowest > 0:
-                    level = F.interpolate(level, size=size, mode="trilinear", align_corners=False)
+                    level = resize(level, image)
                 outputs.append(level)
         total = outputs[0]
         for level in outputs[1:]:

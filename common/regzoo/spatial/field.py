@@ -47,6 +47,16 @@ class DisplacementField:
         return cls(points - _world_coordinates(grid, points.device), grid)
 
     @classmethod
+    def from_affine(cls, matrix: np.ndarray, grid: Grid, device: torch.device | None = None) -> DisplacementField:
+        """The field of an affine map (4×4, RAS mm, fixed to moving), sampled on a grid."""
+        return cls.from_points(
+            apply_matrix(
+                torch.as_tensor(matrix @ grid.affine), voxel_coordinates(grid.shape, device, torch.float64)[None]
+            )[0],
+            grid,
+        )
+
+    @classmethod
     def from_ddf(
         cls, ddf: torch.Tensor, network: Grid, fixed: Grid, prealignment: np.ndarray | None = None
     ) -> DisplacementField:

@@ -55,10 +55,6 @@ class Grid:
         inverse = np.linalg.inv(self.affine)
         return np.asarray(points, dtype=np.float64) @ inverse[:3, :3].T + inverse[:3, 3]
 
-    def transformed(self, matrix: np.ndarray) -> Grid:
-        """The same voxels after moving the world by a 4×4 matrix (RAS mm → RAS mm)."""
-        return Grid(self.shape, np.asarray(matrix) @ self.affine)
-
     def network_grid(self, spacing: Sequence[float], size: Sequence[int]) -> Grid:
         """The grid a network sees: same centre and obliquity, axes in the order and direction nearest to RAS.
 

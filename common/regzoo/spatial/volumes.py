@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 #: A label map with more values than this is taken for an image given by mistake.
 MAX_LABEL_VALUES = 256
+#: Where MONAI keeps the name of the file of an image.
+FILE = "filename_or_obj"
 EMPTY_MEND = "draw the label, or leave the file out"
 
 
@@ -76,7 +78,7 @@ def read_image(path: str | Path) -> MetaTensor:
     if low == high:
         raise bad_file(path, f"is constant: every voxel is {low:g}", "check that the right file was exported")
     # The name is MONAI's; it lets later steps say which file they cannot use.
-    return MetaTensor(volume.as_tensor()[None], affine=volume.affine, meta={"filename_or_obj": str(path)})
+    return MetaTensor(volume.as_tensor()[None], affine=volume.affine, meta={FILE: str(path)})
 
 
 def plain(image: torch.Tensor) -> torch.Tensor:

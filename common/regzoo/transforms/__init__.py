@@ -1,6 +1,6 @@
 """Per-case transforms, on the CPU and cached: load, align, resample."""
 
-from regzoo.transforms.apply import ApplyFieldd, LabelAsPredictiond, WarpOnNetworkGridd, label_masks
+from regzoo.transforms.apply import ApplyFieldd, LabelAsPredictiond, WarpOnNetworkGridd, label_map, label_masks
 from regzoo.transforms.load import AlignPaird, LoadPaird
 from regzoo.transforms.resample import FilterLabelsd, MatchLabelsd, ResamplePaird
 
@@ -13,5 +13,6 @@ __all__ = [
     "MatchLabelsd",
     "ResamplePaird",
     "WarpOnNetworkGridd",
+    "label_map",
     "label_masks",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,11 @@ def label_masks(labels: torch.Tensor, exclusive: bool) -> torch.Tensor:
     largest, channel = labels.max(dim=0)
     winner = torch.where(largest >= 1 - labels.sum(dim=0), channel, len(labels))
     return (winner == torch.arange(len(labels), device=labels.device).view(-1, 1, 1, 1)).to(torch.uint8)
+
+
+def label_map(masks: torch.Tensor, values: Sequence[int]) -> torch.Tensor:
+    """One map (X, Y, Z) int32 of masks (C, X, Y, Z), each shown by its value; where they overlap the largest shows."""
+    return (masks * torch.tensor(list(values), dtype=torch.int32, device=masks.device).view(-1, 1, 1, 1)).amax(dim=0)
 
 
 class WarpOnNetworkGridd(MapTransform):
@@ -83,7 +88,7 @@ class ApplyFieldd(MapTransform):
         item["ddf"] = MetaTensor(
             torch.einsum("ij,jxyz->ixyz", to_voxels, field.displacement), affine=torch.as_tensor(fixed.affine)
         )
-        start = DisplacementField.from_ddf(torch.zeros_like(ddf), network, fixed, edit)
+        start = DisplacementField.from_affine(np.linalg.inv(edit), fixed, ddf.device)
         item["reference_image"] = item["fixed_native"]
         if "fixed_label_native" in item:
             item["reference_label"] = item["fixed_label_native"].to(ddf.device)
@@ -117,7 +122,5 @@ class LabelAsPredictiond(MapTransform):
             label = item["warped_label"]
             values = item.get("moving_label_values")
             masks = label_masks(plain(label), values is not None)
-            numbers = torch.tensor(list(values or range(1, len(label) + 1)), device=label.device)
-            shown = masks * numbers.view(-1, 1, 1, 1)
-            item["pred"] = MetaTensor(shown.amax(dim=0, keepdim=True).to(torch.int32), affine=label.affine)
+            item["pred"] = MetaTensor(label_map(masks, values or range(1, len(masks) + 1))[None], affine=label.affine)
         return item

@@ -13,11 +13,10 @@ from monai.transforms import MapTransform
 from regzoo.datasets.records import case_name
 from regzoo.errors import RegZooError, bad_file
 from regzoo.spatial import Grid, LabelFile, label_values, read_image, read_label_file, to_channels
+from regzoo.spatial.volumes import FILE
 
 Alignment = Literal["header", "center"]
 SIDES = ("fixed", "moving")
-#: Where MONAI keeps the name of the file of an image.
-FILE = "filename_or_obj"
 
 
 class LoadPaird(MapTransform):

@@ -13,7 +13,8 @@ from regzoo.datasets.records import LABEL_KEYS
 from regzoo.errors import RegZooError, bad_file
 from regzoo.filters import gaussian_filter, voxel_sigmas
 from regzoo.spatial import Grid, plain, resample
-from regzoo.transforms.load import FILE, file_of, overlap
+from regzoo.spatial.volumes import FILE
+from regzoo.transforms.load import file_of, overlap
 
 #: A label of less than this many voxels of the network grid counts as absent: it lies outside, all but a trace.
 MIN_VOXELS = 0.1

@@ -20,7 +20,7 @@ from regzoo.metrics import centroids, deformation_statistics
 from regzoo.report.engine import cases_of
 from regzoo.report.figures import case_figure
 from regzoo.spatial import DisplacementField, Grid, plain
-from regzoo.transforms import label_masks
+from regzoo.transforms import label_map, label_masks
 
 WHO = ("reference", "unregistered", "warped")
 OUTPUTS = {"warped_image.nii.gz", "warped_label.nii.gz", "field.nii.gz", "statistics.json", "quality.png"}
@@ -76,8 +76,7 @@ class RegistrationResult:
         masks, affine = self.warped_label.as_tensor().cpu(), self.warped_label.affine
         if self.label_values is None:
             return MetaTensor(masks.movedim(0, -1), affine=affine)
-        values = torch.tensor(self.label_values, dtype=torch.int32).view(-1, 1, 1, 1)
-        return MetaTensor((masks * values).amax(dim=0), affine=affine)
+        return MetaTensor(label_map(masks, self.label_values), affine=affine)
 
     def save(self, folder: str | PathLike[str], picture: bool = True) -> Path:
         """Write the result into a folder; nothing of it if something fails, and nothing of an earlier result remains.

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from monai.bundle import ConfigParser
 
-from regzoo.datasets import check_records
 from regzoo.errors import RegZooError, bad_file, user_error
-from regzoo.workflow.data import as_request
+from regzoo.workflow.data import as_request, requested_records
 from regzoo.workflow.outputs import RegistrationResult
 
 #: Where bundles are looked for by name: the working folder's and the source checkout's ``bundles/``.
@@ -86,10 +85,9 @@ class Registrar:
         Raises:
             RegZooError: a file is not usable; one line names it and the mend.
         """
-        record: dict[str, Any] = {"fixed_image": str(fixed), "moving_image": str(moving)}
         if label is not None:
-            record["moving_label"] = str(label) if isinstance(label, (str, PathLike)) else [str(path) for path in label]
-        check_records([record])
+            label = str(label) if isinstance(label, (str, PathLike)) else [str(path) for path in label]
+        (record,) = requested_records(str(fixed), str(moving), label)
         try:
             item = self.preprocessing(as_request(record))
         except RuntimeError as error:
