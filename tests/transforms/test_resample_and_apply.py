@@ -224,6 +224,14 @@ def test_small_landmarks_keep_mass_and_centroid_on_a_coarse_grid(radius: float) 
         assert np.linalg.norm(centres[0] - centres[1]) < 0.15
 
 
+@pytest.mark.parametrize(
+    ("spacing", "size"), [(2, (16, 16, 16)), ((2, 2, 2), 16), ((2, 2), (16, 16, 16)), ((2, 2, 0), (16, 16, 16))]
+)
+def test_a_grid_that_is_none(spacing: Any, size: Any) -> None:
+    with pytest.raises(RegZooError, match="give three mm > 0 and three sizes"):
+        ResamplePaird(spacing, size)
+
+
 def test_a_moving_image_outside_the_network_grid() -> None:
     item = loaded()
     affine = item["moving_image"].affine.clone()

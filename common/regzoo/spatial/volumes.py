@@ -73,7 +73,7 @@ def read_image(path: str | Path) -> MetaTensor:
     _check_spatial(path, volume)
     if volume.ndim > 3:
         shape = "×".join(str(n) for n in volume.shape)
-        raise bad_file(path, f"is a 4-D image ({shape})", "split it and give one 3-D volume")
+        raise bad_file(path, f"is a {volume.ndim}-D image ({shape})", "split it and give one 3-D volume")
     low, high = float(volume.min()), float(volume.max())
     if low == high:
         raise bad_file(path, f"is constant: every voxel is {low:g}", "check that the right file was exported")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
@@ -39,8 +40,9 @@ class ResamplePaird(MapTransform):
 
     def __init__(self, spacing: Sequence[float], size: Sequence[int], keep_native: bool = False) -> None:
         super().__init__(["fixed_image", "moving_image"])
-        if len(spacing) != 3 or min(spacing) <= 0 or len(size) != 3 or min(size) < 8:
-            raise RegZooError(f"spacing {list(spacing)} and size {list(size)}: give three mm > 0 and three sizes ≥ 8")
+        # From a command line either may come as a single number.
+        if np.size(spacing) != 3 or np.min(spacing) <= 0 or np.size(size) != 3 or np.min(size) < 8:
+            raise RegZooError(f"spacing {spacing} and size {size}: give three mm > 0 and three sizes ≥ 8")
         self.spacing = [float(s) for s in spacing]
         self.size = [int(n) for n in size]
         self.keep_native = keep_native
