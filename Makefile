@@ -42,4 +42,4 @@ weights: $(STAMP) ## train the released weights on phantoms, resuming if stopped
 	cp bundles/$(BUNDLE)/output/weights/model.pt bundles/$(BUNDLE)/models/model.pt
 
 clean: ## remove what demo, training and tests wrote (not the virtual environment)
-	rm -rf bundles/*/output bundles/*/data .pytest_cache .mypy_cache .ruff_cache
+	rm -rf bundles/*/output bundles/*/data benchmarks/data .pytest_cache .mypy_cache .ruff_cache

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from monai.data import DataLoader
+from monai.data import DataLoader, MetaTensor
 from regzoo.samplers import Draw, LabelPairDataset, TwoStageSampler
 
 LABELS = (1, 4, 2, 7, 3)  # labels per image pair
@@ -134,6 +134,22 @@ def test_scales_of_labels_filtered_in_advance_become_channels() -> None:
     label = filtered[Draw(1, 0)]["fixed_label"]
     assert label.shape == (4, 2, 2, 2)
     assert torch.equal(label[0::2], -label[1::2])
+
+
+def test_distance_maps_come_along_whatever_the_label() -> None:
+    data = pairs()
+    for pair, item in enumerate(data):
+        for side, sign in (("fixed", 1), ("moving", -1)):
+            item[f"{side}_distance"] = MetaTensor(torch.full((1, 2, 2, 2), sign * (pair + 0.25)), affine=torch.eye(4))
+    with_maps = LabelPairDataset(data, transform=[], progress=False, labels_per_pair=2)
+    for pair in range(len(LABELS)):
+        sample = with_maps[Draw(pair, 7)]
+        assert sample["fixed_distance"].unique().tolist() == [pair + 0.25]
+        assert sample["moving_distance"].unique().tolist() == [-pair - 0.25]
+        assert type(sample["fixed_distance"]) is torch.Tensor
+        plain = dataset(labels_per_pair=2)[Draw(pair, 7)]  # the labels drawn are the same with and without
+        assert torch.equal(sample["fixed_label"], plain["fixed_label"])
+        assert sample.keys() - plain.keys() == {"fixed_distance", "moving_distance"}
 
 
 def test_an_empty_data_set_is_refused() -> None:

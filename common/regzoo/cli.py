@@ -41,12 +41,19 @@ class Phantom:
 
 
 def register(
-    bundle: str, fixed: str, moving: str, out: str, label: str | None = None, align: str | None = None, **overrides: Any
+    bundle: str,
+    fixed: str,
+    moving: str,
+    out: str,
+    label: str | None = None,
+    align: str | None = None,
+    outputs: str | None = None,
+    **overrides: Any,
 ) -> None:
-    """Register a moving image to a fixed one with a bundle.
+    """Register a moving image to a fixed one with a bundle, or carry its labels over.
 
     Writes warped_image.nii.gz, warped_label.nii.gz (with a label), field.nii.gz (fixed to moving, LPS mm, for ITK, ANTs
-    and 3D Slicer), statistics.json and quality.png.
+    and 3D Slicer), statistics.json and quality.png, as far as the bundle gives them.
 
     Args:
         bundle: a bundle's name or folder.
@@ -54,16 +61,21 @@ def register(
         moving: moving image file.
         out: folder for the results.
         label: labels on the moving image to propagate.
-        align: header (the files share a world) or center (put the centres of the two images together first).
+        align: header (the files share a world), center (put the centres of the two images together first) or label
+            (put the moving label on the centre of the fixed image first).
+        outputs: some of image,label,probability,field,statistics,picture instead of all but the probability.
         overrides: any setting of the bundle's configs/inference.json, such as --checkpoint FILE.
     """
     from regzoo.workflow import register as run
 
     if align is not None:
         overrides["align"] = align
-    result = run(bundle, fixed, moving, label, out, **overrides)
-    folds = result.statistics["deformation"]["folded_voxels_percent"]
-    print(f"{result.case} → {out} (folded voxels: {folds:.3g} %)")
+    result = run(bundle, fixed, moving, label, out, outputs, **overrides)
+    deformation = result.statistics.get("deformation")
+    folds = f" (folded voxels: {deformation['folded_voxels_percent']:.3g} %)" if deformation else ""
+    print(f"{result.case} → {out}{folds}")
+    for line in result.statistics["warnings"]:
+        print(f"warning: {line}", file=sys.stderr)
 
 
 COMMANDS = {"register": register, "phantom": Phantom}

@@ -10,7 +10,11 @@ import torch.distributed
 from monai.data import CacheDataset
 from torch.utils.data import Dataset, DistributedSampler
 
+from regzoo.datasets.records import IMAGE_KEYS, LABEL_KEYS
 from regzoo.spatial import plain
+
+#: What a sample may hold on the network grid: images, labels, and distance maps, which go with the label they are of.
+SAMPLE_KEYS = (*IMAGE_KEYS, *LABEL_KEYS, "fixed_distance", "moving_distance")
 
 
 class Draw(NamedTuple):
@@ -79,8 +83,8 @@ class LabelPairDataset(CacheDataset):
             return super().__getitem__(index)
         pair = super().__getitem__(index.pair)
         chosen = self._draw_labels(len(pair["fixed_label"]), index.seed)
-        sample: dict[str, Any] = {key: plain(pair[key]) for key in ("fixed_image", "moving_image")}
-        for key in ("fixed_label", "moving_label"):
+        sample: dict[str, Any] = {key: plain(pair[key]) for key in SAMPLE_KEYS if key in pair}
+        for key in LABEL_KEYS:
             labels = plain(pair[key])[chosen]
             # Labels filtered in advance have an axis of scales, which joins the channels.
             sample[key] = labels.flatten(0, -4)

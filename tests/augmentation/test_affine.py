@@ -80,14 +80,15 @@ def test_the_two_sides_move_apart() -> None:
 
 
 def test_equals_scipy_with_the_same_map() -> None:
-    batch = {"fixed_image": torch.rand(1, 1, *SHAPE), "fixed_label": torch.rand(1, 2, *SHAPE)}
+    channels = {"fixed_image": 1, "fixed_label": 2, "fixed_distance": 1}
+    batch = {key: torch.rand(1, count, *SHAPE) for key, count in channels.items()}
     moved = RandomAffinePair(0.2)(batch, SEEDS[:1])
     theta = random_affine(2 * SEEDS[:1], 0.2)[0].double().numpy()
     # theta is in units of half the image, last array axis first.
     flip, half = np.eye(3)[::-1], (np.array(SHAPE) - 1) / 2
     matrix = np.diag(half) @ flip @ theta[:, :3] @ flip @ np.diag(1 / half)
     offset = half + half * (flip @ theta[:, 3]) - matrix @ half
-    for key, mode in (("fixed_image", "nearest"), ("fixed_label", "grid-constant")):
+    for key, mode in (("fixed_image", "nearest"), ("fixed_label", "grid-constant"), ("fixed_distance", "nearest")):
         for channel, values in enumerate(batch[key][0].numpy()):
             expected = affine_transform(values, matrix, offset, order=1, mode=mode)
             np.testing.assert_allclose(moved[key][0, channel].numpy(), expected, atol=1e-4)
@@ -98,6 +99,26 @@ def test_images_continue_at_the_border_and_labels_end() -> None:
     moved = RandomAffinePair(0.3)(ones, SEEDS)
     np.testing.assert_allclose(moved["fixed_image"].numpy(), 1, atol=1e-5)
     assert float(moved["fixed_label"].min()) == 0
+
+
+def test_distance_maps_move_with_their_label() -> None:
+    centers = {"fixed": (19, 9, 17), "moving": (9, 17, 10)}
+    batch = {}
+    for side, center in centers.items():
+        offsets = np.indices(SHAPE) - np.reshape(center, (3, 1, 1, 1))
+        distance = np.sqrt((offsets**2).sum(0)) - 6  # 0 at the surface of a ball
+        for kind, values in (("label", distance <= 0), ("distance", distance)):
+            volume = torch.from_numpy(values.astype(np.float32))
+            batch[f"{side}_{kind}"] = volume.expand(3, 1, *SHAPE).clone()
+    moved = RandomAffinePair(0.2)(batch, SEEDS)
+    for side in centers:
+        label, distance = (moved[f"{side}_{kind}"].numpy() for kind in ("label", "distance"))
+        clear = np.abs(distance) > 1  # a voxel away from the surface
+        np.testing.assert_array_equal((label >= 0.5)[clear], (distance < 0)[clear])
+        before = batch[f"{side}_distance"].numpy()
+        assert ((before < 0) != (distance < 0)).mean() > 0.005  # it has moved
+        # Beyond the border it is still far to the label; 0 would be its surface.
+        assert distance[:, :, [0, -1]][:, :, :, [0, -1]].min() > 2
 
 
 def test_zero_changes_nothing() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from regzoo.datasets import check_records, read_datalist
+from regzoo.datasets import check_records, is_of_kind, known_kinds, read_datalist
 from regzoo.datasets.records import case_name, record_files
 from regzoo.errors import RegZooError
 
@@ -127,3 +127,43 @@ def test_mistakes_behind_links_and_detours(files: Path) -> None:
     detour = pair(files / ".." / files.name, "a", "b")
     with pytest.raises(RegZooError, match="is listed twice"):
         check_records([pair(files, "a", "b"), detour])
+
+
+@pytest.mark.parametrize(
+    "name, kinds, expected",
+    [
+        ("cyst", ["cyst"], True),
+        ("cyst_1", ["cyst"], True),
+        ("cyst_12_b", ["cyst"], True),
+        ("seminal_vesicle_left", ["seminal_vesicle"], True),
+        ("seminal_vesicle_left", ["cyst", "seminal"], True),
+        ("seminal_vesicle_left", ["seminal_vesicle_left"], True),
+        ("seminal_vesicle", ["seminal_vesicle_left"], False),
+        ("cystic_lesion", ["cyst"], False),
+        ("cyst", ["cyst_1"], False),
+        ("cyst_10", ["cyst_1"], False),
+        ("big_cyst", ["cyst"], False),
+        ("gland", ["cyst", "seminal_vesicle"], False),
+        ("gland", [], False),
+        ("gland", [""], False),
+    ],
+)
+def test_kinds_are_beginnings_of_names_up_to_an_underscore(name: str, kinds: list[str], expected: bool) -> None:
+    """Whole words only, whether one or several kinds are asked for."""
+    assert is_of_kind(name, kinds) is expected
+    assert is_of_kind(name, iter(kinds)) is expected
+
+
+def test_kinds_of_a_data_set() -> None:
+    """Kinds that some label has are taken over; a wrong name is answered with the right ones."""
+    records = [{"label_names": ["gland", "cyst_1", "cyst_2"]}, {"label_names": ["gland", "apex"]}, {}]
+    assert known_kinds(records, "cyst") == ["cyst"]
+    assert known_kinds(records, ("apex", "cyst_2")) == ["apex", "cyst_2"]
+    assert known_kinds(records, []) == []
+    assert known_kinds([{}], []) == []
+    with pytest.raises(RegZooError, match=r"'cysts'; the names of the data set are apex, cyst_1, cyst_2, gland$"):
+        known_kinds(records, ["cyst", "cysts"])
+    with pytest.raises(RegZooError, match="none, add label_names"):
+        known_kinds([{}], "cyst")
+    with pytest.raises(RegZooError, match="holding out gland, cyst, apex leaves no label"):
+        known_kinds(records, ["gland", "cyst", "apex"])

@@ -13,6 +13,7 @@ from regzoo.errors import RegZooError
 from regzoo.metrics import (
     LabelDice,
     LabelHausdorff,
+    LostLabels,
     TargetRegistrationError,
     centroid_distances,
     centroids,
@@ -195,6 +196,21 @@ def test_empty_labels_are_nan_and_ignored(pair: tuple[MetaTensor, MetaTensor]) -
     assert nothing.aggregate().isnan()
     nothing.reset()
     assert nothing.aggregate().isnan()
+
+
+def test_lost_labels_are_counted() -> None:
+    one = torch.zeros(5, 3, 4, 5)
+    one[:, 1, 2, 3] = 0.3
+    there = one * torch.tensor([1, 1, 1, 0, 0]).view(5, 1, 1, 1)
+    metric = LostLabels()
+    # Kept, lost, lost, never there, out of nowhere.
+    metric([one * torch.tensor([1, 0, 0, 0, 1]).view(5, 1, 1, 1)], [there])
+    metric([there, torch.zeros(2, 3, 4, 5)], [there, there[:2].bool()])
+    metric([MetaTensor(one[:0])], [MetaTensor(there[:0])])
+    assert metric.get_buffer().flatten().tolist() == [2, 0, 2, 0]
+    assert metric.aggregate().item() == 1
+    with pytest.raises(ValueError, match="one shape"):
+        LostLabels()([one[:2]], [there])
 
 
 def test_cases_with_different_numbers_of_labels(pair: tuple[MetaTensor, MetaTensor]) -> None:

@@ -18,11 +18,12 @@ from regzoo.errors import RegZooError
 from regzoo.report import FigureWriter, case_figure, registration_figure, summary_figure, write_csv
 from regzoo.report.boxplots import _paired_boxes
 from regzoo.report.figures import file_name
+from regzoo.report.picture import Picture
 from regzoo.report.planes import PLANES, Orientation
 from scipy.ndimage import gaussian_filter
 
 SHAPE = (21, 17, 15)
-FIXED, MOVING, FOLDED = (53, 208, 255), (255, 176, 46), (125, 255, 58)
+FIXED, MOVING, FOLDED, PROPAGATED = (53, 208, 255), (255, 176, 46), (125, 255, 58), (255, 95, 176)
 
 
 def affine_of(codes: str, spacing: tuple[float, float, float] = (1.0, 1.5, 2.0), tilt: float = 0.0) -> np.ndarray:
@@ -56,8 +57,22 @@ def pixels(path: Path) -> np.ndarray:
     return (imread(path)[..., :3] * 255).round().astype(int)
 
 
-def count(path: Path, color: tuple[int, int, int]) -> int:
-    return int((np.abs(pixels(path) - color).max(-1) <= 3).sum())
+def count(picture: Path | np.ndarray, color: tuple[int, int, int]) -> int:
+    array = pixels(picture) if isinstance(picture, Path) else picture
+    return int((np.abs(array - color).max(-1) <= 3).sum())
+
+
+def propagated() -> dict[str, Any]:
+    """`case` with labels that were propagated without a transformation."""
+    given = {key: value for key, value in case().items() if key not in ("warped", "ddf")}
+    return given | {"probability": np.stack([gaussian_filter(label, 0.8) for label in given["warped_label"]])}
+
+
+def columns(path: Path, number: int = 3) -> list[np.ndarray]:
+    """The panels of each column of a picture, without headings and legend."""
+    picture = pixels(path)[round(0.78 * 120) : round(-0.42 * 120)]
+    starts = [round((0.34 + i * 2.4) * 120) for i in range(number)]
+    return [picture[:, start : start + round(2.35 * 120)] for start in starts]
 
 
 @pytest.mark.parametrize("codes", ["RAS", "LPS", "PIR", "SLA", "AIL"])
@@ -132,6 +147,83 @@ def test_what_is_marked(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".partial*"))
 
 
+def test_labels_propagated_without_a_transformation(tmp_path: Path) -> None:
+    full, path = tmp_path / "full.png", tmp_path / "propagated.png"
+    registration_figure(full, **case(), affine=affine_of("RAS"))
+    registration_figure(path, **propagated(), affine=affine_of("RAS"))
+    assert pixels(path).shape[1] < 0.65 * pixels(full).shape[1]
+    fixed, unregistered, result = columns(path)
+    assert all(count(column, FIXED) > 100 for column in (fixed, unregistered))
+    assert [count(column, MOVING) > 100 for column in (fixed, unregistered, result)] == [False, True, False]
+    assert [count(column, PROPAGATED) > 100 for column in (fixed, unregistered, result)] == [False, False, True]
+    assert count(path, FOLDED) == 0 == count(full, PROPAGATED)
+    # The legend names all three.
+    legend = pixels(path)[round(-0.42 * 120) :]
+    assert all(count(legend, color) > 20 for color in (FIXED, MOVING, PROPAGATED))
+
+
+def test_propagated_labels_are_shown_on_the_fixed_image(tmp_path: Path) -> None:
+    volumes = {key: case()[key] for key in ("fixed", "moving")}
+    registration_figure(tmp_path / "none.png", **volumes, warped_label=np.zeros(SHAPE))
+    fixed, unregistered, result = columns(tmp_path / "none.png")
+    assert (fixed == result).all()
+    assert (fixed != unregistered).any()
+
+
+def test_probability_shows_small_labels_and_hides_none(tmp_path: Path) -> None:
+    volumes = {key: case()[key] for key in ("fixed", "moving")}
+    gland, cyst = case()["fixed_label"] * 0.9
+    zone, nothing = np.where(np.arange(SHAPE[0])[:, None, None] < 11, gland, 0), np.zeros(SHAPE)
+
+    def tinted(*probability: np.ndarray) -> float:
+        """The share of the third column that is not as grey as the image."""
+        path = tmp_path / "p.png"
+        # The fixed label says where to look and is taken out again by comparing with the first column.
+        registration_figure(path, **volumes, fixed_label=case()["fixed_label"], probability=np.stack(probability))
+        fixed, _, result = columns(path)
+        return float((np.abs(fixed - result).max(-1) > 12).mean())
+
+    alone, small = tinted(gland), tinted(cyst)
+    assert alone > 5 * small > 0
+    assert tinted(gland, zone, cyst) == pytest.approx(small, rel=0.02)
+    assert tinted(gland, nothing) == tinted(nothing) == 0
+    assert 0.3 * alone < tinted(gland, zone) < 0.7 * alone
+
+
+def test_facts_of_propagated_labels() -> None:
+    def shifted(labels: np.ndarray, voxels: int, axis: int) -> np.ndarray:
+        return np.concatenate([labels[:1], np.roll(labels[1:], voxels, axis)])
+
+    given = propagated()
+    images = {key: given[key] for key in ("fixed", "moving")}
+    gland, cyst = given["fixed_label"]
+    labels = np.stack([gland, cyst, np.roll(cyst, 2, 2)])
+    everything = {"fixed": labels, "warped": shifted(labels, 1, 2), "moving": shifted(labels, 2, 3)}
+    # Array axes run to P, I, R with voxels of 1, 1.5 and 2 mm: two voxels before, one after.
+    picture = Picture(images, everything, None, (1, 1.5, 2), affine_of("PIR"))
+    assert picture._facts() == "gland DSC 1.00 → 1.00   ·   landmark TRE 4.0 → 1.5 mm"
+    everything["warped"][1] = 0
+    picture = Picture(images, everything, None, (1, 1.5, 2), affine_of("PIR"))
+    assert picture._facts().endswith("landmark TRE 4.0 → 1.5 mm   ·   1 of 3 labels not found")
+    single = {key: label[:1] for key, label in everything.items()}
+    assert Picture(images, single, None, (1, 1, 1), None)._facts() == "DSC 1.00 → 1.00"  # of whatever it is
+    del everything["fixed"]
+    assert Picture(images, everything, None, (1, 1.5, 2), None)._facts() == "1 of 3 labels not found"
+
+
+def test_a_single_label_outside_the_planes_is_dotted(tmp_path: Path) -> None:
+    start = np.zeros((2, *SHAPE))
+    start[0, 4, 4, 4], start[1, 12, 12, 11] = 0.3, 1  # the moving voxel is smaller than a fixed one
+    volumes = {key: case()[key] for key in ("fixed", "moving")}
+    for name, both in (("one", False), ("two", True)):
+        moving, warped = (np.stack([label] * 2) if both else label for label in start)
+        registration_figure(tmp_path / f"{name}.png", **volumes, moving_label=moving, warped_label=warped)
+    # The planes go through the propagated voxel, a diamond one voxel wide.
+    found = {name: [count(c, MOVING) for c in columns(tmp_path / f"{name}.png")] for name in ("one", "two")}
+    assert found["one"][1] > 10 > found["two"][1] == 0
+    assert all(count(columns(tmp_path / f"{name}.png")[2], PROPAGATED) > 10 for name in found)
+
+
 def test_constant_and_empty_input(tmp_path: Path) -> None:
     flat = np.full(SHAPE, 3.0)
     label = np.zeros((2, *SHAPE))
@@ -175,6 +267,9 @@ def test_handler_draws_the_cases_of_an_evaluator(tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "two").iterdir()) == ["a_b_c.png", "case000001.png"]
     assert count(tmp_path / "all" / "case000001.png", FIXED) > 300
     assert count(tmp_path / "all" / "case000003.png", FIXED) == 0
+    labels_only = {k: v for k, v in (data[0][0][0] | data[0][0][1]).items() if k not in ("warped_image", "ddf")}
+    case_figure(tmp_path / "labels.png", labels_only | {"probability": labels_only["warped_label"]})
+    assert count(tmp_path / "labels.png", PROPAGATED) > 300
     with pytest.raises(KeyError, match="warped_image"):
         case_figure(tmp_path / "no.png", {**data[0][0][0], "unregistered_image": torch.zeros(1, *SHAPE)})
 

@@ -194,6 +194,36 @@ def test_resample_equals_simpleitk(mode: str) -> None:
         assert np.abs(ours - theirs)[inner].max() < 0.01
 
 
+def test_bspline_resampling_equals_simpleitk() -> None:
+    source = make_grid((27, 25, 23), (1.2, 0.9, 1.6), (15, -20, 35), (1, 0, 2), (1, -1, 1), (3, 4, 5))
+    target = make_grid((19, 23, 21), (1.1, 1.3, 1), (-5, 12, 8), (2, 1, 0), (-1, 1, 1), (4, 3, 6))
+    image = np.stack([smooth_noise(source.shape, 1, seed) for seed in (0, 1)])
+    frame = to_sitk(np.zeros(target.shape, np.float32), target.affine)
+    voxels = source.to_voxels(target.to_world(np.indices(target.shape).transpose(1, 2, 3, 0)))
+    # What lies beyond the border is taken differently, and fades by a factor of four with every voxel.
+    inner = ((voxels >= 5) & (voxels <= np.array(source.shape) - 6)).all(-1)
+    assert inner.mean() > 0.2
+    for padding in ("zeros", "border"):
+        ours = resample(torch.from_numpy(image), source, target, mode="bspline", padding=padding)
+        assert ours.dtype == torch.float32 and ours.shape == (2, *target.shape)
+        for channel, volume in zip(ours.numpy(), image, strict=True):
+            moving = to_sitk(volume, source.affine)
+            theirs = from_sitk(sitk.Resample(moving, frame, sitk.Transform(), sitk.sitkBSpline, 0.0))
+            assert np.abs(channel - theirs)[inner].max() < 0.05
+            linear = from_sitk(sitk.Resample(moving, frame, sitk.Transform(), sitk.sitkLinear, 0.0))
+            assert np.abs(channel - linear)[inner].max() > 1
+
+
+def test_bspline_resampling_beyond_the_border() -> None:
+    source, target = Grid((9, 9, 9), np.eye(4)), make_grid((9, 9, 9), center=(24, 4, 4))  # wholly outside
+    image = torch.arange(1.0, 10).view(1, 9, 1, 1).expand(1, 9, 9, 9)
+    np.testing.assert_allclose(resample(image, source, target, mode="bspline").numpy(), 0, atol=1e-4)
+    border = resample(image, source, target, mode="bspline", padding="border").numpy()
+    np.testing.assert_allclose(border, 9, atol=1e-4)
+    same = resample(image, source, source, mode="bspline")
+    np.testing.assert_allclose(same.numpy(), image.numpy(), atol=1e-4)  # it goes through the voxels' values
+
+
 def test_anti_aliasing_removes_what_the_coarse_grid_cannot_show() -> None:
     source = Grid((33, 33, 33), np.eye(4))
     target = source.network_grid((4, 1, 1), (8, 33, 33))

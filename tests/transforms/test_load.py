@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from helpers import ball, make_affine, smooth_noise, write
 from regzoo.errors import RegZooError
 from regzoo.spatial import Grid
-from regzoo.transforms import AlignPaird, LoadPaird
+from regzoo.transforms import AlignPaird, ApplyFieldd, LoadPaird, ResamplePaird
 from scipy.ndimage import center_of_mass
 
 FIXED, MOVING = (12, 11, 10), (9, 13, 8)
@@ -84,8 +85,23 @@ def test_labels_are_optional(nothing: Any, case: Case) -> None:
     item = LoadPaird()(case.record)
     assert "fixed_label" not in item
     assert item["moving_label"].shape == (1, *MOVING)
-    with pytest.raises(RegZooError, match="has no label"):
-        LoadPaird(need_labels=True)(case.record)
+    with pytest.raises(RegZooError, match="as fixed_label"):
+        LoadPaird(need=("fixed_label",))(case.record)
+
+
+@pytest.mark.parametrize("nothing", [None, "", [], "absent"])
+def test_labels_that_are_needed(nothing: Any, case: Case) -> None:
+    case.record["fixed_label"] = case.file("fixed", "label", MASKS["fixed"])
+    if nothing != "absent":
+        case.record["moving_label"] = nothing
+    with pytest.raises(RegZooError) as caught:
+        LoadPaird(need=("fixed_image", "moving_image", "moving_label"))(case.record)
+    line = str(caught.value)
+    assert line.startswith(case.record["moving_image"]) and "\n" not in line
+    assert line.endswith("name it as moving_label (regzoo register: --label)")
+    case.record["moving_label"] = case.file("moving", "label", MASKS["moving"])
+    item = LoadPaird(need=("fixed_image", "moving_image", "moving_label"))(case.record)
+    np.testing.assert_array_equal(item["moving_label"][0].numpy(), MASKS["moving"])
 
 
 def test_images_and_names(case: Case) -> None:
@@ -124,6 +140,54 @@ def test_centre_alignment_moves_the_affine_alone(case: Case) -> None:
     np.testing.assert_allclose(after - before, edit[:, 3] - [0, 0, 0, 1], atol=1e-4)
 
 
+@pytest.mark.parametrize("labels", [1, 3])
+def test_label_alignment_puts_the_first_label_on_the_fixed_centre(labels: int, case: Case) -> None:
+    masks = np.stack([ball(MOVING, (3, 8, 4), 1.5), *[MASKS["moving"]] * (labels - 1)], axis=-1)
+    affine = make_affine(MOVING, (1.3, 0.8, 1), (20, -35, 10), (2, 0, 1), (1, -1, -1), (70, 500, -40))
+    for name, array in (("image", smooth_noise(MOVING, 1, 0)), ("label", masks)):
+        case.record[f"moving_{name}"] = write(case.folder / f"far_{name}.nii", array, affine)
+    loaded = LoadPaird()(case.record)
+    item = AlignPaird("label")(loaded)
+    middle = (AFFINES["fixed"] @ [*(np.array(FIXED) - 1) / 2, 1])[:3]
+    there = item["moving_label"].affine.numpy() @ [*center_of_mass(masks[..., 0]), 1]
+    np.testing.assert_allclose(there[:3], middle, atol=1e-3)
+    np.testing.assert_array_equal(item["moving_image"].affine.numpy(), item["moving_label"].affine.numpy())
+    edit = item["prealignment"].numpy()
+    np.testing.assert_allclose(edit @ affine, item["moving_image"].affine.numpy(), atol=1e-3)
+    np.testing.assert_array_equal(edit[:3, :3], np.eye(3))
+    for key in ("moving_image", "moving_label"):  # nothing is resampled
+        np.testing.assert_array_equal(item[key].numpy(), loaded[key].numpy())
+    # A field of zeros is the inverse of the edit: from the fixed image's world into the moving file's own.
+    item = ResamplePaird((1.1, 1.1, 1.1), (12, 12, 12), keep_native=True)(item)
+    item["pred"] = torch.zeros(3, 12, 12, 12)
+    applied = ApplyFieldd()(item)
+    there = affine @ [*center_of_mass(masks[..., 0]), 1]
+    np.testing.assert_allclose(applied["field"].transform_points(middle[None])[0], there[:3], atol=1e-3)
+    for key in ("warped_label", "unregistered_label"):
+        seen = applied[key][0].numpy()
+        np.testing.assert_allclose(AFFINES["fixed"] @ [*center_of_mass(seen), 1], [*middle, 1], atol=0.15)
+        volumes = [
+            m.sum() * abs(np.linalg.det(a[:3, :3])) for m, a in ((seen, AFFINES["fixed"]), (masks[..., 0], affine))
+        ]
+        assert volumes[0] == pytest.approx(volumes[1], rel=0.1)
+
+
+def test_label_alignment_without_a_label_takes_the_field_of_view(case: Case) -> None:
+    loaded = LoadPaird()(case.record)
+    item, center = AlignPaird("label")(loaded), AlignPaird("center")(loaded)
+    np.testing.assert_array_equal(item["moving_image"].affine.numpy(), center["moving_image"].affine.numpy())
+    middles = [a @ [*(np.array(n) - 1) / 2, 1] for a, n in ((AFFINES["fixed"], FIXED), (AFFINES["moving"], MOVING))]
+    np.testing.assert_allclose(item["prealignment"].numpy()[:3, 3], (middles[0] - middles[1])[:3], atol=1e-4)
+
+
+def test_label_alignment_by_an_empty_label(case: Case) -> None:
+    masks = np.stack([np.zeros(MOVING, np.float32), MASKS["moving"]], axis=-1)
+    case.record["moving_label"] = case.file("moving", "label", masks)
+    with pytest.raises(RegZooError, match="its first label is empty; draw it, or --align center") as caught:
+        AlignPaird("label")(LoadPaird()(case.record))
+    assert str(caught.value).startswith(case.record["moving_label"]) and "\n" not in str(caught.value)
+
+
 def test_header_alignment_trusts_the_files(case: Case) -> None:
     item = AlignPaird()(LoadPaird()(case.record))
     np.testing.assert_array_equal(item["prealignment"].numpy(), np.eye(4))
@@ -141,5 +205,5 @@ def test_a_small_image_within_a_large_one_overlaps(small: str, tmp_path: Path) -
 
 
 def test_unknown_alignment() -> None:
-    with pytest.raises(RegZooError, match="'header' or 'center'"):
+    with pytest.raises(RegZooError, match="'middle'; use one of header, center, label"):
         AlignPaird("middle")  # type: ignore[arg-type]

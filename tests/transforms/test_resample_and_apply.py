@@ -13,14 +13,17 @@ from monai.data import MetaTensor
 from regzoo.errors import RegZooError
 from regzoo.spatial import Grid
 from regzoo.transforms import (
+    AdHocLabelsd,
     AlignPaird,
     ApplyFieldd,
     FilterLabelsd,
     LabelAsPredictiond,
     MatchLabelsd,
     ResamplePaird,
+    SelectLabelsd,
     WarpOnNetworkGridd,
     label_masks,
+    of_kind,
 )
 from scipy.ndimage import center_of_mass, gaussian_filter, map_coordinates
 
@@ -61,6 +64,43 @@ def test_resampling_equals_simpleitk() -> None:
             np.testing.assert_allclose(ours[inner], theirs[inner], atol=0.01)
 
 
+def test_bspline_and_binary_labels_equal_simpleitk() -> None:
+    item = loaded()
+    out = ResamplePaird((0.9, 0.9, 0.9), (27, 25, 23), interpolation="bspline", binarise=True)(item)
+    target = Grid.of(out["fixed_image"])
+    frame = to_sitk(np.zeros(target.shape, np.float32), target.affine)
+    for side, grid in GRIDS.items():
+        voxels = grid.to_voxels(target.to_world(np.indices(target.shape).transpose(1, 2, 3, 0)))
+        moving = to_sitk(item[f"{side}_image"][0].numpy(), grid.affine)
+        cubic, linear = (
+            from_sitk(sitk.Resample(moving, frame, sitk.Transform(), kind))
+            for kind in (sitk.sitkBSpline, sitk.sitkLinear)
+        )
+        # What lies beyond the border is taken differently, and fades by a factor of four with every voxel.
+        inner = ((voxels >= 4) & (voxels <= np.array(grid.shape) - 5)).all(-1)
+        assert inner.mean() > 0.2
+        ours = out[f"{side}_image"][0].numpy()
+        assert np.abs(ours - cubic)[inner].max() < 0.1
+        assert np.abs(ours - linear)[inner].max() > 0.5
+        for mask, volume in zip(out[f"{side}_label"].numpy(), item[f"{side}_label"].numpy(), strict=True):
+            soft = from_sitk(sitk.Resample(to_sitk(volume, grid.affine), frame, sitk.Transform(), sitk.sitkLinear))
+            clear = np.abs(soft - 0.5) > 1e-3
+            np.testing.assert_array_equal(mask[clear], (soft >= 0.5)[clear])
+            assert set(np.unique(mask)) <= {0, 1}
+            assert clear.mean() > 0.95
+
+
+def test_images_are_bspline_only_when_asked() -> None:
+    item = loaded()
+    linear, cubic = (ResamplePaird(**NETWORK, interpolation=kind)(item) for kind in ("linear", "bspline"))
+    assert torch.equal(ResamplePaird(**NETWORK)(item)["fixed_image"], linear["fixed_image"])
+    assert float((cubic["fixed_image"] - linear["fixed_image"]).abs().max()) > 0.5
+    assert torch.equal(cubic["fixed_label"], linear["fixed_label"])
+    assert bool(((linear["fixed_label"] > 0.1) & (linear["fixed_label"] < 0.9)).any())  # soft
+    with pytest.raises(RegZooError, match="'cubic' is not known; use linear or bspline"):
+        ResamplePaird(**NETWORK, interpolation="cubic")  # type: ignore[arg-type]
+
+
 def test_natives_are_kept_on_request() -> None:
     item = loaded()
     assert not [key for key in ResamplePaird(**NETWORK)(item) if "native" in key]
@@ -88,6 +128,69 @@ def test_labels_of_one_image_only_are_left_out() -> None:
     item["moving_label"] *= 0
     with pytest.raises(RegZooError, match=r"case A.*no label"):
         MatchLabelsd()(ResamplePaird(**NETWORK)(item))
+
+
+def named(count: int = 4) -> dict[str, Any]:
+    """A case of which label l is the constant l, on the network grid and on the files' own."""
+    item: dict[str, Any] = {"case": "A", "label_names": ["gland", "cyst_1", "apex", "cyst_2"]}
+    values = torch.arange(count).float().view(-1, 1, 1, 1).expand(-1, 2, 3, 4)
+    for key in ("fixed_label", "moving_label", "reference_label", "warped_label", "unregistered_label"):
+        item[key] = MetaTensor(values + 10 * len(item), affine=torch.diag(torch.tensor([2.0, 3, 4, 1])))
+    item["moving_label_native"] = item["moving_label"]
+    return item
+
+
+@pytest.mark.parametrize(
+    ("channels", "without", "kept"),
+    [
+        (None, (), [0, 1, 2, 3]),
+        ([0], (), [0]),
+        ([2, 0], (), [2, 0]),
+        (None, ("cyst",), [0, 2]),
+        ([3, 2, 1], ("cyst_1",), [3, 2]),
+        ([1], ("cyst", "apex"), []),
+    ],
+)
+def test_labels_are_selected(channels: list[int] | None, without: tuple[str, ...], kept: list[int]) -> None:
+    item = named()
+    out = SelectLabelsd(channels, without)(item)
+    for key in ("fixed_label", "moving_label"):
+        assert out[key].shape == (len(kept), 2, 3, 4)
+        assert out[key][:, 0, 0, 0].tolist() == [float(item[key][label, 0, 0, 0]) for label in kept]
+        np.testing.assert_array_equal(out[key].affine, item[key].affine)
+        assert len(item[key]) == 4
+    assert len(out["moving_label_native"]) == len(out["reference_label"]) == 4
+    del item["moving_label"]
+    assert "moving_label" not in SelectLabelsd(channels, without)(item)
+
+
+def test_labels_that_cannot_be_selected() -> None:
+    with pytest.raises(RegZooError, match=r"moving_label: has 2 labels, and label 3 \(from 0\) is asked for; give"):
+        SelectLabelsd([0, 3])(named() | {"moving_label": named(2)["moving_label"]})
+    for names in (None, [], ["gland", "apex", "cyst"]):
+        with pytest.raises(RegZooError, match=f"A: {len(names or [])} of its 4 labels have names; give it label_names"):
+            SelectLabelsd(without=["cyst"])(named() | {"label_names": names})
+
+
+def test_which_labels_are_of_a_kind() -> None:
+    assert of_kind(named(), ["cyst"], 4) == [False, True, False, True]
+    assert of_kind(named(), ["cyst"], 2) == [False, True]  # names beyond the labels are of no account
+    assert of_kind({"label_names": [7, "7_1"]}, ["7"], 2) == [True, True]
+    with pytest.raises(RegZooError, match="A: 4 of its 5 labels"):
+        of_kind(named(), ["cyst"], 5)
+
+
+@pytest.mark.parametrize(("kinds", "kept"), [(["cyst"], [1, 3]), (["apex", "gland"], [0, 2]), (["bone"], []), ([], [])])
+def test_labels_unseen_in_training_are_singled_out(kinds: list[str], kept: list[int]) -> None:
+    item = named()
+    out = AdHocLabelsd(kinds)(item)
+    for key in ("reference_label", "warped_label", "unregistered_label"):
+        assert out[f"adhoc_{key}"].shape == (len(kept), 2, 3, 4)
+        assert out[f"adhoc_{key}"][:, 0, 0, 0].tolist() == [float(item[key][label, 0, 0, 0]) for label in kept]
+        np.testing.assert_array_equal(out[f"adhoc_{key}"].affine, item[key].affine)
+        assert out[key] is item[key]
+    if not kinds:  # then no names are needed
+        assert AdHocLabelsd(())(item | {"label_names": None})["adhoc_warped_label"].shape[0] == 0
 
 
 def test_labels_are_filtered_in_advance_as_scipy_does() -> None:

@@ -128,6 +128,35 @@ def case_name(path: str | os.PathLike[str]) -> str:
     return name[: -len(".nii.gz")] if name.lower().endswith(".nii.gz") else Path(name).stem
 
 
+def is_of_kind(name: str, kinds: Iterable[str]) -> bool:
+    """Whether a label is of one of some kinds: its name, or the name's beginning up to an underscore.
+
+    ``cyst`` stands for ``cyst_1`` and ``cyst_2``, ``seminal_vesicle`` for the left one and the right one.
+    """
+    return any(f"{name}_".startswith(f"{kind}_") for kind in kinds)
+
+
+def known_kinds(records: Sequence[Record], kinds: str | Sequence[str]) -> list[str]:
+    """Kinds of label, after making sure that a data set has them; a wrong name would hold nothing out.
+
+    Args:
+        records: pairs with ``label_names``.
+        kinds: one or several, see `is_of_kind`.
+
+    Raises:
+        RegZooError: no label is of such a kind, or no other kind is left.
+    """
+    wanted = [kinds] if isinstance(kinds, str) else list(kinds)
+    names = sorted({str(name) for record in records for name in record.get("label_names", [])})
+    unknown = [kind for kind in wanted if not any(is_of_kind(name, [kind]) for name in names)]
+    if unknown:
+        known = ", ".join(names) or "none, add label_names to its records"
+        raise RegZooError(f"no label is called {unknown[0]!r}; the names of the data set are {known}")
+    if wanted and all(is_of_kind(name, wanted) for name in names):
+        raise RegZooError(f"holding out {', '.join(wanted)} leaves no label; hold out less")
+    return wanted
+
+
 def record_files(record: Record, keys: Iterable[str] = PATH_KEYS) -> list[str]:
     """All files of a record, those of lists included."""
     files: list[str] = []

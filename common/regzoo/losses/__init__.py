@@ -1,8 +1,9 @@
 """Loss functions: label overlap, deformation, and how they are combined."""
 
 from regzoo.losses.deformation import BendingEnergy, GradientNorm
-from regzoo.losses.label_overlap import PAPER_SIGMAS, MultiScaleCrossEntropy, MultiScaleDice
-from regzoo.losses.registration import Deformation, LabelSimilarity, RegistrationLoss
+from regzoo.losses.distance import SignedDistanceSimilarity
+from regzoo.losses.label_overlap import PAPER_SIGMAS, MultiScaleCrossEntropy, MultiScaleDice, WeightedCrossEntropy
+from regzoo.losses.registration import Deformation, LabelSimilarity, PredictedLabel, RegistrationLoss
 
 __all__ = [
     "PAPER_SIGMAS",
@@ -12,5 +13,8 @@ __all__ = [
     "LabelSimilarity",
     "MultiScaleCrossEntropy",
     "MultiScaleDice",
+    "PredictedLabel",
     "RegistrationLoss",
+    "SignedDistanceSimilarity",
+    "WeightedCrossEntropy",
 ]

@@ -29,6 +29,21 @@ class LabelSimilarity(nn.Module):
         return self.loss(warp(targets["moving_label"], ddf), targets["fixed_label"])
 
 
+class PredictedLabel(nn.Module):
+    """Compare the labels that a network predicts directly, as logits, with the fixed labels.
+
+    Args:
+        loss: called with (logits, fixed), both (B, C, X, Y, Z).
+    """
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, logits: torch.Tensor, targets: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return self.loss(logits, targets["fixed_label"])
+
+
 class Deformation(nn.Module):
     """A penalty on the predicted DDF alone.
 

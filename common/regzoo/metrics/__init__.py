@@ -17,11 +17,13 @@ from regzoo.metrics.deformation import (
 from regzoo.metrics.labels import (
     LabelDice,
     LabelHausdorff,
+    LostLabels,
     TargetRegistrationError,
     centroid_distances,
     centroids,
     dice,
 )
+from regzoo.metrics.regions import RegionDice
 
 __all__ = [
     "CaseMetric",
@@ -31,6 +33,8 @@ __all__ = [
     "LabelDice",
     "LabelHausdorff",
     "LogJacobianStd",
+    "LostLabels",
+    "RegionDice",
     "TargetRegistrationError",
     "centroid_distances",
     "centroids",

@@ -10,31 +10,9 @@ from monai.metrics import compute_dice, compute_hausdorff_distance
 
 from regzoo.errors import RegZooError
 from regzoo.metrics.base import CaseMetric, Summary, affine_of, spacing_of
-from regzoo.spatial import plain
+from regzoo.spatial import centroids, plain
 
 Reduction = Literal["rms", "mean"]
-
-
-def centroids(masks: torch.Tensor, affine: torch.Tensor) -> torch.Tensor:
-    """Centres of mass of labels.
-
-    Args:
-        masks: (C, X, Y, Z), binary or soft; soft values weigh the voxels.
-        affine: 4×4, voxel → RAS mm.
-
-    Returns:
-        (C, 3) float64, RAS mm; NaN for an empty label.
-    """
-    masks = plain(masks)
-    # Marginal sums first: the data are read twice, not once per coordinate, and only short sums run in float32.
-    plane = masks.sum(dim=3, dtype=torch.float32).double()
-    other = masks.sum(dim=1, dtype=torch.float32).double()
-    marginals = (plane.sum(2), plane.sum(1), other.sum(1))
-    mass = marginals[0].sum(1)
-    index = [m @ torch.arange(m.shape[1], dtype=torch.float64, device=m.device) for m in marginals]
-    voxels = torch.stack(index, dim=1) / torch.where(mass > 0, mass, torch.nan)[:, None]
-    affine = torch.as_tensor(affine, dtype=torch.float64).to(voxels.device)
-    return voxels @ plain(affine)[:3, :3].T + plain(affine)[:3, 3]
 
 
 def centroid_distances(y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -60,24 +38,51 @@ class TargetRegistrationError(CaseMetric):
     Args:
         reduction: over the landmarks of a case, ``rms`` (root mean square) or ``mean``.
         first_label: first channel that is a landmark; by default channel 0, the gland, is none.
+        lost: what a landmark counts that is empty in the warped label alone, mm; None leaves it out, too. To choose
+            weights by, or those that find the easy landmarks only would seem the best.
         summary: over the cases, ``mean`` or ``median``.
 
     Source: RMS, Hu et al. 2018, section 3.3; mean, Bashkanov et al. 2021 and Pérez de Frutos et al. 2023.
     """
 
-    def __init__(self, reduction: Reduction = "rms", first_label: int = 1, summary: Summary = "mean") -> None:
+    def __init__(
+        self,
+        reduction: Reduction = "rms",
+        first_label: int = 1,
+        lost: float | None = None,
+        summary: Summary = "mean",
+    ) -> None:
         super().__init__(summary)
         if reduction not in ("rms", "mean"):
             raise RegZooError(f"reduction: {reduction!r} is not known; use rms or mean")
         self.reduction = reduction
         self.first_label = first_label
+        self.lost = lost
 
     def measure(self, y_pred: torch.Tensor, y: torch.Tensor | None) -> torch.Tensor:
         """TRE in mm of one case, labels (C, X, Y, Z)."""
-        distances = centroid_distances(y_pred, _required(y))[self.first_label :]
+        fixed = _required(y)
+        distances = centroid_distances(y_pred, fixed)
+        if self.lost is not None:
+            gone = plain(fixed).flatten(1).any(1) & ~plain(y_pred).flatten(1).any(1)
+            distances[gone.to(distances.device)] = self.lost
+        distances = distances[self.first_label :]
         distances = distances[~distances.isnan()]
         # The mean of nothing is NaN, which says "no landmark to measure".
         return distances.square().mean().sqrt() if self.reduction == "rms" else distances.mean()
+
+
+class LostLabels(CaseMetric):
+    """How many labels of a case came out empty: `TargetRegistrationError` leaves them out, since they have no centroid.
+
+    `y_pred` is the warped label, `y` the unregistered one.
+    """
+
+    def measure(self, y_pred: torch.Tensor, y: torch.Tensor | None) -> torch.Tensor:
+        """The number of lost labels of one case, labels (C, X, Y, Z)."""
+        moving = _required(y)
+        _check_same_shape(y_pred, moving)
+        return (plain(moving).flatten(1).any(1) & ~plain(y_pred).flatten(1).any(1)).sum()
 
 
 class LabelDice(CaseMetric):

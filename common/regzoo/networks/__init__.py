@@ -2,5 +2,6 @@
 
 from regzoo.networks.global_net import CompositeNet, GlobalNet
 from regzoo.networks.local_net import LocalNet
+from regzoo.networks.pyramid_net import PyramidNet
 
-__all__ = ["CompositeNet", "GlobalNet", "LocalNet"]
+__all__ = ["CompositeNet", "GlobalNet", "LocalNet", "PyramidNet"]

@@ -2,7 +2,7 @@
 
 from regzoo.report.boxplots import summary_figure
 from regzoo.report.figures import FigureWriter, case_figure, registration_figure
-from regzoo.report.statistics import PERCENTILES, percentile_summary
+from regzoo.report.statistics import PERCENTILES, PairedTest, paired_wilcoxon, percentile_summary
 from regzoo.report.tables import CaseTable, LabelTable, read_csv, summary_text, write_csv
 
 __all__ = [
@@ -10,7 +10,9 @@ __all__ = [
     "CaseTable",
     "FigureWriter",
     "LabelTable",
+    "PairedTest",
     "case_figure",
+    "paired_wilcoxon",
     "percentile_summary",
     "read_csv",
     "registration_figure",

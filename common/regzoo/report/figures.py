@@ -21,7 +21,7 @@ def registration_figure(
     path: str | PathLike[str],
     fixed: np.ndarray,
     moving: np.ndarray,
-    warped: np.ndarray,
+    warped: np.ndarray | None = None,
     fixed_label: np.ndarray | None = None,
     moving_label: np.ndarray | None = None,
     warped_label: np.ndarray | None = None,
@@ -29,6 +29,7 @@ def registration_figure(
     spacing: Sequence[float] = (1.0, 1.0, 1.0),
     title: str = "",
     affine: np.ndarray | None = None,
+    probability: np.ndarray | None = None,
 ) -> None:
     """Draw a registration in three orthogonal planes through the gland and write it as a PNG file.
 
@@ -36,19 +37,29 @@ def registration_figure(
     the fixed labels; checkerboard of fixed and warped image; where each line of a regular fixed grid comes from in
     the moving image; local change of volume (det J), folded voxels marked.
 
+    Where labels were propagated without a transformation there is no warped image. Then the third column, the last,
+    shows them on the fixed image, with the probabilities they were cut from.
+
     Args:
         path: PNG file to write.
-        fixed, moving, warped: images (X, Y, Z), all on the fixed grid.
+        fixed, moving: images (X, Y, Z) on the fixed grid.
+        warped: the same, or None for labels propagated without a transformation.
         fixed_label, moving_label, warped_label: labels (X, Y, Z) or (C, X, Y, Z) on the fixed grid, channel 0 the
             gland; the planes go through the centroid of the fixed one, else of any, else through the image centre.
         ddf: (3, X, Y, Z), voxels; without it the last two columns are left out.
         spacing: voxel size along X, Y, Z, mm.
         title: usually the name of the case.
         affine: 4×4, voxel → RAS mm; turns the picture to radiological convention and letters its edges.
+        probability: (C, X, Y, Z) in [0, 1], of the propagated labels; drawn where there is no warped image.
     """
-    images = {"fixed": fixed, "moving": moving, "warped": warped}
+    images = {"fixed": fixed, "moving": moving}
     labels = {"fixed": fixed_label, "moving": moving_label, "warped": warped_label}
-    Picture(images, {k: v for k, v in labels.items() if v is not None}, ddf, spacing, affine).write(path, title)
+    if warped is not None:
+        images, probability = images | {"warped": warped}, None
+    else:  # where no fixed label says where to look, the propagated one knows better than the moving one
+        labels = {key: labels[key] for key in ("fixed", "warped", "moving")}
+    known = {key: label for key, label in labels.items() if label is not None}
+    Picture(images, known, ddf, spacing, affine, probability).write(path, title)
 
 
 class FigureWriter:
@@ -56,7 +67,9 @@ class FigureWriter:
 
     Reads from each case ``reference_image``, ``unregistered_image``, ``warped_image`` (1, X, Y, Z) and, where there,
     ``reference_label``, ``unregistered_label``, ``warped_label`` (C, X, Y, Z) and ``ddf`` (3, X, Y, Z) in voxels, all
-    on the grid of ``reference_image``, a `MetaTensor`. Under several ranks each draws its own cases.
+    on the grid of ``reference_image``, a `MetaTensor`. Labels that were propagated without a transformation are
+    ``warped_label``, without ``warped_image``, and have a ``probability`` (C, X, Y, Z), where there. Under several
+    ranks each draws its own cases.
 
     Args:
         output_dir: folder to write to.
@@ -97,13 +110,15 @@ def case_figure(path: str | PathLike[str], item: Mapping[str, Any]) -> None:
             raise KeyError(f"the evaluator gives no '{kind}_image', which the picture of a case needs")
         return volume[0]
 
+    propagated = item.get("warped_image") is None and item.get("warped_label") is not None
+
     affine = getattr(item["reference_image"], "affine", None)
     affine = None if affine is None else np.asarray(torch.as_tensor(affine).cpu(), dtype=float)
     registration_figure(
         path,
         image("reference"),
         image("unregistered"),
-        image("warped"),
+        None if propagated else image("warped"),
         array("reference_label"),
         array("unregistered_label"),
         array("warped_label"),
@@ -111,4 +126,5 @@ def case_figure(path: str | PathLike[str], item: Mapping[str, Any]) -> None:
         spacing=(1, 1, 1) if affine is None else np.linalg.norm(affine[:3, :3], axis=0).tolist(),
         title=name_of_case(item) if "case" in item else "",
         affine=affine,
+        probability=array("probability"),
     )

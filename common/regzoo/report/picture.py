@@ -11,18 +11,21 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
-from matplotlib.colors import ListedColormap, TwoSlopeNorm
+from matplotlib.colors import LinearSegmentedColormap, ListedColormap, Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from monai.data import MetaTensor
 
 from regzoo.files import atomic_path
-from regzoo.metrics.labels import dice
+from regzoo.metrics.labels import TargetRegistrationError, dice
 from regzoo.report.planes import PLANES, Orientation, Plane
 from regzoo.spatial import jacobian_determinant
 
 _BACKGROUND, _TEXT, _MUTED = "#14171c", "#f2f4f7", "#9aa4b2"
-_FIXED, _MOVING, _FOLDED = "#35d0ff", "#ffb02e", "#7dff3a"
+_FIXED, _MOVING, _PROPAGATED, _FOLDED = "#35d0ff", "#ffb02e", "#ff5fb0", "#7dff3a"
+_HEAT = LinearSegmentedColormap.from_list("probability", ["#ff2f8a00", "#ff2f8a68", "#ffd84a88"])
+_LARGE = 0.1  # a label above this part of the largest one's volume would cover the others with its probability
 _MARGIN_MM = 18.0  # around the labels
 _CHECKER_MM = 12.0
 _PANEL = 2.35  # width, inches
@@ -39,8 +42,12 @@ class Picture:
         ddf: np.ndarray | None,
         spacing: Sequence[float],
         affine: np.ndarray | None,
+        probability: np.ndarray | None = None,
     ) -> None:
         labels = {k: v[None] if v.ndim == 3 else v for k, v in labels.items()}
+        if "warped" not in images and "moving" in labels:  # a point to propagate may be smaller than a fixed voxel
+            largest = labels["moving"].max(axis=(1, 2, 3), keepdims=True)
+            labels["moving"] = labels["moving"] / np.where(largest > 0, largest, 1)
         self.spacing = np.asarray(spacing, dtype=float)
         self.oriented = affine is not None
         if affine is not None:
@@ -48,6 +55,7 @@ class Picture:
             images = {k: turn.volume(v) for k, v in images.items()}
             labels = {k: turn.volume(v) for k, v in labels.items()}
             ddf = None if ddf is None else turn.field(ddf)
+            probability = None if probability is None else turn.volume(probability)
             self.spacing = self.spacing[turn.source]
         self.images = {k: np.asarray(v, dtype=np.float32) for k, v in images.items()}
         self.labels = labels
@@ -55,10 +63,14 @@ class Picture:
         self.det = None
         if self.ddf is not None:
             self.det = jacobian_determinant(torch.from_numpy(self.ddf.copy())[None])[0, 0].numpy()
+        self.heat = None if probability is None else _heat(probability)
         self.shape = np.asarray(self.images["fixed"].shape)
         self.center, self.view = self._center_and_view()
         self.windows = {k: _window(self.images[k]) for k in ("fixed", "moving")}
         self.windows["warped"] = self.windows["moving"]
+        self._silhouettes = False
+        self._single = "warped" not in self.images and all(len(label) == 1 for label in labels.values())
+        self.result = "registered" if "warped" in self.images else "propagated"
 
     def _center_and_view(self) -> tuple[np.ndarray, np.ndarray]:
         """The voxel the planes go through, and the first and last voxel to show along each axis (3, 2)."""
@@ -80,13 +92,14 @@ class Picture:
 
     def write(self, path: str | PathLike[str], title: str) -> None:
         """Lay out all panels and write the PNG file."""
-        columns = ["fixed", "unregistered", "registered", "checkerboard"]
+        columns = ["fixed", "unregistered", self.result]
+        columns += ["checkerboard"] if "warped" in self.images else []
         columns += [] if self.ddf is None else ["deformed grid", "volume change (det J)"]
         extent = (self.view[:, 1] - self.view[:, 0] + 1) * self.spacing
         scale = _PANEL / max(extent[plane.right] for plane in PLANES)  # inches per mm
         heights = [extent[plane.up] * scale for plane in PLANES]
         left, top, bottom, gap = 0.34, 0.78, 0.42, 0.05
-        right = 0.12 if self.ddf is None else 0.72
+        right = 0.12 if self.ddf is None and self.heat is None else 0.72
         width = left + right + len(columns) * (_PANEL + gap)
         height = top + bottom + sum(heights) + 2 * gap
         figure = Figure(figsize=(width, height), dpi=120, facecolor=_BACKGROUND)
@@ -108,9 +121,10 @@ class Picture:
             middle = (y + heights[row] / 2) / height
             figure.text(0.17 / width, middle, name, color=_MUTED, fontsize=9, rotation=90, va="center", ha="center")
             y -= gap
-        if self.det is not None:
-            bar = place(width - right + 0.08, bottom + 0.25 * sum(heights), 0.11, sum(heights) / 2)
-            self._color_bar(figure, bar)
+        bars = ([] if self.heat is None else [_probability_bar]) + ([] if self.det is None else [self._det_bar])
+        high = sum(heights) / max(len(bars), 1)
+        for number, draw in enumerate(bars):
+            draw(figure.add_axes(place(width - right + 0.08, bottom + (number + 0.25) * high, 0.11, high / 2)))
         figure.text(left / width, 1 - 0.16 / height, title, color=_TEXT, fontsize=12, weight="bold", va="top")
         figure.text(
             1 - 0.12 / width, 1 - 0.18 / height, self._facts(), color=_MUTED, fontsize=9.5, va="top", ha="right"
@@ -131,11 +145,14 @@ class Picture:
             self._determinant(axes, plane)
             self._outline(axes, "fixed", plane, "#1d2733")
         else:
-            key = {"fixed": "fixed", "unregistered": "moving", "registered": "warped"}[name]
-            self._image(axes, key, plane)
+            key = {"fixed": "fixed", "unregistered": "moving"}.get(name, "warped")
+            self._image(axes, "fixed" if name == "propagated" else key, plane)
+            if name == "propagated" and self.heat is not None:
+                heat = plane.of(self.heat, self.center)
+                self._show(axes, plane, heat, cmap=_HEAT, vmin=0, vmax=1, interpolation="bilinear")
             self._outline(axes, "fixed", plane, _FIXED)
             if key != "fixed":
-                self._outline(axes, key, plane, _MOVING)
+                self._outline(axes, key, plane, _PROPAGATED if name == "propagated" else _MOVING)
         self._frame(axes, plane, lettered=name == "fixed")
 
     def _frame(self, axes: Axes, plane: Plane, lettered: bool) -> None:
@@ -187,8 +204,14 @@ class Picture:
             return
         x, y = (np.arange(self.shape[a]) * self.spacing[a] for a in (plane.right, plane.up))
         for channel, mask in enumerate(plane.of(self.labels[key], self.center)):
+            width = 1.5 if channel == 0 else 0.9
             if mask.max() > 0.5 > mask.min():
-                axes.contour(x, y, mask.T, levels=[0.5], colors=[color], linewidths=1.5 if channel == 0 else 0.9)
+                axes.contour(x, y, mask.T, levels=[0.5], colors=[color], linewidths=width)
+            elif self._single:  # the only label lies before or behind this plane: its silhouette
+                mask = self.labels[key][channel].max(axis=plane.cut)
+                if mask.max() > 0.5 > mask.min():
+                    axes.contour(x, y, mask.T, levels=[0.5], colors=[color], linewidths=width, linestyles="dotted")
+                    self._silhouettes = True
 
     def _grid(self, axes: Axes, plane: Plane) -> None:
         assert self.ddf is not None
@@ -215,42 +238,85 @@ class Picture:
         folded = np.ma.masked_where(det > 0, np.ones_like(det))
         self._show(axes, plane, folded, cmap=ListedColormap([_FOLDED]), interpolation="nearest")
 
-    def _color_bar(self, figure: Figure, box: tuple[float, float, float, float]) -> None:
-        axes = figure.add_axes(box)
+    def _det_bar(self, axes: Axes) -> None:
         norm = self._norm()
-        low, high = float(norm.vmin or 0), float(norm.vmax or 2)
-        ramp = np.linspace(low, high, 256)[:, None]
-        axes.imshow(ramp, origin="lower", extent=(0, 1, low, high), aspect="auto", cmap="RdBu_r", norm=norm)
-        axes.set_xticks([])
-        axes.yaxis.tick_right()
-        axes.set_yticks([low, 1, high])
-        axes.tick_params(colors=_TEXT, labelsize=8, length=2)
+        _color_bar(axes, "RdBu_r", norm, [float(norm.vmin or 0), 1, float(norm.vmax or 2)])
 
     def _facts(self) -> str:
-        """Dice of the gland before and after, and the share of folded voxels."""
+        """Dice of the gland before and after; share of folded voxels; of propagated labels what the landmarks do."""
         facts = []
         if "fixed" in self.labels:
             fixed = torch.from_numpy(np.ascontiguousarray(self.labels["fixed"][:1]))
             moved = [self.labels[k][:1] for k in ("moving", "warped") if k in self.labels]
             scores = [dice(torch.from_numpy(np.ascontiguousarray(m)), fixed).item() for m in moved]
             if scores and np.isfinite(scores).all():
-                facts.append("gland DSC " + " → ".join(f"{s:.2f}" for s in scores))
+                name = "DSC" if self._single else "gland DSC"
+                facts.append(f"{name} " + " → ".join(f"{s:.2f}" for s in scores))
+        facts += self._landmark_facts() if self.result == "propagated" else []
         if self.det is not None:
             facts.append(f"{100 * np.mean(~(self.det > 0)):.2f} % of voxels folded")
         return "   ·   ".join(facts)
+
+    def _landmark_facts(self) -> list[str]:
+        """Target registration error before and after, and how many labels were not found."""
+        facts: list[str] = []
+        affine = torch.diag(torch.tensor([*self.spacing, 1.0]))
+        labels = {k: MetaTensor(torch.from_numpy(np.ascontiguousarray(v)), affine) for k, v in self.labels.items()}
+        fixed, moving, warped = (labels.get(key) for key in ("fixed", "moving", "warped"))
+        if moving is None or warped is None or moving.shape != warped.shape:
+            return facts
+        if fixed is not None and fixed.shape == warped.shape:
+            errors = [TargetRegistrationError().measure(label, fixed).item() for label in (moving, warped)]
+            if np.isfinite(errors).all():
+                facts.append(f"landmark TRE {errors[0]:.1f} → {errors[1]:.1f} mm")
+        given, found = ((label >= 0.5).flatten(1).any(1) for label in (moving, warped))
+        lost = int((given & ~found).sum())
+        return [*facts, f"{lost} of {int(given.sum())} labels not found"] if lost else facts
 
     def _legend(self, figure: Figure) -> None:
         handles: list[Any] = []
         if "fixed" in self.labels:
             handles.append(Line2D([], [], color=_FIXED, lw=2, label="fixed label"))
-        if self.labels.keys() & {"moving", "warped"}:
+        propagated = {"warped"} if self.result == "propagated" else set()
+        if self.labels.keys() & {"moving", "warped"} - propagated:
             handles.append(Line2D([], [], color=_MOVING, lw=2, label="moving label"))
+        if self.labels.keys() & propagated:
+            handles.append(Line2D([], [], color=_PROPAGATED, lw=2, label="propagated label"))
+        if self._silhouettes:
+            handles.append(Line2D([], [], color=_MUTED, lw=1.5, ls="dotted", label="outside this plane"))
         if self.det is not None:
             handles.append(Patch(color=_FOLDED, label="folded (det J ≤ 0)"))
         if handles:
             figure.legend(
                 handles=handles, loc="lower center", ncols=len(handles), frameon=False, labelcolor=_TEXT, fontsize=9
             )
+
+
+def _color_bar(axes: Axes, colors: Any, norm: Normalize, ticks: list[float]) -> None:
+    low, high = ticks[0], ticks[-1]
+    ramp = np.linspace(low, high, 256)[:, None]
+    axes.imshow(ramp, origin="lower", extent=(0, 1, low, high), aspect="auto", cmap=colors, norm=norm)
+    axes.set_xticks([])
+    axes.yaxis.tick_right()
+    axes.set_yticks(ticks)
+    axes.tick_params(colors=_TEXT, labelsize=8, length=2)
+
+
+def _probability_bar(axes: Axes) -> None:
+    axes.set_facecolor("#55585e")  # as over a grey image
+    _color_bar(axes, _HEAT, Normalize(0, 1), [0, 0.5, 1])
+    axes.yaxis.set_label_position("right")
+    axes.set_ylabel("probability", color=_MUTED, fontsize=8.5, labelpad=2)
+
+
+def _heat(probability: np.ndarray) -> np.ndarray:
+    """The largest probability (X, Y, Z) of the small labels; those of the gland and its zones would cover them."""
+    known = np.nan_to_num(np.asarray(probability, dtype=np.float32))
+    volumes = (known >= 0.5).sum(axis=(1, 2, 3))
+    small = volumes < _LARGE * volumes.max()
+    if not small.any():
+        small = np.arange(len(known)) >= min(1, len(known) - 1)
+    return known[small].max(axis=0)
 
 
 def _window(image: np.ndarray) -> tuple[float, float]:

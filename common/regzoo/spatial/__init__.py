@@ -4,6 +4,7 @@ from regzoo.spatial.field import DisplacementField
 from regzoo.spatial.grid import RAS_LPS, Grid
 from regzoo.spatial.volumes import (
     LabelFile,
+    centroids,
     check_on_grid,
     label_values,
     plain,
@@ -28,6 +29,7 @@ __all__ = [
     "Grid",
     "LabelFile",
     "apply_matrix",
+    "centroids",
     "check_on_grid",
     "compose",
     "invert",

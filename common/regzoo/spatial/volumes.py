@@ -86,6 +86,28 @@ def plain(image: torch.Tensor) -> torch.Tensor:
     return image.as_subclass(torch.Tensor)
 
 
+def centroids(masks: torch.Tensor, affine: torch.Tensor) -> torch.Tensor:
+    """Centres of mass of labels.
+
+    Args:
+        masks: (C, X, Y, Z), binary or soft; soft values weigh the voxels.
+        affine: 4×4, voxel → RAS mm.
+
+    Returns:
+        (C, 3) float64, RAS mm; NaN for an empty label.
+    """
+    masks = plain(masks)
+    # Marginal sums first: the data are read twice, not once per coordinate, and only short sums run in float32.
+    plane = masks.sum(dim=3, dtype=torch.float32).double()
+    other = masks.sum(dim=1, dtype=torch.float32).double()
+    marginals = (plane.sum(2), plane.sum(1), other.sum(1))
+    mass = marginals[0].sum(1)
+    index = [m @ torch.arange(m.shape[1], dtype=torch.float64, device=m.device) for m in marginals]
+    voxels = torch.stack(index, dim=1) / torch.where(mass > 0, mass, torch.nan)[:, None]
+    affine = torch.as_tensor(affine, dtype=torch.float64).to(voxels.device)
+    return voxels @ plain(affine)[:3, :3].T + plain(affine)[:3, 3]
+
+
 class LabelFile(NamedTuple):
     """Labels as they are stored.
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.ndimage import map_coordinates
 
 from regzoo.filters import gaussian_filter
 from regzoo.spatial.grid import Grid
@@ -160,7 +162,7 @@ def resample(
     image: torch.Tensor,
     source: Grid,
     target: Grid,
-    mode: Mode = "bilinear",
+    mode: Mode | Literal["bspline"] = "bilinear",
     padding: Padding = "zeros",
     anti_alias: bool = False,
 ) -> torch.Tensor:
@@ -170,7 +172,7 @@ def resample(
         image: (C, X', Y', Z') on `source`.
         source: grid of `image`.
         target: grid to sample on.
-        mode: ``bilinear`` or ``nearest``.
+        mode: ``bilinear``, ``nearest``, or ``bspline`` (cubic, by SciPy on the CPU).
         padding: what lies outside `source`.
         anti_alias: blur beforehand along axes where the target is coarser, σ = (ratio - 1) / 2 voxels.
 
@@ -184,6 +186,10 @@ def resample(
         steps = matrix[:3, :3].abs().amax(dim=1)
         image = gaussian_filter(image[None], [max(float(step) - 1, 0) / 2 for step in steps], border="renormalise")[0]
     coordinates = apply_matrix(matrix.to(image.device), voxel_coordinates(target.shape, image.device)[None])
+    if mode == "bspline":
+        points, edge = coordinates[0].cpu().numpy(), {"zeros": "grid-constant", "border": "nearest"}[padding]
+        channels = [map_coordinates(channel.cpu().numpy(), points, order=3, mode=edge) for channel in image]
+        return torch.from_numpy(np.stack(channels)).to(image.device)
     return sample(image[None], coordinates, mode, padding)[0]
 
 

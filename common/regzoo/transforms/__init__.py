@@ -1,18 +1,39 @@
 """Per-case transforms, on the CPU and cached: load, align, resample."""
 
-from regzoo.transforms.apply import ApplyFieldd, LabelAsPredictiond, WarpOnNetworkGridd, label_map, label_masks
+from regzoo.transforms.apply import (
+    ApplyFieldd,
+    LabelAsPredictiond,
+    PropagatedLabelsd,
+    WarpOnNetworkGridd,
+    label_map,
+    label_masks,
+)
+from regzoo.transforms.distance import SignedDistanced, signed_distance
 from regzoo.transforms.load import AlignPaird, LoadPaird
-from regzoo.transforms.resample import FilterLabelsd, MatchLabelsd, ResamplePaird
+from regzoo.transforms.resample import (
+    AdHocLabelsd,
+    FilterLabelsd,
+    MatchLabelsd,
+    ResamplePaird,
+    SelectLabelsd,
+    of_kind,
+)
 
 __all__ = [
+    "AdHocLabelsd",
     "AlignPaird",
     "ApplyFieldd",
     "FilterLabelsd",
     "LabelAsPredictiond",
     "LoadPaird",
     "MatchLabelsd",
+    "PropagatedLabelsd",
     "ResamplePaird",
+    "SelectLabelsd",
+    "SignedDistanced",
     "WarpOnNetworkGridd",
     "label_map",
     "label_masks",
+    "of_kind",
+    "signed_distance",
 ]

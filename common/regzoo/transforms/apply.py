@@ -1,8 +1,8 @@
-"""From a predicted DDF to warped images and labels: the first steps of every bundle's postprocessing."""
+"""From a prediction to warped images and labels: the first steps of every bundle's postprocessing."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
-from regzoo.spatial import DisplacementField, Grid, plain, warp
+from regzoo.spatial import DisplacementField, Grid, apply_matrix, plain, sample, voxel_coordinates, warp
 
 
 def label_masks(labels: torch.Tensor, exclusive: bool) -> torch.Tensor:
@@ -48,59 +48,140 @@ class WarpOnNetworkGridd(MapTransform):
         super().__init__(["pred"])
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        item = dict(data)
-        ddf = plain(item["pred"])
-        affine = torch.as_tensor(item["fixed_image"].affine)
+        ddf = plain(data["pred"])
+        item = _network_references(data, ddf)
+        affine = item["reference_image"].affine
         item["ddf"] = MetaTensor(ddf, affine=affine)
         for kind, padding in (("image", "border"), ("label", "zeros")):
-            if f"moving_{kind}" not in item:
-                continue
-            moving = plain(item[f"moving_{kind}"]).to(ddf)
-            warped = warp(moving[None], ddf[None], padding=padding)[0]  # type: ignore[arg-type]
-            item[f"warped_{kind}"] = MetaTensor(warped, affine=affine)
-            item[f"unregistered_{kind}"] = MetaTensor(moving, affine=affine)
-            if f"fixed_{kind}" in item:
-                item[f"reference_{kind}"] = MetaTensor(plain(item[f"fixed_{kind}"]).to(ddf), affine=affine)
+            if (moving := item.get(f"unregistered_{kind}")) is not None:
+                warped = warp(plain(moving)[None], ddf[None], padding=padding)[0]  # type: ignore[arg-type]
+                item[f"warped_{kind}"] = MetaTensor(warped, affine=affine)
         return item
+
+
+def _network_references(data: Mapping[Hashable, Any], pred: torch.Tensor) -> dict[Hashable, Any]:
+    """What `with_references` adds, here on the network grid, on the device and in the type of the prediction."""
+    item = dict(data)
+    affine = torch.as_tensor(item["fixed_image"].affine)
+    for side, name in (("fixed", "reference"), ("moving", "unregistered")):
+        for kind in ("image", "label"):
+            if f"{side}_{kind}" in item:
+                item[f"{name}_{kind}"] = MetaTensor(plain(item[f"{side}_{kind}"]).to(pred), affine=affine)
+    return item
 
 
 class ApplyFieldd(MapTransform):
     """Turn the prediction into the whole fixed-to-moving field, and warp the moving file's own voxels with it.
 
     Needs what `ResamplePaird(keep_native=True)` and `AlignPaird` leave. Adds, all on the fixed image's own grid,
-    ``field`` (a `DisplacementField` that includes the pre-alignment), ``ddf`` (the same in voxels), ``warped_image``,
-    ``unregistered_image`` (the moving image through the pre-alignment alone) and ``reference_image`` (the fixed image);
-    with a moving label ``warped_label`` and ``unregistered_label``; with a fixed label ``reference_label``. Labels are
-    the linear interpolation, values in [0, 1].
+    ``field`` (a `DisplacementField` that includes the pre-alignment), ``ddf`` (the same in voxels), ``warped_image``
+    and, with a moving label, ``warped_label``, the linear interpolation, values in [0, 1]; and what `with_references`
+    adds.
     """
 
     def __init__(self) -> None:
         super().__init__(["pred"])
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        item = dict(data)
-        ddf = plain(item["pred"])
-        network, fixed = Grid.of(item["fixed_image"]), Grid.of(item["fixed_native"])
-        edit = np.asarray(plain(item["prealignment"]).cpu().numpy())
-        field = DisplacementField.from_ddf(ddf, network, fixed, edit)
+        ddf = plain(data["pred"])
+        network, fixed = Grid.of(data["fixed_image"]), Grid.of(data["fixed_native"])
+        field = DisplacementField.from_ddf(ddf, network, fixed, _edit(data))
         to_voxels = torch.as_tensor(np.linalg.inv(fixed.affine[:3, :3])).to(field.displacement)
+        item = with_references(data, ddf.device)
         item["field"] = field
         item["ddf"] = MetaTensor(
             torch.einsum("ij,jxyz->ixyz", to_voxels, field.displacement), affine=torch.as_tensor(fixed.affine)
         )
-        start = DisplacementField.from_affine(np.linalg.inv(edit), fixed, ddf.device)
-        item["reference_image"] = item["fixed_native"]
-        if "fixed_label_native" in item:
-            item["reference_label"] = item["fixed_label_native"].to(ddf.device)
-        for kind, native in (("image", "moving_native"), ("label", "moving_label_native")):
-            if native not in item:
-                continue
-            # What was kept carries the edited affine; the field leads to the file's own world.
-            affine = torch.as_tensor(np.linalg.inv(edit) @ np.asarray(item[native].affine.cpu(), dtype=np.float64))
-            moving = MetaTensor(plain(item[native]), affine=affine)
+        for kind, moving in _moving(data):
             item[f"warped_{kind}"] = field.warp(moving)
-            item[f"unregistered_{kind}"] = start.warp(moving)
         return item
+
+
+def with_references(data: Mapping[Hashable, Any], device: torch.device) -> dict[Hashable, Any]:
+    """A copy of a case with what a result is compared with, on the fixed image's own grid.
+
+    ``reference_image`` and, with a fixed label, ``reference_label``; ``unregistered_image`` and, with a moving label,
+    ``unregistered_label``: the moving file seen through the pre-alignment alone. Labels have values in [0, 1].
+    """
+    item = dict(data)
+    start = DisplacementField.from_affine(np.linalg.inv(_edit(data)), Grid.of(data["fixed_native"]), device)
+    item["reference_image"] = item["fixed_native"]
+    if "fixed_label_native" in item:
+        item["reference_label"] = item["fixed_label_native"].to(device)
+    for kind, moving in _moving(data):
+        item[f"unregistered_{kind}"] = start.warp(moving)
+    return item
+
+
+def _edit(data: Mapping[Hashable, Any]) -> np.ndarray:
+    """The matrix of the pre-alignment, old moving world → new moving world, RAS mm."""
+    return np.asarray(plain(data["prealignment"]).cpu().numpy())
+
+
+def _moving(data: Mapping[Hashable, Any]) -> Iterator[tuple[str, MetaTensor]]:
+    """The moving image and label as they were loaded, in the file's own world."""
+    for kind, native in (("image", "moving_native"), ("label", "moving_label_native")):
+        if native in data:
+            # What was kept carries the edited affine; a field leads to the file's own world.
+            affine = np.linalg.inv(_edit(data)) @ np.asarray(data[native].affine.cpu(), dtype=np.float64)
+            yield kind, MetaTensor(plain(data[native]), affine=torch.as_tensor(affine))
+
+
+class PropagatedLabelsd(MapTransform):
+    """Turn predicted logits, one channel for each moving label, into the propagated labels.
+
+    With what `ResamplePaird(keep_native=True)` and `AlignPaird` leave they come on the fixed image's own grid, together
+    with what `with_references` adds; otherwise, for quick validation, all of it on the network grid.
+
+    Adds ``probability`` (C, X, Y, Z), 0 beyond the network's field of view and for labels that are empty there, and
+    ``warped_label``, where it reaches 0.5; of the values of a label map only the likeliest. ``cut_off`` lists the
+    channels that reach the border of the network's field of view.
+
+    Args:
+        preserve_volume: on the fixed image's grid, cut each label where it has the volume of the moving label instead.
+            What is likely grows with what the network is unsure of; this gives small labels their size back, at the
+            price of centroids that follow the likeliest place and not the middle of all likely ones.
+    """
+
+    def __init__(self, preserve_volume: bool = False) -> None:
+        super().__init__(["pred"])
+        self.preserve_volume = preserve_volume
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        logits, network = plain(data["pred"]).float(), Grid.of(data["fixed_image"])
+        full = "fixed_native" in data
+        item = with_references(data, logits.device) if full else _network_references(data, logits)
+        seen = plain(data["moving_label"]).flatten(1).any(1).to(logits.device)
+        target = Grid.of(item["reference_image"])
+        matrix = torch.as_tensor(np.linalg.inv(network.affine) @ target.affine)
+        coordinates = apply_matrix(matrix, voxel_coordinates(target.shape, logits.device, torch.float64)[None])
+        # Half a voxel of tolerance: the outermost voxels of the network grid reach that far.
+        last = torch.tensor(network.shape, device=logits.device).view(1, 3, 1, 1, 1) - 0.5
+        inside = ((coordinates >= -0.5) & (coordinates <= last)).all(dim=1)
+        visible = inside & seen.view(-1, 1, 1, 1)
+        values = sample(logits[None], coordinates.float(), padding="border")[0]
+        probability = values.sigmoid() * visible
+        chosen = probability >= (0.5 if not self.preserve_volume else self._cuts(data, probability, target))
+        if "moving_label_values" in data:
+            # By the logits: probabilities next to 1 cannot be told apart.
+            likeliest = values.masked_fill(~visible, -torch.inf).argmax(dim=0)
+            chosen &= likeliest == torch.arange(len(values), device=values.device).view(-1, 1, 1, 1)
+        affine = torch.as_tensor(target.affine)
+        item["probability"] = MetaTensor(probability, affine=affine)
+        item["warped_label"] = MetaTensor(chosen.to(probability), affine=affine)
+        faces = [logits.narrow(axis, at, 1).flatten(1) for axis in (1, 2, 3) for at in (0, logits.shape[axis] - 1)]
+        item["cut_off"] = (seen & (torch.cat(faces, dim=1) >= 0).any(dim=1)).nonzero()[:, 0].tolist()
+        return item
+
+    def _cuts(self, data: Mapping[Hashable, Any], probability: torch.Tensor, target: Grid) -> torch.Tensor:
+        """The probability (C, 1, 1, 1) at which each label has the volume of the moving label."""
+        moving = data["moving_label_native"]
+        voxel, fixed_voxel = (abs(np.linalg.det(grid.affine[:3, :3])) for grid in (Grid.of(moving), target))
+        volumes = plain(moving).flatten(1).sum(1).double() * (voxel / fixed_voxel)
+        counts = volumes.round().long().clamp(1, probability[0].numel()).tolist()
+        cuts = [channel.flatten().topk(count).values[-1] for channel, count in zip(probability, counts, strict=True)]
+        # Where nothing is possible nothing is chosen.
+        return torch.stack(cuts).clamp(min=torch.finfo(torch.float32).tiny).view(-1, 1, 1, 1)
 
 
 class LabelAsPredictiond(MapTransform):
@@ -117,9 +198,10 @@ class LabelAsPredictiond(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
-        item["pred"] = item["warped_image"]
-        if "warped_label" in item:
-            label = item["warped_label"]
+        label = item.get("warped_label")
+        if label is None:
+            item["pred"] = item["warped_image"]
+        else:
             values = item.get("moving_label_values")
             masks = label_masks(plain(label), values is not None)
             item["pred"] = MetaTensor(label_map(masks, values or range(1, len(masks) + 1))[None], affine=label.affine)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
-from regzoo.datasets.records import case_name
+from regzoo.datasets.records import case_name, record_files
 from regzoo.errors import RegZooError, bad_file
-from regzoo.spatial import Grid, LabelFile, label_values, read_image, read_label_file, to_channels
+from regzoo.spatial import Grid, LabelFile, centroids, label_values, read_image, read_label_file, to_channels
 from regzoo.spatial.volumes import FILE
 
-Alignment = Literal["header", "center"]
+logger = logging.getLogger(__name__)
+
+Alignment = Literal["header", "center", "label"]
 SIDES = ("fixed", "moving")
 
 
@@ -28,7 +31,7 @@ class LoadPaird(MapTransform):
 
     Args:
         label_values: labels of integer maps, one channel each, in this order.
-        need_labels: raise an error when a label is missing.
+        need: keys of labels that must be there.
 
     Adds ``case``, a name for the pair, and ``moving_label_values``, the value of each channel of a moving label map.
 
@@ -38,10 +41,10 @@ class LoadPaird(MapTransform):
         RegZooError: one line that names the file, what is wrong with it and what to do.
     """
 
-    def __init__(self, label_values: Sequence[int] | None = None, need_labels: bool = False) -> None:
+    def __init__(self, label_values: Sequence[int] | None = None, need: Sequence[str] = ()) -> None:
         super().__init__(["fixed_image", "moving_image"])
         self.label_values = label_values
-        self.need_labels = need_labels
+        self.need = tuple(need)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
@@ -49,16 +52,21 @@ class LoadPaird(MapTransform):
         for side in SIDES:
             path = data[f"{side}_image"]
             item[f"{side}_image"] = read_image(path)
-            label = item.pop(f"{side}_label", None)
+            label = item.pop(key := f"{side}_label", None)
             if label:
                 files[side] = read_label_file(label, Grid.of(item[f"{side}_image"]))
-            elif self.need_labels:
-                raise bad_file(path, "has no label", f"name its label file as {side}_label")
+            elif key in self.need:
+                raise bad_file(
+                    path, "comes without its label, which is needed", f"name it as {key} (regzoo register: --label)"
+                )
         values = self.label_values
         if values is None:
             values = sorted({value for file in files.values() if file.is_map for value in label_values(file.volume)})
         for side, file in files.items():
-            item[f"{side}_label"] = to_channels(file.volume, values) if file.is_map else file.volume
+            label = to_channels(file.volume, values) if file.is_map else file.volume
+            key = f"{side}_label"
+            label.meta[FILE] = record_files({key: data[key]})[0]
+            item[key] = label
         if "moving" in files and files["moving"].is_map:
             item["moving_label_values"] = list(values)
         if len(files) == 2 and len(item["fixed_label"]) != len(item["moving_label"]):
@@ -76,26 +84,29 @@ class AlignPaird(MapTransform):
 
     Args:
         method: ``header`` trusts the files: both images lie in one world. ``center`` puts the centre of the moving
-            field of view on that of the fixed one, for images whose worlds are unrelated.
+            field of view on that of the fixed one, for images whose worlds are unrelated. ``label`` puts the centre of
+            mass of the first moving label there, or, of a pair without a moving label, that of its field of view.
 
     Adds ``prealignment``: the 4×4 float64 matrix of the edit, old moving world → new moving world, RAS mm.
 
     Raises:
         RegZooError: the fields of view do not overlap.
+
+    Source: ``label``, Bashkanov et al. 2021, section 2.1.
     """
 
     def __init__(self, method: Alignment = "header") -> None:
         super().__init__(["moving_image"])
-        if method not in ("header", "center"):
-            raise RegZooError(f"align: unknown method {method!r}; use 'header' or 'center'")
+        if method not in get_args(Alignment):
+            raise RegZooError(f"align: unknown method {method!r}; use one of {', '.join(get_args(Alignment))}")
         self.method = method
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         fixed, moving = Grid.of(item["fixed_image"]), Grid.of(item["moving_image"])
         edit = np.eye(4)
-        if self.method == "center":
-            edit[:3, 3] = fixed.center - moving.center
+        if self.method != "header":
+            edit[:3, 3] = fixed.center - self._middle(item)
         elif not overlap(fixed, moving):
             files = [file_of(item[f"{side}_image"], f"the {side} image") for side in SIDES]
             apart = np.linalg.norm(fixed.center - moving.center)
@@ -107,6 +118,18 @@ class AlignPaird(MapTransform):
                 item[key] = MetaTensor(item[key].as_tensor(), affine=affine, meta={FILE: file_of(item[key])})
         item["prealignment"] = torch.as_tensor(edit)
         return item
+
+    def _middle(self, item: Mapping[Hashable, Any]) -> np.ndarray:
+        """What is put on the fixed image's centre, RAS mm."""
+        label = item.get("moving_label") if self.method == "label" else None
+        if label is None:
+            if self.method == "label":
+                logger.warning("%s: no moving label; its image's centre is aligned instead", item.get("case"))
+            return Grid.of(item["moving_image"]).center
+        (centre,) = centroids(label[:1], label.affine).cpu().numpy()
+        if not np.isfinite(centre).all():
+            raise bad_file(file_of(label, "the moving label"), "its first label is empty", "draw it, or --align center")
+        return centre
 
 
 def file_of(image: torch.Tensor, otherwise: str = "") -> str:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
-from regzoo.datasets.records import LABEL_KEYS
+from regzoo.datasets.records import LABEL_KEYS, is_of_kind
 from regzoo.errors import RegZooError, bad_file
 from regzoo.filters import gaussian_filter, voxel_sigmas
 from regzoo.spatial import Grid, plain, resample
@@ -31,6 +31,8 @@ class ResamplePaird(MapTransform):
     Args:
         spacing: voxel size of the network grid, mm.
         size: matrix size of the network grid.
+        interpolation: of the images, ``linear`` or ``bspline`` (cubic).
+        binarise: cut the resampled labels at 0.5.
         keep_native: keep what was loaded as ``fixed_native``, ``moving_native``, ``…_label_native`` for full-resolution
             outputs.
 
@@ -38,14 +40,25 @@ class ResamplePaird(MapTransform):
         RegZooError: the moving image lies outside the network grid.
     """
 
-    def __init__(self, spacing: Sequence[float], size: Sequence[int], keep_native: bool = False) -> None:
+    def __init__(
+        self,
+        spacing: Sequence[float],
+        size: Sequence[int],
+        keep_native: bool = False,
+        interpolation: Literal["linear", "bspline"] = "linear",
+        binarise: bool = False,
+    ) -> None:
         super().__init__(["fixed_image", "moving_image"])
         # From a command line either may come as a single number.
         if np.size(spacing) != 3 or np.min(spacing) <= 0 or np.size(size) != 3 or np.min(size) < 8:
             raise RegZooError(f"spacing {spacing} and size {size}: give three mm > 0 and three sizes ≥ 8")
         self.spacing = [float(s) for s in spacing]
         self.size = [int(n) for n in size]
+        if interpolation not in ("linear", "bspline"):
+            raise RegZooError(f"interpolation {interpolation!r} is not known; use linear or bspline")
+        self.mode: Literal["bilinear", "bspline"] = "bilinear" if interpolation == "linear" else "bspline"
         self.keep_native = keep_native
+        self.binarise = binarise
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
@@ -67,10 +80,84 @@ class ResamplePaird(MapTransform):
                 native.as_tensor(),
                 Grid.of(native),
                 target,
+                mode="bilinear" if label else self.mode,
                 padding="zeros" if label else "border",
                 anti_alias=True,
             )
+            if label and self.binarise:
+                values = (values >= 0.5).float()
             item[key] = MetaTensor(values, affine=affine, meta={FILE: file_of(native)})
+        return item
+
+
+class SelectLabelsd(MapTransform):
+    """Keep some of the labels that lie on the network grid; those on the files' own grids stay as they are.
+
+    Args:
+        channels: which to keep, in this order; None for all.
+        without: kinds of label to leave out, by the ``label_names`` of the case; see `regzoo.datasets.is_of_kind`.
+
+    Raises:
+        RegZooError: a case has fewer channels, or no names for its labels.
+    """
+
+    def __init__(self, channels: Sequence[int] | None = None, without: Sequence[str] = ()) -> None:
+        super().__init__(LABEL_KEYS)
+        self.channels = None if channels is None else [int(channel) for channel in channels]
+        self.without = tuple(without)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        for key in (key for key in LABEL_KEYS if key in item):
+            count = len(item[key])
+            kept = list(range(count)) if self.channels is None else self.channels
+            if max(kept, default=0) >= count:
+                problem = f"has {count} labels, and label {max(kept)} (from 0) is asked for"
+                raise bad_file(file_of(item[key], key), problem, "give a file with that label")
+            if self.without:
+                left_out = of_kind(item, self.without, count)
+                kept = [channel for channel in kept if not left_out[channel]]
+            item[key] = item[key][kept]
+        return item
+
+
+def of_kind(item: Mapping[Hashable, Any], kinds: Sequence[str], count: int) -> list[bool]:
+    """Which of the labels of a case are of certain kinds.
+
+    Args:
+        item: a case with ``label_names``.
+        kinds: see `regzoo.datasets.is_of_kind`.
+        count: how many labels the case has.
+
+    Raises:
+        RegZooError: the labels have no names.
+    """
+    names = [str(name) for name in item.get("label_names") or []]
+    if len(names) < count:
+        raise RegZooError(f"{item.get('case')}: {len(names)} of its {count} labels have names; give it label_names")
+    return [is_of_kind(name, kinds) for name in names[:count]]
+
+
+class AdHocLabelsd(MapTransform):
+    """Single out the labels of kinds that the training did not see, for metrics of their own.
+
+    Adds ``adhoc_reference_label``, ``adhoc_warped_label`` and ``adhoc_unregistered_label``, with no channel where a
+    case has no such label.
+
+    Args:
+        kinds: one or several, see `regzoo.datasets.is_of_kind`.
+    """
+
+    def __init__(self, kinds: str | Sequence[str]) -> None:
+        super().__init__(["reference_label", "warped_label", "unregistered_label"])
+        self.kinds = (kinds,) if isinstance(kinds, str) else tuple(kinds)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        count = len(item["reference_label"])
+        chosen = of_kind(item, self.kinds, count) if self.kinds else [False] * count
+        for key in self.keys:
+            item[f"adhoc_{key}"] = item[key][torch.tensor(chosen, device=item[key].device)]
         return item
 
 

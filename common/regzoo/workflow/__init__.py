@@ -13,12 +13,14 @@ from regzoo.workflow.data import (
     training_records,
 )
 from regzoo.workflow.distributed import distributed, rank_device, start_process_group
+from regzoo.workflow.inferer import LabelWiseInferer
 from regzoo.workflow.logs import LossTerms, ValidationImages
 from regzoo.workflow.outputs import RegistrationResult, SaveRegistration
 from regzoo.workflow.registrar import Registrar, find_bundle, register
 
 __all__ = [
     "CaseStream",
+    "LabelWiseInferer",
     "LossTerms",
     "PreparePair",
     "Registrar",

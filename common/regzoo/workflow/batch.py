@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from regzoo.datasets.records import IMAGE_KEYS, LABEL_KEYS
+from regzoo.datasets.records import IMAGE_KEYS
+from regzoo.samplers import SAMPLE_KEYS
 from regzoo.spatial import plain
 
 Augmentation = Callable[[Mapping[str, torch.Tensor], torch.Tensor], dict[str, torch.Tensor]]
 
 
 class PreparePair:
-    """MONAI ``prepare_batch``: move a batch to the device, augment it there, stack the images with the fixed one first.
+    """MONAI ``prepare_batch``: move a batch to the device, augment it there, stack the network's input.
 
     Args:
         augmentation: called with the tensors on the device and the samples' seeds on the CPU; None for none.
+        inputs: what the network sees, in this order; the fixed image first.
 
-    Called as MONAI does with (batch, device, non_blocking), returns ``(image, targets)``: the network's input
-    (B, 2, X, Y, Z) and the dict that `regzoo.losses.RegistrationLoss` takes.
+    Called as MONAI does with (batch, device, non_blocking), returns ``(image, targets)``: the stacked input
+    (B, C, X, Y, Z) and the dict that `regzoo.losses.RegistrationLoss` takes.
     """
 
-    def __init__(self, augmentation: Augmentation | None = None) -> None:
+    def __init__(self, augmentation: Augmentation | None = None, inputs: Sequence[str] = IMAGE_KEYS) -> None:
         self.augmentation = augmentation
+        self.inputs = tuple(inputs)
 
     def __call__(
         self,
@@ -35,9 +38,9 @@ class PreparePair:
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         pair = {
             key: plain(batch[key]).to(device=device, dtype=torch.float32, non_blocking=non_blocking)
-            for key in (*IMAGE_KEYS, *LABEL_KEYS)
+            for key in SAMPLE_KEYS
             if key in batch
         }
         if self.augmentation is not None:
             pair = self.augmentation(pair, batch["seed"])
-        return torch.cat([pair[key] for key in IMAGE_KEYS], dim=1), pair
+        return torch.cat([pair[key] for key in self.inputs], dim=1), pair

@@ -28,4 +28,7 @@ def start_process_group() -> None:
 def distributed(network: nn.Module, device: str | torch.device) -> DistributedDataParallel:
     """The network on this process's device, its gradients averaged over all processes."""
     device = torch.device(device)
-    return DistributedDataParallel(network.to(device), device_ids=[device] if device.type == "cuda" else None)
+    devices = [device] if device.type == "cuda" else None
+    # Broadcasting buffers would make every forward pass a meeting of all processes, also those of a validation, of
+    # which one process may have more than another: they would wait for ever.
+    return DistributedDataParallel(network.to(device), device_ids=devices, broadcast_buffers=False)

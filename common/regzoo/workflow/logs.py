@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from scipy.ndimage import binary_erosion
 from torch.utils.tensorboard import SummaryWriter
 
 from regzoo.losses import RegistrationLoss
@@ -15,6 +16,8 @@ from regzoo.report.engine import cases_of, is_writer
 from regzoo.spatial import plain
 
 logger = logging.getLogger(__name__)
+
+_FIXED, _PROPAGATED = (0.21, 0.82, 1.0), (1.0, 0.37, 0.69)  # as in the quality-control picture
 
 
 class LossTerms:
@@ -65,7 +68,8 @@ class LossTerms:
 class ValidationImages:
     """Ignite handler of an evaluator: writes the middle slice of its first case to TensorBoard.
 
-    Side by side: fixed, unregistered moving and warped moving image, each scaled to its own range.
+    Side by side: fixed, unregistered moving and warped moving image, each scaled to its own range. Without a warped
+    image its place is taken by the fixed image with the outlines of the fixed (cyan) and the propagated labels (pink).
 
     Args:
         log_dir: TensorBoard folder.
@@ -87,11 +91,34 @@ class ValidationImages:
         if self.writer is None:
             self.writer = SummaryWriter(self.log_dir)
         case = cases_of(engine)[0]
-        slices = []
-        for key in ("reference_image", "unregistered_image", "warped_image"):
-            volume = plain(case[key])[0].float().cpu().numpy()
-            middle = np.flipud(volume[:, :, volume.shape[2] // 2].T)
-            low, high = np.percentile(middle, (1, 99))
-            slices.append(np.clip((middle - low) / max(high - low, 1e-6), 0, 1))
-        self.writer.add_image("fixed | unregistered | warped", np.hstack(slices)[None], engine.state.epoch)
-        self.writer.flush()
+        kinds = {"fixed": "reference", "unregistered": "unregistered", "warped": "warped"}
+        present = {name: case[f"{kind}_image"] for name, kind in kinds.items() if f"{kind}_image" in case}
+        panels = {name: _scaled(_middle(image[:1])) for name, image in present.items()}
+        if "fixed" in panels and "warped" not in panels and "warped_label" in case:
+            panels = {name: panel.repeat(3, axis=0) for name, panel in panels.items()}
+            panels["propagated"] = panels["fixed"].copy()
+            for kind, color in (("reference", _FIXED), ("warped", _PROPAGATED)):
+                if f"{kind}_label" in case:
+                    outline = _outlines(_middle(case[f"{kind}_label"]) >= 0.5)
+                    panels["propagated"][:, outline] = np.reshape(color, (3, 1))
+        if panels:
+            picture = np.concatenate(list(panels.values()), axis=2)
+            self.writer.add_image(" | ".join(panels), picture, engine.state.epoch)
+            self.writer.flush()
+
+
+def _middle(volume: torch.Tensor) -> np.ndarray:
+    """The middle slice across the last axis as a picture: (C, X, Y, Z) → (C, Y, X), the second axis upwards."""
+    array = plain(volume).float().cpu().numpy()
+    return np.ascontiguousarray(array[..., array.shape[-1] // 2].swapaxes(1, 2)[:, ::-1])
+
+
+def _scaled(picture: np.ndarray) -> np.ndarray:
+    """A picture with its values between 0 and 1, black and white at the 1st and 99th percentile."""
+    low, high = np.percentile(picture, (1, 99))
+    return np.clip((picture - low) / max(high - low, 1e-6), 0, 1)
+
+
+def _outlines(masks: np.ndarray) -> np.ndarray:
+    """The inner border pixels (Y, X) of any of some masks (C, Y, X)."""
+    return np.any([mask & ~binary_erosion(mask) for mask in masks], axis=0)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,40 @@ import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 
+from regzoo.errors import RegZooError, bad_file
 from regzoo.files import file_name, make_folder, write_json, write_nifti
-from regzoo.metrics import centroids, deformation_statistics
+from regzoo.metrics import deformation_statistics
 from regzoo.report.engine import cases_of
 from regzoo.report.figures import case_figure
-from regzoo.spatial import DisplacementField, Grid, plain
+from regzoo.spatial import DisplacementField, Grid, centroids, plain
 from regzoo.transforms import label_map, label_masks
 
+logger = logging.getLogger(__name__)
+
 WHO = ("reference", "unregistered", "warped")
-OUTPUTS = {"warped_image.nii.gz", "warped_label.nii.gz", "field.nii.gz", "statistics.json", "quality.png"}
+#: What a result can write, by the name a user asks for it.
+OUTPUTS = {
+    "image": "warped_image.nii.gz",
+    "label": "warped_label.nii.gz",
+    "probability": "probability.nii.gz",
+    "field": "field.nii.gz",
+    "statistics": "statistics.json",
+    "picture": "quality.png",
+}
+#: Written on request only.
+ON_REQUEST = {"probability"}
+MISSING = {
+    "image": "the labels were predicted without a transformation, so there is no warped image",
+    "field": "the labels were predicted without a transformation, so there is no field",
+    "label": "there is no label without a moving label",
+    "probability": "labels that a field has carried over have no probabilities",
+}
+MENDS = {
+    "image": "use a bundle that registers, such as prostate_mr_trus_weak_ddf",
+    "field": "use a bundle that registers, such as prostate_mr_trus_weak_ddf",
+    "label": "name one as moving_label (regzoo register: --label)",
+    "probability": "use prostate_mr_trus_conditional_seg, or ask for label",
+}
 
 
 @dataclasses.dataclass
@@ -32,42 +58,66 @@ class RegistrationResult:
 
     Attributes:
         case: name of the pair.
-        field: the whole fixed-to-moving transformation.
         fixed_image: (1, X, Y, Z), as loaded.
-        warped_image: (1, X, Y, Z), the moving image seen in the fixed image's frame.
         warped_label: (C, X, Y, Z) uint8 masks, or None without a moving label.
+        probability: (C, X, Y, Z) in [0, 1], of labels that were predicted without a transformation, else None.
         label_values: for labels that came as an integer map, the value of each channel.
-        statistics: deformation statistics, and per label its volume and centroid.
+        statistics: ``deformation`` (with a field), per label its volume and centroid, and ``warnings``.
         pictured: what the quality-control picture shows.
+        transformation, moved_image: behind `field` and `warped_image`; None where there are none.
     """
 
     case: str
-    field: DisplacementField
     fixed_image: MetaTensor
-    warped_image: MetaTensor
     warped_label: MetaTensor | None
+    probability: MetaTensor | None
     label_values: list[int] | None
     statistics: dict[str, Any]
+    transformation: DisplacementField | None
+    moved_image: MetaTensor | None
     pictured: Mapping[str, Any] = dataclasses.field(repr=False, default_factory=dict)
 
     @classmethod
     def of(cls, item: Mapping[str, Any]) -> RegistrationResult:
-        """From what `regzoo.transforms.ApplyFieldd` leaves in a dict."""
+        """From what `regzoo.transforms.ApplyFieldd` or `regzoo.transforms.PropagatedLabelsd` leaves in a dict."""
         label = item.get("warped_label")
         mask = None
         if label is not None:
             mask = MetaTensor(label_masks(plain(label), "moving_label_values" in item), affine=label.affine)
-        keys = ("case", "ddf", *(f"{who}_image" for who in WHO), *(f"{who}_label" for who in WHO))
+        keys = ("case", "ddf", "probability", *(f"{who}_{kind}" for who in WHO for kind in ("image", "label")))
         return cls(
             case=str(item.get("case", "case")),
-            field=item["field"],
             fixed_image=item["reference_image"],
-            warped_image=item["warped_image"],
             warped_label=mask,
+            probability=item.get("probability"),
             label_values=item.get("moving_label_values"),
             statistics=_statistics(item, mask),
+            transformation=item.get("field"),
+            moved_image=item.get("warped_image"),
             pictured={key: item[key] for key in keys if key in item},
         )
+
+    @property
+    def field(self) -> DisplacementField:
+        """The whole fixed-to-moving transformation.
+
+        Raises:
+            RegZooError: the bundle predicts labels without one.
+        """
+        if self.transformation is None:
+            raise _missing(self.case, "field")
+        return self.transformation
+
+    @property
+    def warped_image(self) -> MetaTensor:
+        """(1, X, Y, Z), the moving image seen in the fixed image's frame.
+
+        Raises:
+            RegZooError: the bundle predicts labels without a transformation.
+        """
+        if self.moved_image is None:
+            raise _missing(self.case, "image")
+        return self.moved_image
 
     def label_map(self) -> MetaTensor | None:
         """The warped labels in the form they came in: an integer map (X, Y, Z), or masks along the last axis."""
@@ -78,20 +128,28 @@ class RegistrationResult:
             return MetaTensor(masks.movedim(0, -1), affine=affine)
         return MetaTensor(label_map(masks, self.label_values), affine=affine)
 
-    def save(self, folder: str | PathLike[str], picture: bool = True) -> Path:
+    def save(self, folder: str | PathLike[str], outputs: Sequence[str] | str | None = None) -> Path:
         """Write the result into a folder; nothing of it if something fails, and nothing of an earlier result remains.
 
-        ``warped_image.nii.gz`` float32; ``warped_label.nii.gz`` in the form of the moving label; ``field.nii.gz``, the
-        transformation for ITK, ANTs and 3D Slicer (LPS mm); ``statistics.json``; ``quality.png``.
+        Args:
+            folder: where to.
+            outputs: some of ``image`` (``warped_image.nii.gz``, float32), ``label`` (``warped_label.nii.gz``, in the
+                form of the moving label), ``probability`` (``probability.nii.gz``, last axis = label), ``field``
+                (``field.nii.gz``, the transformation for ITK, ANTs and 3D Slicer, LPS mm), ``statistics``
+                (``statistics.json``) and ``picture`` (``quality.png``); None: all there are but the probability.
+
+        Raises:
+            RegZooError: one is asked for that there is not.
         """
         target = Path(folder)
+        wanted = self._wanted(outputs)
         new = not target.exists()
         try:
             with tempfile.TemporaryDirectory(dir=make_folder(target), prefix=".partial-") as name:
                 part = Path(name)
-                self._write(part, picture)
+                self._write(part, wanted)
                 written = [file.replace(target / file.name) for file in part.iterdir()]
-            for stale in OUTPUTS - {file.name for file in written}:
+            for stale in set(OUTPUTS.values()) - {file.name for file in written}:
                 (target / stale).unlink(missing_ok=True)
         except BaseException:
             if new and target.exists() and not any(target.iterdir()):
@@ -99,44 +157,102 @@ class RegistrationResult:
             raise
         return target
 
-    def _write(self, folder: Path, picture: bool) -> None:
-        affine = self.field.grid.affine
-        write_nifti(folder / "warped_image.nii.gz", plain(self.warped_image)[0].cpu().numpy(), affine)
-        labels = self.label_map()
-        if labels is not None:
-            array = plain(labels).numpy()
-            small = array.max(initial=0) < 256
-            write_nifti(folder / "warped_label.nii.gz", array.astype(np.uint8 if small else np.int32), affine)
-        self.field.save(folder / "field.nii.gz")
-        write_json(folder / "statistics.json", self.statistics)
-        if picture:
-            self.draw(folder / "quality.png")
+    def _wanted(self, outputs: Sequence[str] | str | None) -> list[str]:
+        has = {"image": self.moved_image, "label": self.warped_label, "probability": self.probability}
+        missing = {name for name, value in (has | {"field": self.transformation}).items() if value is None}
+        wanted = asked_outputs(outputs)
+        if wanted is None:
+            return [name for name in OUTPUTS if name not in missing | ON_REQUEST]
+        for name in wanted:
+            if name in missing:
+                raise _missing(self.case, name)
+        return wanted
+
+    def _write(self, folder: Path, wanted: Sequence[str]) -> None:
+        affine = Grid.of(self.fixed_image).affine
+        for name in wanted:
+            path = folder / OUTPUTS[name]
+            if name == "image":
+                write_nifti(path, plain(self.warped_image)[0].cpu().numpy(), affine)
+            elif name == "label" and (labels := self.label_map()) is not None:
+                array = plain(labels).numpy()
+                small = array.max(initial=0) < 256
+                write_nifti(path, array.astype(np.uint8 if small else np.int32), affine)
+            elif name == "probability" and self.probability is not None:
+                write_nifti(path, plain(self.probability).movedim(0, -1).cpu().numpy(), affine)
+            elif name == "field":
+                self.field.save(path)
+            elif name == "statistics":
+                write_json(path, self.statistics)
+            elif name == "picture":
+                self.draw(path)
 
     def draw(self, path: str | Path) -> None:
         """Write the quality-control picture, see `regzoo.report.registration_figure`."""
         case_figure(path, self.pictured)
 
 
-def _statistics(item: Mapping[str, Any], labels: torch.Tensor | None) -> dict[str, Any]:
-    """Deformation statistics and, per label, volume and centroid, as plain values for JSON."""
-    grid: Grid = item["field"].grid
-    deformation = deformation_statistics(item["ddf"], grid.spacing.tolist())
-    # JSON has no NaN, which the logarithm gives where every voxel folds.
-    found: dict[str, Any] = {"deformation": {k: v if math.isfinite(v) else None for k, v in deformation.items()}}
+def asked_outputs(outputs: Sequence[str] | str | None) -> list[str] | None:
+    """The outputs a user asked for, as a list; None for the usual ones.
+
+    Raises:
+        RegZooError: there is no such output.
+    """
+    if outputs is None or outputs == "":
+        return None
+    names = outputs.replace(",", " ").split() if isinstance(outputs, str) else [str(name) for name in outputs]
+    for name in names:
+        if name not in OUTPUTS:
+            raise RegZooError(f"outputs: {name!r} is not known; use some of {', '.join(OUTPUTS)}")
+    return names
+
+
+def _missing(case: str, output: str) -> RegZooError:
+    return bad_file(case, MISSING[output], MENDS[output])
+
+
+def _statistics(item: Mapping[str, Any], labels: MetaTensor | None) -> dict[str, Any]:
+    """Deformation statistics and, per label, volume and centroid, as plain values for JSON; and warnings."""
+    found: dict[str, Any] = {}
+    if "field" in item:
+        deformation = deformation_statistics(item["ddf"], item["field"].grid.spacing.tolist())
+        # JSON has no NaN, which the logarithm gives where every voxel folds.
+        found["deformation"] = {k: v if math.isfinite(v) else None for k, v in deformation.items()}
+    found["warnings"] = []
     if labels is not None:
-        voxel = float(abs(np.linalg.det(grid.affine[:3, :3])))
-        values, names = item.get("moving_label_values"), item.get("label_names")
-        found["labels"] = [
-            {
-                "label": values[index] if values else index,
-                **({"name": str(names[index])} if names and index < len(names) else {}),
-                "volume_mm3": round(float(mask.sum()) * voxel, 1),
-                "centroid_ras_mm": None if not bool(mask.any()) else [round(float(x), 3) for x in centre],
-            }
-            for index, (mask, centre) in enumerate(
-                zip(labels, centroids(labels, torch.as_tensor(grid.affine)), strict=True)
-            )
-        ]
+        found["labels"] = _label_statistics(item, labels)
+        found["warnings"] = _warnings(item, labels, found["labels"])
+    return found
+
+
+def _label_statistics(item: Mapping[str, Any], labels: MetaTensor) -> list[dict[str, Any]]:
+    affine = Grid.of(labels).affine
+    voxel = float(abs(np.linalg.det(affine[:3, :3])))
+    values, names = item.get("moving_label_values"), item.get("label_names")
+    return [
+        {
+            "label": values[index] if values else index,
+            **({"name": str(names[index])} if names and index < len(names) else {}),
+            "volume_mm3": round(float(mask.sum()) * voxel, 3),
+            "centroid_ras_mm": None if not bool(mask.any()) else [round(float(x), 3) for x in centre],
+        }
+        for index, (mask, centre) in enumerate(zip(labels, centroids(labels, torch.as_tensor(affine)), strict=True))
+    ]
+
+
+def _warnings(item: Mapping[str, Any], labels: torch.Tensor, entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each label that was there and is now empty, or that reaches the end of what could be seen."""
+    masks, found = plain(labels), list[str]()
+    was_there = plain(item["moving_label_native"]).flatten(1).any(1).tolist()
+    for index, entry in enumerate(entries):
+        name = f"label {entry['label']}" + (f" ({entry['name']})" if "name" in entry else "")
+        faces = [masks[index].select(axis, at) for axis in range(3) for at in (0, -1)]
+        if was_there[index] and entry["centroid_ras_mm"] is None:
+            found.append(f"{name}: nothing of it is found in the fixed image")
+        elif any(bool(face.any()) for face in faces):
+            found.append(f"{name}: touches the border of the fixed image, part of it may lie beyond")
+        elif index in item.get("cut_off", ()):
+            found.append(f"{name}: touches the border of the network's field of view, part of it may lie beyond")
     return found
 
 
@@ -145,12 +261,12 @@ class SaveRegistration:
 
     Args:
         output_dir: folder to write to.
-        pictures: draw a quality-control picture per case.
+        outputs: which files, see `RegistrationResult.save`.
     """
 
-    def __init__(self, output_dir: str | Path, pictures: bool = True) -> None:
+    def __init__(self, output_dir: str | PathLike[str], outputs: Sequence[str] | str | None = None) -> None:
+        self.outputs = asked_outputs(outputs)
         self.output_dir = make_folder(output_dir)
-        self.pictures = pictures
 
     def attach(self, engine: Engine) -> None:
         """Register with an evaluator."""
@@ -160,5 +276,7 @@ class SaveRegistration:
         """Write the cases of the current iteration."""
         for item in cases_of(engine):
             result = RegistrationResult.of(item)
-            folder = result.save(self.output_dir / file_name(result.case), self.pictures)
+            folder = result.save(self.output_dir / file_name(result.case), self.outputs)
             print(f"{result.case}: {folder}", flush=True)
+            for line in result.statistics["warnings"]:
+                logger.warning("%s: %s", result.case, line)

@@ -12,7 +12,7 @@ from monai.bundle import ConfigParser
 
 from regzoo.errors import RegZooError, bad_file, user_error
 from regzoo.workflow.data import as_request, requested_records
-from regzoo.workflow.outputs import RegistrationResult
+from regzoo.workflow.outputs import RegistrationResult, asked_outputs
 
 #: Where bundles are looked for by name: the working folder's and the source checkout's ``bundles/``.
 BUNDLE_FOLDERS = (Path("bundles"), Path(__file__).resolve().parents[3] / "bundles")
@@ -103,6 +103,7 @@ def register(
     moving: str | PathLike[str],
     label: str | PathLike[str] | Sequence[str] | None = None,
     out: str | PathLike[str] | None = None,
+    outputs: Sequence[str] | str | None = None,
     **overrides: Any,
 ) -> RegistrationResult:
     """Register one pair with a bundle and, if `out` is given, write the result there.
@@ -110,7 +111,8 @@ def register(
     For many pairs make one `Registrar`, which loads the network once. Arguments as `Registrar` and
     `Registrar.register`; the files written are those of `RegistrationResult.save`.
     """
+    asked_outputs(outputs)  # before any work is done
     result = Registrar(bundle, **overrides).register(fixed, moving, label)
     if out is not None:
-        result.save(out)
+        result.save(out, outputs)
     return result

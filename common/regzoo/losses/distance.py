@@ -1,0 +1,34 @@
+"""Similarity of signed distance maps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from regzoo.spatial.warp import warp
+
+
+class SignedDistanceSimilarity(nn.Module):
+    """Mean squared logarithmic difference of the warped moving and the fixed signed distance map.
+
+    ``L = 1/N Σ_x (log(1 + max(d_m(x + u(x)), 0)) − log(1 + max(d_f(x), 0)))²``
+
+    with the DDF u and the distances to the gland d in mm, positive outside it. The moving map is computed once and then
+    warped, so that the gradient reaches the DDF everywhere outside the gland, also where the glands do not overlap;
+    distances inside the gland do not count, and the logarithm gives more weight to errors close to its surface.
+
+    A loss term: called with the DDF (B, 3, X, Y, Z), voxels, and targets with ``fixed_distance`` and
+    ``moving_distance``, (B, 1, X, Y, Z), mm, on the grid of the DDF; returns a scalar.
+
+    Source: Bashkanov et al. 2021, equation 2. The logarithm needs distances ≥ 0: the paper has the measure act on the
+    positive side of the maps, which is here the outside.
+    """
+
+    def forward(self, ddf: torch.Tensor, targets: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        with torch.autocast(ddf.device.type, enabled=False):
+            # Beyond the border a distance of zero would mean "in the gland".
+            warped = warp(targets["moving_distance"], ddf, padding="border")
+            fixed = targets["fixed_distance"].float()
+            return (warped.relu().log1p() - fixed.relu().log1p()).square().mean()

@@ -1,0 +1,102 @@
+"""Signed distance maps of the gland, computed once per case."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+from scipy.ndimage import binary_erosion, distance_transform_edt
+
+from regzoo.datasets.records import LABEL_KEYS
+from regzoo.errors import RegZooError, bad_file
+from regzoo.spatial import Grid, plain
+from regzoo.spatial.volumes import FILE
+from regzoo.transforms.load import file_of
+from regzoo.transforms.resample import MIN_VOXELS
+
+_ALL_NEIGHBOURS = np.ones((3, 3, 3), dtype=bool)
+
+
+def signed_distance(mask: np.ndarray | torch.Tensor, spacing: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Distance of every voxel centre to the boundary of an object, mm: positive outside, negative inside.
+
+    The boundary, where the distance is 0, are the object's voxels with one of their 26 neighbours outside it. This is
+    the map of ITK's ``SignedMaurerDistanceMapImageFilter`` with its spacing on. As there, an object cut off by the edge
+    of the image has no boundary at the edge; only for an object that fills the whole image the edge is the boundary.
+
+    Args:
+        mask: (X, Y, Z); what is not 0 belongs to the object.
+        spacing: voxel size along X, Y, Z, mm.
+
+    Returns:
+        (X, Y, Z) float32, mm.
+
+    Raises:
+        ValueError: the mask is empty or not a volume.
+    """
+    inside = np.asarray(plain(mask).cpu() if isinstance(mask, torch.Tensor) else mask) != 0
+    if inside.ndim != 3:
+        raise ValueError(f"a mask must have shape (X, Y, Z), this has {inside.shape}")
+    if not inside.any():
+        raise ValueError("an empty mask has no boundary to measure distances from")
+    boundary = inside & ~binary_erosion(inside, _ALL_NEIGHBOURS, border_value=0 if inside.all() else 1)
+    distance = distance_transform_edt(~boundary, sampling=[float(s) for s in spacing]).astype(np.float32)
+    return np.negative(distance, out=distance, where=inside)
+
+
+class SignedDistanced(MapTransform):
+    """Add the signed distance maps of the gland (channel 0 of the labels) on the network grid.
+
+    Soft labels are cut at one half; one that never gets there, of a gland small against the voxels, at half of its
+    maximum.
+
+    Args:
+        supersampling: odd number k. Labels are interpolated k times finer before they are cut, so that a surface
+            between the voxels of a coarse grid is kept; distances are taken at the centres of the original voxels.
+            Memory and time grow with k³.
+
+    Adds ``fixed_distance`` and ``moving_distance``: (1, X, Y, Z) float32, mm, positive outside, affine of the label.
+
+    Raises:
+        RegZooError: a label has no gland on the network grid.
+
+    Source: Bashkanov et al. 2021, section 2.2, where the maps are computed beforehand, too.
+    """
+
+    def __init__(self, supersampling: int = 1) -> None:
+        super().__init__(LABEL_KEYS)
+        if supersampling < 1 or supersampling % 2 == 0:
+            raise RegZooError(f"supersampling: {supersampling} is not possible; use an odd number: 1, 3, 5, …")
+        self.supersampling = int(supersampling)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        for key in LABEL_KEYS:
+            label = item[key]
+            gland = plain(label)[0].float()
+            if float(gland.sum()) <= MIN_VOXELS:
+                raise bad_file(
+                    file_of(label, f"{key} of case {item.get('case', '')}"),
+                    "holds no gland (channel 0) within the network's field of view",
+                    "leave the case out, or enlarge size and spacing",
+                )
+            distance = self._distance(gland, Grid.of(label).spacing)
+            item[key.replace("label", "distance")] = MetaTensor(
+                torch.from_numpy(distance)[None], affine=label.affine, meta={FILE: file_of(label)}
+            )
+        return item
+
+    def _distance(self, gland: torch.Tensor, spacing: np.ndarray) -> np.ndarray:
+        """Distances on the grid of a soft label (X, Y, Z)."""
+        k, top = self.supersampling, float(gland.max())
+        if k > 1:
+            size = [k * n for n in gland.shape]
+            gland = F.interpolate(gland[None, None], size=size, mode="trilinear", align_corners=False)[0, 0]
+        distance = signed_distance(gland >= (0.5 if top >= 0.5 else top / 2), spacing / k)
+        # With k odd, the middle one of every k fine voxels lies at the centre of the original voxel.
+        return np.ascontiguousarray(distance[k // 2 :: k, k // 2 :: k, k // 2 :: k])

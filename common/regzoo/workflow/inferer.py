@@ -1,0 +1,34 @@
+"""How a network that takes one label at a time is applied to many."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from monai.inferers import Inferer
+
+from regzoo.datasets.records import IMAGE_KEYS
+from regzoo.spatial import plain
+
+
+class LabelWiseInferer(Inferer):
+    """MONAI inferer: shows the network the image pair with one moving label at a time, many in one batch.
+
+    Args:
+        batch_size: how many labels go through the network together; all if None, as training needs it.
+
+    Source: Hu et al. 2019, section 2.1, where regions are propagated one by one.
+    """
+
+    def __init__(self, batch_size: int | None = None) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+
+    def __call__(self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """(B, 2 + L, X, Y, Z), the images and L moving labels → (B, L, X, Y, Z), what the network makes of each."""
+        inputs = plain(inputs)
+        images, labels = inputs[:, : len(IMAGE_KEYS)], inputs[:, len(IMAGE_KEYS) :]
+        pairs = images.repeat_interleave(labels.shape[1], dim=0)
+        stacked = torch.cat([pairs, labels.flatten(0, 1)[:, None]], dim=1)
+        parts = stacked.split(self.batch_size or len(stacked))
+        return torch.cat([network(part, *args, **kwargs) for part in parts]).view(labels.shape)
