@@ -13,8 +13,9 @@ from regzoo.workflow import load_weights
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLES = sorted(path.parent.parent for path in (ROOT / "bundles").glob("*/configs/metadata.json"))
 SCHEMA = Path(__file__).with_name("meta_schema_20240725.json")
-#: Knobs that must agree between training and inference, or weights would be used on another input than they know.
-SHARED_KNOBS = ("spacing", "size", "channels", "norm", "align", "network_def")
+#: What training and inference may do differently. All else that both have must agree, or weights would be used on
+#: another input than they know.
+OWN = {"imports", "output_dir", "network", "split", "initialize", "run", "finalize"}
 
 pytestmark = pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
 
@@ -24,6 +25,12 @@ def config(bundle: Path, *names: str) -> ConfigParser:
     parser.read_config([str(bundle / "configs" / name) for name in names])
     parser["bundle_root"] = str(bundle)
     return parser
+
+
+def channels(bundle: Path) -> tuple[int, int]:
+    """Of the network's input and output, as the metadata have them."""
+    formats = json.loads((bundle / "configs/metadata.json").read_text(encoding="utf-8"))["network_data_format"]
+    return formats["inputs"]["image"]["num_channels"], formats["outputs"]["pred"]["num_channels"]
 
 
 def test_files(bundle: Path) -> None:
@@ -48,14 +55,22 @@ def test_metadata(bundle: Path) -> None:
     metadata = json.loads((bundle / "configs/metadata.json").read_text(encoding="utf-8"))
     assert metadata["version"] in metadata["changelog"] and metadata["name"]
     size = config(bundle, "inference.json")["size"]
-    assert metadata["network_data_format"]["inputs"]["image"]["spatial_shape"] == size
-    assert metadata["network_data_format"]["outputs"]["pred"]["spatial_shape"] == size
+    for data in (
+        metadata["network_data_format"]["inputs"]["image"],
+        metadata["network_data_format"]["outputs"]["pred"],
+    ):
+        assert data["spatial_shape"] == size
+        assert sorted(map(int, data["channel_def"])) == list(range(data["num_channels"]))
 
 
 def test_train_and_inference_share_their_knobs(bundle: Path) -> None:
     train, inference = config(bundle, "train.json"), config(bundle, "inference.json")
-    for knob in SHARED_KNOBS:
+    shared = (train.get().keys() & inference.get().keys()) - OWN
+    assert {"spacing", "size", "channels", "norm", "align", "network_def"} <= shared
+    for knob in shared:
         assert train[knob] == inference[knob], knob
+    inputs = train.get("inputs", ["fixed_image", "moving_image"])
+    assert inputs[0] == "fixed_image" and len(inputs) == channels(bundle)[0]
 
 
 def test_network_input_and_output(bundle: Path) -> None:
@@ -66,13 +81,14 @@ def test_network_input_and_output(bundle: Path) -> None:
     )
     parser = config(bundle, "inference.json")
     size = parser["size"]
-    image = torch.zeros(1, 2, *size)
-    assert parser.get_parsed_content("network_def").eval()(image).shape == (1, 3, *size)
+    inputs, outputs = channels(bundle)
+    image = torch.zeros(2, inputs, *size)
+    assert parser.get_parsed_content("network_def").eval()(image).shape == (2, outputs, *size)
 
 
 @pytest.mark.parametrize("trace", [False, True], ids=["script", "trace"])
 def test_torchscript_export(bundle: Path, trace: bool, tmp_path: Path) -> None:
-    size = config(bundle, "inference.json")["size"]
+    shape = [1, channels(bundle)[0], *config(bundle, "inference.json")["size"]]
     ckpt_export(
         net_id="network_def",
         filepath=str(tmp_path / "model.ts"),
@@ -81,12 +97,12 @@ def test_torchscript_export(bundle: Path, trace: bool, tmp_path: Path) -> None:
         config_file=str(bundle / "configs/inference.json"),
         key_in_ckpt="",
         use_trace=trace,
-        input_shape=[1, 2, *size] if trace else None,
+        input_shape=shape if trace else None,
     )
     exported = torch.jit.load(tmp_path / "model.ts").eval()
     network = config(bundle, "inference.json").get_parsed_content("network_def").eval()
     load_weights(network, bundle / "models/model.pt")
-    image = torch.randn(1, 2, *size, generator=torch.Generator().manual_seed(0))
+    image = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         torch.testing.assert_close(exported(image), network(image), rtol=1e-4, atol=1e-4)
 

@@ -15,10 +15,14 @@ import regzoo
 import SimpleITK as sitk
 import torch
 from monai.bundle import ConfigParser
-from regzoo.workflow import Registrar
+from monai.data import MetaTensor
+from regzoo.errors import user_error
+from regzoo.workflow import Registrar, save_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLE = ROOT / "bundles" / "prostate_mr_trus_weak_ddf"
+SEG = ROOT / "bundles" / "prostate_mr_trus_conditional_seg"
+SDM = ROOT / "bundles" / "prostate_mr_trus_sdm"
 OUTPUTS = {"warped_image.nii.gz", "warped_label.nii.gz", "field.nii.gz", "statistics.json", "quality.png"}
 
 
@@ -32,9 +36,9 @@ def files(phantoms: Path, case: str) -> dict[str, str]:
     return {key: str(phantoms / "val" / folder / f"{case}.nii.gz") for key, folder in folders.items()}
 
 
-def bundle_run(*arguments: str) -> subprocess.CompletedProcess[str]:
+def bundle_run(*arguments: str, bundle: Path = BUNDLE) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/inference.json", *arguments]
-    return subprocess.run(command, cwd=BUNDLE, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(command, cwd=bundle, capture_output=True, text=True, timeout=300, check=False)
 
 
 def warp_with_simpleitk(moving: sitk.Image, field: Path, fixed: str) -> np.ndarray:
@@ -43,11 +47,11 @@ def warp_with_simpleitk(moving: sitk.Image, field: Path, fixed: str) -> np.ndarr
     return sitk.GetArrayFromImage(warped).transpose(2, 1, 0)
 
 
-def test_the_written_field_is_the_whole_transformation(
-    registrar: Registrar, prostate_phantoms: Path, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("bundle", [BUNDLE, SDM], ids=lambda path: path.name)
+def test_the_written_field_is_the_whole_transformation(bundle: Path, prostate_phantoms: Path, tmp_path: Path) -> None:
+    """With what the bundle does to align the two beforehand: the second one puts the gland on the image's centre."""
     pair = files(prostate_phantoms, "case000008")
-    registrar.register(pair["fixed"], pair["moving"], pair["label"]).save(tmp_path / "out")
+    Registrar(bundle, device="cpu").register(pair["fixed"], pair["moving"], pair["label"]).save(tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} == OUTPUTS
     ours = nib.load(tmp_path / "out/warped_image.nii.gz")
     moving = sitk.ReadImage(pair["moving"], sitk.sitkFloat32)
@@ -96,7 +100,7 @@ def test_a_list_with_a_bad_case_registers_the_others(prostate_phantoms: Path, tm
     records = [{"fixed_image": pair["fixed"], "moving_image": pair["moving"]} for pair in pairs]
     datalist = tmp_path / "pairs.json"
     datalist.write_text(json.dumps(records), encoding="utf-8")
-    done = bundle_run("--dataset_dir", str(datalist), "--output_dir", str(tmp_path / "out"), "--pictures", "False")
+    done = bundle_run("--dataset_dir", str(datalist), "--output_dir", str(tmp_path / "out"), "--outputs", "image,field")
     assert done.returncode != 0
     assert done.stderr.strip().splitlines()[-1].startswith("error: ") and str(bad) in done.stderr
     assert "Traceback" not in done.stderr
@@ -112,7 +116,7 @@ def test_label_map_comes_back_as_a_map_with_its_values(
     values = np.where(np.arange(gland.shape[2]) > gland.shape[2] // 2, 7, 300).astype(np.int16) * gland
     nib.save(nib.Nifti1Image(values, label.affine), tmp_path / "map.nii.gz")
     result = registrar.register(pair["fixed"], pair["moving"], tmp_path / "map.nii.gz")
-    result.save(tmp_path / "out", picture=False)
+    result.save(tmp_path / "out")
     warped = np.asarray(nib.load(tmp_path / "out/warped_label.nii.gz").dataobj)
     assert warped.ndim == 3 and set(np.unique(warped)) == {0, 7, 300}
     assert [entry["label"] for entry in result.statistics["labels"]] == [7, 300]
@@ -134,23 +138,126 @@ def test_center_alignment_is_part_of_the_field(registrar: Registrar, prostate_ph
     torch.testing.assert_close(offset, torch.full_like(offset, 500), atol=1e-2, rtol=0)
 
 
-def test_the_keys_a_server_sends(prostate_phantoms: Path) -> None:
+@pytest.mark.parametrize("bundle", [BUNDLE, SEG, SDM], ids=lambda path: path.name)
+def test_the_keys_a_server_sends(bundle: Path, prostate_phantoms: Path) -> None:
     """MONAI Label reads these four ids, sends ``image`` and ``image_path`` and takes ``pred``."""
     parser = ConfigParser()
-    parser.read_config(str(BUNDLE / "configs/inference.json"))
-    assert "@_meta_" not in (BUNDLE / "configs/inference.json").read_text(encoding="utf-8")
+    parser.read_config(str(bundle / "configs/inference.json"))
+    assert "@_meta_" not in (bundle / "configs/inference.json").read_text(encoding="utf-8")
     pair = files(prostate_phantoms, "case000008")
     request = {"image": pair["fixed"], "image_path": pair["fixed"], "moving_image": pair["moving"]}
     network = parser.get_parsed_content("network_def").eval()
-    network.load_state_dict(torch.load(BUNDLE / "models/model.pt", weights_only=True))
-    for extra, kind in (({"moving_label": pair["label"]}, torch.int32), ({}, torch.float32)):
-        data = parser.get_parsed_content("preprocessing")(request | extra)
+    network.load_state_dict(torch.load(bundle / "models/model.pt", weights_only=True))
+    preprocessing, inferer = (parser.get_parsed_content(name) for name in ("preprocessing", "inferer"))
+
+    def answer(request: dict[str, str]) -> MetaTensor:
+        data = preprocessing(request)
         with torch.no_grad():
-            data["pred"] = parser.get_parsed_content("inferer")(data["image"][None], network)[0]
-        answer = parser.get_parsed_content("postprocessing")(data)["pred"]
-        fixed = nib.load(pair["fixed"])
-        assert answer.shape == (1, *fixed.shape) and answer.dtype == kind
-        np.testing.assert_allclose(answer.affine, fixed.affine, atol=1e-5)
+            data["pred"] = inferer(data["image"][None], network)[0]
+        return parser.get_parsed_content("postprocessing")(data)["pred"]
+
+    answers = [(answer(request | {"moving_label": pair["label"]}), torch.int32)]
+    if bundle == BUNDLE:
+        answers.append((answer(request), torch.float32))
+    else:
+        with pytest.raises(RuntimeError) as caught:
+            answer(request)
+        assert "name it as moving_label" in str(user_error(caught.value))
+    fixed = nib.load(pair["fixed"])
+    for given, kind in answers:
+        assert given.shape == (1, *fixed.shape) and given.dtype == kind
+        np.testing.assert_allclose(given.affine, fixed.affine, atol=1e-5)
+        assert given.any()
+
+
+def test_labels_propagated_without_a_field(prostate_phantoms: Path, tmp_path: Path) -> None:
+    """Every channel as if it were alone, on the fixed grid, from the command line and from Python."""
+    pair = files(prostate_phantoms, "case000008")
+    labels = nib.load(pair["label"])
+    masks_but_one = np.asarray(labels.dataobj).copy()
+    masks_but_one[..., 2] = 0
+    nib.save(nib.Nifti1Image(masks_but_one, labels.affine), tmp_path / "labels.nii.gz")
+    pair["label"] = str(tmp_path / "labels.nii.gz")
+    registrar = Registrar(SEG, device="cpu")
+    result = registrar.register(pair["fixed"], pair["moving"], pair["label"])
+    result.save(tmp_path / "python", ["label", "probability"])
+    masks = nib.load(tmp_path / "python/warped_label.nii.gz")
+    probability = nib.load(tmp_path / "python/probability.nii.gz")
+    moving = nib.load(pair["label"])
+    fixed = nib.load(pair["fixed"])
+    for image in (masks, probability):
+        assert image.shape == (*fixed.shape, moving.shape[3])
+        np.testing.assert_allclose(image.affine, fixed.affine, atol=1e-5)
+    np.testing.assert_array_equal(masks.get_fdata(), probability.get_fdata() >= 0.5)
+    filled = np.flatnonzero(moving.get_fdata().any(axis=(0, 1, 2)))
+    assert 2 < len(filled) < moving.shape[3]
+    assert not probability.get_fdata()[..., np.setdiff1d(range(moving.shape[3]), filled)].any()
+    for channel in filled[[0, -1]]:
+        one = nib.Nifti1Image(moving.get_fdata()[..., channel].astype(np.uint8), moving.affine)
+        nib.save(one, tmp_path / "one.nii.gz")
+        alone = registrar.register(pair["fixed"], pair["moving"], tmp_path / "one.nii.gz").probability
+        np.testing.assert_allclose(alone[0].numpy(), probability.get_fdata()[..., channel], atol=1e-4)
+    arguments = ["--fixed_image", pair["fixed"], "--moving_image", pair["moving"], "--moving_label", pair["label"]]
+    done = bundle_run(*arguments, "--output_dir", str(tmp_path / "bundle"), "--device", "cpu", bundle=SEG)
+    assert done.returncode == 0, done.stderr[-2000:]
+    folder = tmp_path / "bundle" / "case000008"
+    assert {path.name for path in folder.iterdir()} == {"warped_label.nii.gz", "statistics.json", "quality.png"}
+    np.testing.assert_array_equal(nib.load(folder / "warped_label.nii.gz").get_fdata(), masks.get_fdata())
+    # The volume of what is found is that of the moving label.
+    kept = Registrar(SEG, device="cpu", preserve_volume=True).register(pair["fixed"], pair["moving"], pair["label"])
+    before = moving.get_fdata().sum(axis=(0, 1, 2)) * abs(np.linalg.det(moving.affine[:3, :3]))
+    after = [entry["volume_mm3"] for entry in kept.statistics["labels"]]
+    voxel = abs(np.linalg.det(fixed.affine[:3, :3]))
+    found = np.array(after) > 0
+    np.testing.assert_array_equal(found, masks.get_fdata().any(axis=(0, 1, 2)))
+    np.testing.assert_allclose(np.array(after)[found], before[found], atol=1.5 * voxel)
+
+
+def test_a_single_voxel_can_be_propagated(prostate_phantoms: Path, tmp_path: Path) -> None:
+    pair = files(prostate_phantoms, "case000008")
+    moving = nib.load(pair["label"])
+    gland = moving.get_fdata()[..., 0]
+    voxel = np.zeros(gland.shape, np.uint8)
+    voxel[tuple(np.round(np.argwhere(gland).mean(0)).astype(int))] = 1
+    nib.save(nib.Nifti1Image(voxel, moving.affine), tmp_path / "voxel.nii.gz")
+    result = Registrar(SEG, device="cpu").register(pair["fixed"], pair["moving"], tmp_path / "voxel.nii.gz")
+    (entry,) = result.statistics["labels"]
+    fixed = nib.load(pair["fixed"].replace("us_images", "us_labels"))
+    centre = (fixed.affine @ [*np.argwhere(fixed.get_fdata()[..., 0]).mean(0), 1])[:3]
+    assert np.linalg.norm(np.array(entry["centroid_ras_mm"]) - centre) < 15
+    assert result.statistics["warnings"] == []
+
+
+def test_asking_for_a_field_where_there_is_none_writes_nothing(prostate_phantoms: Path, tmp_path: Path) -> None:
+    pair = files(prostate_phantoms, "case000008")
+    out = tmp_path / "out"
+    with pytest.raises(regzoo.RegZooError, match=r"there is no field; use .*prostate_mr_trus_weak_ddf"):
+        regzoo.register(SEG, pair["fixed"], pair["moving"], pair["label"], out, outputs="label,field", device="cpu")
+    assert not out.exists()
+    result = regzoo.register(SEG, pair["fixed"], pair["moving"], pair["label"], device="cpu")
+    with pytest.raises(regzoo.RegZooError, match="there is no warped image"):
+        _ = result.warped_image
+    for bundle in (SEG, SDM):
+        with pytest.raises(regzoo.RegZooError, match=r"mr_images.*comes without its label.*--label"):
+            regzoo.register(bundle, pair["fixed"], pair["moving"], device="cpu")
+
+
+def test_two_images_are_enough_for_mix(prostate_phantoms: Path, tmp_path: Path) -> None:
+    """Weights of the two-channel network as the overlay defines it; without a label the images' centres are aligned."""
+    parser = ConfigParser()
+    overlay = "configs/variants/mix.json"
+    parser.read_config([str(SDM / "configs/inference.json"), str(SDM / overlay)])
+    save_weights(parser.get_parsed_content("network_def"), tmp_path / "mix.pt")
+    registrar = Registrar(SDM, [overlay], device="cpu", checkpoint=str(tmp_path / "mix.pt"))
+    pair = files(prostate_phantoms, "case000008")
+    field = registrar.register(pair["fixed"], pair["moving"]).field
+    centres = []
+    for name in ("fixed", "moving"):
+        image = nib.load(pair[name])
+        centres.append((image.affine @ [*(np.array(image.shape) - 1) / 2, 1])[:3])
+    # An untrained network predicts no displacement.
+    expected = torch.tensor(centres[1] - centres[0], dtype=torch.float32).view(3, 1, 1, 1)
+    torch.testing.assert_close(field.displacement, expected.expand_as(field.displacement), atol=1e-3, rtol=0)
 
 
 def test_unknown_settings_and_bundles(prostate_phantoms: Path) -> None:

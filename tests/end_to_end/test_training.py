@@ -1,4 +1,4 @@
-"""Training a bundle on tiny phantoms: from the command line, killed and resumed, in two processes, in every variant."""
+"""Training the bundles on tiny phantoms: by command line, killed and resumed, in two processes, in every variant."""
 
 from __future__ import annotations
 
@@ -10,16 +10,27 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
+from regzoo.errors import user_error
 from regzoo.losses import GradientNorm, MultiScaleCrossEntropy
 from regzoo.networks import CompositeNet, GlobalNet, LocalNet
+from regzoo.report import read_csv
+from regzoo.workflow import save_weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-BUNDLE = Path(__file__).resolve().parents[2] / "bundles" / "prostate_mr_trus_weak_ddf"
-CONFIGS = BUNDLE / "configs"
-VARIANTS = sorted(path.stem for path in (CONFIGS / "variants").glob("*.json"))
+BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
+WEAK, SEG, SDM = "prostate_mr_trus_weak_ddf", "prostate_mr_trus_conditional_seg", "prostate_mr_trus_sdm"
+ALL = [WEAK, SEG, SDM]
+VARIANTS = sorted((path.parents[2].name, path.stem) for path in BUNDLES.glob("*/configs/variants/*.json"))
+#: What each bundle logs beside loss/total and learning_rate.
+LOGGED = {
+    WEAK: {"loss/label", "loss/deformation", "tre", "gland_dsc", "folded_percent"},
+    SEG: {"loss/label", "tre", "gland_dsc"},
+    SDM: {"loss/label", "loss/distance", "loss/deformation", "gland_dsc", "folded_percent"},
+}
 SMALL: dict[str, Any] = {
     "spacing": [5.0, 5.0, 5.0],
     "size": [18, 14, 13],
@@ -32,14 +43,15 @@ SMALL: dict[str, Any] = {
 }
 
 
-def train(dataset: Path, output: Path, *overlays: str, **overrides: Any) -> dict[str, torch.Tensor]:
+def train(bundle: str, dataset: Path, output: Path, *overlays: str, **overrides: Any) -> dict[str, torch.Tensor]:
     """Train in this process; returns the weights of the last epoch."""
+    configs = BUNDLES / bundle / "configs"
     workflow = ConfigWorkflow(
-        config_file=[str(CONFIGS / name) for name in ("train.json", *overlays)],
-        meta_file=str(CONFIGS / "metadata.json"),
+        config_file=[str(configs / name) for name in ("train.json", *overlays)],
+        meta_file=str(configs / "metadata.json"),
         logging_file=False,
         workflow_type="train",
-        bundle_root=str(BUNDLE),
+        bundle_root=str(BUNDLES / bundle),
         dataset_dir=str(dataset),
         output_dir=str(output),
         **{**SMALL, **overrides},
@@ -58,9 +70,15 @@ def command(dataset: Path, output: Path, *extra: str) -> list[str]:
     return [*arguments, *extra]
 
 
-def run(arguments: list[str], **kwargs: Any) -> subprocess.CompletedProcess[str]:
+def run(bundle: str, arguments: list[str], **kwargs: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *arguments], cwd=BUNDLE, capture_output=True, text=True, timeout=300, check=False, **kwargs
+        [sys.executable, *arguments],
+        cwd=BUNDLES / bundle,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        **kwargs,
     )
 
 
@@ -70,14 +88,15 @@ def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
         assert torch.equal(a[name], b[name]), name
 
 
-def test_a_killed_training_resumes_to_the_same_weights(prostate_phantoms: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("bundle", ALL)
+def test_a_killed_training_resumes_to_the_same_weights(bundle: str, prostate_phantoms: Path, tmp_path: Path) -> None:
     longer = {"max_epochs": 8, "samples_per_epoch": 16}
-    whole = train(prostate_phantoms, tmp_path / "whole", **longer)
+    whole = train(bundle, prostate_phantoms, tmp_path / "whole", **longer)
     output = tmp_path / "killed"
     extra = [word for name, value in longer.items() for word in (f"--{name}", str(value))]
     process = subprocess.Popen(
         [sys.executable, *command(prostate_phantoms, output, *extra)],
-        cwd=BUNDLE,
+        cwd=BUNDLES / bundle,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -87,46 +106,88 @@ def test_a_killed_training_resumes_to_the_same_weights(prostate_phantoms: Path, 
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert 1 <= torch.load(output / "last.pt", weights_only=True)["epoch"] < 8
-    assert_same(whole, train(prostate_phantoms, output, **longer))
+    assert_same(whole, train(bundle, prostate_phantoms, output, **longer))
 
 
 def test_resume_after_each_epoch_gives_the_same_weights(prostate_phantoms: Path, tmp_path: Path) -> None:
-    whole = train(prostate_phantoms, tmp_path / "whole")
+    whole = train(WEAK, prostate_phantoms, tmp_path / "whole")
     for epochs in (1, 2, 3):
-        weights = train(prostate_phantoms, tmp_path / "parts", max_epochs=epochs, **{"lr_scheduler#t_total": 9})
+        weights = train(WEAK, prostate_phantoms, tmp_path / "parts", max_epochs=epochs, **{"lr_scheduler#t_total": 9})
     assert_same(whole, weights)
     best = [torch.load(tmp_path / name / "model.pt", weights_only=True) for name in ("whole", "parts")]
     assert_same(*best)
 
 
-def test_command_line_trains_and_evaluates(prostate_phantoms: Path, tmp_path: Path) -> None:
-    done = run(command(prostate_phantoms, tmp_path, "--optimizer#lr", "0.002", "--max_epochs", "2"))
+@pytest.mark.parametrize("bundle", ALL)
+def test_command_line_trains_and_evaluates(bundle: str, prostate_phantoms: Path, tmp_path: Path) -> None:
+    done = run(bundle, command(prostate_phantoms, tmp_path, "--optimizer#lr", "0.002", "--max_epochs", "2"))
     assert done.returncode == 0, done.stderr[-2000:]
     assert {"last.pt", "model.pt"} <= {path.name for path in tmp_path.iterdir()}
     logged = EventAccumulator(str(tmp_path)).Reload().Tags()
-    assert {"loss/total", "loss/label", "loss/deformation", "learning_rate", "tre"} <= set(logged["scalars"])
+    assert {"loss/total", "learning_rate"} | LOGGED[bundle] <= set(logged["scalars"])
     assert logged["images"]
     arguments = command(prostate_phantoms, tmp_path, "--pictures", "1")
-    arguments[arguments.index("training")] = "evaluating"
-    arguments.remove("evaluating")
+    arguments.remove("training")
     arguments[arguments.index("configs/train.json")] = "['configs/train.json','configs/evaluate.json']"
-    done = run(arguments)
+    done = run(bundle, arguments)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "median" in done.stdout
     names = {path.name for path in (tmp_path / "evaluation").iterdir()}
     assert {"cases.csv", "labels.csv", "summary.csv", "summary.png"} <= names
+    assert len([name for name in names if name.startswith("case0")]) == 1
+    table = read_csv(tmp_path / "evaluation" / "cases.csv")
+    assert all(0 <= float(value) <= 1 for value in table["before_gland_dsc"])
+    if bundle == SDM:
+        assert {"base_dsc", "mid_dsc", "apex_dsc", "jacobian_gradient", "tre_mm"} <= table.keys()
 
 
-def settled(variant: str) -> ConfigParser:
+@pytest.mark.parametrize("bundle", [WEAK, SEG])
+def test_kinds_of_label_are_held_out_and_measured_apart(
+    bundle: str, prostate_phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without the ad hoc labels in the training, and with them in the evaluation."""
+    kinds = ["cyst", "calcification"]
+    parser = ConfigParser()
+    configs = BUNDLES / bundle / "configs"
+    parser.read_config([str(configs / "train.json"), str(configs / "evaluate.json")])
+    overrides = SMALL | {"dataset_dir": str(prostate_phantoms), "output_dir": str(tmp_path), "holdout": kinds}
+    for key, value in (overrides | {"pictures": 0, "checkpoint": str(tmp_path / "model.pt")}).items():
+        parser[key] = value
+    seen = 0
+    for item in parser.get_parsed_content("train#dataset"):
+        others = [name for name in item["label_names"] if not name.startswith(tuple(kinds))]
+        assert len(item["fixed_label"]) == len(item["moving_label"]) <= len(others) < len(item["label_names"])
+        seen += len(item["fixed_label"])
+    assert seen > 0
+    save_weights(parser.get_parsed_content("network_def"), tmp_path / "model.pt")
+    parser.get_parsed_content("run")
+    table, labels = (read_csv(tmp_path / "evaluation" / name) for name in ("cases.csv", "labels.csv"))
+    for case, value in zip(table["case"], table["before_adhoc_tre_mm"], strict=True):
+        distances = [
+            float(distance)
+            for owner, name, distance in zip(labels["case"], labels["name"], labels["distance_before_mm"], strict=True)
+            if owner == case and name.startswith(tuple(kinds)) and distance
+        ]
+        expected = np.sqrt(np.mean(np.square(distances))) if distances else None
+        assert value == "" if expected is None else float(value) == pytest.approx(expected, rel=1e-4)
+    assert any(table["before_adhoc_tre_mm"])
+    with pytest.raises(RuntimeError) as caught:
+        train(bundle, prostate_phantoms, tmp_path / "typo", holdout=["cist"])
+    assert "no label is called 'cist'" in str(user_error(caught.value))
+
+
+def settled(bundle: str, variant: str) -> ConfigParser:
     """A variant's configuration as a user gets it."""
     parser = ConfigParser()
-    parser.read_config([str(CONFIGS / "train.json"), str(CONFIGS / "variants" / f"{variant}.json")])
+    configs = BUNDLES / bundle / "configs"
+    parser.read_config([str(configs / "train.json"), str(configs / "variants" / f"{variant}.json")])
     return parser
 
 
-def test_variants_are_what_the_paper_calls_them() -> None:
-    networks = {name: settled(name).get_parsed_content("network_def") for name in VARIANTS if name != "paper"}
-    losses = {name: settled(name).get_parsed_content("loss").terms for name in VARIANTS}
+def test_variants_of_weak_ddf_are_what_the_paper_calls_them() -> None:
+    variants = [name for bundle, name in VARIANTS if bundle == WEAK]
+    networks = {name: settled(WEAK, name).get_parsed_content("network_def") for name in variants if name != "paper"}
+    losses = {name: settled(WEAK, name).get_parsed_content("loss").terms for name in variants}
     heads = {name: net.active for name, net in networks.items() if isinstance(net, LocalNet)}
     assert heads["msce"] == [True] * 5 and heads["delta0"] == [False] * 4 + [True]
     assert heads["delta1to4"] == [True] * 4
@@ -135,7 +196,7 @@ def test_variants_are_what_the_paper_calls_them() -> None:
     assert isinstance(losses["msce"]["label"].loss, MultiScaleCrossEntropy)
     assert isinstance(losses["l2"]["deformation"].loss, GradientNorm)
     assert [sum(sigma) for sigma in losses["prefilt"]["label"].loss.sigmas] == [0]
-    paper = settled("paper")
+    paper = settled(WEAK, "paper")
     assert (paper["spacing"], paper["channels"], paper["batch_size"], paper["labels_per_pair"]) == ([0.8] * 3, 32, 4, 1)
     assert (paper["learning_rate"], paper["deformation_weight"]) == (1e-5, 0.5)
     dice, bending = losses["paper"]["label"].loss, losses["paper"]["deformation"].loss
@@ -143,25 +204,51 @@ def test_variants_are_what_the_paper_calls_them() -> None:
     assert not dice.squared_denominator and bending.margin == 2
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_every_variant_trains(variant: str, prostate_phantoms: Path, tmp_path: Path) -> None:
-    weights = train(prostate_phantoms, tmp_path, f"variants/{variant}.json", max_epochs=1, samples_per_epoch=2)
+def test_variants_of_sdm_are_what_the_paper_calls_them() -> None:
+    weights = {}
+    for name in ("mdsc", "sdm", "mix", "paper"):
+        parser = settled(SDM, name)
+        weights[name] = parser.get_parsed_content("loss").weights
+        channels = 3 if name == "paper" else 2
+        assert parser.get_parsed_content("network_def").encoder[0][1].in_channels == channels
+    mix = {"label": 0.05, "distance": 0.45, "deformation": 0.5}
+    assert weights["paper"] == pytest.approx(mix) and weights["mix"] == pytest.approx(mix)
+    assert weights["mdsc"] == pytest.approx({"label": 0.3, "distance": 0, "deformation": 0.7})
+    assert weights["sdm"] == pytest.approx({"label": 0, "distance": 0.8, "deformation": 0.2})
+    paper = settled(SDM, "paper")
+    assert (paper["spacing"], paper["size"], paper["channels"], paper["kernel"]) == ([0.88] * 3, [96, 96, 80], 4, 4)
+    assert (paper["learning_rate"], paper["batch_size"], paper["folds"]) == (2e-4, 5, 5)
+    assert [s[0] * 0.88 for s in paper.get_parsed_content("label_loss").sigmas] == pytest.approx([0, 1, 2, 4, 8])
+
+
+def test_conditional_segmentation_of_the_paper() -> None:
+    paper = settled(SEG, "paper")
+    assert (paper["spacing"], paper["channels"], paper["batch_size"]) == ([0.8] * 3, 32, 2)
+    assert (paper["learning_rate"], paper["balance"], paper["labels_per_pair"]) == (1e-5, 1.0, 1)
+    network = settled(SEG, "demo").get_parsed_content("network_def")
+    assert network.active == [True] * 5 and network.heads[0].out_channels == 1
+
+
+@pytest.mark.parametrize(("bundle", "variant"), VARIANTS)
+def test_every_variant_trains(bundle: str, variant: str, prostate_phantoms: Path, tmp_path: Path) -> None:
+    weights = train(bundle, prostate_phantoms, tmp_path, f"variants/{variant}.json", max_epochs=1, samples_per_epoch=2)
     assert all(torch.isfinite(value).all() for value in weights.values())
 
 
-def test_two_processes_train_and_evaluate(prostate_phantoms: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("bundle", ALL)
+def test_two_processes_train_and_evaluate(bundle: str, prostate_phantoms: Path, tmp_path: Path) -> None:
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     arguments = command(prostate_phantoms, tmp_path, "--max_epochs", "1")
     arguments[arguments.index("configs/train.json")] = "['configs/train.json','configs/multi_gpu_train.json']"
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = run([*torchrun, *arguments], env=environment)
+    done = run(bundle, [*torchrun, *arguments], env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     overlays = "['configs/train.json','configs/evaluate.json','configs/multi_gpu_evaluate.json']"
     arguments = [overlays if "multi_gpu_train" in word else word for word in arguments if word != "training"]
-    done = run([*torchrun, *arguments], env=environment)
+    # Three cases for two processes: one has nothing to do while the other measures its second.
+    done = run(bundle, [*torchrun, *arguments, "--max_pairs", "3"], env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
-    rows = (tmp_path / "evaluation" / "cases.csv").read_text(encoding="utf-8").splitlines()
-    assert len(rows) == 1 + len(list((prostate_phantoms / "val" / "us_images").iterdir()))
+    assert len(read_csv(tmp_path / "evaluation" / "cases.csv")["case"]) == 3
 
 
 def test_without_a_data_set_phantoms_are_written_and_said_so(

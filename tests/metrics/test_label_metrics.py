@@ -127,6 +127,22 @@ def test_tre_of_a_known_shift_in_mm() -> None:
     assert metric.aggregate().item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_lost_landmark_counts_what_it_is_said_to() -> None:
+    mask = ellipsoid((12, 12, 10), (4, 3, 3))
+    shifted, nothing = np.roll(mask, 2, 1), np.zeros_like(mask)
+    fixed = as_label([mask, mask, mask, nothing], oblique_affine(seed=3))
+    warped = as_label([nothing, shifted, nothing, mask], oblique_affine(seed=3))
+    distance = 2 * SPACING[1]
+    for lost, first_label, expected in (
+        (None, 0, [distance]),
+        (50.0, 1, [distance, 50]),
+        (50.0, 0, [50, distance, 50]),
+    ):
+        metric = TargetRegistrationError(first_label=first_label, lost=lost)
+        metric([warped], [fixed])
+        assert metric.aggregate().item() == pytest.approx(math.sqrt(np.mean(np.square(expected))), rel=1e-5)
+
+
 def test_dice_matches_itk(pair: tuple[MetaTensor, MetaTensor]) -> None:
     warped, fixed = pair
     overlap = sitk.LabelOverlapMeasuresImageFilter()

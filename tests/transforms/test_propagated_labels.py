@@ -11,9 +11,15 @@ import SimpleITK as sitk
 import torch
 from helpers import ball, from_sitk, make_grid, smooth_noise, to_sitk
 from monai.data import MetaTensor
-from monai.transforms import ScaleIntensityd
 from regzoo.spatial import Grid
-from regzoo.transforms import AlignPaird, PropagatedLabelsd, ResamplePaird
+from regzoo.transforms import (
+    AlignPaird,
+    LabelAsPredictiond,
+    PropagatedLabelsd,
+    RegionInputd,
+    ResamplePaird,
+    warped_masks,
+)
 from scipy.ndimage import center_of_mass
 from scipy.special import expit
 
@@ -100,42 +106,46 @@ def test_a_label_that_is_not_there_stays_away(native: bool) -> None:
     assert out["cut_off"] == [0, 2]
 
 
+@pytest.mark.parametrize("values", [None, [4, 9]])
 @pytest.mark.parametrize("native", [True, False])
-def test_masks_may_overlap_and_the_values_of_a_map_may_not(native: bool) -> None:
+def test_each_label_by_itself_and_the_smallest_on_top(native: bool, values: list[int] | None) -> None:
+    """A lesion in a gland: the gland has no hole, and the lesion is to be seen in a map."""
     item = prepared(native=native)
     network = Grid.of(item["fixed_image"])
-    both = [((18, -30, 10), 8.0), ((24, -30, 10), 6.0)]
+    both = [((18, -30, 10), 8.0), ((20, -30, 10), 4.0)]
     item["moving_label"] = item["moving_label"][:2]
-    logits, truth = depth(network, both), depth(FIXED if native else network, both)
-    overlapping = propagated(item, logits)["warped_label"].numpy() > 0
-    assert overlapping.all(0).sum() > 20
-    exclusive = propagated(item | {"moving_label_values": [4, 9]}, logits)["warped_label"].numpy() > 0
-    assert not exclusive.all(0).any()
-    np.testing.assert_array_equal(exclusive.any(0), overlapping.any(0))  # nothing is lost
-    clear = (np.abs(truth) > 0.5).all(0) & (np.abs(truth[0] - truth[1]) > 0.5)
-    for label in range(2):
-        expected = (truth[label] > 0) & (truth[label] > truth[1 - label])
-        np.testing.assert_array_equal(exclusive[label][clear], expected[clear])
+    if values:
+        item["moving_label_values"] = values
+    logits = depth(network, both) * [[[[3.0]]], [[[1.0]]]]  # the network is surer of the gland
+    out = propagated(item, logits)
+    labels = out["warped_label"].numpy() > 0
+    assert labels[1].sum() > 20 and labels[0][labels[1]].all()
+    masks = warped_masks(out)
+    np.testing.assert_array_equal(masks, labels)
+    shown = LabelAsPredictiond()(out)["pred"][0].numpy()
+    first, second = values or (1, 2)
+    np.testing.assert_array_equal(shown, np.where(labels[1], second, np.where(labels[0], first, 0)))
 
 
-@pytest.mark.parametrize("native", [True, False])
-def test_a_map_has_one_value_where_the_network_is_all_too_sure(native: bool) -> None:
-    # So sure that probabilities cannot be told apart any more.
-    logits = np.broadcast_to(np.reshape([40, 60, 50], (3, 1, 1, 1)), (3, *NETWORK["size"]))
-    out = propagated(prepared(native=native) | {"moving_label_values": [1, 2, 3]}, logits.copy())
-    np.testing.assert_array_equal(out["warped_label"].numpy().sum(0) > 0, out["probability"].numpy().max(0) > 0)
-    assert out["warped_label"].flatten(1).any(1).tolist() == [False, True, False]
-    # A label that is not there takes nothing from the others.
-    out = propagated(prepared(native=native, empty=[1]) | {"moving_label_values": [1, 2, 3]}, logits.copy())
-    assert out["warped_label"].flatten(1).any(1).tolist() == [False, False, True]
-    equal = propagated(prepared(native=native) | {"moving_label_values": [1, 2, 3]}, np.ones((3, *NETWORK["size"])))
-    assert float(equal["warped_label"].sum(0).max()) == 1
+def test_a_volume_is_kept_where_the_network_is_all_too_sure() -> None:
+    """Probabilities next to 1 cannot be told apart; logits can."""
+    item = prepared(labels=3, empty=[2])
+    network = Grid.of(item["fixed_image"])
+    logits = depth(network, WHERE) * 4 + 40
+    logits[1] -= 200  # nowhere likely: not found, and nothing is made up to fill a volume
+    out = PropagatedLabelsd(preserve_volume=True)(item | {"pred": torch.from_numpy(logits).float()})
+    moving = item["moving_label_native"].numpy()[0].sum() * np.prod(MOVING.spacing)
+    volumes = out["warped_label"].numpy().sum((1, 2, 3)) * np.prod(FIXED.spacing)
+    assert volumes[0] == pytest.approx(moving, abs=np.prod(FIXED.spacing))
+    assert volumes[1] == volumes[2] == 0
+    center = center_of_mass(out["warped_label"][0].numpy())
+    np.testing.assert_allclose(FIXED.to_world(center), WHERE[0][0], atol=0.5)
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("end", [0, -1])
 def test_labels_cut_off_by_the_field_of_view(axis: int, end: int) -> None:
-    item = prepared(labels=4, empty=[3])
+    item = prepared(labels=4, empty=[3], network={"spacing": (1.5, 1.6, 1.4), "size": (14, 13, 12)})
     network = Grid.of(item["fixed_image"])
     face = np.array(network.shape) // 2
     face[axis] = (network.shape[axis] - 1) if end else 0
@@ -143,7 +153,7 @@ def test_labels_cut_off_by_the_field_of_view(axis: int, end: int) -> None:
     inwards[axis] += -4 if end else 4
     step = network.spacing[axis]
     places = [network.to_world(inwards)] * 2 + [network.to_world(face)] * 2
-    radii = (4 * step + 0.1, 4 * step - 0.1, step, step)  # reaches it, just not, is cut in half, is not there
+    radii = (4.4 * step, 3 * step, step, step)  # reaches it, does not, is cut in half, is not there
     out = propagated(item, depth(network, list(zip(places, radii, strict=True))))
     assert out["cut_off"] == [0, 2]
 
@@ -196,7 +206,7 @@ def test_a_single_voxel_of_a_fine_grid(degrees: tuple[int, int, int]) -> None:
     item["moving_label"] = MetaTensor(torch.from_numpy(masks), affine=item["moving_image"].affine)
     del item["fixed_label"], item["prealignment"]
     item = ResamplePaird((3, 3, 3), (16, 14, 15), keep_native=True)(AlignPaird()(item))
-    item = ScaleIntensityd("moving_label", minv=0.0, maxv=1.0, channel_wise=True)(item)
+    item = RegionInputd()(item)
     network = Grid.of(item["moving_label"])
     world = [fine.to_world(place) for place in places]
     for roi, place in zip(item["moving_label"].numpy(), world, strict=True):
@@ -207,3 +217,25 @@ def test_a_single_voxel_of_a_fine_grid(degrees: tuple[int, int, int]) -> None:
     out = propagated(item, depth(network, balls))
     for label, place in zip(out["warped_label"].numpy(), world, strict=True):
         np.testing.assert_allclose(FIXED.to_world(center_of_mass(label)), place, atol=0.5)
+
+
+def test_regions_that_are_out_of_view_are_not_looked_for() -> None:
+    """By where their centres are, not by how large they are: a trace at the border is not scaled up."""
+    small = {"spacing": (2.03, 1.87, 2.11), "size": (10, 9, 8)}
+    item = prepared(labels=3, network=small)
+    network = Grid.of(item["moving_label"])
+    edge = np.array([network.shape[0] - 0.5, 4, 4])
+    # Centre 3 mm outside, 3 mm inside, and a region that reaches everywhere.
+    steps = np.array([3, 0, 0]) / network.spacing
+    balls = [(network.to_world(edge + steps), 6.0), (network.to_world(edge - steps), 6.0), (network.center, 99.0)]
+    item["moving_label_native"] = MetaTensor(
+        torch.from_numpy((depth(MOVING, balls) > 0).astype(np.float32)), affine=torch.from_numpy(MOVING.affine)
+    )
+    on_grid = np.clip(depth(network, balls) / 40, 0, 1).astype(np.float32)
+    assert on_grid[0].max() > 0
+    item["moving_label"] = MetaTensor(torch.from_numpy(on_grid), affine=torch.from_numpy(network.affine))
+    shown = RegionInputd()(item)["moving_label"].numpy()
+    assert not shown[0].any()
+    np.testing.assert_allclose(shown[1:], on_grid[1:] / on_grid[1:].max(axis=(1, 2, 3), keepdims=True), rtol=1e-5)
+    out = propagated(item | {"moving_label": RegionInputd()(item)["moving_label"]}, np.full((3, 10, 9, 8), 3.0))
+    assert out["unseen"] == [0] and not out["warped_label"][0].any()

@@ -161,7 +161,9 @@ def test_propagated_values_of_a_map_are_one_map_again(tmp_path: Path) -> None:
         (applied, "probability", "A 1/2: labels that a field has carried over have no probabilities; use "),
         (lambda: applied("none"), ["label"], "A 1/2: there is no label without a moving label; name one"),
         (applied, "image,fields", "outputs: 'fields' is not known; use some of image, label, probability, field, stat"),
-        (applied, [7], "outputs: '7' is not known; use"),
+        (applied, [7], "outputs: 7 is not known; use"),
+        (applied, 5, "outputs: 5 names no file to write; use some of image, label"),
+        (applied, [], "outputs: [] names no file to write; use some of image, label"),
     ],
 )
 def test_outputs_that_there_are_not(make: Any, outputs: Any, line: str, tmp_path: Path) -> None:
@@ -194,7 +196,7 @@ def test_warnings_say_what_is_lost_or_cut_off(values: list[int] | None, tmp_path
         f"label {numbers[1]} (side): touches the border of the fixed image, part of it may lie beyond",
         f"label {numbers[2]} (end): touches the border of the network's field of view, part of it may lie beyond",
         f"label {numbers[3]} (lost): nothing of it is found in the fixed image",
-        f"label {numbers[5]} (gone): nothing of it is found in the fixed image",
+        f"label {numbers[5]} (gone): lies outside the network's field of view, so it is not looked for",
     ]
     result.save(tmp_path, "statistics")
     assert json.loads((tmp_path / "statistics.json").read_text())["warnings"] == result.statistics["warnings"]

@@ -29,7 +29,8 @@ def summary_figure(
     Args:
         path: PNG file to write.
         cases_csv: table of `regzoo.report.CaseTable`.
-        metrics: names of metrics that the table also has as ``before_<name>``; by default all such metrics.
+        metrics: names of metrics that the table also has as ``before_<name>``; by default all such metrics that
+            were measured.
         title: above the plots.
 
     Raises:
@@ -42,7 +43,7 @@ def summary_figure(
             cases_csv, "cannot be read as a table of cases", "name the cases.csv of an evaluation"
         ) from error
     if metrics is None:
-        metrics = [name for name in table if BEFORE + name in table]
+        metrics = [name for name in table if BEFORE + name in table and any(table[name])]
     missing = [name for metric in metrics for name in (BEFORE + metric, metric) if name not in table]
     if missing or not metrics:
         raise bad_file(

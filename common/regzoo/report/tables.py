@@ -174,6 +174,9 @@ def summary_text(summaries: Mapping[str, Mapping[str, float]], cases: int) -> st
     """The table that `CaseTable` prints: medians and percentiles, unregistered beside registered."""
     shown = ("median", "p10", "p25", "p75", "p90")
     names = [n for n in summaries if not (n.startswith(BEFORE) and n.removeprefix(BEFORE) in summaries)]
+    # What no case of this data set has, such as labels of kinds held out, would be a line of dashes.
+    measured = {name for name, summary in summaries.items() if summary["n"]}
+    names = [n for n in names if {n, BEFORE + n} & measured]
     paired = any(BEFORE + name in summaries for name in names)
     groups = [("unregistered", BEFORE), ("registered", "")] if paired else [("", "")]
     width = max([len("metric"), *map(len, names)])

@@ -7,6 +7,7 @@ from regzoo.transforms.apply import (
     WarpOnNetworkGridd,
     label_map,
     label_masks,
+    warped_masks,
 )
 from regzoo.transforms.distance import SignedDistanced, signed_distance
 from regzoo.transforms.load import AlignPaird, LoadPaird
@@ -14,6 +15,7 @@ from regzoo.transforms.resample import (
     AdHocLabelsd,
     FilterLabelsd,
     MatchLabelsd,
+    RegionInputd,
     ResamplePaird,
     SelectLabelsd,
     of_kind,
@@ -28,6 +30,7 @@ __all__ = [
     "LoadPaird",
     "MatchLabelsd",
     "PropagatedLabelsd",
+    "RegionInputd",
     "ResamplePaird",
     "SelectLabelsd",
     "SignedDistanced",
@@ -36,4 +39,5 @@ __all__ = [
     "label_masks",
     "of_kind",
     "signed_distance",
+    "warped_masks",
 ]

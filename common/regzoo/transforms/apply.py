@@ -31,9 +31,20 @@ def label_masks(labels: torch.Tensor, exclusive: bool) -> torch.Tensor:
     return (winner == torch.arange(len(labels), device=labels.device).view(-1, 1, 1, 1)).to(torch.uint8)
 
 
+def warped_masks(item: Mapping[Any, Any]) -> torch.Tensor:
+    """The masks (C, X, Y, Z) uint8 of the ``warped_label`` of a case.
+
+    Those of a label map that a field has carried over exclude each other; labels predicted one by one may overlap.
+    """
+    return label_masks(plain(item["warped_label"]), "moving_label_values" in item and "probability" not in item)
+
+
 def label_map(masks: torch.Tensor, values: Sequence[int]) -> torch.Tensor:
-    """One map (X, Y, Z) int32 of masks (C, X, Y, Z), each shown by its value; where they overlap the largest shows."""
-    return (masks * torch.tensor(list(values), dtype=torch.int32, device=masks.device).view(-1, 1, 1, 1)).amax(dim=0)
+    """One map (X, Y, Z) int32 of masks (C, X, Y, Z), each shown by its value; where they overlap the smallest shows."""
+    shown = torch.zeros(masks.shape[1:], dtype=torch.int32, device=masks.device)
+    for channel in masks.flatten(1).sum(1).argsort(descending=True, stable=True).tolist():
+        shown.masked_fill_(masks[channel] > 0, int(values[channel]))
+    return shown
 
 
 class WarpOnNetworkGridd(MapTransform):
@@ -134,13 +145,14 @@ class PropagatedLabelsd(MapTransform):
     with what `with_references` adds; otherwise, for quick validation, all of it on the network grid.
 
     Adds ``probability`` (C, X, Y, Z), 0 beyond the network's field of view and for labels that are empty there, and
-    ``warped_label``, where it reaches 0.5; of the values of a label map only the likeliest. ``cut_off`` lists the
-    channels that reach the border of the network's field of view.
+    ``warped_label``, where it reaches 0.5, each label by itself. ``unseen`` lists the channels that the network was
+    shown nothing of, ``cut_off`` those that it finds at the border of its field of view.
 
     Args:
-        preserve_volume: on the fixed image's grid, cut each label where it has the volume of the moving label instead.
-            What is likely grows with what the network is unsure of; this gives small labels their size back, at the
-            price of centroids that follow the likeliest place and not the middle of all likely ones.
+        preserve_volume: on the fixed image's grid, cut each label that reaches 0.5 where it has the volume of the
+            moving label instead. What is likely grows with what the network is unsure of; this gives small labels
+            their size back, at the price of centroids that follow the likeliest place and not the middle of all
+            likely ones.
     """
 
     def __init__(self, preserve_volume: bool = False) -> None:
@@ -158,37 +170,36 @@ class PropagatedLabelsd(MapTransform):
         # Half a voxel of tolerance: the outermost voxels of the network grid reach that far.
         last = torch.tensor(network.shape, device=logits.device).view(1, 3, 1, 1, 1) - 0.5
         inside = ((coordinates >= -0.5) & (coordinates <= last)).all(dim=1)
-        visible = inside & seen.view(-1, 1, 1, 1)
         values = sample(logits[None], coordinates.float(), padding="border")[0]
-        probability = values.sigmoid() * visible
-        chosen = probability >= (0.5 if not self.preserve_volume else self._cuts(data, probability, target))
-        if "moving_label_values" in data:
-            # By the logits: probabilities next to 1 cannot be told apart.
-            likeliest = values.masked_fill(~visible, -torch.inf).argmax(dim=0)
-            chosen &= likeliest == torch.arange(len(values), device=values.device).view(-1, 1, 1, 1)
+        values.masked_fill_(~(inside & seen.view(-1, 1, 1, 1)), -torch.inf)
+        chosen = values >= 0
+        if self.preserve_volume and full:
+            found = chosen.flatten(1).any(1).view(-1, 1, 1, 1)
+            chosen = (values >= self._cuts(data, values, target)) & found
         affine = torch.as_tensor(target.affine)
-        item["probability"] = MetaTensor(probability, affine=affine)
-        item["warped_label"] = MetaTensor(chosen.to(probability), affine=affine)
-        faces = [logits.narrow(axis, at, 1).flatten(1) for axis in (1, 2, 3) for at in (0, logits.shape[axis] - 1)]
-        item["cut_off"] = (seen & (torch.cat(faces, dim=1) >= 0).any(dim=1)).nonzero()[:, 0].tolist()
+        item["probability"] = MetaTensor(values.sigmoid(), affine=affine)
+        item["warped_label"] = MetaTensor(chosen.to(values), affine=affine)
+        item["unseen"] = (~seen).nonzero()[:, 0].tolist()
+        edge = ((coordinates < 0.5) | (coordinates > last - 1)).any(dim=1)
+        item["cut_off"] = (chosen & edge).flatten(1).any(1).nonzero()[:, 0].tolist()
         return item
 
-    def _cuts(self, data: Mapping[Hashable, Any], probability: torch.Tensor, target: Grid) -> torch.Tensor:
-        """The probability (C, 1, 1, 1) at which each label has the volume of the moving label."""
+    def _cuts(self, data: Mapping[Hashable, Any], logits: torch.Tensor, target: Grid) -> torch.Tensor:
+        """The logit (C, 1, 1, 1) at which each label has the volume of the moving label."""
         moving = data["moving_label_native"]
         voxel, fixed_voxel = (abs(np.linalg.det(grid.affine[:3, :3])) for grid in (Grid.of(moving), target))
         volumes = plain(moving).flatten(1).sum(1).double() * (voxel / fixed_voxel)
-        counts = volumes.round().long().clamp(1, probability[0].numel()).tolist()
-        cuts = [channel.flatten().topk(count).values[-1] for channel, count in zip(probability, counts, strict=True)]
-        # Where nothing is possible nothing is chosen.
-        return torch.stack(cuts).clamp(min=torch.finfo(torch.float32).tiny).view(-1, 1, 1, 1)
+        counts = volumes.round().long().clamp(1, logits[0].numel()).tolist()
+        cuts = [channel.flatten().topk(count).values[-1] for channel, count in zip(logits, counts, strict=True)]
+        # A volume that is larger than what is visible does not reach beyond it.
+        return torch.stack(cuts).clamp(min=torch.finfo(torch.float32).min).view(-1, 1, 1, 1)
 
 
 class LabelAsPredictiond(MapTransform):
     """Put what a viewer shows into ``pred``: the propagated labels as one map, or without a moving label the image.
 
     Servers such as MONAI Label hand out ``pred`` as the answer and cannot carry several channels. A label map keeps its
-    values; masks get 1, 2, … in their order, where they overlap the later one shows.
+    values; masks get 1, 2, … in their order, and where they overlap the smallest one shows.
 
     Results: ``pred`` (1, X, Y, Z) on the fixed image's grid, int32 for labels, float32 for an image.
     """
@@ -202,7 +213,7 @@ class LabelAsPredictiond(MapTransform):
         if label is None:
             item["pred"] = item["warped_image"]
         else:
-            values = item.get("moving_label_values")
-            masks = label_masks(plain(label), values is not None)
-            item["pred"] = MetaTensor(label_map(masks, values or range(1, len(masks) + 1))[None], affine=label.affine)
+            masks = warped_masks(item)
+            values = item.get("moving_label_values") or range(1, len(masks) + 1)
+            item["pred"] = MetaTensor(label_map(masks, values)[None], affine=label.affine)
         return item

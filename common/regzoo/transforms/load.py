@@ -56,9 +56,8 @@ class LoadPaird(MapTransform):
             if label:
                 files[side] = read_label_file(label, Grid.of(item[f"{side}_image"]))
             elif key in self.need:
-                raise bad_file(
-                    path, "comes without its label, which is needed", f"name it as {key} (regzoo register: --label)"
-                )
+                mend = f"name it as {key} (regzoo register: --label), or use a configuration that does without"
+                raise bad_file(path, "comes without its label, which is needed", mend)
         values = self.label_values
         if values is None:
             values = sorted({value for file in files.values() if file.is_map for value in label_values(file.volume)})

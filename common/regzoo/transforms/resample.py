@@ -13,7 +13,7 @@ from monai.transforms import MapTransform
 from regzoo.datasets.records import LABEL_KEYS, is_of_kind
 from regzoo.errors import RegZooError, bad_file
 from regzoo.filters import gaussian_filter, voxel_sigmas
-from regzoo.spatial import Grid, plain, resample
+from regzoo.spatial import Grid, centroids, plain, resample
 from regzoo.spatial.volumes import FILE
 from regzoo.transforms.load import file_of, overlap
 
@@ -96,15 +96,19 @@ class SelectLabelsd(MapTransform):
     Args:
         channels: which to keep, in this order; None for all.
         without: kinds of label to leave out, by the ``label_names`` of the case; see `regzoo.datasets.is_of_kind`.
+        need: keys of labels of which every channel kept must lie in the network's field of view.
 
     Raises:
-        RegZooError: a case has fewer channels, or no names for its labels.
+        RegZooError: a case has fewer channels, no names for its labels, or nothing of a label that is needed.
     """
 
-    def __init__(self, channels: Sequence[int] | None = None, without: Sequence[str] = ()) -> None:
+    def __init__(
+        self, channels: Sequence[int] | None = None, without: Sequence[str] = (), need: Sequence[str] = ()
+    ) -> None:
         super().__init__(LABEL_KEYS)
         self.channels = None if channels is None else [int(channel) for channel in channels]
         self.without = tuple(without)
+        self.need = tuple(need)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
@@ -117,6 +121,10 @@ class SelectLabelsd(MapTransform):
             if self.without:
                 left_out = of_kind(item, self.without, count)
                 kept = [channel for channel in kept if not left_out[channel]]
+            for channel in kept if key in self.need else ():
+                if not float(plain(item[key])[channel].sum()) > MIN_VOXELS:
+                    problem = f"label {channel} (from 0) is empty or outside the network's field of view, but needed"
+                    raise bad_file(file_of(item[key], key), problem, "draw it, or align the images otherwise (--align)")
             item[key] = item[key][kept]
         return item
 
@@ -130,12 +138,37 @@ def of_kind(item: Mapping[Hashable, Any], kinds: Sequence[str], count: int) -> l
         count: how many labels the case has.
 
     Raises:
-        RegZooError: the labels have no names.
+        RegZooError: there are not as many names as labels.
     """
     names = [str(name) for name in item.get("label_names") or []]
-    if len(names) < count:
-        raise RegZooError(f"{item.get('case')}: {len(names)} of its {count} labels have names; give it label_names")
+    if len(names) != count:
+        raise RegZooError(f"{item.get('case')}: it has {count} labels and {len(names)} names; mend its label_names")
     return [is_of_kind(name, kinds) for name in names[:count]]
+
+
+class RegionInputd(MapTransform):
+    """Make of the moving labels on the network grid what a network can be shown: each with a maximum of 1.
+
+    A region smaller than the voxels of the grid has small values there. One whose centre is out of view would be scaled
+    up from a trace at the border: it is emptied. That takes the labels as they were loaded, which
+    ``ResamplePaird(keep_native=True)`` keeps; in training `MatchLabelsd` has left such labels out before.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(["moving_label"])
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        label = item["moving_label"]
+        top = plain(label).amax(dim=(1, 2, 3))
+        scale = torch.where(top > 0, 1 / top.clamp(min=torch.finfo(torch.float32).tiny), 0.0)
+        if "moving_label_native" in item:
+            native, grid = item["moving_label_native"], Grid.of(label)
+            voxels = grid.to_voxels(centroids(native, native.affine).cpu().numpy())
+            inside = ((voxels >= -0.5) & (voxels <= np.asarray(grid.shape) - 0.5)).all(axis=1)
+            scale = scale * torch.as_tensor(inside, device=scale.device)
+        item["moving_label"] = label * scale.view(-1, 1, 1, 1)
+        return item
 
 
 class AdHocLabelsd(MapTransform):

@@ -112,7 +112,7 @@ class CaseStream(IterableDataset):
         transform: the preprocessing.
 
     Attributes:
-        failures: one line per case that could not be loaded.
+        failures: one line per case that could not be loaded, or that a handler could not write.
     """
 
     def __init__(self, data: Sequence[Mapping[str, Any]], transform: Callable[[Any], Any]) -> None:

@@ -8,6 +8,7 @@ import torch
 from monai.inferers import Inferer
 
 from regzoo.datasets.records import IMAGE_KEYS
+from regzoo.errors import RegZooError
 from regzoo.spatial import plain
 
 
@@ -22,6 +23,8 @@ class LabelWiseInferer(Inferer):
 
     def __init__(self, batch_size: int | None = None) -> None:
         super().__init__()
+        if batch_size is not None and batch_size < 1:
+            raise RegZooError(f"{batch_size} labels at a time cannot be shown to a network; use 1 or more")
         self.batch_size = batch_size
 
     def __call__(self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any) -> torch.Tensor:

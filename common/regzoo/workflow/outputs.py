@@ -22,7 +22,8 @@ from regzoo.metrics import deformation_statistics
 from regzoo.report.engine import cases_of
 from regzoo.report.figures import case_figure
 from regzoo.spatial import DisplacementField, Grid, centroids, plain
-from regzoo.transforms import label_map, label_masks
+from regzoo.transforms import label_map, warped_masks
+from regzoo.workflow.data import CaseStream
 
 logger = logging.getLogger(__name__)
 
@@ -38,17 +39,16 @@ OUTPUTS = {
 }
 #: Written on request only.
 ON_REQUEST = {"probability"}
+_REGISTER = "use a bundle that registers, such as prostate_mr_trus_weak_ddf"
+#: Why a result may not have an output, and what to do.
 MISSING = {
-    "image": "the labels were predicted without a transformation, so there is no warped image",
-    "field": "the labels were predicted without a transformation, so there is no field",
-    "label": "there is no label without a moving label",
-    "probability": "labels that a field has carried over have no probabilities",
-}
-MENDS = {
-    "image": "use a bundle that registers, such as prostate_mr_trus_weak_ddf",
-    "field": "use a bundle that registers, such as prostate_mr_trus_weak_ddf",
-    "label": "name one as moving_label (regzoo register: --label)",
-    "probability": "use prostate_mr_trus_conditional_seg, or ask for label",
+    "image": ("the labels were predicted without a transformation, so there is no warped image", _REGISTER),
+    "field": ("the labels were predicted without a transformation, so there is no field", _REGISTER),
+    "label": ("there is no label without a moving label", "name one as moving_label (regzoo register: --label)"),
+    "probability": (
+        "labels that a field has carried over have no probabilities",
+        "use prostate_mr_trus_conditional_seg, or ask for label",
+    ),
 }
 
 
@@ -83,7 +83,7 @@ class RegistrationResult:
         label = item.get("warped_label")
         mask = None
         if label is not None:
-            mask = MetaTensor(label_masks(plain(label), "moving_label_values" in item), affine=label.affine)
+            mask = MetaTensor(warped_masks(item), affine=label.affine)
         keys = ("case", "ddf", "probability", *(f"{who}_{kind}" for who in WHO for kind in ("image", "label")))
         return cls(
             case=str(item.get("case", "case")),
@@ -200,15 +200,18 @@ def asked_outputs(outputs: Sequence[str] | str | None) -> list[str] | None:
     """
     if outputs is None or outputs == "":
         return None
-    names = outputs.replace(",", " ").split() if isinstance(outputs, str) else [str(name) for name in outputs]
+    known = f"use some of {', '.join(OUTPUTS)}"
+    names = outputs.replace(",", " ").split() if isinstance(outputs, str) else outputs
+    if not isinstance(names, Sequence) or not names:
+        raise RegZooError(f"outputs: {outputs!r} names no file to write; {known}")
     for name in names:
         if name not in OUTPUTS:
-            raise RegZooError(f"outputs: {name!r} is not known; use some of {', '.join(OUTPUTS)}")
-    return names
+            raise RegZooError(f"outputs: {name!r} is not known; {known}")
+    return list(names)
 
 
 def _missing(case: str, output: str) -> RegZooError:
-    return bad_file(case, MISSING[output], MENDS[output])
+    return bad_file(case, *MISSING[output])
 
 
 def _statistics(item: Mapping[str, Any], labels: MetaTensor | None) -> dict[str, Any]:
@@ -247,7 +250,9 @@ def _warnings(item: Mapping[str, Any], labels: torch.Tensor, entries: Sequence[M
     for index, entry in enumerate(entries):
         name = f"label {entry['label']}" + (f" ({entry['name']})" if "name" in entry else "")
         faces = [masks[index].select(axis, at) for axis in range(3) for at in (0, -1)]
-        if was_there[index] and entry["centroid_ras_mm"] is None:
+        if was_there[index] and index in item.get("unseen", ()):
+            found.append(f"{name}: lies outside the network's field of view, so it is not looked for")
+        elif was_there[index] and entry["centroid_ras_mm"] is None:
             found.append(f"{name}: nothing of it is found in the fixed image")
         elif any(bool(face.any()) for face in faces):
             found.append(f"{name}: touches the border of the fixed image, part of it may lie beyond")
@@ -262,11 +267,19 @@ class SaveRegistration:
     Args:
         output_dir: folder to write to.
         outputs: which files, see `RegistrationResult.save`.
+        dataset: where the cases come from; one that cannot be written is added to its failures and the next one
+            follows. Without it, the run ends there.
     """
 
-    def __init__(self, output_dir: str | PathLike[str], outputs: Sequence[str] | str | None = None) -> None:
+    def __init__(
+        self,
+        output_dir: str | PathLike[str],
+        outputs: Sequence[str] | str | None = None,
+        dataset: CaseStream | None = None,
+    ) -> None:
         self.outputs = asked_outputs(outputs)
         self.output_dir = make_folder(output_dir)
+        self.dataset = dataset
 
     def attach(self, engine: Engine) -> None:
         """Register with an evaluator."""
@@ -276,7 +289,14 @@ class SaveRegistration:
         """Write the cases of the current iteration."""
         for item in cases_of(engine):
             result = RegistrationResult.of(item)
-            folder = result.save(self.output_dir / file_name(result.case), self.outputs)
+            try:
+                folder = result.save(self.output_dir / file_name(result.case), self.outputs)
+            except RegZooError as error:
+                if self.dataset is None:
+                    raise
+                self.dataset.failures.append(str(error))
+                logger.error("%s", error)
+                continue
             print(f"{result.case}: {folder}", flush=True)
             for line in result.statistics["warnings"]:
                 logger.warning("%s: %s", result.case, line)

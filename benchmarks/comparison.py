@@ -1,0 +1,90 @@
+"""Tables of methods that were measured on the same cases."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from regzoo.errors import RegZooError, bad_file
+from regzoo.report import paired_wilcoxon, percentile_summary, read_csv
+from regzoo.report.tables import BEFORE
+
+TESTED = ("tre_mm", "adhoc_tre_mm", "gland_dsc")
+TESTS = "Paired two-sided Wilcoxon signed-rank tests, p not corrected for their number:"
+UNITS = {"_mm": ", mm", "_percent": ", %"}
+WORDS = {"tre": "TRE", "dsc": "DSC", "hd95": "HD95", "adhoc": "ad hoc", "jacobian": "Jacobian"}
+Values = dict[str, dict[str, float]]  # metric → case → value; NaN: could not be measured
+
+
+def pooled(tables: Sequence[Path]) -> Values:
+    """The values of all cases in some ``cases.csv``; no case may be in two of them."""
+    values: Values = {}
+    for table in tables:
+        columns = read_csv(table)
+        cases = columns.pop("case")
+        for metric, cells in columns.items():
+            known = values.setdefault(metric, {})
+            if twice := known.keys() & set(cases):
+                raise bad_file(table, f"{min(twice)} is in another fold too", "remove the folders of these runs")
+            known |= {case: float(cell or "nan") for case, cell in zip(cases, cells, strict=True)}
+    return values
+
+
+def summary(values: dict[str, float] | None) -> str:
+    """Median (10th–90th percentile)."""
+    found = percentile_summary((values or {}).values())
+    if not found["n"]:
+        return "—"
+    missing = f", {found['missing']} missing" if found["missing"] else ""
+    return f"{short(found['median'])} ({short(found['p10'])}–{short(found['p90'])}){missing}"
+
+
+def short(value: float) -> str:
+    """Three digits."""
+    return "—" if math.isnan(value) else f"{value:#.3g}".rstrip(".") if value else "0"
+
+
+def title(metric: str) -> str:
+    """A metric's name and unit."""
+    unit = next((end for end in UNITS if metric.endswith(end)), "")
+    words = metric.removesuffix(unit).split("_")
+    return " ".join(WORDS.get(word, word) for word in words) + UNITS.get(unit, "")
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """A table with aligned columns; the first line is the heading."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |" for line in lines]
+    return "\n".join([text[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *text[1:]])
+
+
+def report(found: dict[str, Values], minutes: dict[str, float], pairs: Sequence[tuple[str, str]]) -> str:
+    """The table of all methods and that of the tests.
+
+    Args:
+        found: method → what was measured; all of the same cases.
+        minutes: method → time of a training.
+        pairs: the methods to compare.
+
+    Raises:
+        RegZooError: the methods were not measured on the same cases.
+    """
+    cases = {name: sorted(set().union(*values.values())) for name, values in found.items()}
+    first = next(iter(cases))
+    if other := next((name for name in cases if cases[name] != cases[first]), None):
+        raise RegZooError(f"{first} and {other} were measured on different cases; remove their runs and start again")
+    every = dict.fromkeys(metric for values in found.values() for metric in values)
+    shown = [m for m in every if not m.startswith(BEFORE) and any(summary(v.get(m)) != "—" for v in found.values())]
+    before = [next((v[BEFORE + m] for v in found.values() if BEFORE + m in v), None) for m in shown]
+    lines = [["method", "pairs", *map(title, shown), "training, min"]]
+    lines.append(["unregistered", str(len(cases[first])), *map(summary, before), "—"])
+    for name, values in found.items():
+        lines.append([name, str(len(cases[name])), *(summary(values.get(m)) for m in shown), short(minutes[name])])
+    tests = [["comparison", "metric", "pairs", "median difference", "p"]]
+    for metric, (a, b) in itertools.product([m for m in TESTED if m in shown], pairs):
+        if metric in found[a] and metric in found[b]:
+            n, difference, p = paired_wilcoxon(*([found[x][metric][case] for case in cases[first]] for x in (b, a)))
+            tests.append([f"{b} − {a}", title(metric), str(n), short(difference), "< 0.001" if p < 0.001 else short(p)])
+    return markdown(lines) + ("" if len(tests) == 1 else f"\n\n{TESTS}\n\n{markdown(tests)}")
