@@ -15,10 +15,18 @@ import numpy as np
 import torch
 from monai.networks.blocks import Warp
 from monai.networks.nets import LocalNet as MonaiLocalNet
-from regzoo.losses import BendingEnergy, Deformation, LabelSimilarity, MultiScaleDice, RegistrationLoss
+from regzoo.losses import (
+    BendingEnergy,
+    Deformation,
+    LabelSimilarity,
+    LocalNormalizedCrossCorrelation,
+    MultiScaleDice,
+    RegistrationLoss,
+    StructuralSimilarity,
+)
 from regzoo.networks import LocalNet
 from regzoo.spatial import warp
-from scipy.ndimage import gaussian_filter, map_coordinates
+from scipy.ndimage import gaussian_filter, map_coordinates, uniform_filter
 from torch import nn
 
 Side = Literal["ours", "theirs"]
@@ -29,6 +37,9 @@ Run = Callable[[], torch.Tensor]
 SIGMAS = (0, 1, 2, 4, 8, 16, 32)
 CHANNELS = 16
 DEFORMATION_WEIGHT = 0.5
+#: Of the network input for abdominal CT, voxels, and the windows of the similarities of intensities.
+ABDOMEN: Size = (128, 128, 128)
+SSIM_WINDOW, SSIM_SIGMA, LOCAL_WINDOW = 11, 1.5, 9
 
 
 # MONAI 1.6 indexes tensors with lists, of which PyTorch warns at every call.
@@ -45,6 +56,7 @@ class Contest:
         truth: the result ours must have, computed independently on the CPU; None where there is none.
         truth_from: where the truth comes from.
         target: how many times faster than MONAI's ours has to be on a CPU at full size.
+        size: the full size, where it is not that of the other rows.
     """
 
     title: str
@@ -52,6 +64,7 @@ class Contest:
     truth: Callable[[Size], np.ndarray] | None
     truth_from: str
     target: float
+    size: Size | None = None
 
 
 def _coordinates(size: Size) -> list[torch.Tensor]:
@@ -157,6 +170,65 @@ def direct_warp(size: Size) -> np.ndarray:
     return map_coordinates(label, [c.numpy() for c in coordinates], order=1, mode="grid-constant")[None, None]
 
 
+def textures(size: Size) -> tuple[torch.Tensor, torch.Tensor]:
+    """A warped and a fixed image that resemble each other, values between 0 and 1, (1, 1, X, Y, Z)."""
+    fixed, other = torch.sigmoid(image_pair(size)).chunk(2, dim=1)
+    return (0.6 * fixed + 0.4 * other), fixed
+
+
+def _similarity(ours: nn.Module, theirs: nn.Module) -> Callable[[Side, Size, torch.device], Run]:
+    """Loss of a warped image, gradient to it."""
+
+    def prepare(side: Side, size: Size, device: torch.device) -> Run:
+        warped, fixed = (image.to(device) for image in textures(size))
+        warped.requires_grad_()
+        loss = (ours if side == "ours" else theirs).to(device)
+
+        def run() -> torch.Tensor:
+            value = loss(warped, fixed)
+            _backward(value, warped)
+            return value.detach()
+
+        return run
+
+    return prepare
+
+
+def direct_structural_similarity(size: Size) -> np.ndarray:
+    """The same by SciPy, in float64; half a window is left out at the border."""
+    margin = SSIM_WINDOW // 2
+
+    def mean(image: np.ndarray) -> np.ndarray:
+        return gaussian_filter(image, SSIM_SIGMA, radius=margin)[(slice(margin, -margin),) * 3]
+
+    a, b = (image[0, 0].double().numpy() for image in textures(size))
+    mean_a, mean_b = mean(a), mean(b)
+    luminance = (2 * mean_a * mean_b + 0.01**2) / (mean_a**2 + mean_b**2 + 0.01**2)
+    variances = mean(a * a) - mean_a**2 + mean(b * b) - mean_b**2
+    return np.asarray(1 - (luminance * (2 * (mean(a * b) - mean_a * mean_b) + 0.03**2) / (variances + 0.03**2)).mean())
+
+
+def direct_local_correlation(size: Size) -> np.ndarray:
+    """The same by SciPy, in float64; outside of the volume is zero."""
+
+    def mean(image: np.ndarray) -> np.ndarray:
+        return uniform_filter(image, LOCAL_WINDOW, mode="constant")
+
+    a, b = (image[0, 0].double().numpy() for image in textures(size))
+    variance_a, variance_b = mean(a * a) - mean(a) ** 2, mean(b * b) - mean(b) ** 2
+    return np.asarray(1 - ((mean(a * b) - mean(a) * mean(b)) ** 2 / (variance_a * variance_b)).mean())
+
+
+structural_similarity = _similarity(
+    StructuralSimilarity(SSIM_WINDOW, SSIM_SIGMA),
+    monai.losses.SSIMLoss(3, win_size=SSIM_WINDOW, kernel_sigma=SSIM_SIGMA),
+)
+local_correlation = _similarity(
+    LocalNormalizedCrossCorrelation(LOCAL_WINDOW),
+    monai.losses.LocalNormalizedCrossCorrelationLoss(3, LOCAL_WINDOW),
+)
+
+
 @dataclass
 class Training:
     """All that a training step of ours needs."""
@@ -240,5 +312,16 @@ CONTESTS = {
     "dice": Contest("multiscale Dice", multiscale_dice, direct_multiscale_dice, "SciPy, untruncated kernels", 200),
     "bending": Contest("bending energy", bending_energy, direct_bending_energy, "MONAI, float64", 1),
     "warp": Contest("label warp", warp_label, direct_warp, "SciPy, float64", 1),
+    "ssim": Contest(
+        "SSIM, 128×128×128 voxels", structural_similarity, direct_structural_similarity, "SciPy, float64", 30, ABDOMEN
+    ),
+    "lncc": Contest(
+        f"local NCC, window {LOCAL_WINDOW}, 128×128×128 voxels",
+        local_correlation,
+        direct_local_correlation,
+        "SciPy, float64",
+        2,
+        ABDOMEN,
+    ),
     "step": Contest(f"training step, n0 = {CHANNELS}", training_step, None, "", 5),
 }

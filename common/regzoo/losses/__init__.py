@@ -1,20 +1,41 @@
-"""Loss functions: label overlap, deformation, and how they are combined."""
+"""Loss functions: label overlap, intensity, deformation, and how they are combined."""
 
 from regzoo.losses.deformation import BendingEnergy, GradientNorm
 from regzoo.losses.distance import SignedDistanceSimilarity
+from regzoo.losses.hausdorff import SoftHausdorff
+from regzoo.losses.intensity import (
+    LocalNormalizedCrossCorrelation,
+    NormalizedCrossCorrelation,
+    StructuralSimilarity,
+)
 from regzoo.losses.label_overlap import PAPER_SIGMAS, MultiScaleCrossEntropy, MultiScaleDice, WeightedCrossEntropy
-from regzoo.losses.registration import Deformation, LabelSimilarity, PredictedLabel, RegistrationLoss
+from regzoo.losses.registration import (
+    Deformation,
+    ImageSimilarity,
+    LabelSimilarity,
+    PredictedLabel,
+    RegistrationLoss,
+)
+from regzoo.losses.weighting import LearnedWeights, SoftmaxWeights, UncertaintyWeights
 
 __all__ = [
     "PAPER_SIGMAS",
     "BendingEnergy",
     "Deformation",
     "GradientNorm",
+    "ImageSimilarity",
     "LabelSimilarity",
+    "LearnedWeights",
+    "LocalNormalizedCrossCorrelation",
     "MultiScaleCrossEntropy",
     "MultiScaleDice",
+    "NormalizedCrossCorrelation",
     "PredictedLabel",
     "RegistrationLoss",
     "SignedDistanceSimilarity",
+    "SoftHausdorff",
+    "SoftmaxWeights",
+    "StructuralSimilarity",
+    "UncertaintyWeights",
     "WeightedCrossEntropy",
 ]

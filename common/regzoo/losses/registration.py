@@ -11,6 +11,8 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from regzoo.errors import RegZooError
+from regzoo.losses.weighting import LearnedWeights
 from regzoo.spatial.warp import warp
 
 
@@ -27,6 +29,23 @@ class LabelSimilarity(nn.Module):
 
     def forward(self, ddf: torch.Tensor, targets: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return self.loss(warp(targets["moving_label"], ddf), targets["fixed_label"])
+
+
+class ImageSimilarity(nn.Module):
+    """Warp the moving image with the predicted DDF and compare it with the fixed image.
+
+    Beyond its border the moving image goes on with its border values: an edge against zero would look like anatomy.
+
+    Args:
+        loss: called with (warped, fixed), both (B, C, X, Y, Z).
+    """
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, ddf: torch.Tensor, targets: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return self.loss(warp(targets["moving_image"], ddf, padding="border"), targets["fixed_image"])
 
 
 class PredictedLabel(nn.Module):
@@ -64,20 +83,33 @@ class RegistrationLoss(nn.Module):
 
     Args:
         terms: name → term.
-        weights: name → weight; terms without one count once, a weight of 0 leaves its term out.
+        weights: name → weight; terms without one count once, a weight of 0 leaves its term out. Or weights that are
+            learned along with the network: their parameters are this module's.
 
     Attributes:
         last: name → unweighted value of the latest call, detached, on the device.
+        last_weights: name → weight in the latest call of a term whose weight is learned, likewise.
     """
 
-    def __init__(self, terms: Mapping[str, nn.Module], weights: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self, terms: Mapping[str, nn.Module], weights: Mapping[str, float] | LearnedWeights | None = None
+    ) -> None:
         super().__init__()
-        unknown = sorted(set(weights or {}) - set(terms))
+        self.learned = weights if isinstance(weights, LearnedWeights) else None
+        fixed = weights.fixed if isinstance(weights, LearnedWeights) else dict(weights or {})
+        learned = set() if self.learned is None else set(self.learned.names)
+        unknown = sorted((set(fixed) | learned) - set(terms))
         if unknown:
             raise ValueError(f"weights for unknown loss terms {unknown}; the terms are {sorted(terms)}")
+        negative = [name for name, weight in fixed.items() if float(weight) < 0]
+        if negative:
+            raise RegZooError(
+                f"the loss term {negative[0]!r} has the weight {float(fixed[negative[0]]):g}; use 0 or more"
+            )
         self.terms = nn.ModuleDict(dict(terms))
-        self.weights = {name: float((weights or {}).get(name, 1.0)) for name in terms}
+        self.weights = {name: float(fixed.get(name, 1.0)) for name in terms if name not in learned}
         self.last: dict[str, torch.Tensor] = {}
+        self.last_weights: dict[str, torch.Tensor] = {}
 
     def extra_repr(self) -> str:
         """Shown in the repr, which is how a checkpoint tells one loss from another."""
@@ -85,9 +117,12 @@ class RegistrationLoss(nn.Module):
 
     def forward(self, prediction: torch.Tensor, targets: Mapping[str, torch.Tensor]) -> torch.Tensor:
         total = torch.zeros((), device=prediction.device)
-        for name, term in self.terms.items():
-            if self.weights[name] != 0:
-                value = term(prediction, targets)
-                self.last[name] = value.detach()
-                total = total + self.weights[name] * value
+        values = {name: term(prediction, targets) for name, term in self.terms.items() if self.weights.get(name) != 0}
+        self.last = {name: value.detach() for name, value in values.items()}
+        for name, weight in self.weights.items():
+            if name in values:
+                total = total + weight * values[name]
+        if self.learned is not None:
+            self.last_weights = self.learned.weights()
+            total = total + self.learned(values)
         return total

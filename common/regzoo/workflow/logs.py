@@ -23,8 +23,8 @@ _FIXED, _PROPAGATED = (0.21, 0.82, 1.0), (1.0, 0.37, 0.69)  # as in the quality-
 class LossTerms:
     """Ignite handler of a trainer: logs the loss and each term of a `RegistrationLoss`, mean over the epoch.
 
-    Values stay on the device until the epoch ends, so the training loop is never held up; MONAI's handlers fetch the
-    loss in every step.
+    TensorBoard gets ``loss/<name>``, and ``weight/<name>`` where the weight of a term is learned. Values stay on the
+    device until the epoch ends, so the training loop is never held up; MONAI's handlers fetch the loss in every step.
 
     Args:
         loss: the loss of the trainer.
@@ -45,7 +45,10 @@ class LossTerms:
 
     def _add(self, engine: Engine) -> None:
         self.count += 1
-        for name, value in {"total": engine.state.output["loss"].detach(), **self.loss.last}.items():
+        values = {"loss/total": engine.state.output["loss"].detach()}
+        values |= {f"loss/{name}": value for name, value in self.loss.last.items()}
+        values |= {f"weight/{name}": value for name, value in self.loss.last_weights.items()}
+        for name, value in values.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
 
     def _write(self, engine: Engine) -> None:
@@ -57,12 +60,18 @@ class LossTerms:
         if self.writer is None:
             self.writer = SummaryWriter(self.log_dir)
         for name, value in means.items():
-            self.writer.add_scalar(f"loss/{name}", value, engine.state.epoch)
+            self.writer.add_scalar(name, value, engine.state.epoch)
         rate = engine.optimizer.param_groups[0]["lr"]
         self.writer.add_scalar("learning_rate", rate, engine.state.epoch)
         self.writer.flush()
-        terms = ", ".join(f"{name} {value:.4f}" for name, value in means.items())
-        logger.info("epoch %d/%d: loss %s", engine.state.epoch, engine.state.max_epochs, terms)
+        losses, weights = (
+            ", ".join(
+                f"{name.removeprefix(kind)} {value:.4f}" for name, value in means.items() if name.startswith(kind)
+            )
+            for kind in ("loss/", "weight/")
+        )
+        text = losses + ("; weights: " + weights if weights else "")
+        logger.info("epoch %d/%d: loss %s", engine.state.epoch, engine.state.max_epochs, text)
 
 
 class ValidationImages:

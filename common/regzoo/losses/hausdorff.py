@@ -1,0 +1,107 @@
+"""A differentiable stand-in for the Hausdorff distance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from scipy.ndimage import distance_transform_edt
+from torch import nn
+
+
+class SoftHausdorff(nn.Module):
+    """Errors of a label weighed by how far they lie from the boundaries, so that distant ones cost most.
+
+    ``L = 1/N Σ_x (p(x) − g(x))² · (d_p(x)^α + d_g(x)^α)``
+
+    with the warped label p, the fixed label g, and d the distance in mm from a voxel to the nearest one on the other
+    side of the label's boundary at ½; N counts the voxels of the volume. The distances are constants for the gradient,
+    which flows through p: also where the labels do not overlap, and Dice has none.
+
+    Equal to ``monai.losses.HausdorffDTLoss`` with ``include_background=True`` for voxels of 1 mm; that one knows no
+    voxel size and transforms whole volumes. Distances only count where p and g differ, which is within the box round
+    both, and there a transform of the box, one voxel larger, gives the same distances in a fraction of the time. The
+    transforms are SciPy's and run on the CPU, so a GPU waits for them.
+
+    Args:
+        spacing: voxel size of the labels, mm.
+        alpha: exponent α of the distances; the loss is in mm^α.
+        one_sided: leave out d_p, which costs one transform per label and step.
+
+    Source: Karimi and Salcudean 2019, the loss from distance transforms with their α = 2; Pérez de Frutos et al. 2023,
+    designs with "HD".
+    """
+
+    def __init__(self, spacing: Sequence[float] = (1.0, 1.0, 1.0), alpha: float = 2.0, one_sided: bool = False) -> None:
+        super().__init__()
+        if len(spacing) != 3 or min(spacing) <= 0:
+            raise ValueError(f"spacing must be three positive numbers in mm, got {list(spacing)}")
+        if not alpha > 0:
+            raise ValueError(f"alpha must be positive, got {alpha}")
+        self.spacing = [float(s) for s in spacing]
+        self.alpha = float(alpha)
+        self.one_sided = bool(one_sided)
+
+    def extra_repr(self) -> str:
+        """Shown in the repr, which is how a checkpoint tells one loss from another."""
+        return f"spacing={self.spacing} mm, alpha={self.alpha}, one_sided={self.one_sided}"
+
+    def forward(self, warped: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
+        """Loss of warped moving labels against fixed labels.
+
+        Args:
+            warped: (B, C, X, Y, Z), values in [0, 1]; gradients flow to it.
+            fixed: (B, C, X, Y, Z), values in [0, 1]; taken as constant. Labels that are all zero do not count.
+
+        Returns:
+            Scalar, mm^α, mean over the labels that are there; 0 where there are none.
+
+        Raises:
+            ValueError: the labels differ in shape.
+        """
+        if warped.ndim != 5 or warped.shape != fixed.shape:
+            raise ValueError(
+                f"labels must have the same shape (B, C, X, Y, Z), got {list(warped.shape)} and {list(fixed.shape)}"
+            )
+        with torch.autocast(warped.device.type, enabled=False):
+            warped = warped if warped.dtype == torch.float64 else warped.float()
+            fixed = fixed.detach().to(warped.dtype)
+            weights, labels = self._weights(warped.detach().cpu().numpy(), fixed.cpu().numpy())
+            error = (warped - fixed).square() * torch.from_numpy(weights).to(warped)
+            return error.sum() / (max(labels, 1) * fixed[0, 0].numel())
+
+    def _weights(self, warped: np.ndarray, fixed: np.ndarray) -> tuple[np.ndarray, int]:
+        """d_p^α + d_g^α where it matters and 0 elsewhere, (B, C, X, Y, Z), and the number of labels that are there."""
+        weights = np.zeros(warped.shape, dtype=np.float32)
+        labels = 0
+        for index in np.ndindex(warped.shape[:2]):
+            p, g = warped[index], fixed[index]
+            if g.any():
+                labels += 1
+                box = _box((p != 0) | (g != 0))
+                weights[index][box] = self._power(g[box])
+                if not self.one_sided:
+                    weights[index][box] += self._power(p[box])
+        return weights, labels
+
+    def _power(self, label: np.ndarray) -> np.ndarray:
+        """Distance to the other side of the boundary, to the power of α; 0 where a label has no boundary."""
+        mask = label > 0.5
+        if mask.all() or not mask.any():
+            return np.zeros(mask.shape)
+        inside, outside = (distance_transform_edt(side, sampling=self.spacing) for side in (mask, ~mask))
+        return (inside + outside) ** self.alpha
+
+
+def _box(mask: np.ndarray) -> tuple[slice, ...]:
+    """The box round a mask (X, Y, Z), one voxel larger where the volume goes on.
+
+    Distances within the mask's own box are then those of the whole volume: the nearest voxel of the mask lies in it,
+    and a background voxel beyond the larger box is further away than the one of its outermost layer on the way there.
+    """
+    sides = []
+    for axis in range(3):
+        places = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
+        sides.append(slice(max(int(places[0]) - 1, 0), int(places[-1]) + 2))
+    return tuple(sides)

@@ -1,0 +1,275 @@
+"""Similarity of intensities: global and local normalised cross-correlation, structural similarity.
+
+The two local measures compare statistics within a window round every voxel. They are functions of a few filtered
+products of the images, so their gradient is a few more filterings, with the transposed filter. It is computed along
+with the value, and nothing but the gradient is kept until the backward pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from torch import nn
+
+from regzoo.losses.windows import Window, window_weights
+
+
+class NormalizedCrossCorrelation(nn.Module):
+    """1 − the correlation coefficient of the intensities of two images.
+
+    The means are removed for each image and channel, so the loss is 0 where the images are linearly related with a
+    positive slope, 1 where they are unrelated and 2 where the slope is negative.
+
+    Args:
+        eps: least variance an image is taken to have, squared intensities. A constant image has the loss 1 and a finite
+            gradient.
+
+    Source: Pérez de Frutos et al. 2023, whose code does not remove the means.
+    """
+
+    def __init__(self, eps: float = 1e-8) -> None:
+        super().__init__()
+        self.eps = _positive("eps", eps)
+
+    def extra_repr(self) -> str:
+        """Shown in the repr, which is how a checkpoint tells one loss from another."""
+        return f"eps={self.eps}"
+
+    def forward(self, warped: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
+        """Warped and fixed image, both (B, C, X, Y, Z) → scalar in [0, 2], mean over images and channels."""
+        _same_shape(warped, fixed)
+        with torch.autocast(warped.device.type, enabled=False):
+            warped, fixed = (_float(image).flatten(2) for image in (warped, fixed))
+            warped, fixed = (image - image.mean(-1, keepdim=True) for image in (warped, fixed))
+            variances = [image.square().mean(-1).clamp(min=self.eps) for image in (warped, fixed)]
+            return 1 - ((warped * fixed).mean(-1) / (variances[0] * variances[1]).sqrt()).mean()
+
+
+class _Slopes(NamedTuple):
+    """Derivatives of a loss by the filtered warped image, its filtered square, and the filtered product of both."""
+
+    mean: torch.Tensor
+    square: torch.Tensor
+    product: torch.Tensor
+
+
+class _Measure(Protocol):
+    """A loss of two images that is a function of filtered products of them."""
+
+    window: Window
+
+    def products(self, warped: torch.Tensor, fixed: torch.Tensor) -> Iterator[torch.Tensor]:
+        """What is to be filtered."""
+
+    def score(self, moments: Sequence[torch.Tensor], slopes: bool) -> tuple[torch.Tensor, _Slopes | None]:
+        """The loss, and its derivatives if they are wanted, from the filtered products."""
+
+
+class _LocalLoss(torch.autograd.Function):
+    """The loss of a measure, with its gradient by the warped image W computed on the way.
+
+    With the filter K, moments m₁ = K w, m₂ = K w² and m₃ = K w f, the gradient is
+    ``Kᵀ ∂L/∂m₁ + 2 w Kᵀ ∂L/∂m₂ + f Kᵀ ∂L/∂m₃``.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, warped: torch.Tensor, fixed: torch.Tensor, measure: _Measure) -> torch.Tensor:
+        window = measure.window
+        moments = [window.filter(product) for product in measure.products(warped, fixed)]
+        loss, slopes = measure.score(moments, slopes=ctx.needs_input_grad[0])
+        if slopes is not None:
+            del moments
+            gradient = window.adjoint(slopes.mean)
+            gradient.addcmul_(warped, window.adjoint(slopes.square), value=2)
+            gradient.addcmul_(fixed, window.adjoint(slopes.product))
+            ctx.save_for_backward(gradient)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grads[0], None, None
+
+
+class _LocalSimilarity(nn.Module):
+    """Shared: checks the images and evaluates the measure in float32, or in float64 if both are."""
+
+    window: Window
+
+    def forward(self, warped: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
+        """Loss of a warped moving image against the fixed image.
+
+        Args:
+            warped: (B, C, X, Y, Z); gradients flow to it.
+            fixed: (B, C, X, Y, Z); taken as constant.
+
+        Returns:
+            Scalar, mean over batch, channels and windows.
+
+        Raises:
+            ValueError: the images differ in shape or are smaller than the window.
+        """
+        _same_shape(warped, fixed)
+        widths = [len(kernel) for kernel in self.window.kernels]
+        if any(n < width for n, width in zip(warped.shape[2:], widths, strict=True)):
+            raise ValueError(f"a window of {widths} voxels does not fit into a volume of {list(warped.shape[2:])}")
+        with torch.autocast(warped.device.type, enabled=False):
+            warped, fixed = _float(warped), _float(fixed.detach())
+            dtype = torch.promote_types(warped.dtype, fixed.dtype)
+            return _LocalLoss.apply(warped.to(dtype), fixed.to(dtype), self)
+
+
+class LocalNormalizedCrossCorrelation(_LocalSimilarity):
+    """1 − the mean over all voxels of the squared correlation coefficient within a window round the voxel.
+
+    0 where the images are linearly related in every window, whatever the slope, and about 1 where they are unrelated.
+    What lies outside the images counts as 0 in windows that reach beyond the border.
+
+    Equal to 1 + ``monai.losses.LocalNormalizedCrossCorrelationLoss`` with ``kernel_size=window`` and
+    ``smooth_dr=eps * v``, where v is the sum of the window's weights (for the rectangular one, its number of voxels).
+    MONAI's default of 1e-5 for any window is below the rounding errors of float32 and gives flat areas any value.
+
+    Args:
+        window: width, voxels, odd: one number or one per axis.
+        kernel: ``rectangular``, or ``gaussian`` with σ = window / 3, cut off at the window.
+        eps: least variance within a window, squared intensities; the default suits images in [0, 1].
+
+    Source: Avants et al. 2008; Balakrishnan et al. 2019.
+    """
+
+    def __init__(
+        self,
+        window: int | Sequence[int] = 9,
+        kernel: Literal["rectangular", "gaussian"] = "rectangular",
+        eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        if kernel not in ("rectangular", "gaussian"):
+            raise ValueError(f"kernel must be 'rectangular' or 'gaussian', not {kernel!r}")
+        self.widths, self.kernel, self.eps = _widths(window), kernel, _positive("eps", eps)
+        sigmas = [width / 3 if kernel == "gaussian" else math.inf for width in self.widths]
+        self.window = Window([window_weights(*pair) for pair in zip(self.widths, sigmas, strict=True)], valid=False)
+
+    def extra_repr(self) -> str:
+        """Shown in the repr, which is how a checkpoint tells one loss from another."""
+        return f"window={self.widths} voxels, kernel={self.kernel}, eps={self.eps}"
+
+    def products(self, warped: torch.Tensor, fixed: torch.Tensor) -> Iterator[torch.Tensor]:
+        """What is to be filtered."""
+        yield from (warped, fixed, warped * warped, fixed * fixed, warped * fixed)
+
+    def score(self, moments: Sequence[torch.Tensor], slopes: bool) -> tuple[torch.Tensor, _Slopes | None]:
+        """The loss, and its derivatives if they are wanted, from the filtered products."""
+        mean_w, mean_f, square_w, square_f, product = moments
+        raw = torch.addcmul(square_w, mean_w, mean_w, value=-1)
+        var_w = raw.clamp(min=self.eps)
+        var_f = torch.addcmul(square_f, mean_f, mean_f, value=-1).clamp_(min=self.eps)
+        cross = torch.addcmul(product, mean_w, mean_f, value=-1)
+        ratio = cross / var_f.mul_(var_w)
+        squared = cross.mul_(ratio)
+        loss = 1 - squared.mean()
+        if not slopes:
+            return loss, None
+        by_product = ratio.mul_(-2 / ratio.numel())
+        # Below the least variance the window's variance no longer counts.
+        by_square = squared.div_(var_w).mul_(1 / ratio.numel()).masked_fill_(raw <= self.eps, 0)
+        by_mean = (by_product * mean_f).addcmul_(by_square, mean_w, value=2).neg_()
+        return loss, _Slopes(by_mean, by_square, by_product)
+
+
+class StructuralSimilarity(_LocalSimilarity):
+    """1 − the structural similarity index (SSIM) with a three-dimensional Gaussian window.
+
+    Only windows that lie wholly within the images count: a margin of half a window at each face enters the statistics
+    of the windows further in but has none of its own. So do ``monai.losses.SSIMLoss``, which gives the same value, and
+    scikit-image's ``structural_similarity(gaussian_weights=True, use_sample_covariance=False)``, which filters the
+    margin by reflection and then leaves it out of the mean.
+
+    Args:
+        window: width, voxels, odd: one number or one per axis.
+        sigma: standard deviation of the window, voxels: one number or one per axis.
+        data_range: range of the intensities; 1 for images in [0, 1].
+        k1: steadies the comparison of the means where they are small, relative to `data_range`.
+        k2: steadies the comparison of contrast and structure, likewise.
+
+    Source: Wang et al. 2004, equation 13, with the paper's window and constants.
+    """
+
+    def __init__(
+        self,
+        window: int | Sequence[int] = 11,
+        sigma: float | Sequence[float] = 1.5,
+        data_range: float = 1.0,
+        k1: float = 0.01,
+        k2: float = 0.03,
+    ) -> None:
+        super().__init__()
+        self.widths = _widths(window)
+        self.sigmas = [float(s) for s in (sigma if isinstance(sigma, Sequence) else [sigma] * 3)]
+        if len(self.sigmas) != 3 or min(self.sigmas) <= 0:
+            raise ValueError(f"sigma must be one positive number or one per axis, got {sigma}")
+        self.data_range, self.k1, self.k2 = (
+            _positive("data_range", data_range),
+            _positive("k1", k1),
+            _positive("k2", k2),
+        )
+        self.window = Window([window_weights(*pair) for pair in zip(self.widths, self.sigmas, strict=True)], valid=True)
+
+    def extra_repr(self) -> str:
+        """Shown in the repr, which is how a checkpoint tells one loss from another."""
+        constants = f"data_range={self.data_range}, k1={self.k1}, k2={self.k2}"
+        return f"window={self.widths} voxels, sigma={self.sigmas} voxels, {constants}"
+
+    def products(self, warped: torch.Tensor, fixed: torch.Tensor) -> Iterator[torch.Tensor]:
+        """What is to be filtered: of the two squares the index needs the sum alone."""
+        yield from (warped, fixed, (warped * warped).addcmul_(fixed, fixed), warped * fixed)
+
+    def score(self, moments: Sequence[torch.Tensor], slopes: bool) -> tuple[torch.Tensor, _Slopes | None]:
+        """The loss, and its derivatives if they are wanted, from the filtered products."""
+        mean_w, mean_f, squares, product = moments
+        c1, c2 = (self.k1 * self.data_range) ** 2, (self.k2 * self.data_range) ** 2
+        both = mean_w * mean_f
+        energy = (mean_w * mean_w).addcmul_(mean_f, mean_f)
+        # SSIM = (top_1 / bottom_1) · (top_2 / bottom_2): means, then contrast and structure.
+        top_2 = (product - both).mul_(2).add_(c2)
+        top_1 = both.mul_(2).add_(c1)
+        bottom_2 = (squares - energy).add_(c2)
+        bottom_1 = energy.add_(c1)
+        inverse = (bottom_1 * bottom_2).reciprocal_()
+        index = (top_1 * top_2).mul_(inverse)
+        loss = 1 - index.mean()
+        if not slopes:
+            return loss, None
+        inverse.mul_(-1 / inverse.numel())
+        by_mean = (bottom_1 - bottom_2).mul_(index).mul_(mean_w)
+        by_mean.addcmul_(mean_f, top_2.sub_(top_1)).mul_(inverse).mul_(2)
+        by_square = index.mul_(bottom_1).mul_(inverse).neg_()
+        by_product = top_1.mul_(inverse).mul_(2)
+        return loss, _Slopes(by_mean, by_square, by_product)
+
+
+def _widths(window: int | Sequence[int]) -> list[int]:
+    widths = [int(width) for width in (window if isinstance(window, Sequence) else [window] * 3)]
+    if len(widths) != 3 or any(width < 1 or width % 2 == 0 for width in widths):
+        raise ValueError(f"window must be one odd number of voxels or one per axis, got {window}")
+    return widths
+
+
+def _positive(name: str, value: float) -> float:
+    if not value > 0:
+        raise ValueError(f"{name} must be positive, got {value}")
+    return float(value)
+
+
+def _same_shape(warped: torch.Tensor, fixed: torch.Tensor) -> None:
+    if warped.ndim != 5 or warped.shape != fixed.shape:
+        raise ValueError(
+            f"images must have the same shape (B, C, X, Y, Z), got {list(warped.shape)} and {list(fixed.shape)}"
+        )
+
+
+def _float(image: torch.Tensor) -> torch.Tensor:
+    return image if image.dtype == torch.float64 else image.float()

@@ -1,0 +1,143 @@
+"""Weights of loss terms that are learned along with the network.
+
+A config gives one of these to `RegistrationLoss` in place of the numbers, and the optimiser their parameters besides
+the network's: ``list(network.parameters()) + list(loss.parameters())``. They are saved with ``loss.state_dict()``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+
+class _MeanGradient(torch.autograd.Function):
+    """Identity whose gradient is averaged over all processes, as `DistributedDataParallel` does for the network."""
+
+    @staticmethod
+    def forward(ctx: Any, parameter: torch.Tensor) -> torch.Tensor:
+        return parameter.view_as(parameter)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+        mean = grads[0] / dist.get_world_size()
+        dist.all_reduce(mean)
+        return mean
+
+
+class LearnedWeights(nn.Module):
+    """What the learned weights have in common: one free parameter per term.
+
+    Args:
+        names: the terms whose weights are learned.
+        fixed: name → weight of terms with a fixed weight. A penalty on the deformation belongs here: no data oppose
+            it, so a learned weight would only trade it off against itself.
+        initial: name → weight to begin with, positive; 1 for terms without one.
+
+    Raises:
+        ValueError: no names, a name twice or both learned and fixed, or an initial weight that cannot be.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        fixed: Mapping[str, float] | None = None,
+        initial: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.names = tuple(names)
+        self.fixed = {name: float(weight) for name, weight in (fixed or {}).items()}
+        self.initial = {name: float((initial or {}).get(name, 1.0)) for name in self.names}
+        if not self.names or len(set(self.names)) < len(self.names):
+            raise ValueError(f"names must be different loss terms, at least one, got {list(self.names)}")
+        if both := sorted(set(self.names) & set(self.fixed)):
+            raise ValueError(f"the weights of {both} cannot be both learned and fixed; give them in one place")
+        if unknown := sorted(set(initial or {}) - set(self.names)):
+            raise ValueError(f"initial weights for {unknown}, which are not learned; the learned are {self.names}")
+        if min(self.initial.values()) <= 0:
+            raise ValueError(f"initial weights must be positive, got {self.initial}")
+
+    def extra_repr(self) -> str:
+        """Shown in the repr, which is how a checkpoint tells one loss from another: without what is learned."""
+        return f"names={self.names}, fixed={self.fixed}, initial={self.initial}"
+
+    def forward(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Name → value of a term, scalars → their weighted sum; values of other terms are left aside."""
+        raise NotImplementedError
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Name → current weight, detached, on the device."""
+        raise NotImplementedError
+
+    def _parameter(self, start: float) -> nn.Parameter:
+        """One number per name: `start` times the logarithm of its initial weight."""
+        return nn.Parameter(torch.tensor([start * math.log(weight) for weight in self.initial.values()]))
+
+    def _values(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return torch.stack([values[name] for name in self.names])
+
+
+class UncertaintyWeights(LearnedWeights):
+    """Σ exp(−sᵢ)·Lᵢ + sᵢ with learned sᵢ = log σᵢ², the uncertainty of each term.
+
+    At the optimum the weight of a term is the inverse of its value, so terms of any scale have the same say. Terms must
+    be positive: one that can fall to zero or below would be weighed without bound.
+
+    Source: Kendall et al. 2018, without the factors of ½, which a rescaling of sᵢ takes up.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        fixed: Mapping[str, float] | None = None,
+        initial: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__(names, fixed, initial)
+        self.log_variances = self._parameter(-1.0)
+
+    def forward(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Name → value of a term, scalars → Σ exp(−sᵢ)·Lᵢ + sᵢ."""
+        log_variances = _shared(self.log_variances)
+        return ((-log_variances).exp() * self._values(values) + log_variances).sum()
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Name → exp(−sᵢ), detached, on the device."""
+        return dict(zip(self.names, (-self.log_variances.detach()).exp().unbind(), strict=True))
+
+
+class SoftmaxWeights(LearnedWeights):
+    """Σ wᵢ·Lᵢ where the weights are the softmax of free parameters and so sum to 1.
+
+    As the code of the paper has it. Nothing keeps the weights apart from what the sum gains: they move towards the
+    smallest term.
+
+    Source: Pérez de Frutos et al. 2023, equation 1, and its code.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        fixed: Mapping[str, float] | None = None,
+        initial: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__(names, fixed, initial)
+        self.logits = self._parameter(1.0)
+
+    def forward(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Name → value of a term, scalars → Σ wᵢ·Lᵢ."""
+        return (_shared(self.logits).softmax(0) * self._values(values)).sum()
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Name → wᵢ, detached, on the device."""
+        return dict(zip(self.names, self.logits.detach().softmax(0).unbind(), strict=True))
+
+
+def _shared(parameter: torch.Tensor) -> torch.Tensor:
+    """A parameter outside the network's `DistributedDataParallel`, kept the same in all processes."""
+    if torch.is_grad_enabled() and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        return _MeanGradient.apply(parameter)
+    return parameter
