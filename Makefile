@@ -8,7 +8,7 @@ RUN := cd bundles/$(BUNDLE) && $(BIN)/python -m monai.bundle run
 
 # Tests run several at a time: threads that wait for others have to sleep. A training has the machine to itself: there it
 # is a quarter faster to spin for some microseconds first.
-test: export OMP_WAIT_POLICY := passive
+test bench: export OMP_WAIT_POLICY := passive
 demo weights: export GOMP_SPINCOUNT := 2000
 
 .DEFAULT_GOAL := help
