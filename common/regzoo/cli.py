@@ -39,6 +39,56 @@ class Phantom:
         )
         print(f"{pairs} + {held_out} pairs in {written}")
 
+    def abdomen(
+        self,
+        folder: str,
+        cases: int = 24,
+        held_out: int = 6,
+        seed: int = 0,
+        spacing: float = 2.0,
+        breathing: bool = False,
+    ) -> None:
+        """Write abdominal CTs with label maps in the layout of Learn2Reg's AbdomenCTCT.
+
+        Args:
+            folder: new or empty folder.
+            cases: number of patients in imagesTr/.
+            held_out: number of other patients in imagesTs/; all their pairs are those to validate on.
+            seed: the same seed gives the same files.
+            spacing: voxel size, mm.
+            breathing: write a second, breathed-in image of every patient, and the true displacement fields.
+        """
+        from regzoo.datasets import write_abdomen_phantoms
+
+        written = write_abdomen_phantoms(
+            folder, cases=cases, held_out=held_out, seed=seed, spacing=spacing, breathing=breathing
+        )
+        print(f"{cases} + {held_out} cases in {written}")
+
+    def brain(
+        self,
+        folder: str,
+        cases: int = 24,
+        held_out: int = 6,
+        seed: int = 0,
+        spacing: float = 2.0,
+        scalp: bool = False,
+    ) -> None:
+        """Write T1-weighted brain MRs in the layout of IXI, with maps of 17 labels beside them.
+
+        Args:
+            folder: new or empty folder.
+            cases: number of patients to train on.
+            held_out: number of other patients, of the split val in manifest.json.
+            seed: the same seed gives the same files.
+            spacing: voxel size, mm.
+            scalp: draw the head around the brain, as in IXI, instead of nothing, as after skull stripping.
+        """
+        from regzoo.datasets import write_brain_phantoms
+
+        written = write_brain_phantoms(folder, cases=cases, held_out=held_out, seed=seed, spacing=spacing, scalp=scalp)
+        print(f"{cases} + {held_out} cases in {written}")
+
 
 def register(
     bundle: str,

@@ -1,21 +1,48 @@
-"""Where pairs come from: phantoms, µ-RegPro, a folder or a table; splits and folds."""
+"""Where pairs and single images come from: phantoms, public data sets, a folder or a table; splits and folds."""
 
-from regzoo.datasets.loading import load_records
+from regzoo.datasets.decathlon import read_decathlon
+from regzoo.datasets.ixi import read_ixi
+from regzoo.datasets.learn2reg import read_learn2reg, read_learn2reg_images
+from regzoo.datasets.loading import load_records, load_single_records
 from regzoo.datasets.muregpro import read_muregpro
-from regzoo.datasets.phantoms import embedded_phantoms, write_prostate_phantoms
-from regzoo.datasets.records import Record, check_records, is_of_kind, known_kinds, read_datalist
+from regzoo.datasets.phantoms import (
+    embedded_phantoms,
+    write_abdomen_phantoms,
+    write_brain_phantoms,
+    write_prostate_phantoms,
+)
+from regzoo.datasets.records import (
+    Record,
+    check_records,
+    is_of_kind,
+    is_single,
+    known_kinds,
+    read_datalist,
+    single_records,
+)
 from regzoo.datasets.splits import patient_folds, split_fold
+from regzoo.datasets.test_pairs import test_pairs
 
 __all__ = [
     "Record",
     "check_records",
     "embedded_phantoms",
     "is_of_kind",
+    "is_single",
     "known_kinds",
     "load_records",
+    "load_single_records",
     "patient_folds",
     "read_datalist",
+    "read_decathlon",
+    "read_ixi",
+    "read_learn2reg",
+    "read_learn2reg_images",
     "read_muregpro",
+    "single_records",
     "split_fold",
+    "test_pairs",
+    "write_abdomen_phantoms",
+    "write_brain_phantoms",
     "write_prostate_phantoms",
 ]

@@ -1,12 +1,22 @@
-"""Finding out how a data set is laid out and reading its records."""
+"""Finding out how a data set is laid out and reading its records, of pairs or of single images."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
+from regzoo.datasets.decathlon import is_decathlon, read_decathlon
+from regzoo.datasets.ixi import is_ixi, read_ixi
+from regzoo.datasets.learn2reg import is_learn2reg, read_learn2reg, read_learn2reg_images
 from regzoo.datasets.muregpro import is_muregpro, read_muregpro
-from regzoo.datasets.records import DATALIST_SUFFIXES, Record, check_records, datalist_sections, read_datalist
+from regzoo.datasets.records import (
+    DATALIST_SUFFIXES,
+    Record,
+    check_records,
+    datalist_sections,
+    read_datalist,
+    single_records,
+)
 from regzoo.errors import RegZooError, bad_file
 
 #: Names by which a datalist is found in a folder.
@@ -15,7 +25,8 @@ DATALIST_NAMES = ("datalist.json", "datalist.csv", "datalist.tsv")
 SECTIONS = {"train": ("training", "train"), "val": ("validation", "val"), "test": ("testing", "test")}
 KNOWN_LAYOUTS = (
     "a datalist (.json, .csv or .tsv, or a folder with datalist.json in it), "
-    "or the µ-RegPro folders {train,val}/{mr_images,mr_labels,us_images,us_labels}"
+    "the µ-RegPro folders {train,val}/{mr_images,mr_labels,us_images,us_labels}, a Learn2Reg task (*_dataset.json); "
+    "for single images also a Decathlon task (imagesTr, labelsTr) or IXI (IXI###-<site>-####-T1.nii.gz)"
 )
 
 
@@ -34,38 +45,80 @@ def load_records(
     Raises:
         RegZooError: the layout is not known, or the records are not usable (see `check_records`).
     """
-    if split is not None and split not in SECTIONS:
-        raise RegZooError(f"split {split!r} is unknown; use one of {', '.join(SECTIONS)}")
-    root = Path(dataset_dir)
-    if not root.exists():
-        raise bad_file(root, "no such data set", f"name {KNOWN_LAYOUTS}")
+    root = _existing(dataset_dir, split)
     datalist = _datalist(root)
     if datalist is not None:
         records = _read_split(datalist, split)
+    elif is_learn2reg(root):
+        records = read_learn2reg(root, split)
     elif root.is_dir() and is_muregpro(root):
         records = read_muregpro(root, direction, split)
+    elif is_decathlon(root) or is_ixi(root):
+        mend = "use it for a method that needs single images, or list pairs of them in a datalist"
+        raise bad_file(root, "holds single images, not pairs", mend)
     else:
         raise bad_file(root, "is in no known layout", f"name {KNOWN_LAYOUTS}")
     check_records(records)
     return records
 
 
+def load_single_records(dataset_dir: str | os.PathLike[str], split: str | None = None) -> list[Record]:
+    """Records of the single images of a data set in any known layout, checked: no ``moving_image``.
+
+    A datalist may list single images (``fixed_image`` or ``image``, ``fixed_label`` or ``label``). Where it, or the
+    layout, has pairs, every image of a pair counts once.
+
+    Args:
+        dataset_dir: a folder, or a datalist file.
+        split: ``train``, ``val`` or ``test``, as in `load_records`; None: all images.
+
+    Raises:
+        RegZooError: the layout is not known, or the records are not usable (see `check_records`).
+    """
+    root = _existing(dataset_dir, split)
+    datalist = _datalist(root)
+    if datalist is not None:
+        records = single_records(_read_split(datalist, split, single=True))
+    elif is_learn2reg(root):
+        records = read_learn2reg_images(root, split)
+    elif is_muregpro(root):
+        records = single_records(read_muregpro(root, split=split))
+    elif is_decathlon(root):
+        records = read_decathlon(root, split)
+    elif is_ixi(root):
+        records = read_ixi(root, split)
+    else:
+        raise bad_file(root, "is in no known layout", f"name {KNOWN_LAYOUTS}")
+    check_records(records)
+    return records
+
+
+def _existing(dataset_dir: str | os.PathLike[str], split: str | None) -> Path:
+    """The path of a data set that is there, asked for a split that there may be."""
+    if split is not None and split not in SECTIONS:
+        raise RegZooError(f"split {split!r} is unknown; use one of {', '.join(SECTIONS)}")
+    root = Path(dataset_dir)
+    if not root.exists():
+        raise bad_file(root, "no such data set", f"name {KNOWN_LAYOUTS}")
+    return root
+
+
 def _datalist(root: Path) -> Path | None:
     """The datalist that a path names or a folder holds."""
     if root.is_file():
-        return root if root.suffix.lower() in DATALIST_SUFFIXES else None
+        return root if root.suffix.lower() in DATALIST_SUFFIXES and not is_learn2reg(root) else None
     return next((root / name for name in DATALIST_NAMES if (root / name).is_file()), None)
 
 
-def _read_split(datalist: Path, split: str | None) -> list[Record]:
+def _read_split(datalist: Path, split: str | None, single: bool = False) -> list[Record]:
     """The records of a split of a datalist."""
     sections = datalist_sections(datalist)
     if split is None:
-        return read_datalist(datalist, None)
+        return read_datalist(datalist, None, single)
     names = SECTIONS[split]
     if sections is not None:
-        return read_datalist(datalist, next((name for name in names if name in sections), names[0]))
-    records = read_datalist(datalist)
+        return read_datalist(datalist, next((name for name in names if name in sections), names[0]), single)
+    records = read_datalist(datalist, single=single)
     if not any("split" in record for record in records):
         if split == "train":
             return records

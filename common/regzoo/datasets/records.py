@@ -1,7 +1,11 @@
 """Reading and checking records: one pair of images, with its labels where known, as a dict of paths.
 
 A record has ``fixed_image`` and ``moving_image``, and where known ``fixed_label`` and ``moving_label`` (a path or a
-list of paths), ``patient``, ``case`` and ``label_names``.
+list of paths), ``patient``, ``case``, ``label_names`` and, for integer maps, ``label_values``. A pair of two patients
+has ``fixed_patient`` and ``moving_patient`` instead of ``patient``.
+
+The record of a *single image*, for methods that make the moving image themselves, has a ``fixed_image`` and no
+``moving_image``.
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ DATALIST_SUFFIXES = (".json", ".csv", ".tsv")
 SEPARATOR = ";"
 
 
-def read_datalist(path: str | os.PathLike[str], section: str | None = "training") -> list[Record]:
+def read_datalist(path: str | os.PathLike[str], section: str | None = "training", single: bool = False) -> list[Record]:
     """Read records from a JSON list, a JSON object of lists such as ``{"training": [...]}`` or a table (CSV, TSV).
 
     Relative paths are resolved against the file's folder. In a table the columns have the names of the record's keys;
@@ -35,6 +39,7 @@ def read_datalist(path: str | os.PathLike[str], section: str | None = "training"
     Args:
         path: the datalist.
         section: which list of a JSON object to read, None: all of them; a plain list or a table is read whole.
+        single: whether an entry may have one image only; MONAI's names ``image`` and ``label`` are then understood too.
 
     Raises:
         RegZooError: the file is missing, cannot be read, or an entry is no record.
@@ -45,7 +50,7 @@ def read_datalist(path: str | os.PathLike[str], section: str | None = "training"
     entries = _json_entries(source, section) if source.suffix.lower() == ".json" else _table_entries(source)
     if not entries:
         raise bad_file(source, "lists no pairs", "give it at least one entry with fixed_image and moving_image")
-    return [_record(source, number, entry) for number, entry in enumerate(entries, start=1)]
+    return [_record(source, number, entry, single) for number, entry in enumerate(entries, start=1)]
 
 
 def datalist_sections(path: str | os.PathLike[str]) -> list[str] | None:
@@ -93,24 +98,37 @@ def _table_entries(source: Path) -> list[Any]:
         raise bad_file(source, f"cannot be read as a table ({error})", "save it as CSV in UTF-8") from error
 
 
-def _record(source: Path, number: int, entry: Any) -> Record:
+def _record(source: Path, number: int, entry: Any, single: bool = False) -> Record:
     """One entry of a datalist as a record with absolute paths."""
     if not isinstance(entry, dict):
         raise bad_file(source, f"entry {number} is not a set of named values", "give fixed_image and moving_image")
     record = {key: value for key, value in entry.items() if key is not None and value not in (None, "", [])}
+    for key in ("image", "label") if single else ():
+        if key in record:
+            record.setdefault(f"fixed_{key}", record.pop(key))
     for key in IMAGE_KEYS:
-        if not isinstance(record.get(key), str):
+        if not isinstance(record.get(key), str) and (key in record or not single or key == "fixed_image"):
             raise bad_file(source, f"entry {number} has no {key}", f"add the path of its {key.replace('_', ' ')}")
-    for key in (*LABEL_KEYS, "label_names"):
+    for key in (*LABEL_KEYS, "label_names", "label_values"):
         if isinstance(record.get(key), str) and SEPARATOR in record[key]:
             record[key] = [part.strip() for part in record[key].split(SEPARATOR) if part.strip()]
     if isinstance(record.get("label_names"), str):
         record["label_names"] = [record["label_names"]]
+    if "label_values" in record:
+        record["label_values"] = _integers(source, number, record["label_values"])
     for key in PATH_KEYS:
         if key in record:
             record[key] = _resolved(source, number, key, record[key])
     record.setdefault("case", case_name(record["fixed_image"]))
     return record
+
+
+def _integers(source: Path, number: int, values: Any) -> list[int]:
+    """The values of labels in an integer map, from a list or the cell of a table."""
+    try:
+        return [int(value) for value in (values if isinstance(values, list) else [values])]
+    except (TypeError, ValueError) as error:
+        raise bad_file(source, f"entry {number}: label_values are not integers", "write them as [1, 2, 5]") from error
 
 
 def _resolved(source: Path, number: int, key: str, value: Any) -> Any:
@@ -167,8 +185,65 @@ def record_files(record: Record, keys: Iterable[str] = PATH_KEYS) -> list[str]:
     return files
 
 
+def is_single(record: Record) -> bool:
+    """Whether a record is of one image, to which the moving one is still to be made."""
+    return "moving_image" not in record
+
+
+def single_records(records: Iterable[Record]) -> list[Record]:
+    """Every image of some records once, as the record of a single image, in the order in which they appear."""
+    found: dict[str, Record] = {}
+    shared = ("label_names", "label_values", "split")
+    for record in records:
+        for side in ("fixed", "moving"):
+            image = record.get(f"{side}_image")
+            if image is None or os.path.realpath(image) in found:
+                continue
+            single: Record = {"fixed_image": image}
+            if f"{side}_label" in record:
+                single["fixed_label"] = record[f"{side}_label"]
+            patient = record.get(f"{side}_patient", record.get("patient"))
+            if patient is not None:
+                single["patient"] = patient
+            own = is_single(record) and record.get("case")
+            single["case"] = own or case_name(image)
+            found[os.path.realpath(image)] = single | {key: record[key] for key in shared if key in record}
+    return _distinct_cases(list(found.values()))
+
+
+def pair_record(fixed: Record, moving: Record) -> Record:
+    """The record of a pair, made of two single images; its case is named after both.
+
+    Args:
+        fixed, moving: records of single images; one without ``patient`` is a patient of its own.
+    """
+    record: Record = {"fixed_image": fixed["fixed_image"], "moving_image": moving["fixed_image"]}
+    for side, single in (("fixed", fixed), ("moving", moving)):
+        if "fixed_label" in single:
+            record[f"{side}_label"] = single["fixed_label"]
+    patients = [str(single.get("patient", single["case"])) for single in (fixed, moving)]
+    if patients[0] == patients[1]:
+        record["patient"] = patients[0]
+    else:
+        record["fixed_patient"], record["moving_patient"] = patients
+    record["case"] = f"{fixed['case']}_from_{moving['case']}"
+    for key in ("label_values", "label_names"):
+        if key in fixed and fixed[key] == moving.get(key, fixed[key]):
+            record[key] = fixed[key]
+    return record
+
+
+def _distinct_cases(records: list[Record]) -> list[Record]:
+    """The records, with the folder before the name of every case whose name another one has too."""
+    names = [record["case"] for record in records]
+    for record in records:
+        if names.count(record["case"]) > 1:
+            record["case"] = f"{Path(record['fixed_image']).parent.name}_{record['case']}"
+    return records
+
+
 def check_records(records: Sequence[Record]) -> None:
-    """Make sure that the records can be used together.
+    """Make sure that the records, of pairs or of single images, can be used together.
 
     Raises:
         RegZooError: a file is missing, a pair is listed twice, two pairs have one name, a record names one file as both
@@ -188,7 +263,8 @@ def check_records(records: Sequence[Record]) -> None:
         if fixed == moving:
             raise bad_file(record["fixed_image"], "is both the fixed and the moving image of a pair", "name two images")
         if fixed + moving in pairs:
-            problem = f"is listed twice with the moving image {record['moving_image']}"
+            with_what = "" if is_single(record) else f" with the moving image {record['moving_image']}"
+            problem = f"is listed twice{with_what}"
             raise bad_file(record["fixed_image"], problem, "keep one of the two entries")
         pairs.add(fixed + moving)
         case = file_name(record.get("case") or case_name(record["fixed_image"]))

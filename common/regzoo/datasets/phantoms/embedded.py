@@ -4,60 +4,82 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
-from regzoo.datasets.phantoms.prostate import VERSION, PhantomParameters, write_prostate_phantoms
-from regzoo.errors import bad_file
+from regzoo.datasets.phantoms import abdomen, brain, prostate
+from regzoo.errors import RegZooError, bad_file
 
 
-def embedded_phantoms(folder: str | os.PathLike[str], **kwargs: Any) -> Path:
-    """Prostate phantoms in `folder`, written if they are not there yet; says so in one line.
+@dataclass(frozen=True)
+class Kind:
+    """A kind of phantom: how it is written, from what, in which version, and what it is counted in."""
+
+    write: Callable[..., Path]
+    parameters: Callable[..., Any]
+    version: int
+    counted: str
+
+
+KINDS = {
+    "prostate": Kind(prostate.write_prostate_phantoms, prostate.PhantomParameters, prostate.VERSION, "pairs"),
+    "abdomen": Kind(abdomen.write_abdomen_phantoms, abdomen.AbdomenParameters, abdomen.VERSION, "cases"),
+    "brain": Kind(brain.write_brain_phantoms, brain.BrainParameters, brain.VERSION, "cases"),
+}
+
+
+def embedded_phantoms(folder: str | os.PathLike[str], kind: str = "prostate", **kwargs: Any) -> Path:
+    """Phantoms in `folder`, written if they are not there yet; says so in one line.
 
     In a distributed run the first process writes and the others wait for it.
 
     Args:
         folder: where the phantoms are or are to be.
-        kwargs: see `write_prostate_phantoms`.
+        kind: ``prostate``, ``abdomen`` or ``brain``.
+        kwargs: see `write_prostate_phantoms`, `write_abdomen_phantoms`, `write_brain_phantoms`.
 
     Returns:
         The folder.
 
     Raises:
-        RegZooError: the folder holds something else, or phantoms made with other parameters.
+        RegZooError: no such kind, or the folder holds something else, or phantoms made with other parameters.
     """
+    if kind not in KINDS:
+        raise RegZooError(f"phantoms of kind {kind!r} are unknown; use one of {', '.join(KINDS)}")
     target = Path(folder)
     workers = kwargs.pop("workers", None)
-    wanted = PhantomParameters(**kwargs)
+    wanted = KINDS[kind].parameters(**kwargs)
     distributed = dist.is_available() and dist.is_initialized()
     if not distributed or dist.get_rank() == 0:
         try:
-            _write_or_check(target, wanted, workers)
+            _write_or_check(target, kind, wanted, workers)
         finally:
             # Also after an error: the others must not wait for ever; they find no manifest, or the same mistake.
             if distributed:
                 dist.barrier()
         return target
     dist.barrier()
-    _check(target, wanted)
+    _check(target, kind, wanted)
     return target
 
 
-def _write_or_check(target: Path, wanted: PhantomParameters, workers: int | None) -> None:
+def _write_or_check(target: Path, kind: str, wanted: Any, workers: int | None) -> None:
     """Make sure that the phantoms are there."""
     if (target / "manifest.json").is_file():
-        _check(target, wanted)
+        _check(target, kind, wanted)
         print(f"No data set was named: using the phantoms in {target}", flush=True)
         return
-    count = f"{wanted.pairs} + {wanted.held_out}"
-    print(f"No data set was named: writing {count} pairs of prostate phantoms to {target}", flush=True)
-    write_prostate_phantoms(target, **asdict(wanted), workers=workers)
+    counted = KINDS[kind].counted
+    count = f"{getattr(wanted, counted)} + {wanted.held_out} {counted}"
+    print(f"No data set was named: writing {count} of {kind} phantoms to {target}", flush=True)
+    KINDS[kind].write(target, **asdict(wanted), workers=workers)
 
 
-def _check(target: Path, wanted: PhantomParameters) -> None:
+def _check(target: Path, wanted_kind: str, wanted: Any) -> None:
     """Make sure that the manifest in a folder says what is wanted."""
     path = target / "manifest.json"
     mend = f"remove the folder {target} or name another"
@@ -68,7 +90,7 @@ def _check(target: Path, wanted: PhantomParameters) -> None:
         raise bad_file(path, "no such file", mend) from error
     except (ValueError, KeyError, TypeError) as error:
         raise bad_file(path, "is not the manifest of a phantom set", mend) from error
-    if kind != "prostate" or version != VERSION:
+    if kind != wanted_kind or version != KINDS[wanted_kind].version:
         raise bad_file(path, f"phantoms of kind {kind!r}, version {version}, are not what this version writes", mend)
     # Through JSON, as the manifest went, so that 1 and 1.0 or a tuple and a list do not differ.
     expected = json.loads(json.dumps(asdict(wanted)))

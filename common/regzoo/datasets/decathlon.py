@@ -1,0 +1,135 @@
+"""Tasks of the Medical Segmentation Decathlon, such as Task03_Liver and Task08_HepaticVessel: single images."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from regzoo.datasets.records import Record, case_name
+from regzoo.errors import bad_file
+
+DESCRIPTION = "dataset.json"
+#: Lists of ``dataset.json``, and folders of images and labels, by split.
+LISTS = {"train": ("training", "imagesTr", "labelsTr"), "test": ("test", "imagesTs", "labelsTs")}
+
+
+def is_decathlon(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder has the image folder of a Decathlon task."""
+    return (Path(folder) / "imagesTr").is_dir()
+
+
+def read_decathlon(folder: str | os.PathLike[str], split: str | None = None) -> list[Record]:
+    """Records of the single images of a Decathlon task, as downloaded and unpacked.
+
+    ``{imagesTr,labelsTr,imagesTs}/<name>.nii.gz`` and ``dataset.json`` with the list of images and the names of the
+    labels. Without ``dataset.json``, or without its lists, the images are those in the folders and labels have no
+    names. Test images come without labels. Every image counts as a patient of its own.
+
+    Args:
+        folder: of the task.
+        split: ``train`` or ``test``; None: both.
+
+    Raises:
+        RegZooError: the folder has another layout, has no such split, or ``dataset.json`` cannot be understood.
+    """
+    root = Path(folder)
+    if not is_decathlon(root):
+        raise bad_file(root, "has no folder imagesTr", "name the unpacked folder of a task, such as Task03_Liver")
+    description = read_description(root / DESCRIPTION) if (root / DESCRIPTION).is_file() else {}
+    labels = named_labels(root / DESCRIPTION, description.get("labels"))
+    if split is not None and split not in LISTS:
+        raise bad_file(root, f"the Decathlon has no split {split!r}", "use train, and folds of it, or test")
+    found: list[Record] = []
+    for name in [split] if split else LISTS:
+        found += [record | labels if "fixed_label" in record else record for record in _images(root, description, name)]
+    if not found:
+        raise bad_file(root, f"holds no images{f' of the split {split}' if split else ''}", "download the task again")
+    return found
+
+
+def _images(root: Path, description: Mapping[str, Any], split: str) -> list[Record]:
+    """The records of a split, from the description or from the folders."""
+    section, images, labels = LISTS[split]
+    entries = description.get(section)
+    if entries is None:
+        paths = nifti_files(root / labels)
+        entries = [
+            {"image": path} | ({"label": paths[name]} if name in paths else {})
+            for name, path in nifti_files(root / images).items()
+        ]
+    return [image_record(root / DESCRIPTION, entry) for entry in entries]
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """The JSON file that describes a task.
+
+    Raises:
+        RegZooError: it is missing or no JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise bad_file(path, "cannot be read", "name the unpacked folder of a task") from error
+    except ValueError as error:
+        raise bad_file(path, f"is not valid JSON ({error})", "download the task again") from error
+    if not isinstance(content, dict):
+        raise bad_file(path, "does not describe a data set", "download the task again")
+    for section in ("training", "test"):
+        if not isinstance(content.get(section, []), list):
+            raise bad_file(path, f"{section!r} is not a list of images", "download the task again")
+    return content
+
+
+def image_record(description: Path, entry: Any) -> Record:
+    """An entry of a description, a path or ``{"image": …, "label": …}``, as the record of a single image.
+
+    Raises:
+        RegZooError: the entry is something else.
+    """
+    entry = {"image": entry} if isinstance(entry, str | Path) else entry
+    if not isinstance(entry, dict) or not isinstance(entry.get("image"), str | Path):
+        raise bad_file(description, f"{str(entry)[:80]!r} names no image", "download the task again")
+    record: Record = {"fixed_image": _absolute(description, entry["image"])}
+    if isinstance(entry.get("label"), str | Path):
+        record["fixed_label"] = _absolute(description, entry["label"])
+    record["case"] = record["patient"] = case_name(record["fixed_image"])
+    return record
+
+
+def _absolute(description: Path, path: str | Path) -> str:
+    return os.path.normpath(description.resolve().parent / path)
+
+
+def named_labels(description: Path, labels: Any) -> Record:
+    """``label_values`` and ``label_names`` without the background; nothing where the labels have no names.
+
+    Understands ``{"1": "liver"}``, ``{"liver": 1}`` and Learn2Reg's ``{"0": {"1": "liver"}}`` by modality.
+
+    Raises:
+        RegZooError: the labels are described in another way.
+    """
+    if not labels:
+        return {}
+    named: dict[int, str] = {}
+    try:
+        tables = list(labels.values()) if any(isinstance(value, dict) for value in labels.values()) else [labels]
+        for table in tables:
+            for key, value in table.items():
+                number, name = (key, value) if str(key).isdecimal() else (value, key)
+                named[int(number)] = "_".join(str(name).split())
+    except (AttributeError, TypeError, ValueError) as error:
+        mend = 'write them as {"0": "background", "1": "liver"}'
+        raise bad_file(description, "its labels are not values with names", mend) from error
+    values = sorted(value for value in named if value != 0)
+    return {"label_values": values, "label_names": [named[value] for value in values]} if values else {}
+
+
+def nifti_files(folder: Path) -> dict[str, Path]:
+    """NIfTI files of a folder by name, in order, without hidden ones; none where the folder is missing."""
+    if not folder.is_dir():
+        return {}
+    files = sorted(path for path in folder.iterdir() if path.name.endswith((".nii.gz", ".nii")) and path.name[0] != ".")
+    return {case_name(path): path for path in files}

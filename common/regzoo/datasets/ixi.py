@@ -1,0 +1,59 @@
+"""IXI: T1-weighted MR of heads, and the brain phantoms that are written in its layout: single images."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from regzoo.datasets.decathlon import named_labels, nifti_files, read_description
+from regzoo.datasets.records import Record, case_name
+from regzoo.errors import bad_file
+
+#: ``IXI###-<site>-####-T1``.
+NAME = re.compile(r"(?P<patient>IXI\d+)-(?P<site>\w+)-\d+-(?P<modality>\w+)")
+LABEL_FOLDER = "labels"
+MANIFEST = "manifest.json"
+
+
+def is_ixi(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder holds files that are called as those of IXI."""
+    root = Path(folder)
+    return root.is_dir() and any(NAME.fullmatch(case_name(path)) for path in root.glob("IXI*.nii*"))
+
+
+def read_ixi(folder: str | os.PathLike[str], split: str | None = None, modality: str = "T1") -> list[Record]:
+    """Records of the single images of IXI, as downloaded and unpacked.
+
+    ``IXI###-<site>-####-T1.nii.gz``; a label map of the same name in the folder ``labels`` belongs to it. IXI has no
+    splits and no labels of its own: ``manifest.json``, where there is one, says who is in which split and what the
+    labels are called; without it, all images are of the split ``train``.
+
+    Args:
+        folder: of the images.
+        split: ``train`` or ``val``; None: all there are.
+        modality: ``T1``, ``T2``, ``PD`` or ``MRA``: how the names of the files end.
+
+    Raises:
+        RegZooError: the folder has no such image, or no such split.
+    """
+    root = Path(folder)
+    found = {name: match for name in nifti_files(root) if (match := NAME.fullmatch(name))}
+    images = {name: match for name, match in found.items() if match["modality"] == modality}
+    if not images:
+        raise bad_file(root, f"has no file IXI###-<site>-####-{modality}.nii.gz", "name the unpacked folder of IXI")
+    manifest = read_description(root / MANIFEST) if (root / MANIFEST).is_file() else {}
+    cases = manifest.get("cases", {})
+    names = named_labels(root / MANIFEST, manifest.get("labels"))
+    files, labels = nifti_files(root), nifti_files(root / LABEL_FOLDER)
+    records = []
+    for name, match in images.items():
+        record: Record = {"fixed_image": str(files[name]), "patient": match["patient"], "case": name}
+        if name in labels:
+            record |= {"fixed_label": str(labels[name])} | names
+        if split in (None, cases.get(name, {}).get("split", "train")):
+            records.append(record)
+    if not records:
+        mend = "IXI has none of its own: use train, and folds of it"
+        raise bad_file(root, f"has no images of the split {split!r}", mend)
+    return records

@@ -1,0 +1,181 @@
+"""Tasks of Learn2Reg: pairs and single images as the JSON file lists them, and what may be wrong with it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from regzoo.datasets import (
+    load_records,
+    load_single_records,
+    patient_folds,
+    read_learn2reg,
+    write_abdomen_phantoms,
+)
+from regzoo.errors import RegZooError
+
+
+def image(case: int, modality: int = 0, kind: str = "images", part: str = "Tr") -> str:
+    return f"./{kind}{part}/Task_{case:04d}_{modality:04d}.nii.gz"
+
+
+def pair(fixed: str, moving: str) -> dict[str, str]:
+    return {"fixed": fixed, "moving": moving}
+
+
+def write_task(folder: Path, name: str = "Task", **content: Any) -> Path:
+    """A task of seven patients with empty files; 5 and 6 are for validation, 7 for the test and has no label."""
+    for number in range(1, 8):
+        part = "Ts" if number == 7 else "Tr"
+        for kind in ("images", "labels")[: 1 if number == 7 else 2]:
+            path = folder / image(number, 0, kind, part)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    described = {
+        "name": name,
+        "labels": {"0": "background", "2": "left kidney", "1": "spleen"},
+        "training": [{"image": image(i), "label": image(i, kind="labels"), "mask": "./gone"} for i in range(1, 7)],
+        "test": [image(7, part="Ts")],
+        "registration_val": [pair(image(5), image(6)), pair(image(6), image(5))],
+    }
+    path = folder / f"{name}_dataset.json"
+    path.write_text(json.dumps(described | content))
+    return path
+
+
+def ends(records: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """The numbers of the fixed and moving patient of each pair."""
+    return [tuple(Path(r[f"{side}_image"]).name[5:9] for side in ("fixed", "moving")) for r in records]
+
+
+def test_pairs_of_different_patients(tmp_path: Path) -> None:
+    """Without a list, pairs to train on are all of different patients that are not for validation."""
+    path = write_task(tmp_path)
+    train = load_records(tmp_path, "train")
+    assert sorted(ends(train)) == [(f"{i:04d}", f"{j:04d}") for i in range(1, 5) for j in range(1, 5) if i != j]
+    first = train[0]
+    assert first["fixed_label"] == str(tmp_path / "labelsTr" / "Task_0001_0000.nii.gz")
+    assert (first["label_values"], first["label_names"]) == ([1, 2], ["spleen", "left_kidney"])
+    assert (first["fixed_patient"], first["moving_patient"]) == ("Task_0001", "Task_0002") and "patient" not in first
+    val = load_records(path, "val")
+    assert ends(val) == [("0005", "0006"), ("0006", "0005")]
+    assert [record["case"] for record in val] == [
+        "Task_0005_0000_from_Task_0006_0000",
+        "Task_0006_0000_from_Task_0005_0000",
+    ]
+    assert len(load_records(tmp_path)) == 14
+    with pytest.raises(RegZooError, match=r"Task_dataset\.json: lists no pairs of the split 'test'"):
+        load_records(tmp_path, "test")
+
+
+def test_single_images(tmp_path: Path) -> None:
+    """Images to train on are in no pair to validate on; folds of them are by patient."""
+    write_task(tmp_path)
+    train = load_single_records(tmp_path, "train")
+    assert [record["case"] for record in train] == [f"Task_{i:04d}_0000" for i in range(1, 5)]
+    assert not any("moving_image" in record for record in train)
+    assert train[0]["patient"] == "Task_0001" and train[0]["label_names"] == ["spleen", "left_kidney"]
+    assert sorted(record["patient"] for fold in patient_folds(train, 2) for record in fold) == [
+        f"Task_{i:04d}" for i in range(1, 5)
+    ]
+    assert [record["case"] for record in load_single_records(tmp_path, "val")] == ["Task_0005_0000", "Task_0006_0000"]
+    (test,) = load_single_records(tmp_path, "test")
+    assert test["case"] == "Task_0007_0000" and "fixed_label" not in test and "label_names" not in test
+    assert len(load_single_records(tmp_path)) == 7
+    (tmp_path / "labelsTs").mkdir()
+    (tmp_path / "labelsTs" / "Task_0007_0000.nii.gz").touch()
+    assert load_single_records(tmp_path, "test")[0]["fixed_label"].endswith("labelsTs/Task_0007_0000.nii.gz")
+
+
+def test_pairs_of_one_patient(tmp_path: Path) -> None:
+    """As LungCT and ThoraxCBCT list them: keypoints are left alone, what is validated on is not trained on."""
+    for number in range(1, 4):
+        for modality in (0, 1):
+            path = tmp_path / image(number, modality)
+            path.parent.mkdir(exist_ok=True)
+            path.touch()
+    listed = [pair(image(i, 1), image(i, 0)) for i in range(1, 4)]
+    content = {
+        "labels": {},
+        "pairings": "paired",
+        "training": [{"image": image(i, m), "keypoints": "./k.csv"} for i in range(1, 4) for m in (0, 1)],
+        "test": [],
+        "training_paired_images": listed,
+        "registration_val": listed[2:],
+    }
+    (tmp_path / "LungCT_dataset.json").write_text(json.dumps(content))
+    train = load_records(tmp_path, "train")
+    assert ends(train) == [("0001", "0001"), ("0002", "0002")]
+    assert [record["patient"] for record in train] == ["Task_0001", "Task_0002"]
+    assert train[0]["fixed_image"].endswith("Task_0001_0001.nii.gz") and "fixed_label" not in train[0]
+    assert len(load_records(tmp_path)) == 3 and len(load_single_records(tmp_path, "train")) == 4
+
+
+def test_labels_by_modality(tmp_path: Path) -> None:
+    """Some tasks name their labels for each modality."""
+    write_task(tmp_path, labels={"0": {"0": "background", "1": "liver"}, "1": {"0": "background", "1": "liver"}})
+    assert load_single_records(tmp_path, "train")[0]["label_names"] == ["liver"]
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ({"training": 3}, "'training' is not a list of images; download the task again"),
+        ({"training": [{"label": "x"}]}, "names no image; download"),
+        (
+            {"registration_val": [{"fixed": "./imagesTr/a.nii.gz"}]},
+            "pair 1 of 'registration_val' does not name a fixed",
+        ),
+        ({"registration_val": ["a"]}, "pair 1 of 'registration_val' does not name a fixed and a moving image"),
+        ({"labels": ["liver"]}, "its labels are not values with names"),
+        ({"training": [], "registration_val": [], "test": []}, "lists no pairs"),
+    ],
+)
+def test_descriptions_that_are_wrong(tmp_path: Path, content: dict[str, Any], message: str) -> None:
+    """One line that names the file."""
+    write_task(tmp_path, **content)
+    with pytest.raises(RegZooError, match=r"Task_dataset\.json: .*" + message) as error:
+        load_records(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_parts(tmp_path: Path) -> None:
+    """A missing image or label is named; broken JSON and a choice of two files as well."""
+    path = write_task(tmp_path)
+    label = tmp_path / "labelsTr" / "Task_0002_0000.nii.gz"
+    label.unlink()
+    with pytest.raises(RegZooError, match=f"{label}: no such file"):
+        load_single_records(tmp_path, "train")
+    (tmp_path / "imagesTr" / "Task_0005_0000.nii.gz").unlink()
+    with pytest.raises(RegZooError, match=r"imagesTr/Task_0005_0000\.nii\.gz: no such file"):
+        load_records(tmp_path, "val")
+    path.write_text("{")
+    with pytest.raises(RegZooError, match=r"Task_dataset\.json: is not valid JSON"):
+        load_records(path)
+    write_task(tmp_path, "Other")
+    with pytest.raises(RegZooError, match=r"no single \*_dataset.json \(Other_dataset.json, Task_dataset.json\)"):
+        load_records(tmp_path)
+    with pytest.raises(RegZooError, match=r"no single \*_dataset.json \(none\)"):
+        read_learn2reg(tmp_path / "imagesTr")
+
+
+def test_datalists_come_first(tmp_path: Path) -> None:
+    """A datalist in the folder, or one that is called as Learn2Reg's files are, is read as a datalist."""
+    write_task(tmp_path)
+    entry = {"fixed_image": image(1), "moving_image": image(2), "case": "mine"}
+    for name in ("my_dataset.json", "datalist.json"):
+        (tmp_path / name).write_text(json.dumps({"training": [entry]}))
+        assert [record["case"] for record in load_records(tmp_path / name, "train")] == ["mine"]
+    assert [record["case"] for record in load_records(tmp_path, "train")] == ["mine"]
+
+
+def test_phantoms(tmp_path: Path) -> None:
+    """The set that is written is read: single images, pairs of states, pairs of patients."""
+    root = write_abdomen_phantoms(tmp_path / "set", 2, 2, spacing=16.0, breathing=True, workers=1)
+    assert [record["patient"] for record in load_single_records(root, "train")] == [
+        *("AbdomenCTCT_0001", "AbdomenCTCT_0001", "AbdomenCTCT_0002", "AbdomenCTCT_0002")
+    ]
+    train, val, test = (load_records(root, split) for split in ("train", "val", "test"))
+    assert [record["patient"] for record in train + test] == [f"AbdomenCTCT_{i:04d}" for i in range(1, 5)]
+    assert [(r["fixed_patient"], r["moving_patient"]) for r in val] == [("AbdomenCTCT_0003", "AbdomenCTCT_0004")]
+    assert "moving_label" in val[0] and "liver" in val[0]["label_names"]
