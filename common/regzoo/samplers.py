@@ -64,12 +64,15 @@ class TwoStageSampler(DistributedSampler):
 class LabelPairDataset(CacheDataset):
     """MONAI's `CacheDataset`, indexed by a `Draw`: the cached pair with some of its labels, drawn uniformly.
 
+    It also takes single images, to which the moving one is still to be made, and images without labels.
+
     A plain integer index gives the pair as it is cached, with all labels. ``data`` and ``transform`` are MONAI's; the
     transforms must be deterministic, since randomness enters through the draw.
 
     Args:
         labels_per_pair: label pairs per sample; 1 in the paper. More of them lower the variance of the gradient, which
-            stays unbiased, at the small cost of the loss. A pair with fewer labels repeats them.
+            stays unbiased, at the small cost of the loss. A pair with fewer labels repeats them. 0: all there are;
+            pairs that share a batch must then have the same number.
         kwargs: see MONAI.
     """
 
@@ -82,15 +85,18 @@ class LabelPairDataset(CacheDataset):
         if not isinstance(index, Draw):
             return super().__getitem__(index)
         pair = super().__getitem__(index.pair)
-        chosen = self._draw_labels(len(pair["fixed_label"]), index.seed)
         sample: dict[str, Any] = {key: plain(pair[key]) for key in SAMPLE_KEYS if key in pair}
-        for key in LABEL_KEYS:
+        keys = [key for key in LABEL_KEYS if key in pair]
+        chosen = self._draw_labels(len(pair[keys[0]]), index.seed) if keys else None
+        for key in keys:
             labels = plain(pair[key])[chosen]
             # Labels filtered in advance have an axis of scales, which joins the channels.
             sample[key] = labels.flatten(0, -4)
         return sample | {"seed": index.seed}
 
     def _draw_labels(self, count: int, seed: int) -> torch.Tensor:
+        if self.labels_per_pair == 0:
+            return torch.arange(count)
         generator = torch.Generator().manual_seed(seed)
         rounds = [torch.randperm(count, generator=generator) for _ in range(-(-self.labels_per_pair // count))]
         return torch.cat(rounds)[: self.labels_per_pair]

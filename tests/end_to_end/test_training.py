@@ -24,7 +24,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 WEAK, SEG, SDM = "prostate_mr_trus_weak_ddf", "prostate_mr_trus_conditional_seg", "prostate_mr_trus_sdm"
 ALL = [WEAK, SEG, SDM]
-VARIANTS = sorted((path.parents[2].name, path.stem) for path in BUNDLES.glob("*/configs/variants/*.json"))
+VARIANTS = sorted(
+    (name, path.stem) for name in ALL for path in (BUNDLES / name / "configs" / "variants").glob("*.json")
+)
 #: What each bundle logs beside loss/total and learning_rate.
 LOGGED = {
     WEAK: {"loss/label", "loss/deformation", "tre", "gland_dsc", "folded_percent"},

@@ -14,6 +14,12 @@ from regzoo.metrics.deformation import (
     LogJacobianStd,
     deformation_statistics,
 )
+from regzoo.metrics.images import (
+    ImageCorrelation,
+    ImageStructuralSimilarity,
+    MeanLabelDice,
+    MeanLabelHausdorff,
+)
 from regzoo.metrics.labels import (
     LabelDice,
     LabelHausdorff,
@@ -29,11 +35,15 @@ __all__ = [
     "CaseMetric",
     "CaseValues",
     "FoldedVoxels",
+    "ImageCorrelation",
+    "ImageStructuralSimilarity",
     "JacobianGradient",
     "LabelDice",
     "LabelHausdorff",
     "LogJacobianStd",
     "LostLabels",
+    "MeanLabelDice",
+    "MeanLabelHausdorff",
     "RegionDice",
     "TargetRegistrationError",
     "centroid_distances",

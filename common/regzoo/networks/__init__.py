@@ -3,5 +3,6 @@
 from regzoo.networks.global_net import CompositeNet, GlobalNet
 from regzoo.networks.local_net import LocalNet
 from regzoo.networks.pyramid_net import PyramidNet
+from regzoo.networks.voxelmorph import VoxelMorphNet
 
-__all__ = ["CompositeNet", "GlobalNet", "LocalNet", "PyramidNet"]
+__all__ = ["CompositeNet", "GlobalNet", "LocalNet", "PyramidNet", "VoxelMorphNet"]

@@ -9,6 +9,7 @@ from regzoo.transforms.apply import (
     label_masks,
     warped_masks,
 )
+from regzoo.transforms.ct import FieldOfViewd, HounsfieldUnitsd
 from regzoo.transforms.distance import SignedDistanced, signed_distance
 from regzoo.transforms.load import AlignPaird, LoadPaird
 from regzoo.transforms.resample import (
@@ -20,12 +21,15 @@ from regzoo.transforms.resample import (
     SelectLabelsd,
     of_kind,
 )
+from regzoo.transforms.simulate import SimulateMovingd
 
 __all__ = [
     "AdHocLabelsd",
     "AlignPaird",
     "ApplyFieldd",
+    "FieldOfViewd",
     "FilterLabelsd",
+    "HounsfieldUnitsd",
     "LabelAsPredictiond",
     "LoadPaird",
     "MatchLabelsd",
@@ -34,6 +38,7 @@ __all__ = [
     "ResamplePaird",
     "SelectLabelsd",
     "SignedDistanced",
+    "SimulateMovingd",
     "WarpOnNetworkGridd",
     "label_map",
     "label_masks",

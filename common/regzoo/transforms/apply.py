@@ -88,27 +88,31 @@ class ApplyFieldd(MapTransform):
     ``field`` (a `DisplacementField` that includes the pre-alignment), ``ddf`` (the same in voxels), ``warped_image``
     and, with a moving label, ``warped_label``, the linear interpolation, values in [0, 1]; and what `with_references`
     adds.
+
+    Args:
+        background: intensity of the moving image beyond its field of view; −1000, air, for CT.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, background: float = 0.0) -> None:
         super().__init__(["pred"])
+        self.background = float(background)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         ddf = plain(data["pred"])
         network, fixed = Grid.of(data["fixed_image"]), Grid.of(data["fixed_native"])
         field = DisplacementField.from_ddf(ddf, network, fixed, _edit(data))
         to_voxels = torch.as_tensor(np.linalg.inv(fixed.affine[:3, :3])).to(field.displacement)
-        item = with_references(data, ddf.device)
+        item = with_references(data, ddf.device, self.background)
         item["field"] = field
         item["ddf"] = MetaTensor(
             torch.einsum("ij,jxyz->ixyz", to_voxels, field.displacement), affine=torch.as_tensor(fixed.affine)
         )
         for kind, moving in _moving(data):
-            item[f"warped_{kind}"] = field.warp(moving)
+            item[f"warped_{kind}"] = _seen(field, moving, self.background if kind == "image" else 0.0)
         return item
 
 
-def with_references(data: Mapping[Hashable, Any], device: torch.device) -> dict[Hashable, Any]:
+def with_references(data: Mapping[Hashable, Any], device: torch.device, background: float = 0.0) -> dict[Hashable, Any]:
     """A copy of a case with what a result is compared with, on the fixed image's own grid.
 
     ``reference_image`` and, with a fixed label, ``reference_label``; ``unregistered_image`` and, with a moving label,
@@ -120,8 +124,16 @@ def with_references(data: Mapping[Hashable, Any], device: torch.device) -> dict[
     if "fixed_label_native" in item:
         item["reference_label"] = item["fixed_label_native"].to(device)
     for kind, moving in _moving(data):
-        item[f"unregistered_{kind}"] = start.warp(moving)
+        item[f"unregistered_{kind}"] = _seen(start, moving, background if kind == "image" else 0.0)
     return item
+
+
+def _seen(field: DisplacementField, moving: MetaTensor, background: float) -> MetaTensor:
+    """The moving image or label through a field, with a value of its own beyond its field of view."""
+    if background == 0:
+        return field.warp(moving)
+    seen = field.warp(MetaTensor(plain(moving) - background, affine=moving.affine))
+    return MetaTensor(plain(seen) + background, affine=seen.affine)
 
 
 def _edit(data: Mapping[Hashable, Any]) -> np.ndarray:

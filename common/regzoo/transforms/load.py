@@ -18,22 +18,25 @@ from regzoo.spatial.volumes import FILE
 
 logger = logging.getLogger(__name__)
 
-Alignment = Literal["header", "center", "label"]
+Alignment = Literal["header", "center", "label", "region"]
 SIDES = ("fixed", "moving")
 
 
 class LoadPaird(MapTransform):
-    """Load the images of a pair, and those of its labels that are named.
+    """Load the images of a pair, or a single image, and those of its labels that are named.
 
-    Reads ``fixed_image`` and ``moving_image`` and, where the record has them and they are not None or empty,
-    ``fixed_label`` and ``moving_label``. Integer label maps of a pair are split into the same channels: one for each
-    value of `label_values`, or for each value that either map holds.
+    Reads ``fixed_image`` and, but for the record of a single image, ``moving_image`` and, where the record has them and
+    they are not None or empty, ``fixed_label`` and ``moving_label``. Integer label maps of a pair are split into the
+    same channels: one for each value of `label_values`, or else of the record's own ``label_values``, or else for each
+    value that either map holds.
 
     Args:
-        label_values: labels of integer maps, one channel each, in this order.
-        need: keys of labels that must be there.
+        label_values: labels of integer maps, one channel each, in this order; others that the record names are left
+            out.
+        need: keys of labels that must be there, as far as the record has the image.
 
-    Adds ``case``, a name for the pair, and ``moving_label_values``, the value of each channel of a moving label map.
+    Adds ``case``, a name for the pair, and of label maps ``label_values``, the value of each channel, with
+    ``label_names`` to match, and ``moving_label_values``, the same where the moving label is a map.
 
     Results: images (1, X, Y, Z) float32, labels (C, X, Y, Z) of 0 and 1, each with its own affine (voxel → RAS mm).
 
@@ -50,6 +53,8 @@ class LoadPaird(MapTransform):
         item = dict(data)
         files: dict[str, LabelFile] = {}
         for side in SIDES:
+            if side == "moving" and data.get("moving_image") is None:
+                continue
             path = data[f"{side}_image"]
             item[f"{side}_image"] = read_image(path)
             label = item.pop(key := f"{side}_label", None)
@@ -58,14 +63,16 @@ class LoadPaird(MapTransform):
             elif key in self.need:
                 mend = f"name it as {key} (regzoo register: --label), or use a configuration that does without"
                 raise bad_file(path, "comes without its label, which is needed", mend)
-        values = self.label_values
-        if values is None:
-            values = sorted({value for file in files.values() if file.is_map for value in label_values(file.volume)})
+        maps = {str(data[f"{side}_label"]): file for side, file in files.items() if file.is_map}
+        values = self._values(data, maps)
         for side, file in files.items():
             label = to_channels(file.volume, values) if file.is_map else file.volume
             key = f"{side}_label"
             label.meta[FILE] = record_files({key: data[key]})[0]
             item[key] = label
+        if maps:
+            item["label_values"] = values
+            item |= _names_of(data, values)
         if "moving" in files and files["moving"].is_map:
             item["moving_label_values"] = list(values)
         if len(files) == 2 and len(item["fixed_label"]) != len(item["moving_label"]):
@@ -77,6 +84,31 @@ class LoadPaird(MapTransform):
         item["case"] = data.get("case") or case_name(data["fixed_image"])
         return item
 
+    def _values(self, record: Mapping[Hashable, Any], maps: Mapping[str, LabelFile]) -> list[int]:
+        """The values of the channels that the label maps of a record, by file, are split into."""
+        named = record.get("label_values")
+        wanted = named if self.label_values is None else self.label_values
+        found = {path: label_values(file.volume) for path, file in maps.items()}
+        if wanted is None:
+            return sorted({value for values in found.values() for value in values})
+        known = {int(value) for value in (*wanted, *(named or ()))}
+        for path, values in found.items():
+            if unknown := [str(value) for value in values if value not in known]:
+                problem = (
+                    f"holds the label values {', '.join(unknown)}, which are not among those known, {sorted(known)}"
+                )
+                raise bad_file(path, problem, "mend the file, or name all its values as label_values")
+        return [int(value) for value in wanted]
+
+
+def _names_of(record: Mapping[Hashable, Any], values: Sequence[int]) -> dict[Hashable, Any]:
+    """``label_names`` for the channels of a label map, where the record names its values."""
+    names, named = record.get("label_names") or (), record.get("label_values") or ()
+    if not names or len(names) != len(named):
+        return {}
+    table = {int(value): str(name) for value, name in zip(named, names, strict=True)}
+    return {"label_names": [table.get(value, f"label_{value}") for value in values]}
+
 
 class AlignPaird(MapTransform):
     """Pre-align the pair by editing the affine of the moving image and its label; nothing is resampled.
@@ -85,11 +117,14 @@ class AlignPaird(MapTransform):
         method: ``header`` trusts the files: both images lie in one world. ``center`` puts the centre of the moving
             field of view on that of the fixed one, for images whose worlds are unrelated. ``label`` puts the centre of
             mass of the first moving label there, or, of a pair without a moving label, that of its field of view.
+            ``region`` puts what `regzoo.transforms.FieldOfViewd` found in the moving image, the middle of an organ or
+            of the body, on the same of the fixed image.
 
-    Adds ``prealignment``: the 4×4 float64 matrix of the edit, old moving world → new moving world, RAS mm.
+    Adds ``prealignment``: the 4×4 float64 matrix of the edit, old moving world → new moving world, RAS mm. A single
+    image is left as it is.
 
     Raises:
-        RegZooError: the fields of view do not overlap.
+        RegZooError: the fields of view do not overlap, or for ``region``, nothing was looked for in the images.
 
     Source: ``label``, Bashkanov et al. 2021, section 2.1.
     """
@@ -102,9 +137,15 @@ class AlignPaird(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
+        if "moving_image" not in item:
+            return item
         fixed, moving = Grid.of(item["fixed_image"]), Grid.of(item["moving_image"])
         edit = np.eye(4)
-        if self.method != "header":
+        if self.method == "region":
+            if "fixed_anchor" not in item:
+                raise RegZooError("align: region needs images in which an organ or the body was found; use center")
+            edit[:3, 3] = np.asarray(item["fixed_anchor"]) - np.asarray(item["moving_anchor"])
+        elif self.method != "header":
             edit[:3, 3] = fixed.center - self._middle(item)
         elif not overlap(fixed, moving):
             files = [file_of(item[f"{side}_image"], f"the {side} image") for side in SIDES]

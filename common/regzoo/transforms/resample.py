@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -17,6 +18,8 @@ from regzoo.spatial import Grid, centroids, plain, resample
 from regzoo.spatial.volumes import FILE
 from regzoo.transforms.load import file_of, overlap
 
+logger = logging.getLogger(__name__)
+
 #: A label of less than this many voxels of the network grid counts as absent: it lies outside, all but a trace.
 MIN_VOXELS = 0.1
 
@@ -24,9 +27,11 @@ MIN_VOXELS = 0.1
 class ResamplePaird(MapTransform):
     """Resample a pair and its labels onto the network grid, through the affines, one interpolation each.
 
-    The network grid has the fixed image's centre and obliquity, axes in the order and direction nearest to R, A, S, and
-    the given voxel and matrix size. Images and labels are blurred before they are sampled more coarsely; labels stay
-    soft, so that small landmarks keep their mass and their centroid.
+    The network grid has the fixed image's obliquity, axes in the order and direction nearest to R, A, S, and the given
+    voxel and matrix size. Its centre is that of the fixed image, or ``view_center`` (RAS mm) where
+    `regzoo.transforms.FieldOfViewd` has found one. Images and labels are blurred before they are sampled more coarsely;
+    labels stay soft, so that small landmarks keep their mass and their centroid. Of a single image there is no moving
+    side.
 
     Args:
         spacing: voxel size of the network grid, mm.
@@ -62,8 +67,8 @@ class ResamplePaird(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
-        target = Grid.of(item["fixed_image"]).network_grid(self.spacing, self.size)
-        if not overlap(target, Grid.of(item["moving_image"])):
+        target = self._target(item)
+        if "moving_image" in item and not overlap(target, Grid.of(item["moving_image"])):
             raise bad_file(
                 file_of(item["moving_image"], "the moving image"),
                 f"lies outside the network's field of view on {file_of(item['fixed_image'], 'the fixed image')}",
@@ -88,6 +93,19 @@ class ResamplePaird(MapTransform):
                 values = (values >= 0.5).float()
             item[key] = MetaTensor(values, affine=affine, meta={FILE: file_of(native)})
         return item
+
+    def _target(self, item: Mapping[Hashable, Any]) -> Grid:
+        """The network grid of a case."""
+        grid = Grid.of(item["fixed_image"]).network_grid(self.spacing, self.size)
+        if "view_center" not in item:
+            return grid
+        affine = grid.affine.copy()
+        affine[:3, 3] += np.asarray(item["view_center"]) - grid.center
+        extent, view = item.get("view_extent"), np.multiply(self.spacing, self.size)
+        if extent is not None and (np.asarray(extent) > view).any():
+            sides = ["×".join(f"{mm:.0f}" for mm in box) for box in (np.asarray(extent), view)]
+            logger.warning("%s: %s mm are wanted, the network's field of view has %s mm", item.get("case"), *sides)
+        return Grid(grid.shape, affine)
 
 
 class SelectLabelsd(MapTransform):
@@ -197,6 +215,8 @@ class AdHocLabelsd(MapTransform):
 class MatchLabelsd(MapTransform):
     """Keep the labels that are non-empty in both images: the label pairs a training step may draw.
 
+    Of a single image those that are non-empty in it; without labels there is nothing to do.
+
     Raises:
         RegZooError: no label of the case is left.
     """
@@ -206,14 +226,18 @@ class MatchLabelsd(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
-        present = torch.stack([plain(item[key]).flatten(1).sum(1) > MIN_VOXELS for key in LABEL_KEYS]).all(dim=0)
+        keys = [key for key in LABEL_KEYS if key in item]
+        if not keys:
+            return item
+        present = torch.stack([plain(item[key]).flatten(1).sum(1) > MIN_VOXELS for key in keys]).all(dim=0)
         if not bool(present.any()):
+            shared = "in common with its moving image " if "moving_image" in item else ""
             raise bad_file(
                 file_of(item["fixed_image"], f"case {item.get('case', '')}"),
-                "has no label in common with its moving image within the network's field of view",
+                f"has no label {shared}within the network's field of view",
                 "leave the case out, or enlarge size and spacing",
             )
-        for key in LABEL_KEYS:
+        for key in keys:
             item[key] = item[key][present]
         return item
 

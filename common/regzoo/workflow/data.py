@@ -9,11 +9,22 @@ from typing import Any
 
 from torch.utils.data import IterableDataset
 
-from regzoo.datasets import Record, check_records, embedded_phantoms, load_records, split_fold
+from regzoo.datasets import (
+    Record,
+    check_records,
+    embedded_phantoms,
+    load_records,
+    load_single_records,
+    split_fold,
+    test_pairs,
+)
 from regzoo.errors import RegZooError, user_error
 from regzoo.files import make_folder
 
 logger = logging.getLogger(__name__)
+
+#: Fewest cases to validate on where they are made of single images.
+SIMULATED = 8
 
 
 def data_folder(dataset_dir: str | Path | None, bundle_root: str | Path, **phantoms: Any) -> str:
@@ -60,6 +71,82 @@ def evaluation_records(
     return load_records(folder, split, direction)[: count or None]
 
 
+def training_images(folder: str | Path, count: int | None = None) -> list[Record]:
+    """The single images of a data set's training split, the first `count` of them if that is not 0 or None."""
+    return load_single_records(folder, "train")[: count or None]
+
+
+def split_images(
+    records: Sequence[Record], fold: int, folds: int, pairs_file: str | Path, count: int | None = None, seed: int = 0
+) -> tuple[list[Record], list[Record]]:
+    """Single images to train on, and what to validate on: pairs of the patients held out, drawn once and stored.
+
+    With too few images to hold two patients out, the validation is on single images, to each of which a moving one is
+    to be made (`regzoo.transforms.SimulateMovingd`): those held out, or with fewer images than folds, all. Every image
+    is then listed several times under names of its own.
+
+    Args:
+        records: of single images.
+        fold, folds, seed: which fold is held out, see `regzoo.datasets.split_fold`.
+        pairs_file: where the pairs are stored, see `regzoo.datasets.test_pairs`.
+        count: how many pairs; None: as many as images are held out.
+
+    Returns:
+        (training, validation).
+    """
+    training, held_out = list(records), list(records)
+    if len(_patients(records)) >= max(folds, 2):
+        training, held_out = split_fold(records, fold, folds, seed)
+        if len(_patients(held_out)) > 1:
+            return training, test_pairs(held_out, pairs_file, count or None, seed)
+    logger.warning("%d images of too few patients to make pairs of: validating on simulated pairs", len(held_out))
+    repeats = -(-SIMULATED // len(held_out))
+    return training, [item | {"case": f"{item['case']}_{turn}"} for turn in range(repeats) for item in held_out]
+
+
+def evaluation_pairs(
+    folder: str | Path,
+    split: str,
+    pairs_file: str | Path,
+    count: int | None = None,
+    images: int | None = None,
+    fold: int = 0,
+    folds: int = 2,
+    seed: int = 0,
+) -> list[Record]:
+    """The pairs to evaluate on: drawn once from single images and stored, or those that the data set lists.
+
+    Args:
+        folder: the data set.
+        split: ``val`` or ``test`` as the data set has them, ``fold`` for the fold that training held out, ``rest`` for
+            the images to train on beyond the training's limit, or ``listed`` for the pairs to validate on that the data
+            set lists itself.
+        pairs_file: where the pairs are stored, see `regzoo.datasets.test_pairs`; drawn if it is not there.
+        count: how many pairs; all those listed, or as many as there are images, for 0 or None.
+        images: the training's limit on the number of images, for ``fold`` and ``rest``.
+        fold, folds, seed: which fold that was, see `regzoo.datasets.split_fold`.
+
+    Raises:
+        RegZooError: there are no two patients to make pairs of, or see `regzoo.datasets.test_pairs`.
+    """
+    if split == "listed":
+        return load_records(folder, "val")[: count or None]
+    if split == "fold":
+        records = split_fold(training_images(folder, images), fold, folds, seed)[1]
+    elif split == "rest":
+        records = training_images(folder)[images or 0 :]
+        if not images or not records:
+            raise RegZooError(f"{folder}: training on {images or 'all'} images leaves no rest; lower --max_images")
+    else:
+        records = load_single_records(folder, split)
+    return test_pairs(records, pairs_file, count or None, seed)
+
+
+def _patients(records: Sequence[Record]) -> set[str]:
+    """Whose the images are; one of nobody known is a patient of its own."""
+    return {str(record.get("patient", record["case"])) for record in records}
+
+
 def case_names(records: Sequence[Record]) -> list[str]:
     """The names of the cases, in order."""
     return [str(record["case"]) for record in records]
@@ -72,6 +159,7 @@ def requested_records(
     dataset_dir: str | None = None,
     split: str | None = None,
     direction: str = "mr_to_us",
+    fixed_label: str | Sequence[str] | None = None,
 ) -> list[Record]:
     """The cases an inference was asked for: one pair of files, or a data set or datalist.
 
@@ -80,11 +168,13 @@ def requested_records(
         dataset_dir: a folder in a known layout, or a datalist file.
         split: which pairs of it, see `regzoo.datasets.load_records`; all if empty.
         direction: moving to fixed, where the layout does not say it.
+        fixed_label: of the pair, for bundles that can use it.
 
     Raises:
         RegZooError: nothing or too much was named, or a file is missing.
     """
     pair = {"fixed_image": fixed_image, "moving_image": moving_image, "moving_label": moving_label}
+    pair["fixed_label"] = fixed_label
     named = {key: value for key, value in pair.items() if value}
     if dataset_dir and named:
         raise RegZooError(f"--dataset_dir and --{next(iter(named))} were both named; keep one of them")
