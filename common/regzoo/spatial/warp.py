@@ -22,9 +22,18 @@ Mode = Literal["bilinear", "nearest"]
 Padding = Literal["zeros", "border"]
 
 
-@lru_cache(maxsize=8)
 def _axes(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
     """The voxel coordinate along each axis, shaped to broadcast over (X, Y, Z)."""
+    # A trace would have the making of them in it or not, depending on what ran before.
+    return (_make_axes if torch.jit.is_tracing() else _cached_axes)(shape, device, dtype)
+
+
+@lru_cache(maxsize=8)
+def _cached_axes(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    return _make_axes(shape, device, dtype)
+
+
+def _make_axes(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
     # Made outside inference_mode, because the cache hands them to training later.
     with torch.inference_mode(False):
         return tuple(
@@ -48,7 +57,9 @@ def _grid_sample(image: torch.Tensor, grid: torch.Tensor, mode: str, padding: st
     passing them as batch items (the image is expanded, not copied) gives each thread its share.
     """
     batch, slabs = grid.shape[0], torch.get_num_threads()
-    if batch > 1 or slabs == 1 or image.device.type != "cpu" or grid.shape[1] < 2 * slabs or image.requires_grad:
+    whole = batch > 1 or slabs == 1 or image.device.type != "cpu" or grid.shape[1] < 2 * slabs or image.requires_grad
+    # A trace is for any machine, not for as many threads as this one has.
+    if whole or torch.jit.is_tracing():
         return F.grid_sample(image, grid, mode=mode, padding_mode=padding, align_corners=True)
     rows = grid.shape[1]
     extra = -rows % slabs
