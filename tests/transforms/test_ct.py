@@ -91,11 +91,12 @@ def test_unsigned_values_are_shifted_with_one_warning(case: Case, caplog: pytest
     assert line.startswith(record["fixed_image"]) and "1024 was subtracted" in line
 
 
-@pytest.mark.parametrize("kind", ["window", "unit", "mr"])
+@pytest.mark.parametrize("kind", ["window", "unit", "mr", "resampled"])
 def test_other_values_are_refused_in_one_line(kind: str, case: Case) -> None:
     image, labels = ct()
-    if kind == "mr":
+    if kind in ("mr", "resampled"):
         image = np.abs(image - image.min()) % 400 + 300 * (labels == 6)
+        image[0, 0, 0] = -7 if kind == "resampled" else 0
     else:
         image = (np.clip(image, -160, 240) + 160) * (255 / 400 if kind == "window" else 1 / 400)
     record = {"fixed_image": case.file("image", image.astype(np.float32))}

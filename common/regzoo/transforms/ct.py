@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 #: Added by scanners and converters that store no negative numbers.
 OFFSET = 1024.0
+#: Every abdomen on a CT has voxels below this, Hounsfield units.
+FAT = -50.0
 #: What is sought on a coarse copy of an image, mm: voxels of about this size.
 COARSE = 4.0
 #: What is thinner than twice this is not the body: the table, blankets, cables, mm.
@@ -33,9 +35,9 @@ TALLER = 1.4
 class HounsfieldUnitsd(MapTransform):
     """Make sure that the images are in Hounsfield units; nothing is cut off.
 
-    Values that are nowhere negative are either stored unsigned, 1024 too high, which is undone with a warning, or no
-    Hounsfield units. They count as the former if there is air near 0 (≤ 50) and the most frequent value above 300, fat
-    or soft tissue, lies from 900 to 1150.
+    Values that are nowhere as low as fat, but for what interpolation leaves below 0, are either stored unsigned, 1024
+    too high, which is undone with a warning, or no Hounsfield units. They count as the former if there is air near 0
+    (≤ 50) and the most frequent value above 300, fat or soft tissue, lies from 900 to 1150.
 
     Raises:
         RegZooError: an image is not in Hounsfield units, for example windowed.
@@ -49,7 +51,7 @@ class HounsfieldUnitsd(MapTransform):
         for key in self.key_iterator(item):
             image = item[key]
             values = plain(image)
-            if float(values.min()) < 0:
+            if float(values.min()) < FAT:
                 continue
             name = file_of(image, str(key))
             if not _stored_unsigned(values.cpu().numpy()):
