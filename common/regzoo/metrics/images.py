@@ -9,7 +9,7 @@ import torch
 from regzoo.errors import RegZooError
 from regzoo.losses import NormalizedCrossCorrelation, StructuralSimilarity
 from regzoo.metrics.base import CaseMetric, Summary
-from regzoo.metrics.labels import LabelHausdorff, dice
+from regzoo.metrics.labels import LabelHausdorff, dice, required
 from regzoo.spatial import plain
 
 
@@ -81,9 +81,7 @@ class MeanLabelDice(CaseMetric):
 
     def measure(self, y_pred: torch.Tensor, y: torch.Tensor | None) -> torch.Tensor:
         """Mean DSC of one case, labels (C, X, Y, Z)."""
-        if y is None:
-            raise ValueError("this metric compares labels: pass the fixed labels as y")
-        return dice(y_pred, y.to(y_pred.device), self.threshold).nanmean()
+        return dice(y_pred, required(y).to(y_pred.device), self.threshold).nanmean()
 
 
 class MeanLabelHausdorff(CaseMetric):

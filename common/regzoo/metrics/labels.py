@@ -61,11 +61,10 @@ class TargetRegistrationError(CaseMetric):
 
     def measure(self, y_pred: torch.Tensor, y: torch.Tensor | None) -> torch.Tensor:
         """TRE in mm of one case, labels (C, X, Y, Z)."""
-        fixed = _required(y)
+        fixed = required(y)
         distances = centroid_distances(y_pred, fixed)
         if self.lost is not None:
-            gone = plain(fixed).flatten(1).any(1) & ~plain(y_pred).flatten(1).any(1)
-            distances[gone.to(distances.device)] = self.lost
+            distances[_emptied(y_pred, fixed).to(distances.device)] = self.lost
         distances = distances[self.first_label :]
         distances = distances[~distances.isnan()]
         # The mean of nothing is NaN, which says "no landmark to measure".
@@ -80,9 +79,9 @@ class LostLabels(CaseMetric):
 
     def measure(self, y_pred: torch.Tensor, y: torch.Tensor | None) -> torch.Tensor:
         """The number of lost labels of one case, labels (C, X, Y, Z)."""
-        moving = _required(y)
+        moving = required(y)
         _check_same_shape(y_pred, moving)
-        return (plain(moving).flatten(1).any(1) & ~plain(y_pred).flatten(1).any(1)).sum()
+        return _emptied(y_pred, moving).sum()
 
 
 class LabelDice(CaseMetric):
@@ -103,7 +102,7 @@ class LabelDice(CaseMetric):
 
     def measure(self, y_pred: torch.Tensor, y: torch.Tensor | None) -> torch.Tensor:
         """DSC of one case, labels (C, X, Y, Z)."""
-        warped, fixed = _one_label(y_pred, _required(y), self.label, self.threshold)
+        warped, fixed = one_label(y_pred, required(y), self.label, self.threshold)
         return compute_dice(warped[None, None], fixed[None, None])
 
 
@@ -129,8 +128,8 @@ class LabelHausdorff(CaseMetric):
 
     def measure(self, y_pred: torch.Tensor, y: torch.Tensor | None) -> torch.Tensor | float:
         """Hausdorff distance in mm of one case, labels (C, X, Y, Z)."""
-        fixed_labels = _required(y)
-        warped, fixed = _one_label(y_pred, fixed_labels, self.label, self.threshold)
+        fixed_labels = required(y)
+        warped, fixed = one_label(y_pred, fixed_labels, self.label, self.threshold)
         if not (warped.any() and fixed.any()):
             return float("nan")
         with warnings.catch_warnings():
@@ -160,19 +159,24 @@ def dice(y_pred: torch.Tensor, y: torch.Tensor, threshold: float = 0.5) -> torch
     return compute_dice(plain(y_pred)[None] >= threshold, plain(y)[None] >= threshold)[0]
 
 
-def _one_label(
-    y_pred: torch.Tensor, y: torch.Tensor, label: int, threshold: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+def one_label(y_pred: torch.Tensor, y: torch.Tensor, label: int, threshold: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """One channel of the warped and of the fixed labels as masks (X, Y, Z) bool, after checking that there is one."""
     _check_same_shape(y_pred, y)
     if not 0 <= label < y.shape[0]:
         raise RegZooError(f"label {label} is asked for, but the case has {y.shape[0]}; choose 0 to {y.shape[0] - 1}")
     return plain(y_pred)[label] >= threshold, plain(y)[label] >= threshold
 
 
-def _required(y: torch.Tensor | None) -> torch.Tensor:
+def required(y: torch.Tensor | None) -> torch.Tensor:
+    """The fixed labels, which MONAI's metrics may be called without."""
     if y is None:
         raise ValueError("this metric compares labels: pass the fixed labels as y")
     return y
+
+
+def _emptied(y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Which labels (C, X, Y, Z) there are in `y` and not in `y_pred`, (C,) bool."""
+    return plain(y).flatten(1).any(1) & ~plain(y_pred).flatten(1).any(1)
 
 
 def _check_same_shape(y_pred: torch.Tensor, y: torch.Tensor) -> None:

@@ -9,7 +9,7 @@ from monai.metrics import compute_dice
 
 from regzoo.errors import RegZooError
 from regzoo.metrics.base import CaseMetric, Summary, affine_of
-from regzoo.metrics.labels import _one_label, _required
+from regzoo.metrics.labels import one_label, required
 
 Region = Literal["base", "mid", "apex"]
 
@@ -43,8 +43,8 @@ class RegionDice(CaseMetric):
 
     def measure(self, y_pred: torch.Tensor, y: torch.Tensor | None) -> torch.Tensor | float:
         """DSC of one case within the third, labels (C, X, Y, Z); geometry from the affine of `y`."""
-        fixed_labels = _required(y)
-        warped, fixed = _one_label(y_pred, fixed_labels, self.label, self.threshold)
+        fixed_labels = required(y)
+        warped, fixed = one_label(y_pred, fixed_labels, self.label, self.threshold)
         if not fixed.any():
             return float("nan")
         upwards = affine_of(fixed_labels)[2, :3]

@@ -15,7 +15,7 @@ import numpy as np
 from regzoo.datasets.phantoms.abdomen_anatomy import LABELS, random_anatomy
 from regzoo.datasets.phantoms.abdomen_breathing import random_breathing
 from regzoo.datasets.phantoms.abdomen_ct import ct_image, random_contrast
-from regzoo.datasets.phantoms.writing import centred_grid, new_set, write_cases
+from regzoo.datasets.phantoms.writing import grid_about, new_set, write_cases
 from regzoo.errors import RegZooError
 from regzoo.files import write_json, write_nifti
 from regzoo.spatial.grid import RAS_LPS, Grid
@@ -122,7 +122,7 @@ def _generator(parameters: AbdomenParameters, case: Case, purpose: int) -> np.ra
 
 
 def _grid(parameters: AbdomenParameters) -> Grid:
-    return centred_grid(DIRECTIONS, FIELD, parameters.spacing)
+    return grid_about(DIRECTIONS, FIELD, parameters.spacing)
 
 
 def _write_case(root: Path, parameters: AbdomenParameters, case: Case) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from regzoo.datasets.phantoms.brain_anatomy import LABELS, random_anatomy
 from regzoo.datasets.phantoms.brain_mr import t1_image
-from regzoo.datasets.phantoms.writing import centred_grid, new_set, write_cases
+from regzoo.datasets.phantoms.writing import grid_about, new_set, write_cases
 from regzoo.errors import RegZooError
 from regzoo.files import write_json, write_nifti
 
@@ -110,7 +110,7 @@ def _name(parameters: BrainParameters, case: Case) -> str:
 
 def _write_case(root: Path, parameters: BrainParameters, case: Case) -> dict[str, Any]:
     """Draw and write one patient; the entry in the manifest."""
-    grid = centred_grid(DIRECTIONS, FIELD, parameters.spacing)
+    grid = grid_about(DIRECTIONS, FIELD, parameters.spacing)
     anatomy = random_anatomy(_generator(parameters, case, ANATOMY))
     image, labels = t1_image(anatomy, grid, parameters.scalp, _generator(parameters, case, IMAGE))
     name = _name(parameters, case)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +17,9 @@ from regzoo.datasets.phantoms.prostate_anatomy import ProstateAnatomy, random_an
 from regzoo.datasets.phantoms.prostate_mr import mr_image
 from regzoo.datasets.phantoms.prostate_trus import Probe, trus_image
 from regzoo.datasets.phantoms.scene import Scene, world_points
-from regzoo.errors import RegZooError, bad_file
-from regzoo.files import make_folder, write_json, write_nifti
+from regzoo.datasets.phantoms.writing import grid_about, new_set, write_cases
+from regzoo.errors import RegZooError
+from regzoo.files import write_json, write_nifti
 from regzoo.spatial.grid import RAS_LPS, Grid
 
 #: Grows whenever the same seed gives other files, so that an old set is recognised.
@@ -91,18 +90,13 @@ def write_prostate_phantoms(
         raise RegZooError(
             "phantoms need at least one pair, a seed of 0 or more, and sizes in mm above 0; mend the numbers"
         )
-    target = Path(folder)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise bad_file(target, "exists and is not empty", "name a new folder for the phantoms or remove this one")
     parameters = PhantomParameters(pairs, held_out, seed, float(spacing), slice_thickness)
-    make_folder(target.parent)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".partial-") as temporary:
-        root = Path(temporary) / "phantoms"
+    with new_set(folder) as root:
         for split in SPLITS:
             for name in FOLDERS:
                 (root / split / name).mkdir(parents=True)
         cases = [*_cases(parameters, "train", pairs, 0), *_cases(parameters, "val", held_out, pairs)]
-        entries = _write_all(root, parameters, cases, workers or os.cpu_count() or 1)
+        entries = write_cases(partial(_write_case, root, parameters), cases, workers)
         manifest = {
             "kind": "prostate",
             "version": VERSION,
@@ -110,11 +104,7 @@ def write_prostate_phantoms(
             "cases": dict(zip((case.name for case in cases), entries, strict=True)),
         }
         write_json(root / "manifest.json", manifest)
-        try:
-            root.replace(target)  # onto an empty folder at most: fails if another process was faster
-        except OSError as error:
-            raise bad_file(target, "was filled meanwhile by another process", "name another folder") from error
-    return target
+    return Path(folder)
 
 
 def _cases(parameters: PhantomParameters, split: str, count: int, first: int) -> Iterator[Case]:
@@ -131,18 +121,6 @@ def _cases(parameters: PhantomParameters, split: str, count: int, first: int) ->
 def _generator(parameters: PhantomParameters, split: str, patient: int, purpose: int) -> np.random.Generator:
     """The randomness of one purpose (`VISITS`, `ANATOMY`, `FIRST_PAIR` + n) of a patient, whatever else is written."""
     return np.random.default_rng([parameters.seed, SPLITS.index(split), patient, purpose])
-
-
-def _write_all(root: Path, parameters: PhantomParameters, cases: list[Case], workers: int) -> list[dict[str, Any]]:
-    """Write the cases, in several processes where that helps; their manifest entries in order."""
-    jobs = ([root] * len(cases), [parameters] * len(cases), cases)
-    if workers == 1 or len(cases) < 2:
-        return list(map(_write_case, *jobs))
-    # Forked workers inherit the imports; they use NumPy only, so nothing threaded of the parent's is touched.
-    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
-    context = multiprocessing.get_context(method)
-    with ProcessPoolExecutor(min(workers, len(cases)), mp_context=context) as pool:
-        return list(pool.map(_write_case, *jobs))
 
 
 def _write_case(root: Path, parameters: PhantomParameters, case: Case) -> dict[str, Any]:
@@ -215,20 +193,11 @@ def _coarse_points(centre: np.ndarray) -> np.ndarray:
     return np.stack(np.meshgrid(*axes, indexing="ij")).astype(np.float32)
 
 
-def _grid(directions: np.ndarray, spacing: np.ndarray, field: np.ndarray, centre: np.ndarray) -> Grid:
-    """A grid of a field of view about a centre."""
-    shape = np.maximum(np.rint(field / spacing).astype(int), 1)
-    affine = np.eye(4)
-    affine[:3, :3] = directions * spacing
-    affine[:3, 3] = centre - affine[:3, :3] @ ((shape - 1) / 2)
-    return Grid((int(shape[0]), int(shape[1]), int(shape[2])), affine)
-
-
 def _mr_grid(rng: np.random.Generator, anatomy: ProstateAnatomy, parameters: PhantomParameters) -> Grid:
     """A slightly oblique grid, axes to L, P and S, about the gland."""
     tilt = Rotation.from_rotvec(rng.normal(0, np.radians(3), 3)).as_matrix()
     spacing = np.array([parameters.spacing, parameters.spacing, parameters.slice_thickness or parameters.spacing])
-    return _grid(tilt @ np.diag([-1.0, -1.0, 1.0]), spacing, MR_FIELD, anatomy.centre + rng.normal(0, 3, 3))
+    return grid_about(tilt @ np.diag([-1.0, -1.0, 1.0]), MR_FIELD, spacing, anatomy.centre + rng.normal(0, 3, 3))
 
 
 def _fine_slices(grid: Grid, spacing: float) -> tuple[Grid, int]:
@@ -253,7 +222,7 @@ def _trus_view(
     probe = Probe((float(middle[0]), axis), radius, TRUS_FIELD[0] - 0.5, np.radians(rng.uniform(64, 78)))
     centre = np.array([middle[0], axis + TRUS_FIELD[0] / 2 - 0.5, middle[2]])
     directions = np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
-    return _grid(directions, np.full(3, spacing), TRUS_FIELD, centre), probe
+    return grid_about(directions, TRUS_FIELD, spacing, centre), probe
 
 
 def _drawn_labels(rng: np.random.Generator, names: list[str]) -> np.ndarray:

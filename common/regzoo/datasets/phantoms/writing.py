@@ -61,16 +61,22 @@ def write_cases(
         return list(pool.map(write, cases))
 
 
-def centred_grid(directions: np.ndarray | Sequence[Sequence[float]], field: Sequence[float], spacing: float) -> Grid:
-    """A grid whose field of view has its middle at the world's origin.
+def grid_about(
+    directions: np.ndarray | Sequence[Sequence[float]],
+    field: np.ndarray | Sequence[float],
+    spacing: np.ndarray | float,
+    centre: np.ndarray | Sequence[float] = (0.0, 0.0, 0.0),
+) -> Grid:
+    """A grid of a field of view about a centre.
 
     Args:
         directions: 3×3, the columns are the axes' directions in RAS.
         field: extent along the axes, mm.
-        spacing: mm.
+        spacing: mm, along the axes or of all.
+        centre: middle of the field of view, RAS mm.
     """
     shape = np.maximum(np.rint(np.asarray(field) / spacing).astype(int), 1)
     affine = np.eye(4)
     affine[:3, :3] = np.asarray(directions, dtype=float) * spacing
-    affine[:3, 3] = -affine[:3, :3] @ ((shape - 1) / 2)
+    affine[:3, 3] = np.asarray(centre, dtype=float) - affine[:3, :3] @ ((shape - 1) / 2)
     return Grid((int(shape[0]), int(shape[1]), int(shape[2])), affine)
