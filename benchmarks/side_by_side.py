@@ -9,31 +9,31 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
-import math
-import os
-import platform
-import shlex
 import signal
-import subprocess
 import sys
-import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import monai
-import torch
 from comparison import pooled, report
-from measure import machine
 from regzoo.datasets import embedded_phantoms, load_records
-from regzoo.errors import bad_file, one_line_errors
-from regzoo.files import make_folder, write_json, write_text
-from regzoo.workflow.checkpoint import read_checkpoint
+from regzoo.errors import one_line_errors
+from regzoo.files import make_folder
+from trainings import (
+    BUNDLES,
+    DATA,
+    RESULTS,
+    RUN,
+    clocked,
+    execute,
+    fingerprint,
+    heading,
+    is_trained,
+    save_result,
+    training_seconds,
+)
 
-HERE = Path(__file__).resolve().parent
-BUNDLES, DATA, RESULTS = HERE.parent / "bundles", HERE / "data", HERE / "results"
 Method = tuple[str, list[str]]  # a bundle and some of its overlays
 SDM = "prostate_mr_trus_sdm"
 
@@ -71,9 +71,8 @@ def run_folder(method: Method, data: Path, fold: int, options: argparse.Namespac
     name = f"fold{fold}of{options.folds}_epochs{options.epochs}_samples{options.samples}_batch{options.batch_size}"
     name = "_".join([name, *(["without", *options.holdout] if options.holdout else [])])
     data_name = f"{data.stem}_{zlib.crc32(str(data).encode()):08x}"
-    # Another recipe is another run, also where it goes by the same name.
-    recipe = b"".join((BUNDLES / method[0] / path).read_bytes() for path in configurations(method))
-    method_name = "_".join([method[0], *method[1], f"{zlib.crc32(recipe):08x}"])
+    recipe = fingerprint(*((BUNDLES / method[0] / path).read_bytes() for path in configurations(method)))
+    method_name = "_".join([method[0], *method[1], recipe])
     return DATA / "side_by_side" / data_name / method_name / name
 
 
@@ -85,54 +84,29 @@ def configurations(method: Method) -> list[str]:
 def commands(method: Method, data: Path, fold: int, folder: Path, options: argparse.Namespace) -> list[list[str]]:
     """The training and the evaluation, to be run in the bundle's folder."""
     configs = configurations(method)
-    run = [sys.executable, "-m", "monai.bundle", "run"]
     same = ["--dataset_dir", str(data), "--fold", str(fold), "--folds", str(options.folds)]
     same += ["--output_dir", str(folder), "--max_epochs", str(options.epochs)]
     same += ["--samples_per_epoch", str(options.samples), "--batch_size", str(options.batch_size)]
     same += ["--holdout", str(list(options.holdout))] if options.holdout else []
     # One validation at the end: it chooses nothing here.
-    training = [*run, "training", "--config_file", str(configs), *same, "--val_interval", str(options.epochs)]
-    evaluation = [*run, "--config_file", str([*configs, "configs/evaluate.json"]), *same, "--eval_split", "fold"]
+    training = [*RUN, "training", "--config_file", str(configs), *same, "--val_interval", str(options.epochs)]
+    evaluation = [*RUN, "--config_file", str([*configs, "configs/evaluate.json"]), *same, "--eval_split", "fold"]
     evaluation += ["--checkpoint", str(folder / "last.pt"), "--evaluation_dir", str(folder / "evaluation")]
     return [training, [*evaluation, "--pictures", "0"]]
-
-
-def execute(command: Sequence[str], bundle: str, log: Path) -> None:
-    """Run a command in a bundle's folder; what it prints goes to the end of a file."""
-    environment = os.environ | {"OMP_WAIT_POLICY": "passive"}
-    with log.open("a", encoding="utf-8") as file:
-        ended = subprocess.run(command, cwd=BUNDLES / bundle, env=environment, stdout=file, stderr=file)
-    if ended.returncode:
-        last = log.read_text(encoding="utf-8").strip().rpartition("\n")[2]
-        raise bad_file(log, f"the run ended with status {ended.returncode} ({last})", "mend that and start again")
 
 
 def train_and_evaluate(method: Method, data: Path, fold: int, folder: Path, options: argparse.Namespace) -> None:
     """What of it is not done yet."""
     training, evaluation = commands(method, data, fold, make_folder(folder), options)
     last, table, log = folder / "last.pt", folder / "evaluation" / "cases.csv", folder / "log.txt"
-    if not last.is_file() or read_checkpoint(last).get("epoch") != options.epochs:
+    if not is_trained(folder, options.epochs):
         print("training … ", end="", flush=True)
-        write_json(folder / "clock.json", {"seconds": training_seconds(folder), "started": time.time()})
-        execute(training, method[0], log)
-        write_json(folder / "clock.json", {"seconds": training_seconds(folder), "started": None})
+        with clocked(folder):
+            execute(training, method[0], log)
     if not table.is_file() or table.stat().st_mtime < last.stat().st_mtime:
         print("evaluating … ", end="", flush=True)
         execute(evaluation, method[0], log)
     print("done", flush=True)
-
-
-def training_seconds(folder: Path) -> float:
-    """How long a training has taken up to its last epoch, over all times it was started; NaN if nobody knows."""
-    clock, last = folder / "clock.json", folder / "last.pt"
-    if not last.is_file():
-        return 0.0
-    if not clock.is_file():
-        return math.nan
-    known = json.loads(clock.read_text(encoding="utf-8"))
-    if known["started"] is None:
-        return float(known["seconds"])
-    return float(known["seconds"]) + max(0.0, last.stat().st_mtime - known["started"])
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -184,22 +158,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             train_and_evaluate(contest.methods[name], data, fold, folder, options)
         found[name] = pooled([folder / "evaluation" / "cases.csv" for folder in folders])
         minutes[name] = sum(map(training_seconds, folders)) / len(folders) / 60
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     work = f"{what}; {options.runs} of {options.folds} folds measured, each by a training on the others"
     work += f"; {options.epochs} epochs of {options.samples} samples in batches of {options.batch_size}"
     work += f"; landmarks no training saw (ad hoc): {', '.join(options.holdout)}" if options.holdout else ""
-    software = f"PyTorch {torch.__version__}, MONAI {monai.__version__}, Python {platform.python_version()}"
-    heading = f"{work}; {machine(device, torch.get_num_threads())}; {software}"
-    tables = report(found, minutes, contest.pairs(names))
-    print(f"\n{heading}\n\n{tables}")
+    text = f"{heading(work)}\n\n{report(found, minutes, contest.pairs(names))}"
+    print(f"\n{text}")
     if options.save and not options.only:
-        path = RESULTS / f"side_by_side_{options.contest}.md"
-        command = shlex.join(
-            ["python", "benchmarks/side_by_side.py", *(sys.argv[1:] if arguments is None else arguments)]
-        )
-        written = f"Written by `{command}`. Values are medians (10th–90th percentile) over the pairs."
-        write_text(path, f"# Side by side: {options.contest}\n\n{heading}\n\n{tables}\n\n{written}\n")
-        print(f"written: {path}")
+        path, title = RESULTS / f"side_by_side_{options.contest}.md", f"Side by side: {options.contest}"
+        note = "Values are medians (10th–90th percentile) over the pairs."
+        save_result(path, title, text, "side_by_side.py", arguments, note)
 
 
 if __name__ == "__main__":

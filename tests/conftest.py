@@ -19,3 +19,20 @@ def prostate_phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_prostate_phantoms(
         tmp_path_factory.mktemp("phantoms") / "prostate", pairs=8, held_out=4, seed=3, spacing=4.0, workers=1
     )
+
+
+@pytest.fixture(scope="session")
+def abdomen_phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of 8 + 4 coarse CT phantoms in the layout of Learn2Reg's AbdomenCTCT."""
+    from regzoo.datasets import write_abdomen_phantoms
+
+    return write_abdomen_phantoms(
+        tmp_path_factory.mktemp("phantoms") / "abdomen", cases=8, held_out=4, seed=3, spacing=8.0, workers=1
+    )
+
+
+@pytest.fixture
+def dataset(bundle: str | Path, request: pytest.FixtureRequest) -> Path:
+    """What the bundle, a parameter of the test by name or folder, trains on."""
+    kind = "abdomen" if Path(bundle).name.startswith("abdominal") else "prostate"
+    return request.getfixturevalue(f"{kind}_phantoms")

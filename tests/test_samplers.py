@@ -10,6 +10,7 @@ import pytest
 import scipy.stats
 import torch
 from monai.data import DataLoader, MetaTensor
+from regzoo.errors import RegZooError
 from regzoo.samplers import Draw, LabelPairDataset, TwoStageSampler
 
 LABELS = (1, 4, 2, 7, 3)  # labels per image pair
@@ -155,3 +156,26 @@ def test_distance_maps_come_along_whatever_the_label() -> None:
 def test_an_empty_data_set_is_refused() -> None:
     with pytest.raises(ValueError, match="no image pair"):
         TwoStageSampler(LabelPairDataset([], transform=[], progress=False))
+
+
+def test_images_with_different_numbers_of_labels_share_no_batch() -> None:
+    loader = DataLoader(dataset(0), batch_size=2, sampler=[Draw(0, 1), Draw(2, 1)])
+    with pytest.raises(RegZooError, match=r"with 1 and with 2 labels.*batch_size"):
+        next(iter(loader))
+    assert (
+        next(iter(DataLoader(dataset(3), batch_size=2, sampler=[Draw(0, 1), Draw(2, 1)])))["fixed_label"].shape[1] == 3
+    )
+    alone = DataLoader(dataset(0), batch_size=1, sampler=[Draw(2, 1)])
+    assert next(iter(alone))["fixed_label"].shape[1] == LABELS[2]
+
+
+def test_a_batch_has_labels_only_if_all_have() -> None:
+    """Training without labels, on images of which some have them."""
+    data = pairs()[:2]
+    del data[1]["fixed_label"], data[1]["moving_label"]
+    images = LabelPairDataset(data, transform=[], progress=False)
+    for order in ((0, 1), (1, 0)):
+        batch = next(iter(DataLoader(images, batch_size=2, sampler=[Draw(pair, 1) for pair in order])))
+        assert set(batch) == {"fixed_image", "moving_image", "seed"}
+        assert batch["fixed_image"][:, 0, 0, 0, 0].tolist() == [float(pair) for pair in order]
+    assert "fixed_label" in next(iter(DataLoader(images, batch_size=2, sampler=[Draw(0, 1), Draw(0, 2)])))

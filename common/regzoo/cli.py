@@ -98,6 +98,7 @@ def register(
     label: str | None = None,
     align: str | None = None,
     outputs: str | None = None,
+    fixed_label: str | None = None,
     **overrides: Any,
 ) -> None:
     """Register a moving image to a fixed one with a bundle, or carry its labels over.
@@ -111,16 +112,18 @@ def register(
         moving: moving image file.
         out: folder for the results.
         label: labels on the moving image to propagate.
-        align: header (the files share a world), center (put the centres of the two images together first) or label
-            (put the moving label on the centre of the fixed image first).
+        align: header (the files share a world), center (put the centres of the two images together first), label (put
+            the moving label on the centre of the fixed image first) or region (put the organ, or else the bodies, of
+            two CTs together first).
         outputs: some of image,label,probability,field,statistics,picture instead of all but the probability.
+        fixed_label: labels on the fixed image, for a bundle that aligns the two by an organ beforehand.
         overrides: any setting of the bundle's configs/inference.json, such as --checkpoint FILE.
     """
     from regzoo.workflow import register as run
 
     if align is not None:
         overrides["align"] = align
-    result = run(bundle, fixed, moving, label, out, outputs, **overrides)
+    result = run(bundle, fixed, moving, label, out, outputs, fixed_label, **overrides)
     deformation = result.statistics.get("deformation")
     folds = f" (folded voxels: {deformation['folded_voxels_percent']:.3g} %)" if deformation else ""
     print(f"{result.case} → {out}{folds}")

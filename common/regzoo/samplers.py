@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +11,7 @@ from monai.data import CacheDataset
 from torch.utils.data import Dataset, DistributedSampler
 
 from regzoo.datasets.records import IMAGE_KEYS, LABEL_KEYS
+from regzoo.errors import RegZooError
 from regzoo.spatial import plain
 
 #: What a sample may hold on the network grid: images, labels, and distance maps, which go with the label they are of.
@@ -93,6 +94,23 @@ class LabelPairDataset(CacheDataset):
             # Labels filtered in advance have an axis of scales, which joins the channels.
             sample[key] = labels.flatten(0, -4)
         return sample | {"seed": index.seed}
+
+    def __getitems__(self, indices: Sequence[Any]) -> list[Any]:
+        """The items of one batch, for PyTorch's `DataLoader`: with labels only if all of them have labels.
+
+        Raises:
+            RegZooError: they have different numbers of labels, so that no batch can be made of them.
+        """
+        items = [self[index] for index in indices]
+        shared = set.intersection(*(set(item) for item in items))
+        items = [{key: value for key, value in item.items() if key in shared} for item in items]
+        counts = {len(item[key]) for item in items for key in LABEL_KEYS if key in item}
+        if self.labels_per_pair == 0 and len(counts) > 1:
+            raise RegZooError(
+                f"images with {min(counts)} and with {max(counts)} labels cannot share a batch; set batch_size to 1, "
+                "or the number of labels that are drawn of each"
+            )
+        return items
 
     def _draw_labels(self, count: int, seed: int) -> torch.Tensor:
         if self.labels_per_pair == 0:

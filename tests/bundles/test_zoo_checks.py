@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, verify_metadata, verify_net_in_out
+from regzoo.datasets import load_records
 from regzoo.workflow import load_weights
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -123,19 +124,17 @@ def test_released_weights_load_strictly_and_are_plain_float32(bundle: Path) -> N
     ids=["train", "evaluate", "inference"],
 )
 def test_bundle_properties(
-    bundle: Path, kind: str, files: list[str], prostate_phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bundle: Path, kind: str, files: list[str], dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(bundle)
-    pair = {
-        name: str(prostate_phantoms / "val" / folder / "case000008.nii.gz")
-        for name, folder in (("fixed_image", "us_images"), ("moving_image", "mr_images"))
-    }
-    overrides = pair if kind == "inference" else {"folds": 2}
+    (pair, *_) = load_records(dataset, "val")
+    images = {name: pair[name] for name in ("fixed_image", "moving_image")}
+    overrides = images if kind == "inference" else {"folds": 2}
     workflow = ConfigWorkflow(
         config_file=[str(bundle / "configs" / name) for name in files],
         meta_file=str(bundle / "configs/metadata.json"),
         workflow_type=kind,
-        dataset_dir="" if kind == "inference" else str(prostate_phantoms),
+        dataset_dir="" if kind == "inference" else str(dataset),
         output_dir=str(tmp_path),
         **({"checkpoint": str(bundle / "models/model.pt")} if "evaluate.json" in files else {}),
         **overrides,

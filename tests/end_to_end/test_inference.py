@@ -16,6 +16,7 @@ import SimpleITK as sitk
 import torch
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
+from regzoo.datasets import load_records
 from regzoo.errors import user_error
 from regzoo.workflow import Registrar, save_weights
 
@@ -23,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BUNDLE = ROOT / "bundles" / "prostate_mr_trus_weak_ddf"
 SEG = ROOT / "bundles" / "prostate_mr_trus_conditional_seg"
 SDM = ROOT / "bundles" / "prostate_mr_trus_sdm"
+DDMR = ROOT / "bundles" / "abdominal_ct_ddmr"
 OUTPUTS = {"warped_image.nii.gz", "warped_label.nii.gz", "field.nii.gz", "statistics.json", "quality.png"}
 
 
@@ -32,6 +34,9 @@ def registrar() -> Registrar:
 
 
 def files(phantoms: Path, case: str) -> dict[str, str]:
+    if phantoms.name == "abdomen":  # one of its pairs
+        pair = load_records(phantoms, "val")[int(case[4:]) - 8]
+        return {"fixed": pair["fixed_image"], "moving": pair["moving_image"], "label": pair["moving_label"]}
     folders = {"fixed": "us_images", "moving": "mr_images", "label": "mr_labels"}
     return {key: str(phantoms / "val" / folder / f"{case}.nii.gz") for key, folder in folders.items()}
 
@@ -47,10 +52,10 @@ def warp_with_simpleitk(moving: sitk.Image, field: Path, fixed: str) -> np.ndarr
     return sitk.GetArrayFromImage(warped).transpose(2, 1, 0)
 
 
-@pytest.mark.parametrize("bundle", [BUNDLE, SDM], ids=lambda path: path.name)
-def test_the_written_field_is_the_whole_transformation(bundle: Path, prostate_phantoms: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("bundle", [BUNDLE, SDM, DDMR], ids=lambda path: path.name)
+def test_the_written_field_is_the_whole_transformation(bundle: Path, dataset: Path, tmp_path: Path) -> None:
     """With what the bundle does to align the two beforehand: the second one puts the gland on the image's centre."""
-    pair = files(prostate_phantoms, "case000008")
+    pair = files(dataset, "case000008")
     Registrar(bundle, device="cpu").register(pair["fixed"], pair["moving"], pair["label"]).save(tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} == OUTPUTS
     ours = nib.load(tmp_path / "out/warped_image.nii.gz")
@@ -63,7 +68,11 @@ def test_the_written_field_is_the_whole_transformation(bundle: Path, prostate_ph
     scale = 100 / np.ptp(sitk.GetArrayFromImage(moving))
     assert np.abs(ours.get_fdata() - theirs)[away].max() * scale < 0.05
     np.testing.assert_allclose(ours.affine, nib.load(pair["fixed"]).affine, atol=1e-5)
-    assert nib.load(tmp_path / "out/warped_label.nii.gz").shape == (*ours.shape, nib.load(pair["label"]).shape[3])
+    labels = nib.load(tmp_path / "out/warped_label.nii.gz")
+    assert labels.shape == (*ours.shape, *nib.load(pair["label"]).shape[3:])
+    if bundle == DDMR:  # outside the moving image there is air
+        outside = warp_with_simpleitk(moving * 0 + 1, tmp_path / "out/field.nii.gz", pair["fixed"]) == 0
+        assert outside.any() and np.median(ours.get_fdata()[outside]) == -1000
 
 
 def test_command_lines_and_python_give_the_same_files(
@@ -138,13 +147,13 @@ def test_center_alignment_is_part_of_the_field(registrar: Registrar, prostate_ph
     torch.testing.assert_close(offset, torch.full_like(offset, 500), atol=1e-2, rtol=0)
 
 
-@pytest.mark.parametrize("bundle", [BUNDLE, SEG, SDM], ids=lambda path: path.name)
-def test_the_keys_a_server_sends(bundle: Path, prostate_phantoms: Path) -> None:
+@pytest.mark.parametrize("bundle", [BUNDLE, SEG, SDM, DDMR], ids=lambda path: path.name)
+def test_the_keys_a_server_sends(bundle: Path, dataset: Path) -> None:
     """MONAI Label reads these four ids, sends ``image`` and ``image_path`` and takes ``pred``."""
     parser = ConfigParser()
     parser.read_config(str(bundle / "configs/inference.json"))
     assert "@_meta_" not in (bundle / "configs/inference.json").read_text(encoding="utf-8")
-    pair = files(prostate_phantoms, "case000008")
+    pair = files(dataset, "case000008")
     request = {"image": pair["fixed"], "image_path": pair["fixed"], "moving_image": pair["moving"]}
     network = parser.get_parsed_content("network_def").eval()
     network.load_state_dict(torch.load(bundle / "models/model.pt", weights_only=True))
@@ -157,7 +166,7 @@ def test_the_keys_a_server_sends(bundle: Path, prostate_phantoms: Path) -> None:
         return parser.get_parsed_content("postprocessing")(data)["pred"]
 
     answers = [(answer(request | {"moving_label": pair["label"]}), torch.int32)]
-    if bundle == BUNDLE:
+    if bundle in (BUNDLE, DDMR):
         answers.append((answer(request), torch.float32))
     else:
         with pytest.raises(RuntimeError) as caught:
@@ -265,3 +274,6 @@ def test_unknown_settings_and_bundles(prostate_phantoms: Path) -> None:
         Registrar("no_such_bundle")
     with pytest.raises(regzoo.RegZooError, match="sapcing"):
         Registrar(BUNDLE, sapcing=1)
+    pair = files(prostate_phantoms, "case000008")
+    with pytest.raises(regzoo.RegZooError, match="no use for labels of the fixed image"):
+        Registrar(BUNDLE, device="cpu").register(pair["fixed"], pair["moving"], fixed_label=pair["label"])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import smooth_ddf, smooth_noise
+from regzoo.errors import RegZooError
 from regzoo.losses import (
     ImageSimilarity,
     LocalNormalizedCrossCorrelation,
@@ -202,7 +203,7 @@ def test_settings_that_cannot_be(make: Callable[[], nn.Module]) -> None:
 
 def test_images_that_do_not_fit() -> None:
     a = torch.rand(1, 1, 20, 20, 8)
-    with pytest.raises(ValueError, match=r"window of \[11, 11, 11\] voxels does not fit .* \[20, 20, 8\]"):
+    with pytest.raises(RegZooError, match=r"window of \[11, 11, 11\] voxels does not fit .* \[20, 20, 8\]"):
         StructuralSimilarity()(a, a)
     for loss in all_losses():
         with pytest.raises(ValueError, match="same shape"):

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from helpers import smooth_ddf
+from regzoo.errors import RegZooError
 from regzoo.networks import VoxelMorphNet
-from regzoo.networks.voxelmorph import integrate
-from regzoo.spatial import compose, jacobian_determinant
+from regzoo.networks.voxelmorph import integrate, space_to_channels
+from regzoo.spatial import compose, jacobian_determinant, warp
+from regzoo.workflow import load_weights, save_weights
 from scipy.linalg import expm
 from torch import nn
 
@@ -56,30 +61,87 @@ def test_half_precision_leaves_displacements_in_float32() -> None:
     assert not torch.equal(field, field.bfloat16().float())
 
 
-@pytest.mark.parametrize("norm", [None, "batch", "instance"])
-def test_torchscript(norm: str | None) -> None:
-    network, image = lively(norm=norm), torch.rand(1, 2, 11, 16, 9)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"norm": "batch"}, {"norm": "instance"}, {"stride": 2, "passes": 3}, {"diffeomorphic": True, "steps": 3}],
+    ids=str,
+)
+def test_torchscript(options: dict[str, Any]) -> None:
+    network, image = lively(**options), torch.rand(1, 2, 11, 16, 9)
     expected = network(image)
     assert expected.abs().max() > 1e-3
     for exported in (torch.jit.script(network), torch.jit.trace(network, image)):
         torch.testing.assert_close(exported(image), expected)
 
 
-def test_a_diffeomorphic_network_can_be_traced() -> None:
+def test_a_diffeomorphic_network_integrates_what_it_predicts() -> None:
     network, image = lively(diffeomorphic=True), torch.rand(1, 2, 16, 16, 16)
-    torch.testing.assert_close(torch.jit.trace(network, image)(image), network(image))
     plain = lively()
-    assert plain.state_dict().keys() == network.state_dict().keys()
     torch.testing.assert_close(network(image), integrate(plain(image)))
 
 
-def test_freezing_the_encoder_leaves_the_decoder_and_the_head() -> None:
-    network = lively().freeze_encoder()
+def test_a_stride_predicts_between_the_voxels_what_lies_between() -> None:
+    """A displacement that grows linearly is the same in voxels twice as small, read off at their own places."""
+    network = VoxelMorphNet(channels=WIDTHS, stride=2).eval()
+    coarse = torch.stack(torch.meshgrid(*[torch.arange(8.0)] * 3, indexing="ij"))[None]
+
+    class Linear(nn.Module):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return coarse
+
+    network.unet = Linear()
+    found = network(torch.zeros(1, 2, 16, 16, 16))
+    # Voxel i lies at (i - 1/2) / 2 of the coarse grid, where the displacement is that many coarse voxels.
+    torch.testing.assert_close(found[0, 0, 1:15, 5, 5], torch.arange(1.0, 15) - 0.5)
+    torch.testing.assert_close(found[0, 2, 5, 5, 1:15], torch.arange(1.0, 15) - 0.5)
+
+
+def test_space_goes_to_channels_and_comes_back() -> None:
+    image = torch.rand(2, 3, 4, 6, 8)
+    blocks = space_to_channels(image, 2)
+    assert blocks.shape == (2, 24, 2, 3, 4)
+    for c, i, j, k in ((0, 0, 0, 0), (1, 1, 0, 1), (2, 0, 1, 1)):
+        torch.testing.assert_close(blocks[:, 8 * c + 4 * i + 2 * j + k], image[:, c, i::2, j::2, k::2])
+    flat = image[:, :, :, :, 0]  # as PyTorch does in two dimensions
+    deep = flat[..., None].expand(-1, -1, -1, -1, 2)
+    torch.testing.assert_close(space_to_channels(deep, 2)[:, ::2, :, :, 0], torch.pixel_unshuffle(flat, 2))
+
+
+def test_each_pass_adds_to_the_ones_before() -> None:
+    """What two passes warp to is what warping twice gives, for a field without interpolation errors."""
+    image = torch.rand(1, 2, 16, 16, 16)
+    once, twice = lively(), lively(passes=2)
+    first = once(image)
+    moved = torch.cat([image[:, :1], warp(image[:, 1:], first, padding="border")], dim=1)
+    expected = compose(once(moved), first)
+    assert (expected - first).abs().max() > 1e-3
+    torch.testing.assert_close(twice(image), expected)
+    with pytest.raises(ValueError, match="looked at again"):
+        VoxelMorphNet(4, WIDTHS, passes=2)
+
+
+@pytest.mark.parametrize(
+    "other", [{"passes": 3}, {"diffeomorphic": True}, {"diffeomorphic": True, "steps": 3}], ids=str
+)
+def test_weights_are_not_taken_for_what_they_are_not(other: dict[str, Any], tmp_path: Path) -> None:
+    """They have the same names and shapes, but a velocity is no displacement."""
+    save_weights(lively(**other), tmp_path / "weights.pt")
+    load_weights(lively(**other), tmp_path / "weights.pt")
+    with pytest.raises(RegZooError, match=r"weights\.pt: holds the weights of another network"):
+        load_weights(lively(), tmp_path / "weights.pt")
+    assert repr(lively(**other)) != repr(lively())
+
+
+@pytest.mark.parametrize("norm", [None, "batch", "instance"])
+def test_freezing_the_encoder_leaves_the_decoder_and_the_head(norm: str | None) -> None:
+    network = lively(norm=norm).freeze_encoder()
+    norms = [m for m in network.modules() if isinstance(m, (nn.BatchNorm3d, nn.InstanceNorm3d))]
+    assert [m.weight.requires_grad for m in norms] == ([] if norm is None else [False] * 3 + [True] * (len(norms) - 3))
     convolutions = [module for module in network.modules() if isinstance(module, nn.Conv3d)]
     frozen = [not module.weight.requires_grad for module in convolutions]
     assert frozen == [True] * 3 + [False] * (len(convolutions) - 3)
     assert [module.out_channels for module in convolutions[:3]] == WIDTHS
-    network(torch.rand(1, 2, 8, 8, 8)).square().sum().backward()
+    network(torch.rand(1, 2, 16, 16, 16)).square().sum().backward()
     assert all((module.weight.grad is None) == still for module, still in zip(convolutions, frozen, strict=True))
 
 

@@ -309,3 +309,20 @@ def test_summary_figure(tmp_path: Path) -> None:
     with pytest.raises(RegZooError, match="no metric with a column before_"):
         summary_figure(tmp_path / "no.png", table)
     assert not (tmp_path / "no.png").exists()
+
+
+def test_of_a_label_map_no_label_comes_first() -> None:
+    """The planes go through the largest, and the picture tells the mean Dice."""
+    volumes = case()
+    images = {key: volumes[key] for key in ("fixed", "moving", "warped")}
+    labels = {key: volumes[f"{key}_label"][::-1].copy() for key in ("fixed", "moving", "warped")}
+    labels["fixed"][0] = 0
+    labels["fixed"][0, 2:4, 2:4, 2:4] = 1  # far from the gland, which is now the second
+    first, of_map = (Picture(images, labels, None, (1, 1, 1), None, label_map=known) for known in (False, True))
+    assert tuple(first.center) == (2, 2, 2) and tuple(of_map.center) == (10, 8, 7)
+    scores = []
+    for moved in ("moving", "warped"):
+        pairs = [(labels["fixed"][channel] > 0, labels[moved][channel] > 0) for channel in range(2)]
+        scores.append(np.mean([2 * (a & b).sum() / (a.sum() + b.sum()) for a, b in pairs]))
+    assert of_map._facts() == f"mean DSC {scores[0]:.2f} → {scores[1]:.2f}"
+    assert first._facts().startswith("gland DSC 0.00 → 0.00")

@@ -21,7 +21,7 @@ from regzoo.transforms import (
     ResamplePaird,
     SimulateMovingd,
 )
-from regzoo.transforms.ct import body_box
+from regzoo.transforms.ct import body_region
 
 SHAPE, SPACING = (60, 44, 34), (5.0, 5.5, 6.0)
 NAMES = {"label_values": [1, 6], "label_names": ["spleen", "liver"]}
@@ -147,7 +147,7 @@ def test_the_body_is_boxed_without_its_table(case: Case) -> None:
     boxes = []
     for table in (True, False):
         image = LoadPaird()({"fixed_image": case.file("image", ct(table=table)[0])})["fixed_image"]
-        boxes.append(body_box(image))
+        boxes.append(body_region(image))
     np.testing.assert_allclose(boxes[0].center, boxes[1].center, atol=1e-6)
     np.testing.assert_allclose(boxes[0].extent, [45 * 5.0, 29 * 5.5, 34 * 6.0], atol=12)
 
@@ -168,6 +168,19 @@ def test_livers_or_else_bodies_are_put_together(case: Case) -> None:
         np.testing.assert_allclose(item["view_center"], case.world(centre), atol=4)
     with pytest.raises(RegZooError, match="use center"):
         AlignPaird("region")(LoadPaird()(record))
+
+
+def test_centres_of_mass_are_put_together_not_boxes(case: Case) -> None:
+    """A thin lobe moves the box of a liver much, and its centre of mass little."""
+    record = case.pair()
+    labels = ct()[1]
+    labels[27:33, 22, 17] = 6
+    record["moving_label"] = case.file("lobe", labels)
+    item = AlignPaird("region")(FieldOfViewd(6)(LoadPaird()(record)))
+    expected = np.argwhere(ct()[1] == 6).mean(0) - np.argwhere(labels == 6).mean(0)
+    assert 0.01 < np.abs(expected).max() < 0.2
+    found = item["prealignment"].numpy()[:3, 3]
+    np.testing.assert_allclose(found, case.affine[:3, :3] @ expected, atol=1e-3)
 
 
 def test_very_different_fields_of_view_are_mentioned(case: Case, caplog: pytest.LogCaptureFixture) -> None:

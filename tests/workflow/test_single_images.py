@@ -11,10 +11,10 @@ import pytest
 import torch
 from helpers import smooth_noise, write
 from ignite.engine import Engine, Events
-from regzoo.datasets import Record, load_records
+from regzoo.datasets import Record, load_records, write_abdomen_phantoms
 from regzoo.errors import RegZooError
 from regzoo.samplers import Draw, LabelPairDataset
-from regzoo.workflow import EarlyStop, evaluation_pairs, key_metric, split_images, training_images
+from regzoo.workflow import EarlyStop, PlateauSchedule, evaluation_pairs, key_metric, split_images, training_images
 
 
 @pytest.fixture
@@ -62,6 +62,26 @@ def test_the_pairs_that_a_data_set_lists(prostate_phantoms: Path, tmp_path: Path
     assert listed == load_records(prostate_phantoms, "val")[:2] and not (tmp_path / "not.json").exists()
 
 
+def test_the_pairs_to_test_on_that_a_task_lists(tmp_path: Path) -> None:
+    """Both states of each patient held out, in the layout of Learn2Reg."""
+    folder = write_abdomen_phantoms(tmp_path / "set", cases=1, held_out=2, spacing=12.0, breathing=True, workers=1)
+    found = evaluation_pairs(folder, "listed_test", tmp_path / "not.json")
+    names = [[Path(str(record[f"{side}_image"])).name for side in ("fixed", "moving")] for record in found]
+    assert names == [[f"AbdomenCTCT_000{n}_000{state}.nii.gz" for state in (0, 1)] for n in (2, 3)]
+    assert not (tmp_path / "not.json").exists()
+
+
+def test_validation_on_simulated_pairs_by_choice(
+    images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    records = training_images(images, 8)
+    training, held_out = split_images(records, 1, 4, tmp_path / "pairs.json", simulated=True)
+    pairs = split_images(records, 1, 4, tmp_path / "pairs.json")[1]
+    assert {record["fixed_image"] for record in held_out} == sides(pairs)
+    assert not sides(pairs) & {record["fixed_image"] for record in training}
+    assert all("moving_image" not in record for record in held_out) and not caplog.records
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_few_images_are_all_trained_on(count: int, images: Path, tmp_path: Path) -> None:
     records = training_images(images, count)
@@ -92,15 +112,19 @@ def test_samples_of_single_images() -> None:
 class Training:
     """A trainer whose validations have the results told in advance, and MONAI's names for them."""
 
-    def __init__(self, results: list[float], patience: int) -> None:
+    def __init__(self, results: list[float], patience: int, interval: int = 1) -> None:
         self.trainer, self.evaluator = Engine(lambda *_: None), Engine(lambda *_: None)
         self.evaluator.state.metrics, self.evaluator.state.key_metric_name = {}, "dsc"
         self.results = results
 
         def validate(engine: Engine) -> None:
+            self.evaluator.state.epoch = engine.state.epoch
             self.evaluator.state.metrics = {"dsc": self.results[engine.state.epoch - 1], "other": 1.0}
 
-        self.trainer.add_event_handler(Events.EPOCH_COMPLETED, validate)
+        self.trainer.add_event_handler(Events.EPOCH_COMPLETED(every=interval), validate)
+        self.optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+        schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(self.optimizer, mode="max", factor=0.5, patience=1)
+        PlateauSchedule(schedule, self.evaluator).attach(self.trainer)
         self.stop = EarlyStop(patience, self.evaluator)
         self.stop.attach(self.trainer)
 
@@ -114,6 +138,26 @@ def test_the_training_ends_where_it_gets_no_better() -> None:
     assert Training(results, 3).run(7) == 5
     assert Training(results, 4).run(7) == 7
     assert Training(results, 0).run(7) == 7
+
+
+def test_patience_counts_validations() -> None:
+    """Of every second epoch: the epochs between have nothing new to tell."""
+    results = [0.0, 0.1, 0.0, 0.3, 0.0, 0.2, 0.0, 0.25, 0.0, 0.2, 0.0, 0.5]
+    training = Training(results, 3, interval=2)
+    assert training.run(12) == 10
+    assert training.optimizer.param_groups[0]["lr"] == 0.5  # two bad ones are one too many, the third begins anew
+
+
+def test_a_training_that_has_ended_stays_so() -> None:
+    first = Training([0.3, 0.1, 0.1, 0.1, 0.9], 2)
+    assert first.run(5) == 3
+    second = Training(first.results, 2)
+    second.stop.load_state_dict(first.stop.state_dict())
+    second.trainer.load_state_dict({"epoch_length": 1, "max_epochs": 5, "iteration": 3})
+    steps: list[int] = []
+    second.trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: steps.append(engine.state.iteration))
+    second.run(5)
+    assert not steps
 
 
 def test_a_resumed_training_ends_where_it_would_have() -> None:

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import nn
 
+from regzoo.errors import RegZooError
 from regzoo.losses.windows import Window, window_weights
 
 
@@ -110,12 +111,15 @@ class _LocalSimilarity(nn.Module):
             Scalar, mean over batch, channels and windows.
 
         Raises:
-            ValueError: the images differ in shape or are smaller than the window.
+            RegZooError: the images are smaller than the window.
+            ValueError: they differ in shape.
         """
         _same_shape(warped, fixed)
         widths = [len(kernel) for kernel in self.window.kernels]
         if any(n < width for n, width in zip(warped.shape[2:], widths, strict=True)):
-            raise ValueError(f"a window of {widths} voxels does not fit into a volume of {list(warped.shape[2:])}")
+            raise RegZooError(
+                f"a window of {widths} voxels does not fit into a volume of {list(warped.shape[2:])}; enlarge the size"
+            )
         with torch.autocast(warped.device.type, enabled=False):
             warped, fixed = _float(warped), _float(fixed.detach())
             dtype = torch.promote_types(warped.dtype, fixed.dtype)

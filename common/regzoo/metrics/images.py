@@ -61,8 +61,11 @@ class ImageStructuralSimilarity(_ImageSimilarity):
     """
 
     def measure(self, y_pred: torch.Tensor, y: torch.Tensor | None) -> torch.Tensor:
-        """SSIM of one case, images (1, X, Y, Z)."""
-        return 1 - StructuralSimilarity()(*self._scaled(y_pred, y))
+        """SSIM of one case, images (1, X, Y, Z); NaN for images of fewer planes than the window."""
+        similarity, images = StructuralSimilarity(), self._scaled(y_pred, y)
+        if any(n < len(kernel) for n, kernel in zip(images[0].shape[2:], similarity.window.kernels, strict=True)):
+            return torch.tensor(torch.nan)
+        return 1 - similarity(*images)
 
 
 class MeanLabelDice(CaseMetric):

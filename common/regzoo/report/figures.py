@@ -30,6 +30,7 @@ def registration_figure(
     title: str = "",
     affine: np.ndarray | None = None,
     probability: np.ndarray | None = None,
+    label_map: bool = False,
 ) -> None:
     """Draw a registration in three orthogonal planes through the gland and write it as a PNG file.
 
@@ -51,6 +52,7 @@ def registration_figure(
         title: usually the name of the case.
         affine: 4×4, voxel → RAS mm; turns the picture to radiological convention and letters its edges.
         probability: (C, X, Y, Z) in [0, 1], of the propagated labels; drawn where there is no warped image.
+        label_map: the labels are those of a label map, of which none comes first: the planes go through the largest.
     """
     images = {"fixed": fixed, "moving": moving}
     labels = {"fixed": fixed_label, "moving": moving_label, "warped": warped_label}
@@ -59,7 +61,7 @@ def registration_figure(
     else:  # where no fixed label says where to look, the propagated one knows better than the moving one
         labels = {key: labels[key] for key in ("fixed", "warped", "moving")}
     known = {key: label for key, label in labels.items() if label is not None}
-    Picture(images, known, ddf, spacing, affine, probability).write(path, title)
+    Picture(images, known, ddf, spacing, affine, probability, label_map).write(path, title)
 
 
 class FigureWriter:
@@ -127,4 +129,5 @@ def case_figure(path: str | PathLike[str], item: Mapping[str, Any]) -> None:
         title=name_of_case(item) if "case" in item else "",
         affine=affine,
         probability=array("probability"),
+        label_map=item.get("moving_label_values") is not None,
     )

@@ -43,11 +43,13 @@ class Picture:
         spacing: Sequence[float],
         affine: np.ndarray | None,
         probability: np.ndarray | None = None,
+        label_map: bool = False,
     ) -> None:
         labels = {k: v[None] if v.ndim == 3 else v for k, v in labels.items()}
         if "warped" not in images and "moving" in labels:  # a point to propagate may be smaller than a fixed voxel
             largest = labels["moving"].max(axis=(1, 2, 3), keepdims=True)
             labels["moving"] = labels["moving"] / np.where(largest > 0, largest, 1)
+        self.label_map = label_map
         self.spacing = np.asarray(spacing, dtype=float)
         self.oriented = affine is not None
         if affine is not None:
@@ -77,9 +79,9 @@ class Picture:
         whole = np.stack([np.zeros(3), self.shape - 1.0], axis=1)
         center, view = (self.shape - 1) // 2, whole
         for label in self.labels.values():
-            glands = [mask >= 0.5 for mask in label if mask.max() >= 0.5]
-            if glands:
-                inside = np.argwhere(glands[0])
+            masks = [mask >= 0.5 for mask in label if mask.max() >= 0.5]
+            if masks:
+                inside = np.argwhere(max(masks, key=np.sum) if self.label_map else masks[0])
                 center = np.round(inside.mean(0)).astype(int)
                 break
         masks = [label.max(0) >= 0.5 for label in self.labels.values() if label.max() >= 0.5]
@@ -199,12 +201,12 @@ class Picture:
         self._show(axes, plane, mixed, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
 
     def _outline(self, axes: Axes, key: str, plane: Plane, color: str) -> None:
-        """Outlines of a volume's labels, the gland's thicker."""
+        """Outlines of a volume's labels, thicker for the gland."""
         if key not in self.labels:
             return
         x, y = (np.arange(self.shape[a]) * self.spacing[a] for a in (plane.right, plane.up))
         for channel, mask in enumerate(plane.of(self.labels[key], self.center)):
-            width = 1.5 if channel == 0 else 0.9
+            width = 1.5 if channel == 0 and not self.label_map else 0.9
             if mask.max() > 0.5 > mask.min():
                 axes.contour(x, y, mask.T, levels=[0.5], colors=[color], linewidths=width)
             elif self._single:  # the only label lies before or behind this plane: its silhouette
@@ -243,14 +245,15 @@ class Picture:
         _color_bar(axes, "RdBu_r", norm, [float(norm.vmin or 0), 1, float(norm.vmax or 2)])
 
     def _facts(self) -> str:
-        """Dice of the gland before and after; share of folded voxels; of propagated labels what the landmarks do."""
+        """Dice of the gland, or mean Dice, before and after; folded voxels; of propagated labels what landmarks do."""
         facts = []
         if "fixed" in self.labels:
-            fixed = torch.from_numpy(np.ascontiguousarray(self.labels["fixed"][:1]))
-            moved = [self.labels[k][:1] for k in ("moving", "warped") if k in self.labels]
-            scores = [dice(torch.from_numpy(np.ascontiguousarray(m)), fixed).item() for m in moved]
+            some = slice(None) if self.label_map else slice(1)
+            fixed = torch.from_numpy(np.ascontiguousarray(self.labels["fixed"][some]))
+            moved = [self.labels[k][some] for k in ("moving", "warped") if k in self.labels]
+            scores = [dice(torch.from_numpy(np.ascontiguousarray(m)), fixed).nanmean().item() for m in moved]
             if scores and np.isfinite(scores).all():
-                name = "DSC" if self._single else "gland DSC"
+                name = "DSC" if self._single else "mean DSC" if self.label_map else "gland DSC"
                 facts.append(f"{name} " + " → ".join(f"{s:.2f}" for s in scores))
         facts += self._landmark_facts() if self.result == "propagated" else []
         if self.det is not None:

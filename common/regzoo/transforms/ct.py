@@ -70,16 +70,18 @@ def _stored_unsigned(values: np.ndarray) -> bool:
     return 900 <= edges[counts.argmax()] + 12.5 <= 1150
 
 
-class Box(NamedTuple):
-    """A box round something, along the axes of a network grid.
+class Region(NamedTuple):
+    """Where something lies.
 
     Attributes:
-        center: its middle, RAS mm.
-        extent: its sides along the axes nearest to R, A and S, mm.
+        center: the middle of the box round it along the axes of its image, RAS mm.
+        extent: the box's sides along the axes nearest to R, A and S, mm.
+        centroid: its centre of mass, RAS mm.
     """
 
     center: np.ndarray
     extent: np.ndarray
+    centroid: np.ndarray
 
 
 class FieldOfViewd(MapTransform):
@@ -93,7 +95,7 @@ class FieldOfViewd(MapTransform):
 
     Adds ``view_center`` (3,), RAS mm, for `ResamplePaird`, where an organ was found ``view_extent`` (3,), its box and
     the margin, mm, and for pairs ``fixed_anchor`` and ``moving_anchor`` (3,), RAS mm in the files' own worlds, for
-    ``AlignPaird("region")``: the middles of the organ if both images have it, otherwise of both bodies.
+    ``AlignPaird("region")``: the centres of mass of the organ if both images have it, otherwise of both bodies.
 
     Args:
         label: value of the organ in the label maps; None for the body.
@@ -120,15 +122,15 @@ class FieldOfViewd(MapTransform):
             found = {side: organ for side, organ in organs.items() if organ is not None}
             item["view_center"] = fixed.center
         else:
-            found = {side: body_box(item[f"{side}_image"], self.threshold) for side in sides}
+            found = {side: body_region(item[f"{side}_image"], self.threshold) for side in sides}
             item["view_center"] = (fixed or found["fixed"]).center
             _compare_heights(item, found)
         if len(sides) == 2:
-            item |= {f"{side}_anchor": found[side].center for side in sides}
+            item |= {f"{side}_anchor": found[side].centroid for side in sides}
         return item
 
-    def _organ(self, item: Mapping[Hashable, Any], side: str) -> Box | None:
-        """The box of the organ on one side, None where it is not labelled."""
+    def _organ(self, item: Mapping[Hashable, Any], side: str) -> Region | None:
+        """Where the organ is on one side, None where it is not labelled."""
         label = item.get(f"{side}_label")
         values = list(item.get("label_values") or [])
         if self.label is None or label is None or not values:
@@ -138,18 +140,18 @@ class FieldOfViewd(MapTransform):
             name = file_of(label, f"the {side} label")
             logger.warning("%s: nothing has the value %d; the body is sought instead", name, self.label)
             return None
-        return _box(mask, Grid.of(label))
+        return _region(mask, Grid.of(label))
 
 
-def body_box(image: MetaTensor, threshold: float = -500.0) -> Box:
-    """The box round the body on a CT: the largest connected thing that is not thin, without table and blankets.
+def body_region(image: MetaTensor, threshold: float = -500.0) -> Region:
+    """Where the body is on a CT: the largest connected thing that is not thin, without table and blankets.
 
     Args:
         image: (1, X, Y, Z), Hounsfield units, with affine voxel → RAS mm.
         threshold: least Hounsfield units of the body.
 
     Returns:
-        The box, or where nothing is found, the whole image's.
+        Where it is, or if nothing is found, where the whole image is.
     """
     grid = Grid.of(image)
     steps = [max(1, round(COARSE / mm)) for mm in grid.spacing]
@@ -160,26 +162,28 @@ def body_box(image: MetaTensor, threshold: float = -500.0) -> Box:
     parts, count = ndimage.label(thick)
     if count == 0:
         logger.warning("%s: no body is found on it; its whole field of view is used", file_of(image, "an image"))
-        return _box(np.ones(grid.shape, dtype=bool), grid)
+        return _region(np.ones(grid.shape, dtype=bool), grid)
     largest = parts == np.bincount(parts.ravel())[1:].argmax() + 1
     affine = grid.affine @ np.diag([*steps, 1.0])
-    return _box(largest, Grid(tuple(largest.shape), affine), grow=THIN)
+    return _region(largest, Grid(tuple(largest.shape), affine), grow=THIN)
 
 
-def _box(mask: np.ndarray, grid: Grid, grow: float = 0.0) -> Box:
-    """The box round a mask (X, Y, Z), on all sides larger by some mm as far as the grid reaches."""
-    low, high = np.zeros(3), np.zeros(3)
+def _region(mask: np.ndarray, grid: Grid, grow: float = 0.0) -> Region:
+    """Where a mask (X, Y, Z) is, its box on all sides larger by some mm as far as the grid reaches."""
+    low, high, centroid = np.zeros(3), np.zeros(3), np.zeros(3)
     for axis in range(3):
-        places = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
+        profile = mask.sum(axis=tuple(other for other in range(3) if other != axis))
+        places = np.flatnonzero(profile)
         low[axis], high[axis] = places[0], places[-1]
+        centroid[axis] = np.average(np.arange(len(profile)), weights=profile)
     low = np.maximum(low - grow / grid.spacing, 0)
     high = np.minimum(high + grow / grid.spacing, np.asarray(grid.shape) - 1)
     extent = np.zeros(3)
     extent[nib.io_orientation(grid.affine)[:, 0].astype(int)] = (high - low + 1) * grid.spacing
-    return Box(grid.to_world((low + high) / 2), extent)
+    return Region(grid.to_world((low + high) / 2), extent, grid.to_world(centroid))
 
 
-def _compare_heights(item: Mapping[Hashable, Any], bodies: Mapping[str, Box]) -> None:
+def _compare_heights(item: Mapping[Hashable, Any], bodies: Mapping[str, Region]) -> None:
     """Warn if one image shows more of the body than the other: their middles then do not correspond."""
     heights = [box.extent[2] for box in bodies.values()]
     if max(heights) > TALLER * min(heights):

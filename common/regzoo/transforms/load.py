@@ -117,8 +117,8 @@ class AlignPaird(MapTransform):
         method: ``header`` trusts the files: both images lie in one world. ``center`` puts the centre of the moving
             field of view on that of the fixed one, for images whose worlds are unrelated. ``label`` puts the centre of
             mass of the first moving label there, or, of a pair without a moving label, that of its field of view.
-            ``region`` puts what `regzoo.transforms.FieldOfViewd` found in the moving image, the middle of an organ or
-            of the body, on the same of the fixed image.
+            ``region`` puts what `regzoo.transforms.FieldOfViewd` found in the moving image, the centre of mass of an
+            organ or of the body, on that of the fixed image.
 
     Adds ``prealignment``: the 4×4 float64 matrix of the edit, old moving world → new moving world, RAS mm. A single
     image is left as it is.

@@ -15,11 +15,11 @@ from regzoo.workflow.data import (
     training_images,
     training_records,
 )
-from regzoo.workflow.distributed import distributed, rank_device, start_process_group
+from regzoo.workflow.distributed import distributed, rank_device, start_process_group, stop_process_group
 from regzoo.workflow.inferer import LabelWiseInferer
 from regzoo.workflow.logs import LossTerms, ValidationImages
 from regzoo.workflow.outputs import RegistrationResult, SaveRegistration
-from regzoo.workflow.plateau import EarlyStop, key_metric
+from regzoo.workflow.plateau import EarlyStop, PlateauSchedule, key_metric
 from regzoo.workflow.registrar import Registrar, find_bundle, register
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "EarlyStop",
     "LabelWiseInferer",
     "LossTerms",
+    "PlateauSchedule",
     "PreparePair",
     "Registrar",
     "RegistrationResult",
@@ -50,6 +51,7 @@ __all__ = [
     "save_weights",
     "split_images",
     "start_process_group",
+    "stop_process_group",
     "training_images",
     "training_records",
 ]

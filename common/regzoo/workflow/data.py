@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 #: Fewest cases to validate on where they are made of single images.
 SIMULATED = 8
+#: Splits of pairs that a data set lists itself, by what an evaluation calls them.
+LISTED = {"listed": "val", "listed_test": "test"}
 
 
 def data_folder(dataset_dir: str | Path | None, bundle_root: str | Path, **phantoms: Any) -> str:
@@ -77,19 +79,26 @@ def training_images(folder: str | Path, count: int | None = None) -> list[Record
 
 
 def split_images(
-    records: Sequence[Record], fold: int, folds: int, pairs_file: str | Path, count: int | None = None, seed: int = 0
+    records: Sequence[Record],
+    fold: int,
+    folds: int,
+    pairs_file: str | Path,
+    count: int | None = None,
+    seed: int = 0,
+    simulated: bool = False,
 ) -> tuple[list[Record], list[Record]]:
     """Single images to train on, and what to validate on: pairs of the patients held out, drawn once and stored.
 
-    With too few images to hold two patients out, the validation is on single images, to each of which a moving one is
-    to be made (`regzoo.transforms.SimulateMovingd`): those held out, or with fewer images than folds, all. Every image
-    is then listed several times under names of its own.
+    With too few images to hold two patients out, or if asked for, the validation is on single images, to each of which
+    a moving one is to be made (`regzoo.transforms.SimulateMovingd`): those held out, or with fewer images than folds,
+    all. Every image is then listed several times under names of its own.
 
     Args:
         records: of single images.
         fold, folds, seed: which fold is held out, see `regzoo.datasets.split_fold`.
         pairs_file: where the pairs are stored, see `regzoo.datasets.test_pairs`.
         count: how many pairs; None: as many as images are held out.
+        simulated: validate on single images in any case.
 
     Returns:
         (training, validation).
@@ -97,9 +106,10 @@ def split_images(
     training, held_out = list(records), list(records)
     if len(_patients(records)) >= max(folds, 2):
         training, held_out = split_fold(records, fold, folds, seed)
-        if len(_patients(held_out)) > 1:
+        if len(_patients(held_out)) > 1 and not simulated:
             return training, test_pairs(held_out, pairs_file, count or None, seed)
-    logger.warning("%d images of too few patients to make pairs of: validating on simulated pairs", len(held_out))
+    if not simulated:
+        logger.warning("%d images of too few patients to make pairs of: validating on simulated pairs", len(held_out))
     repeats = -(-SIMULATED // len(held_out))
     return training, [item | {"case": f"{item['case']}_{turn}"} for turn in range(repeats) for item in held_out]
 
@@ -119,8 +129,8 @@ def evaluation_pairs(
     Args:
         folder: the data set.
         split: ``val`` or ``test`` as the data set has them, ``fold`` for the fold that training held out, ``rest`` for
-            the images to train on beyond the training's limit, or ``listed`` for the pairs to validate on that the data
-            set lists itself.
+            the images to train on beyond the training's limit, or ``listed`` and ``listed_test`` for the pairs to
+            validate and to test on that the data set lists itself.
         pairs_file: where the pairs are stored, see `regzoo.datasets.test_pairs`; drawn if it is not there.
         count: how many pairs; all those listed, or as many as there are images, for 0 or None.
         images: the training's limit on the number of images, for ``fold`` and ``rest``.
@@ -129,8 +139,8 @@ def evaluation_pairs(
     Raises:
         RegZooError: there are no two patients to make pairs of, or see `regzoo.datasets.test_pairs`.
     """
-    if split == "listed":
-        return load_records(folder, "val")[: count or None]
+    if split in LISTED:
+        return load_records(folder, LISTED[split])[: count or None]
     if split == "fold":
         records = split_fold(training_images(folder, images), fold, folds, seed)[1]
     elif split == "rest":

@@ -25,6 +25,12 @@ def start_process_group() -> None:
         torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
 
+def stop_process_group() -> None:
+    """Leave together once all have finished, so that no process exits while the last exchange is being cleared away."""
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
 def distributed(network: nn.Module, device: str | torch.device) -> DistributedDataParallel:
     """The network on this process's device, its gradients averaged over all processes."""
     device = torch.device(device)

@@ -84,7 +84,8 @@ class RegistrationResult:
         mask = None
         if label is not None:
             mask = MetaTensor(warped_masks(item), affine=label.affine)
-        keys = ("case", "ddf", "probability", *(f"{who}_{kind}" for who in WHO for kind in ("image", "label")))
+        keys = ["case", "ddf", "probability", "moving_label_values"]
+        keys += [f"{who}_{kind}" for who in WHO for kind in ("image", "label")]
         return cls(
             case=str(item.get("case", "case")),
             fixed_image=item["reference_image"],

@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 from ignite.engine import Engine, Events
 from ignite.handlers import EarlyStopping
+from monai.handlers import LrScheduleHandler
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 
 def key_metric(evaluator: Engine) -> Callable[[Engine], float]:
@@ -24,14 +26,39 @@ def key_metric(evaluator: Engine) -> Callable[[Engine], float]:
     return latest
 
 
+def just_validated(engine: Engine, evaluator: Engine) -> bool:
+    """Whether a validation has followed the epoch that a trainer has come to."""
+    return bool(evaluator.state.epoch == engine.state.epoch)
+
+
+class PlateauSchedule(LrScheduleHandler):
+    """MONAI's handler of a trainer for a schedule that follows the key metric: a step after each validation.
+
+    Attach it after the validation.
+
+    Args:
+        lr_scheduler: the schedule.
+        evaluator: a MONAI evaluator with a key metric.
+    """
+
+    def __init__(self, lr_scheduler: ReduceLROnPlateau, evaluator: Engine) -> None:
+        super().__init__(lr_scheduler, print_lr=False, step_transform=key_metric(evaluator))
+        self.evaluator = evaluator
+
+    def __call__(self, engine: Engine) -> None:
+        """Step, unless there is nothing new."""
+        if just_validated(engine, self.evaluator):
+            super().__call__(engine)
+
+
 class EarlyStop(EarlyStopping):
-    """Ignite handler of a trainer: ends the training when the key metric has not risen for some epochs.
+    """Ignite handler of a trainer: ends the training when the key metric has not risen for some validations.
 
     Attach it after the validation. Unlike MONAI's `EarlyStopHandler` it has a state, so that a resumed training ends
     where it would have ended.
 
     Args:
-        patience: epochs to wait; 0 for ever.
+        patience: validations to wait; 0 for ever.
         evaluator: a MONAI evaluator with a key metric, of which more is better.
     """
 
@@ -39,9 +66,21 @@ class EarlyStop(EarlyStopping):
         # Ignite wants the trainer at once, which is made from its handlers; `attach` brings the right one.
         super().__init__(max(patience, 1), key_metric(evaluator), Engine(lambda engine, batch: None))
         self.active = patience > 0
+        self.evaluator = evaluator
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer."""
         self.trainer = engine
         if self.active:
             engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+            engine.add_event_handler(Events.EPOCH_STARTED, self._stay_stopped)
+
+    def __call__(self, engine: Engine) -> None:
+        """Count, unless there is nothing new."""
+        if just_validated(engine, self.evaluator):
+            super().__call__(engine)
+
+    def _stay_stopped(self, engine: Engine) -> None:
+        """A training that has ended here does not go on by being started again."""
+        if self.counter >= self.patience:
+            engine.terminate()

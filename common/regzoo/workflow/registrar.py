@@ -34,6 +34,10 @@ def find_bundle(bundle: str | PathLike[str]) -> Path:
     raise bad_file(bundle, "is no bundle", mend)
 
 
+#: One file, or a file for each label.
+Label = str | PathLike[str] | Sequence[str]
+
+
 class Registrar:
     """A bundle, loaded once, that registers pairs of files.
 
@@ -61,6 +65,7 @@ class Registrar:
         for key, value in overrides.items():
             parser[key] = value
         try:
+            self.takes_fixed_label = "fixed_label" in parser.config
             self.device = torch.device(parser.get_parsed_content("device"))
             self.preprocessing = parser.get_parsed_content("preprocessing")
             self.network = parser.get_parsed_content("network").eval()
@@ -73,7 +78,8 @@ class Registrar:
         self,
         fixed: str | PathLike[str],
         moving: str | PathLike[str],
-        label: str | PathLike[str] | Sequence[str] | None = None,
+        label: Label | None = None,
+        fixed_label: Label | None = None,
     ) -> RegistrationResult:
         """Register a moving image file to a fixed one.
 
@@ -81,13 +87,14 @@ class Registrar:
             fixed: fixed image, any grid.
             moving: moving image, any grid.
             label: labels on the moving image to propagate: a 4-D file, a label map, a mask, or a list of masks.
+            fixed_label: labels on the fixed image, for a bundle that aligns the two by an organ beforehand.
 
         Raises:
-            RegZooError: a file is not usable; one line names it and the mend.
+            RegZooError: a file is not usable, or the bundle has no use for it; one line names it and the mend.
         """
-        if label is not None:
-            label = str(label) if isinstance(label, (str, PathLike)) else [str(path) for path in label]
-        (record,) = requested_records(str(fixed), str(moving), label)
+        if fixed_label is not None and not self.takes_fixed_label:
+            raise RegZooError(f"{fixed_label}: this bundle has no use for labels of the fixed image; leave them out")
+        (record,) = requested_records(str(fixed), str(moving), _paths(label), fixed_label=_paths(fixed_label))
         try:
             item = self.preprocessing(as_request(record))
         except RuntimeError as error:
@@ -97,13 +104,19 @@ class Registrar:
             return RegistrationResult.of(self.postprocessing(item))
 
 
+def _paths(label: Label | None) -> str | list[str] | None:
+    """As a record has them."""
+    return str(label) if isinstance(label, (str, PathLike)) else None if label is None else [str(p) for p in label]
+
+
 def register(
     bundle: str | PathLike[str],
     fixed: str | PathLike[str],
     moving: str | PathLike[str],
-    label: str | PathLike[str] | Sequence[str] | None = None,
+    label: Label | None = None,
     out: str | PathLike[str] | None = None,
     outputs: Sequence[str] | str | None = None,
+    fixed_label: Label | None = None,
     **overrides: Any,
 ) -> RegistrationResult:
     """Register one pair with a bundle and, if `out` is given, write the result there.
@@ -112,7 +125,7 @@ def register(
     `Registrar.register`; the files written are those of `RegistrationResult.save`.
     """
     asked_outputs(outputs)  # before any work is done
-    result = Registrar(bundle, **overrides).register(fixed, moving, label)
+    result = Registrar(bundle, **overrides).register(fixed, moving, label, fixed_label)
     if out is not None:
         result.save(out, outputs)
     return result
