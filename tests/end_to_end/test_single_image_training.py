@@ -26,7 +26,7 @@ ENCODER = 4  # tensors of the encoder of two levels: a weight and a bias each
 
 def changed(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[bool]:
     assert a.keys() == b.keys()
-    return [not torch.equal(a[name], b[name]) for name in a]
+    return [not torch.equal(a[name], b[name]) for name in a if a[name].is_floating_point()]
 
 
 def test_transfer_in_one_and_in_two_steps(abdomen_phantoms: Path, tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_transfer_in_one_and_in_two_steps(abdomen_phantoms: Path, tmp_path: Path
     checkpoint["checkpoint"] = str(tmp_path / "decoder/model.pt")
     train(DDMR, abdomen_phantoms, tmp_path / "both", "variants/finetune.json", **SHORT, **checkpoint)
     both = torch.load(tmp_path / "both/model.pt", weights_only=True)
-    assert sum(changed(start, decoder)) == len(start) - ENCODER
+    assert sum(changed(start, decoder)) == len(changed(start, decoder)) - ENCODER
     assert all(changed(start, whole)) and all(changed(decoder, both)) and all(changed(whole, both))
 
 
