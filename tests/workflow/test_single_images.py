@@ -14,7 +14,7 @@ from ignite.engine import Engine, Events
 from regzoo.datasets import Record, load_records, write_abdomen_phantoms
 from regzoo.errors import RegZooError
 from regzoo.samplers import Draw, LabelPairDataset
-from regzoo.workflow import EarlyStop, PlateauSchedule, evaluation_pairs, key_metric, split_images, training_images
+from regzoo.workflow import EarlyStop, Schedule, evaluation_pairs, key_metric, split_images, training_images
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ class Training:
         self.trainer.add_event_handler(Events.EPOCH_COMPLETED(every=interval), validate)
         self.optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
         schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(self.optimizer, mode="max", factor=0.5, patience=1)
-        PlateauSchedule(schedule, self.evaluator).attach(self.trainer)
+        Schedule(schedule, self.evaluator).attach(self.trainer)
         self.stop = EarlyStop(patience, self.evaluator)
         self.stop.attach(self.trainer)
 
@@ -146,6 +146,17 @@ def test_patience_counts_validations() -> None:
     training = Training(results, 3, interval=2)
     assert training.run(12) == 10
     assert training.optimizer.param_groups[0]["lr"] == 0.5  # two bad ones are one too many, the third begins anew
+
+
+def test_another_schedule_is_stepped_after_each_iteration() -> None:
+    trainer, evaluator = Engine(lambda *_: None), Engine(lambda *_: None)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    Schedule(torch.optim.lr_scheduler.StepLR(optimizer, 2, gamma=0.1), evaluator).attach(trainer)
+    rates: list[float] = []
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda _: rates.append(optimizer.param_groups[0]["lr"]))
+    optimizer.step()
+    trainer.run([0] * 4, max_epochs=1)
+    assert rates == pytest.approx([1, 0.1, 0.1, 0.01])
 
 
 def test_a_training_that_has_ended_stays_so() -> None:

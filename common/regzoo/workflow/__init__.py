@@ -19,7 +19,7 @@ from regzoo.workflow.distributed import distributed, rank_device, start_process_
 from regzoo.workflow.inferer import LabelWiseInferer
 from regzoo.workflow.logs import LossTerms, ValidationImages
 from regzoo.workflow.outputs import RegistrationResult, SaveRegistration
-from regzoo.workflow.plateau import EarlyStop, PlateauSchedule, key_metric
+from regzoo.workflow.plateau import EarlyStop, Schedule, key_metric
 from regzoo.workflow.registrar import Registrar, find_bundle, register
 
 __all__ = [
@@ -27,11 +27,11 @@ __all__ = [
     "EarlyStop",
     "LabelWiseInferer",
     "LossTerms",
-    "PlateauSchedule",
     "PreparePair",
     "Registrar",
     "RegistrationResult",
     "SaveRegistration",
+    "Schedule",
     "TrainingCheckpoint",
     "ValidationImages",
     "case_names",

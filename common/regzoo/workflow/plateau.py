@@ -1,4 +1,4 @@
-"""What a training does when it no longer gets better."""
+"""What a training does when it no longer gets better, and its learning rate."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from ignite.engine import Engine, Events
 from ignite.handlers import EarlyStopping
 from monai.handlers import LrScheduleHandler
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 
 def key_metric(evaluator: Engine) -> Callable[[Engine], float]:
@@ -31,23 +31,26 @@ def just_validated(engine: Engine, evaluator: Engine) -> bool:
     return bool(evaluator.state.epoch == engine.state.epoch)
 
 
-class PlateauSchedule(LrScheduleHandler):
-    """MONAI's handler of a trainer for a schedule that follows the key metric: a step after each validation.
+class Schedule(LrScheduleHandler):
+    """MONAI's handler of a trainer for the learning rate: whatever the schedule, it is stepped when it wants to be.
 
-    Attach it after the validation.
+    One that follows the key metric is stepped after each validation, any other after each iteration. Attach it after
+    the validation.
 
     Args:
         lr_scheduler: the schedule.
         evaluator: a MONAI evaluator with a key metric.
     """
 
-    def __init__(self, lr_scheduler: ReduceLROnPlateau, evaluator: Engine) -> None:
-        super().__init__(lr_scheduler, print_lr=False, step_transform=key_metric(evaluator))
+    def __init__(self, lr_scheduler: LRScheduler, evaluator: Engine) -> None:
+        self.follows = isinstance(lr_scheduler, ReduceLROnPlateau)
+        step = {"step_transform": key_metric(evaluator)} if self.follows else {}
+        super().__init__(lr_scheduler, print_lr=False, epoch_level=self.follows, **step)
         self.evaluator = evaluator
 
     def __call__(self, engine: Engine) -> None:
         """Step, unless there is nothing new."""
-        if just_validated(engine, self.evaluator):
+        if not self.follows or just_validated(engine, self.evaluator):
             super().__call__(engine)
 
 
