@@ -118,7 +118,7 @@ class Peers:
             "warped_image": MetaTensor(torch.from_numpy(warped.numpy())[None].float(), affine=affine),
             # As the labels of our networks, linearly each by itself: by nearest neighbour they would keep more volume.
             "warped_label": field.warp(native["moving_label"]),
-            "ddf": in_voxels(field),
+            "ddf": field.ddf(),
         }
         return native, result, seconds
 
@@ -172,10 +172,3 @@ def to_ants(ants: Any, image: MetaTensor) -> Any:
 def whole_field(ants: Any, fixed: Any, moving: Any, transforms: list[str], folder: Path) -> DisplacementField:
     """Affine and warp of ANTs as one field on the fixed image's grid; ANTs writes it in LPS mm, as ITK does."""
     return DisplacementField.load(ants.apply_transforms(fixed, moving, transforms, compose=f"{folder}/whole_"))
-
-
-def in_voxels(field: DisplacementField) -> MetaTensor:
-    """The DDF (3, X, Y, Z) of a field, voxels of its grid."""
-    to_voxels = torch.as_tensor(np.linalg.inv(field.grid.affine[:3, :3])).to(field.displacement)
-    ddf = torch.einsum("ij,jxyz->ixyz", to_voxels, field.displacement)
-    return MetaTensor(ddf, affine=torch.as_tensor(field.grid.affine))

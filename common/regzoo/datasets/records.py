@@ -211,6 +211,11 @@ def single_records(records: Iterable[Record]) -> list[Record]:
     return _distinct_cases(list(found.values()))
 
 
+def patient_of(image: Record) -> str:
+    """Whose a single image is; one of nobody known is a patient of its own."""
+    return str(image.get("patient", image["case"]))
+
+
 def pair_record(fixed: Record, moving: Record) -> Record:
     """The record of a pair, made of two single images; its case is named after both.
 
@@ -221,7 +226,7 @@ def pair_record(fixed: Record, moving: Record) -> Record:
     for side, single in (("fixed", fixed), ("moving", moving)):
         if "fixed_label" in single:
             record[f"{side}_label"] = single["fixed_label"]
-    patients = [str(single.get("patient", single["case"])) for single in (fixed, moving)]
+    patients = [patient_of(single) for single in (fixed, moving)]
     if patients[0] == patients[1]:
         record["patient"] = patients[0]
     else:

@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from regzoo.datasets.decathlon import read_description
-from regzoo.datasets.records import PATH_KEYS, Record, check_records, pair_record, read_datalist, record_files
+from regzoo.datasets.records import (
+    PATH_KEYS,
+    Record,
+    check_records,
+    pair_record,
+    patient_of,
+    read_datalist,
+    record_files,
+)
 from regzoo.errors import RegZooError, bad_file
 from regzoo.files import write_json
 
@@ -61,7 +69,7 @@ test_pairs.__test__ = False  # type: ignore[attr-defined]
 def _draw(records: Sequence[Record], count: int, seed: int) -> list[Record]:
     """Ordered pairs of different patients, always one of those whose images were drawn least so far."""
     ordered = sorted(records, key=lambda record: str(record["case"]))
-    patients = [str(record.get("patient", record["case"])) for record in ordered]
+    patients = [patient_of(record) for record in ordered]
     left = [(i, j) for i, j in permutations(range(len(ordered)), 2) if patients[i] != patients[j]]
     if not left:
         raise RegZooError("pairs of different patients need images of at least two patients; name a larger data set")

@@ -178,11 +178,16 @@ class DisplacementField:
             logger.warning("the inverse has not converged (last change %.3g mm): the field may fold", change)
         return self.from_points(points[0], target)
 
-    def jacobian(self) -> MetaTensor:
-        """Determinant of the Jacobian of x → x + u(x) with respect to the world, (1, X, Y, Z); ≤ 0 is a fold."""
+    def ddf(self) -> MetaTensor:
+        """The displacement in voxels of the field's own grid, along its axes, (3, X, Y, Z)."""
         to_voxels = torch.as_tensor(np.linalg.inv(self.grid.affine[:3, :3])).to(self.displacement)
         voxels = torch.einsum("ij,jxyz->ixyz", to_voxels, self.displacement)
-        return MetaTensor(jacobian_determinant(voxels[None])[0], affine=torch.as_tensor(self.grid.affine))
+        return MetaTensor(voxels, affine=torch.as_tensor(self.grid.affine))
+
+    def jacobian(self) -> MetaTensor:
+        """Determinant of the Jacobian of x → x + u(x) with respect to the world, (1, X, Y, Z); ≤ 0 is a fold."""
+        det = jacobian_determinant(self.ddf().as_tensor()[None])[0]
+        return MetaTensor(det, affine=torch.as_tensor(self.grid.affine))
 
     def _affine_fit(self) -> torch.Tensor:
         """The 4×4 matrix (RAS mm) nearest to the field in the least-squares sense, from a coarse subset of voxels."""

@@ -101,12 +101,9 @@ class ApplyFieldd(MapTransform):
         ddf = plain(data["pred"])
         network, fixed = Grid.of(data["fixed_image"]), Grid.of(data["fixed_native"])
         field = DisplacementField.from_ddf(ddf, network, fixed, _edit(data))
-        to_voxels = torch.as_tensor(np.linalg.inv(fixed.affine[:3, :3])).to(field.displacement)
         item = with_references(data, ddf.device, self.background)
         item["field"] = field
-        item["ddf"] = MetaTensor(
-            torch.einsum("ij,jxyz->ixyz", to_voxels, field.displacement), affine=torch.as_tensor(fixed.affine)
-        )
+        item["ddf"] = field.ddf()
         for kind, moving in _moving(data):
             item[f"warped_{kind}"] = _seen(field, moving, self.background if kind == "image" else 0.0)
         return item

@@ -18,6 +18,7 @@ from regzoo.datasets import (
     split_fold,
     test_pairs,
 )
+from regzoo.datasets.records import patient_of
 from regzoo.errors import RegZooError, user_error
 from regzoo.files import make_folder
 
@@ -104,9 +105,9 @@ def split_images(
         (training, validation).
     """
     training, held_out = list(records), list(records)
-    if len(_patients(records)) >= max(folds, 2):
+    if len(set(map(patient_of, records))) >= max(folds, 2):
         training, held_out = split_fold(records, fold, folds, seed)
-        if len(_patients(held_out)) > 1 and not simulated:
+        if len(set(map(patient_of, held_out))) > 1 and not simulated:
             return training, test_pairs(held_out, pairs_file, count or None, seed)
     if not simulated:
         logger.warning("%d images of too few patients to make pairs of: validating on simulated pairs", len(held_out))
@@ -150,11 +151,6 @@ def evaluation_pairs(
     else:
         records = load_single_records(folder, split)
     return test_pairs(records, pairs_file, count or None, seed)
-
-
-def _patients(records: Sequence[Record]) -> set[str]:
-    """Whose the images are; one of nobody known is a patient of its own."""
-    return {str(record.get("patient", record["case"])) for record in records}
 
 
 def case_names(records: Sequence[Record]) -> list[str]:
