@@ -224,8 +224,7 @@ structural_similarity = _similarity(
     monai.losses.SSIMLoss(3, win_size=SSIM_WINDOW, kernel_sigma=SSIM_SIGMA),
 )
 local_correlation = _similarity(
-    LocalNormalizedCrossCorrelation(LOCAL_WINDOW),
-    monai.losses.LocalNormalizedCrossCorrelationLoss(3, LOCAL_WINDOW),
+    LocalNormalizedCrossCorrelation(LOCAL_WINDOW), monai.losses.LocalNormalizedCrossCorrelationLoss(3, LOCAL_WINDOW)
 )
 
 
@@ -257,11 +256,7 @@ def training_step(side: Side, size: Size, device: torch.device) -> Run:
     training = Training.of(size, device)
     if side == "theirs":
         network = MonaiLocalNet(
-            spatial_dims=3,
-            in_channels=2,
-            out_channels=3,
-            num_channel_initial=CHANNELS,
-            extract_levels=(0, 1, 2, 3, 4),
+            spatial_dims=3, in_channels=2, out_channels=3, num_channel_initial=CHANNELS, extract_levels=(0, 1, 2, 3, 4)
         ).to(device)
         optimizer: torch.optim.Optimizer = torch.optim.Adam(network.parameters(), 1e-5)
         loss = _monai_loss(training.targets, size)

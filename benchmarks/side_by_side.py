@@ -60,8 +60,7 @@ CONTESTS = {
         holdout=("calcification",),
     ),
     "sdm": Contest(
-        {"mDSC": (SDM, ["mdsc"]), "SDM": (SDM, ["sdm"]), "MIX": (SDM, ["mix"]), "MIX+": (SDM, [])},
-        each_with_each=True,
+        {"mDSC": (SDM, ["mdsc"]), "SDM": (SDM, ["sdm"]), "MIX": (SDM, ["mix"]), "MIX+": (SDM, [])}, each_with_each=True
     ),
 }
 

@@ -66,13 +66,7 @@ class Phantom:
         print(f"{cases} + {held_out} cases in {written}")
 
     def brain(
-        self,
-        folder: str,
-        cases: int = 24,
-        held_out: int = 6,
-        seed: int = 0,
-        spacing: float = 2.0,
-        scalp: bool = False,
+        self, folder: str, cases: int = 24, held_out: int = 6, seed: int = 0, spacing: float = 2.0, scalp: bool = False
     ) -> None:
         """Write T1-weighted brain MRs in the layout of IXI, with maps of 17 labels beside them.
 

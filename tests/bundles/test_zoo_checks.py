@@ -116,11 +116,7 @@ def test_released_weights_load_strictly_and_are_plain_float32(bundle: Path) -> N
 
 @pytest.mark.parametrize(
     ("kind", "files"),
-    [
-        ("train", ["train.json"]),
-        ("train", ["train.json", "evaluate.json"]),
-        ("inference", ["inference.json"]),
-    ],
+    [("train", ["train.json"]), ("train", ["train.json", "evaluate.json"]), ("inference", ["inference.json"])],
     ids=["train", "evaluate", "inference"],
 )
 def test_bundle_properties(

@@ -5,13 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from regzoo.datasets import (
-    load_records,
-    load_single_records,
-    patient_folds,
-    read_learn2reg,
-    write_abdomen_phantoms,
-)
+from regzoo.datasets import load_records, load_single_records, patient_folds, read_learn2reg, write_abdomen_phantoms
 from regzoo.errors import RegZooError
 
 

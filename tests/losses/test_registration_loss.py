@@ -64,9 +64,7 @@ def test_label_term_warps_the_moving_label_onto_the_fixed_one() -> None:
 def test_float32_and_trainable_under_autocast() -> None:
     ddf = torch.randn(1, 3, 8, 8, 8, requires_grad=True)
     label = torch.rand(1, 1, 8, 8, 8)
-    loss = RegistrationLoss(
-        {"label": LabelSimilarity(MultiScaleDice()), "deformation": Deformation(BendingEnergy())},
-    )
+    loss = RegistrationLoss({"label": LabelSimilarity(MultiScaleDice()), "deformation": Deformation(BendingEnergy())})
     with torch.autocast("cpu", dtype=torch.bfloat16):
         value = loss(ddf, {"fixed_label": label, "moving_label": label})
     assert value.dtype == torch.float32

@@ -159,11 +159,7 @@ def test_inverse_undoes_the_field(kind: str) -> None:
 def test_jacobian_of_a_quadratic_field() -> None:
     x, y, z = np.indices(SHAPE).astype(float)
     u = np.stack([0.01 * x**2 + 0.1 * y, 0.02 * y * z, 0.015 * z**2 - 0.05 * x]).astype(np.float32)
-    rows = [
-        [1 + 0.02 * x, 0.1 + 0 * x, 0 * x],
-        [0 * x, 1 + 0.02 * z, 0.02 * y],
-        [-0.05 + 0 * x, 0 * x, 1 + 0.03 * z],
-    ]
+    rows = [[1 + 0.02 * x, 0.1 + 0 * x, 0 * x], [0 * x, 1 + 0.02 * z, 0.02 * y], [-0.05 + 0 * x, 0 * x, 1 + 0.03 * z]]
     expected = np.linalg.det(np.array(rows).transpose(2, 3, 4, 0, 1))
     inner = (slice(1, -1),) * 3
     ours = jacobian_determinant(torch.from_numpy(u)[None])[0, 0].numpy()

@@ -3,19 +3,9 @@
 from regzoo.losses.deformation import BendingEnergy, GradientNorm
 from regzoo.losses.distance import SignedDistanceSimilarity
 from regzoo.losses.hausdorff import SoftHausdorff
-from regzoo.losses.intensity import (
-    LocalNormalizedCrossCorrelation,
-    NormalizedCrossCorrelation,
-    StructuralSimilarity,
-)
+from regzoo.losses.intensity import LocalNormalizedCrossCorrelation, NormalizedCrossCorrelation, StructuralSimilarity
 from regzoo.losses.label_overlap import PAPER_SIGMAS, MultiScaleCrossEntropy, MultiScaleDice, WeightedCrossEntropy
-from regzoo.losses.registration import (
-    Deformation,
-    ImageSimilarity,
-    LabelSimilarity,
-    PredictedLabel,
-    RegistrationLoss,
-)
+from regzoo.losses.registration import Deformation, ImageSimilarity, LabelSimilarity, PredictedLabel, RegistrationLoss
 from regzoo.losses.weighting import LearnedWeights, SoftmaxWeights, UncertaintyWeights
 
 __all__ = [

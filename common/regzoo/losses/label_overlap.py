@@ -113,10 +113,7 @@ class MultiScaleCrossEntropy(nn.Module):
     """
 
     def __init__(
-        self,
-        sigmas: Sequence[float] = PAPER_SIGMAS,
-        spacing: Sequence[float] = (1.0, 1.0, 1.0),
-        eps: float = 1e-6,
+        self, sigmas: Sequence[float] = PAPER_SIGMAS, spacing: Sequence[float] = (1.0, 1.0, 1.0), eps: float = 1e-6
     ) -> None:
         super().__init__()
         self.sigmas = voxel_sigmas(sigmas, spacing)

@@ -43,10 +43,7 @@ class LearnedWeights(nn.Module):
     """
 
     def __init__(
-        self,
-        names: Sequence[str],
-        fixed: Mapping[str, float] | None = None,
-        initial: Mapping[str, float] | None = None,
+        self, names: Sequence[str], fixed: Mapping[str, float] | None = None, initial: Mapping[str, float] | None = None
     ) -> None:
         super().__init__()
         self.names = tuple(names)
@@ -91,10 +88,7 @@ class UncertaintyWeights(LearnedWeights):
     """
 
     def __init__(
-        self,
-        names: Sequence[str],
-        fixed: Mapping[str, float] | None = None,
-        initial: Mapping[str, float] | None = None,
+        self, names: Sequence[str], fixed: Mapping[str, float] | None = None, initial: Mapping[str, float] | None = None
     ) -> None:
         super().__init__(names, fixed, initial)
         self.log_variances = self._parameter(-1.0)
@@ -119,10 +113,7 @@ class SoftmaxWeights(LearnedWeights):
     """
 
     def __init__(
-        self,
-        names: Sequence[str],
-        fixed: Mapping[str, float] | None = None,
-        initial: Mapping[str, float] | None = None,
+        self, names: Sequence[str], fixed: Mapping[str, float] | None = None, initial: Mapping[str, float] | None = None
     ) -> None:
         super().__init__(names, fixed, initial)
         self.logits = self._parameter(1.0)

@@ -1,25 +1,9 @@
 """TRE, overlap, surface and deformation measures, one value per case, as MONAI metrics."""
 
 from regzoo.metrics.base import CaseMetric
-from regzoo.metrics.challenge import (
-    CaseValues,
-    challenge_measures,
-    challenge_score,
-    landmark_errors,
-    robust_mean,
-)
-from regzoo.metrics.deformation import (
-    FoldedVoxels,
-    JacobianGradient,
-    LogJacobianStd,
-    deformation_statistics,
-)
-from regzoo.metrics.images import (
-    ImageCorrelation,
-    ImageStructuralSimilarity,
-    MeanLabelDice,
-    MeanLabelHausdorff,
-)
+from regzoo.metrics.challenge import CaseValues, challenge_measures, challenge_score, landmark_errors, robust_mean
+from regzoo.metrics.deformation import FoldedVoxels, JacobianGradient, LogJacobianStd, deformation_statistics
+from regzoo.metrics.images import ImageCorrelation, ImageStructuralSimilarity, MeanLabelDice, MeanLabelHausdorff
 from regzoo.metrics.labels import (
     LabelDice,
     LabelHausdorff,

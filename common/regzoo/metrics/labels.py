@@ -46,11 +46,7 @@ class TargetRegistrationError(CaseMetric):
     """
 
     def __init__(
-        self,
-        reduction: Reduction = "rms",
-        first_label: int = 1,
-        lost: float | None = None,
-        summary: Summary = "mean",
+        self, reduction: Reduction = "rms", first_label: int = 1, lost: float | None = None, summary: Summary = "mean"
     ) -> None:
         super().__init__(summary)
         if reduction not in ("rms", "mean"):
