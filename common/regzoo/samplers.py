@@ -11,6 +11,7 @@ from monai.data import CacheDataset
 from torch.utils.data import Dataset, DistributedSampler
 
 from regzoo.datasets.records import IMAGE_KEYS, LABEL_KEYS
+from regzoo.datasets.studies import split_studies
 from regzoo.errors import RegZooError
 from regzoo.spatial import plain
 
@@ -67,19 +68,31 @@ class LabelPairDataset(CacheDataset):
 
     It also takes single images, to which the moving one is still to be made, and images without labels.
 
-    A plain integer index gives the pair as it is cached, with all labels. ``data`` and ``transform`` are MONAI's; the
-    transforms must be deterministic, since randomness enters through the draw.
+    A plain integer index gives the pair as it is cached, with all labels. The transforms must be deterministic, since
+    randomness enters through the draw.
 
     Args:
+        data: records, or what MONAI Label puts in their place, see `regzoo.datasets.split_studies`.
+        validation: the same of the data set to validate on, from which MONAI Label's images have to be told apart.
+        single_images: make records of single images of MONAI Label's.
         labels_per_pair: label pairs per sample; 1 in the paper. More of them lower the variance of the gradient, which
             stays unbiased, at the small cost of the loss. A pair with fewer labels repeats them. 0: all there are;
             pairs that share a batch must then have the same number.
         kwargs: see MONAI.
     """
 
-    def __init__(self, *args: Any, labels_per_pair: int = 1, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        data: Sequence[Any],
+        *args: Any,
+        validation: Sequence[Any] = (),
+        single_images: bool = False,
+        labels_per_pair: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        records = split_studies(data, validation, single_images)[0]
         # The cached item is never changed, so MONAI need not copy it.
-        super().__init__(*args, copy_cache=False, **kwargs)
+        super().__init__(records, *args, copy_cache=False, **kwargs)
         self.labels_per_pair = labels_per_pair
 
     def __getitem__(self, index: Any) -> Any:
@@ -118,3 +131,21 @@ class LabelPairDataset(CacheDataset):
         generator = torch.Generator().manual_seed(seed)
         rounds = [torch.randperm(count, generator=generator) for _ in range(-(-self.labels_per_pair // count))]
         return torch.cat(rounds)[: self.labels_per_pair]
+
+
+class ValidationDataset(CacheDataset):
+    """MONAI's `CacheDataset` of the pairs to validate on.
+
+    Args:
+        data: records, or what MONAI Label puts in their place, see `regzoo.datasets.split_studies`.
+        training: the same of the data set to train on.
+        single_images: make records of single images of MONAI Label's.
+        kwargs: see MONAI.
+    """
+
+    def __init__(
+        self, data: Sequence[Any], *args: Any, training: Sequence[Any] = (), single_images: bool = False, **kwargs: Any
+    ) -> None:
+        records = split_studies(training, data, single_images)[1]
+        # The cached item is never changed, so MONAI need not copy it.
+        super().__init__(records, *args, copy_cache=False, **kwargs)

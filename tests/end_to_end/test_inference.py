@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -15,9 +16,8 @@ import regzoo
 import SimpleITK as sitk
 import torch
 from monai.bundle import ConfigParser
-from monai.data import MetaTensor
 from regzoo.datasets import load_records
-from regzoo.errors import user_error
+from regzoo.datasets.records import case_name
 from regzoo.workflow import Registrar, save_weights
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -148,35 +148,51 @@ def test_center_alignment_is_part_of_the_field(registrar: Registrar, prostate_ph
 
 
 @pytest.mark.parametrize("bundle", [BUNDLE, SEG, SDM, DDMR], ids=lambda path: path.name)
-def test_the_keys_a_server_sends(bundle: Path, dataset: Path) -> None:
-    """MONAI Label reads these four ids, sends ``image`` and ``image_path`` and takes ``pred``."""
+def test_the_keys_a_server_sends(bundle: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MONAI Label reads these ids, takes them apart, sends ``image_path`` and hands ``pred`` and ``result`` out."""
     parser = ConfigParser()
     parser.read_config(str(bundle / "configs/inference.json"))
-    assert "@_meta_" not in (bundle / "configs/inference.json").read_text(encoding="utf-8")
+    monkeypatch.setenv("MONAI_LABEL_STUDIES", str(dataset))
     pair = files(dataset, "case000008")
-    request = {"image": pair["fixed"], "image_path": pair["fixed"], "moving_image": pair["moving"]}
+    moving, label = (str(Path(pair[key]).relative_to(dataset)) for key in ("moving", "label"))
+    options = parser.get_parsed_content("displayable_configs")
+    request = options | {"image": pair["fixed"], "image_path": pair["fixed"], "moving_image": moving}
     network = parser.get_parsed_content("network_def").eval()
     network.load_state_dict(torch.load(bundle / "models/model.pt", weights_only=True))
-    preprocessing, inferer = (parser.get_parsed_content(name) for name in ("preprocessing", "inferer"))
+    inferer = parser.get_parsed_content("inferer")
 
-    def answer(request: dict[str, str]) -> MetaTensor:
-        data = preprocessing(request)
+    def answer(request: dict[str, Any]) -> dict[Any, Any]:
+        data: dict[Any, Any] = request
+        for step in parser.get_parsed_content("preprocessing").transforms:
+            data = step(data)
         with torch.no_grad():
             data["pred"] = inferer(data["image"][None], network)[0]
-        return parser.get_parsed_content("postprocessing")(data)["pred"]
+        for step in parser.get_parsed_content("postprocessing").transforms:
+            data = step(data)
+        return data
 
-    answers = [(answer(request | {"moving_label": pair["label"]}), torch.int32)]
+    answers = [(answer(request | {"moving_label": label}), "label", torch.int32)]
     if bundle in (BUNDLE, DDMR):
-        answers.append((answer(request), torch.float32))
+        answers.append((answer(request), "image", torch.float32))
     else:
-        with pytest.raises(RuntimeError) as caught:
+        with pytest.raises(Exception, match="name it as moving_label"):
             answer(request)
-        assert "name it as moving_label" in str(user_error(caught.value))
     fixed = nib.load(pair["fixed"])
-    for given, kind in answers:
+    for data, what, kind in answers:
+        given, result = data["pred"], json.loads(json.dumps(data["result"], allow_nan=False))
         assert given.shape == (1, *fixed.shape) and given.dtype == kind
         np.testing.assert_allclose(given.affine, fixed.affine, atol=1e-5)
-        assert given.any()
+        assert given.any() and result["answer"] == what and result["case"] == case_name(pair["fixed"])
+        assert ("deformation" in result) == (bundle != SEG) and isinstance(result["warnings"], list)
+        assert ("labels" in result) == (what == "label")
+    with_label, result = answers[0][0]["pred"][0].numpy(), answers[0][0]["result"]
+    shown = with_label == with_label.max()  # the last one is not covered by another
+    entry = [one for one in result["labels"] if one["volume_mm3"]][-1]
+    np.testing.assert_allclose(entry["volume_mm3"], shown.sum() * abs(np.linalg.det(fixed.affine)), rtol=1e-4)
+    centre = fixed.affine @ [*np.argwhere(shown).mean(0), 1]
+    np.testing.assert_allclose(entry["centroid_ras_mm"], centre[:3], atol=2e-3)
+    with pytest.raises(Exception, match="align: unknown method 'nearby'"):
+        answer(request | {"moving_label": label, "align": "nearby"})
 
 
 def test_labels_propagated_without_a_field(prostate_phantoms: Path, tmp_path: Path) -> None:

@@ -27,11 +27,13 @@ DDMR = "abdominal_ct_ddmr"
 ALL = [WEAK, SEG, SDM, DDMR]
 #: Those that need other images or the weights of another training; `test_single_image_training` tries them.
 TRANSFER = {"pretrain_brain", "finetune", "finetune_decoder", "hippocampus"}
+#: Those that run an exported file, which is for inference.
+EXPORTED = {"torchscript", "onnx", "tensorrt"}
 VARIANTS = sorted(
     (name, path.stem)
     for name in ALL
     for path in (BUNDLES / name / "configs" / "variants").glob("*.json")
-    if path.stem not in TRANSFER
+    if path.stem not in TRANSFER | EXPORTED
 )
 #: What each bundle logs beside loss/total and learning_rate.
 LOGGED = {

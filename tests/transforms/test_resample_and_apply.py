@@ -17,7 +17,6 @@ from regzoo.transforms import (
     AlignPaird,
     ApplyFieldd,
     FilterLabelsd,
-    LabelAsPredictiond,
     MatchLabelsd,
     ResamplePaird,
     SelectLabelsd,
@@ -25,6 +24,7 @@ from regzoo.transforms import (
     label_masks,
     of_kind,
 )
+from regzoo.workflow import Answerd
 from scipy.ndimage import center_of_mass, gaussian_filter, map_coordinates
 
 FIXED = make_grid((25, 20, 23), (1.2, 1.6, 1), (10, -15, 20), (1, 0, 2), (-1, 1, 1), (20, -30, 10))
@@ -287,13 +287,13 @@ def test_what_a_server_shows_is_one_label_map(values: list[int] | None) -> None:
         masks[0] -= masks[1]  # the values of a map exclude each other, masks may overlap
     affine = torch.from_numpy(make_affine(shape, (1, 2, 3)))
     item: dict[Any, Any] = {"warped_image": MetaTensor(torch.rand(1, *shape), affine=affine), "pred": None}
-    assert LabelAsPredictiond()(item)["pred"] is item["warped_image"]
+    assert Answerd()(item)["pred"] is item["warped_image"]
     item["warped_label"] = MetaTensor(torch.from_numpy(masks) * 0.8, affine=affine)
     if values:
         item["moving_label_values"] = values
         masks[0] *= 1 - masks[1]  # a map has one value in each voxel
         item["warped_label"] = MetaTensor(torch.from_numpy(masks) * 0.8, affine=affine)
-    shown = LabelAsPredictiond()(item)["pred"]
+    shown = Answerd()(item)["pred"]
     assert shown.dtype == torch.int32
     np.testing.assert_array_equal(shown.affine, affine)
     expected = np.zeros(shape, int)

@@ -21,6 +21,7 @@ from regzoo.datasets.records import (
     single_records,
 )
 from regzoo.datasets.splits import patient_folds, split_fold
+from regzoo.datasets.studies import split_studies, study_pairs
 from regzoo.datasets.test_pairs import test_pairs
 
 __all__ = [
@@ -41,6 +42,8 @@ __all__ = [
     "read_muregpro",
     "single_records",
     "split_fold",
+    "split_studies",
+    "study_pairs",
     "test_pairs",
     "write_abdomen_phantoms",
     "write_brain_phantoms",

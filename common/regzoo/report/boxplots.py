@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from os import PathLike
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from regzoo.errors import bad_file
 from regzoo.files import atomic_path
 from regzoo.report.tables import BEFORE, read_csv
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _INK, _BEFORE, _AFTER = "#1f2933", "#9aa5b1", "#1273de"
 _NAMES = {"tre_mm": "landmark TRE, mm", "gland_dsc": "gland DSC", "gland_hd95_mm": "gland HD95, mm"}
@@ -51,6 +51,10 @@ def summary_figure(
             f"has no column {missing[0]}" if missing else f"has no metric with a column {BEFORE}<metric>",
             "evaluate with the metrics of the unregistered pair",
         )
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
     layout = ConstrainedLayoutEngine(h_pad=0.12 if title else 0.04)
     figure = Figure(figsize=(2.7 * len(metrics) + 0.4, 3.6), dpi=120, facecolor="white", layout=layout)
     canvas = FigureCanvasAgg(figure)

@@ -13,7 +13,6 @@ from ignite.engine import Engine, Events
 
 from regzoo.files import file_name
 from regzoo.report.engine import cases_of, name_of_case
-from regzoo.report.picture import Picture
 from regzoo.spatial import plain
 
 
@@ -54,6 +53,9 @@ def registration_figure(
         probability: (C, X, Y, Z) in [0, 1], of the propagated labels; drawn where there is no warped image.
         label_map: the labels are those of a label map, of which none comes first: the planes go through the largest.
     """
+    # matplotlib takes its time, and a server that only registers may not have it.
+    from regzoo.report.picture import Picture
+
     images = {"fixed": fixed, "moving": moving}
     labels = {"fixed": fixed_label, "moving": moving_label, "warped": warped_label}
     if warped is not None:

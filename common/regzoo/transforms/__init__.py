@@ -2,7 +2,6 @@
 
 from regzoo.transforms.apply import (
     ApplyFieldd,
-    LabelAsPredictiond,
     PropagatedLabelsd,
     WarpOnNetworkGridd,
     label_map,
@@ -12,6 +11,7 @@ from regzoo.transforms.apply import (
 from regzoo.transforms.ct import FieldOfViewd, HounsfieldUnitsd
 from regzoo.transforms.distance import SignedDistanced, signed_distance
 from regzoo.transforms.load import AlignPaird, LoadPaird
+from regzoo.transforms.request import RequestedPaird, Steps, is_served
 from regzoo.transforms.resample import (
     AdHocLabelsd,
     FilterLabelsd,
@@ -30,16 +30,18 @@ __all__ = [
     "FieldOfViewd",
     "FilterLabelsd",
     "HounsfieldUnitsd",
-    "LabelAsPredictiond",
     "LoadPaird",
     "MatchLabelsd",
     "PropagatedLabelsd",
     "RegionInputd",
+    "RequestedPaird",
     "ResamplePaird",
     "SelectLabelsd",
     "SignedDistanced",
     "SimulateMovingd",
+    "Steps",
     "WarpOnNetworkGridd",
+    "is_served",
     "label_map",
     "label_masks",
     "of_kind",

@@ -202,27 +202,3 @@ class PropagatedLabelsd(MapTransform):
         cuts = [channel.flatten().topk(count).values[-1] for channel, count in zip(logits, counts, strict=True)]
         # A volume that is larger than what is visible does not reach beyond it.
         return torch.stack(cuts).clamp(min=torch.finfo(torch.float32).min).view(-1, 1, 1, 1)
-
-
-class LabelAsPredictiond(MapTransform):
-    """Put what a viewer shows into ``pred``: the propagated labels as one map, or without a moving label the image.
-
-    Servers such as MONAI Label hand out ``pred`` as the answer and cannot carry several channels. A label map keeps its
-    values; masks get 1, 2, … in their order, and where they overlap the smallest one shows.
-
-    Results: ``pred`` (1, X, Y, Z) on the fixed image's grid, int32 for labels, float32 for an image.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(["pred"])
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        item = dict(data)
-        label = item.get("warped_label")
-        if label is None:
-            item["pred"] = item["warped_image"]
-        else:
-            masks = warped_masks(item)
-            values = item.get("moving_label_values") or range(1, len(masks) + 1)
-            item["pred"] = MetaTensor(label_map(masks, values)[None], affine=label.affine)
-        return item

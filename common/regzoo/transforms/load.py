@@ -118,35 +118,35 @@ class AlignPaird(MapTransform):
             field of view on that of the fixed one, for images whose worlds are unrelated. ``label`` puts the centre of
             mass of the first moving label there, or, of a pair without a moving label, that of its field of view.
             ``region`` puts what `regzoo.transforms.FieldOfViewd` found in the moving image, the centre of mass of an
-            organ or of the body, on that of the fixed image.
+            organ or of the body, on that of the fixed image. A record with an ``align`` of its own is aligned by that.
 
     Adds ``prealignment``: the 4×4 float64 matrix of the edit, old moving world → new moving world, RAS mm. A single
     image is left as it is.
 
     Raises:
-        RegZooError: the fields of view do not overlap, or for ``region``, nothing was looked for in the images.
+        RegZooError: an unknown method, the fields of view do not overlap, or for ``region``, nothing was looked for in
+            the images.
 
     Source: ``label``, Bashkanov et al. 2021, section 2.1.
     """
 
     def __init__(self, method: Alignment = "header") -> None:
         super().__init__(["moving_image"])
-        if method not in get_args(Alignment):
-            raise RegZooError(f"align: unknown method {method!r}; use one of {', '.join(get_args(Alignment))}")
-        self.method = method
+        self.method = _known_method(method)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         if "moving_image" not in item:
             return item
+        method = _known_method(item.get("align", self.method))
         fixed, moving = Grid.of(item["fixed_image"]), Grid.of(item["moving_image"])
         edit = np.eye(4)
-        if self.method == "region":
+        if method == "region":
             if "fixed_anchor" not in item:
                 raise RegZooError("align: region needs images in which an organ or the body was found; use center")
             edit[:3, 3] = np.asarray(item["fixed_anchor"]) - np.asarray(item["moving_anchor"])
-        elif self.method != "header":
-            edit[:3, 3] = fixed.center - self._middle(item)
+        elif method != "header":
+            edit[:3, 3] = fixed.center - _middle(item, by_label=method == "label")
         elif not overlap(fixed, moving):
             files = [file_of(item[f"{side}_image"], f"the {side} image") for side in SIDES]
             apart = np.linalg.norm(fixed.center - moving.center)
@@ -159,17 +159,24 @@ class AlignPaird(MapTransform):
         item["prealignment"] = torch.as_tensor(edit)
         return item
 
-    def _middle(self, item: Mapping[Hashable, Any]) -> np.ndarray:
-        """What is put on the fixed image's centre, RAS mm."""
-        label = item.get("moving_label") if self.method == "label" else None
-        if label is None:
-            if self.method == "label":
-                logger.warning("%s: no moving label; its image's centre is aligned instead", item.get("case"))
-            return Grid.of(item["moving_image"]).center
-        (centre,) = centroids(label[:1], label.affine).cpu().numpy()
-        if not np.isfinite(centre).all():
-            raise bad_file(file_of(label, "the moving label"), "its first label is empty", "draw it, or --align center")
-        return centre
+
+def _known_method(method: Any) -> Alignment:
+    if method not in get_args(Alignment):
+        raise RegZooError(f"align: unknown method {method!r}; use one of {', '.join(get_args(Alignment))}")
+    return method
+
+
+def _middle(item: Mapping[Hashable, Any], by_label: bool) -> np.ndarray:
+    """What is put on the fixed image's centre, RAS mm."""
+    label = item.get("moving_label") if by_label else None
+    if label is None:
+        if by_label:
+            logger.warning("%s: no moving label; its image's centre is aligned instead", item.get("case"))
+        return Grid.of(item["moving_image"]).center
+    (centre,) = centroids(label[:1], label.affine).cpu().numpy()
+    if not np.isfinite(centre).all():
+        raise bad_file(file_of(label, "the moving label"), "its first label is empty", "draw it, or --align center")
+    return centre
 
 
 def file_of(image: torch.Tensor, otherwise: str = "") -> str:

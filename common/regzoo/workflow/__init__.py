@@ -16,22 +16,31 @@ from regzoo.workflow.data import (
     training_records,
 )
 from regzoo.workflow.distributed import distributed, rank_device, start_process_group, stop_process_group
+from regzoo.workflow.export import Export, export_network
+from regzoo.workflow.exported import ExportedNetwork, OnnxNetwork, TorchScriptNetwork
 from regzoo.workflow.inferer import LabelWiseInferer
 from regzoo.workflow.logs import LossTerms, ValidationImages
 from regzoo.workflow.outputs import RegistrationResult, SaveRegistration
 from regzoo.workflow.plateau import EarlyStop, Schedule, key_metric
 from regzoo.workflow.registrar import Registrar, find_bundle, register
+from regzoo.workflow.serving import Answerd, served_weights, training_folder
+from regzoo.workflow.tracking import finish_evaluation
 
 __all__ = [
+    "Answerd",
     "CaseStream",
     "EarlyStop",
+    "Export",
+    "ExportedNetwork",
     "LabelWiseInferer",
     "LossTerms",
+    "OnnxNetwork",
     "PreparePair",
     "Registrar",
     "RegistrationResult",
     "SaveRegistration",
     "Schedule",
+    "TorchScriptNetwork",
     "TrainingCheckpoint",
     "ValidationImages",
     "case_names",
@@ -39,7 +48,9 @@ __all__ = [
     "distributed",
     "evaluation_pairs",
     "evaluation_records",
+    "export_network",
     "find_bundle",
+    "finish_evaluation",
     "is_lower",
     "key_metric",
     "load_weights",
@@ -49,9 +60,11 @@ __all__ = [
     "report_failures",
     "requested_records",
     "save_weights",
+    "served_weights",
     "split_images",
     "start_process_group",
     "stop_process_group",
+    "training_folder",
     "training_images",
     "training_records",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,7 @@ class TrainingCheckpoint:
             NaN, the latest weights are kept.
         settings: what makes this training what it is, as plain values; a training is not resumed with others.
         resume: continue from ``last.pt`` if there is one.
+        serve_as: another file for the best weights, written when the training has ended well.
     """
 
     def __init__(
@@ -104,6 +106,7 @@ class TrainingCheckpoint:
         evaluator: Engine | None = None,
         settings: Mapping[str, Any] | None = None,
         resume: bool = True,
+        serve_as: str | Path | None = None,
     ) -> None:
         self.folder = Path(folder)
         self.network = network
@@ -112,6 +115,7 @@ class TrainingCheckpoint:
         # Through JSON, so that a tuple and a list, or 1 and 1.0, do not differ after they were read back.
         self.settings: dict[str, Any] = json.loads(json.dumps(dict(settings or {})))
         self.resume = resume
+        self.serve_as = serve_as
         make_folder(self.folder)
 
     @property
@@ -126,14 +130,19 @@ class TrainingCheckpoint:
         """Register with a trainer."""
         engine.add_event_handler(Events.STARTED, self.restore)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
+        if self.serve_as is not None:
+            engine.add_event_handler(Events.COMPLETED, self.serve)
 
     def restore(self, engine: Engine) -> None:
         """Load ``last.pt`` into the network, the objects and the engine.
 
+        Only into an engine that has not trained yet: one that is run again, as by a federated client in each round,
+        goes on with the weights it was given in between.
+
         Raises:
             RegZooError: the file is damaged, or was written by a training with other settings.
         """
-        if not self.resume or not self.last_file.is_file():
+        if not self.resume or engine.state.iteration > 0 or not self.last_file.is_file():
             return
         # On the CPU: each object moves its state where it belongs, and Adam's step counts belong on the CPU.
         content = read_checkpoint(self.last_file)
@@ -175,6 +184,13 @@ class TrainingCheckpoint:
             content["best_metric_epoch"] = int(self.evaluator.state.best_metric_epoch)
         with atomic_path(self.last_file) as temporary:
             torch.save(content, temporary)
+
+    def serve(self, engine: Engine) -> None:
+        """Write the best weights where they are served from."""
+        if self.serve_as is not None and is_writer() and self.best_file.is_file():
+            with atomic_path(self.serve_as) as temporary:
+                shutil.copyfile(self.best_file, temporary)
+            logger.info("the best weights are in %s", self.serve_as)
 
     def _is_best(self, engine: Engine) -> bool:
         if self.evaluator is None:

@@ -80,10 +80,7 @@ class RegistrationResult:
     @classmethod
     def of(cls, item: Mapping[str, Any]) -> RegistrationResult:
         """From what `regzoo.transforms.ApplyFieldd` or `regzoo.transforms.PropagatedLabelsd` leaves in a dict."""
-        label = item.get("warped_label")
-        mask = None
-        if label is not None:
-            mask = MetaTensor(warped_masks(item), affine=label.affine)
+        mask = propagated_masks(item)
         keys = ["case", "ddf", "probability", "moving_label_values"]
         keys += [f"{who}_{kind}" for who in WHO for kind in ("image", "label")]
         return cls(
@@ -92,7 +89,7 @@ class RegistrationResult:
             warped_label=mask,
             probability=item.get("probability"),
             label_values=item.get("moving_label_values"),
-            statistics=_statistics(item, mask),
+            statistics=registration_statistics(item, mask),
             transformation=item.get("field"),
             moved_image=item.get("warped_image"),
             pictured={key: item[key] for key in keys if key in item},
@@ -215,8 +212,17 @@ def _missing(case: str, output: str) -> RegZooError:
     return bad_file(case, *MISSING[output])
 
 
-def _statistics(item: Mapping[str, Any], labels: MetaTensor | None) -> dict[str, Any]:
-    """Deformation statistics and, per label, volume and centroid, as plain values for JSON; and warnings."""
+def registration_statistics(item: Mapping[Any, Any], labels: MetaTensor | None) -> dict[str, Any]:
+    """What a registration is judged by, as plain values for JSON.
+
+    Args:
+        item: what `regzoo.transforms.ApplyFieldd` or `regzoo.transforms.PropagatedLabelsd` leaves.
+        labels: its `propagated_masks`.
+
+    Returns:
+        ``deformation`` (with a field), ``labels`` (with a moving label): of each its value or index, name, volume in
+        mm³ and centroid in RAS mm; and ``warnings``, a line each.
+    """
     found: dict[str, Any] = {}
     if "field" in item:
         deformation = deformation_statistics(item["ddf"], item["field"].grid.spacing.tolist())
@@ -227,6 +233,12 @@ def _statistics(item: Mapping[str, Any], labels: MetaTensor | None) -> dict[str,
         found["labels"] = _label_statistics(item, labels)
         found["warnings"] = _warnings(item, labels, found["labels"])
     return found
+
+
+def propagated_masks(item: Mapping[Any, Any]) -> MetaTensor | None:
+    """The propagated labels of a case as masks (C, X, Y, Z) uint8, if there are any."""
+    label = item.get("warped_label")
+    return None if label is None else MetaTensor(warped_masks(item), affine=label.affine)
 
 
 def _label_statistics(item: Mapping[str, Any], labels: MetaTensor) -> list[dict[str, Any]]:

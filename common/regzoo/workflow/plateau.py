@@ -40,13 +40,22 @@ class Schedule(LrScheduleHandler):
     Args:
         lr_scheduler: the schedule.
         evaluator: a MONAI evaluator with a key metric.
+        early_stopping: attached after the schedule. In a configuration it is no handler by itself, because others, such
+            as the one that saves its state, refer to it, and MONAI Label puts handlers of its own into the list.
     """
 
-    def __init__(self, lr_scheduler: LRScheduler, evaluator: Engine) -> None:
+    def __init__(self, lr_scheduler: LRScheduler, evaluator: Engine, early_stopping: EarlyStop | None = None) -> None:
         self.follows = isinstance(lr_scheduler, ReduceLROnPlateau)
         step = {"step_transform": key_metric(evaluator)} if self.follows else {}
         super().__init__(lr_scheduler, print_lr=False, epoch_level=self.follows, **step)
         self.evaluator = evaluator
+        self.early_stopping = early_stopping
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer."""
+        super().attach(engine)
+        if self.early_stopping is not None:
+            self.early_stopping.attach(engine)
 
     def __call__(self, engine: Engine) -> None:
         """Step, unless there is nothing new."""

@@ -1,0 +1,115 @@
+"""Pairs and single images from the finished labels of MONAI Label's studies.
+
+MONAI Label hands a training a list of ``{"image": path, "label": path}``, one for each image with a finished label, and
+another for the validation. It knows nothing of pairs, so they are found by name.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from regzoo.datasets.records import Record, case_name, pair_record, single_records
+from regzoo.errors import RegZooError
+
+logger = logging.getLogger(__name__)
+
+#: The word in the name of an image that says what it is, in a pair whose names are alike but for it.
+SIDE = re.compile(r"fixed|moving", re.IGNORECASE)
+RULE = "name the two images of a pair alike but for the words fixed and moving, such as fixed01 and moving01"
+
+
+def split_studies(
+    training: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]], single_images: bool = False
+) -> tuple[list[Record], list[Record]]:
+    """The records to train and to validate on, from what MONAI Label hands over as the data of the two.
+
+    Records that are ours already are returned as they are. Otherwise MONAI Label has divided the images, not the pairs:
+    the pairs are made of all of them, and the last ones by name are validated on, as large a part of them as of the
+    images. Single images stay divided as they are; those to validate on are paired with one another.
+
+    Args:
+        training, validation: records, or entries ``{"image": path, "label": path}``.
+        single_images: for a method that makes the moving images itself.
+
+    Returns:
+        (training, validation).
+
+    Raises:
+        RegZooError: there is no pair among the entries to train on.
+    """
+    if not any(_is_entry(entry) for entry in (*training, *validation)):
+        return [dict(record) for record in training], [dict(record) for record in validation]
+    if single_images:
+        return _images(training), _ring(_images(validation))
+    entries = [entry for entry in (*training, *validation) if _is_entry(entry)]
+    pairs = study_pairs(entries)
+    held_out = sum(_is_entry(entry) for entry in validation)
+    count = min(max(round(len(pairs) * held_out / len(entries)), 1 if held_out else 0), len(pairs) - 1)
+    ready = [dict(entry) for entry in validation if not _is_entry(entry)]
+    return pairs[: len(pairs) - count], pairs[len(pairs) - count :] + ready
+
+
+def study_pairs(entries: Sequence[Mapping[str, Any]]) -> list[Record]:
+    """Pairs of images whose names are alike but for the words ``fixed`` and ``moving``, in the order of their names.
+
+    An image without a partner is left out, with a warning.
+
+    Args:
+        entries: ``{"image": path, "label": path}``.
+
+    Raises:
+        RegZooError: there is no pair.
+    """
+    sides: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for entry in sorted(entries, key=lambda entry: str(entry["image"])):
+        name = case_name(entry["image"])
+        words = SIDE.findall(name)
+        if len(words) != 1:
+            logger.warning("%s: left out of the training; %s", entry["image"], RULE)
+            continue
+        sides.setdefault(SIDE.sub("*", name).lower(), {})[words[0].lower()] = entry
+    pairs: list[Record] = []
+    for pair in sides.values():
+        if len(pair) == 2:
+            pairs.append(_pair(pair["fixed"], pair["moving"]))
+        else:
+            (entry,) = pair.values()
+            logger.warning("%s: left out of the training, its partner has no finished label", entry["image"])
+    if not pairs:
+        raise RegZooError(f"no pair among the {len(entries)} finished labels of the studies; {RULE}, and finish both")
+    return pairs
+
+
+def _is_entry(entry: Mapping[str, Any]) -> bool:
+    """Whether this is MONAI Label's, and not a record of ours."""
+    return "image" in entry and "fixed_image" not in entry
+
+
+def _pair(fixed: Mapping[str, Any], moving: Mapping[str, Any]) -> Record:
+    return {
+        "fixed_image": str(fixed["image"]),
+        "moving_image": str(moving["image"]),
+        "fixed_label": str(fixed["label"]),
+        "moving_label": str(moving["label"]),
+        "case": case_name(fixed["image"]),
+    }
+
+
+def _images(entries: Sequence[Mapping[str, Any]]) -> list[Record]:
+    """As records of single images."""
+    renamed = [
+        {f"fixed_{key}": str(entry[key]) for key in ("image", "label")} if _is_entry(entry) else dict(entry)
+        for entry in entries
+    ]
+    ours = [entry for entry in renamed if "moving_image" in entry]
+    return single_records(entry for entry in renamed if "moving_image" not in entry) + ours
+
+
+def _ring(images: Sequence[Record]) -> list[Record]:
+    """Each of several images with the next one as the moving image; one alone, and pairs, as they are."""
+    if len(images) < 2 or any("moving_image" in image for image in images):
+        return list(images)
+    return [pair_record(fixed, moving) for fixed, moving in zip(images, [*images[1:], images[0]], strict=True)]

@@ -1,0 +1,60 @@
+"""What is different where MONAI Label serves a bundle: what it is given of a registration, where trainings go."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+
+from regzoo.transforms import is_served, label_map
+from regzoo.workflow.outputs import propagated_masks, registration_statistics
+
+
+class Answerd(MapTransform):
+    """Last step of an inference: put into ``pred`` what a viewer shows, and for a server all else into ``result``.
+
+    Servers such as MONAI Label hand out ``pred``, which cannot carry several channels, and ``result`` as JSON.
+
+    Results:
+        ``pred`` (1, X, Y, Z) on the fixed image's grid: the propagated labels as one map, int32, or without a moving
+        label the warped moving image, float32. A label map keeps its values; masks get 1, 2, … in their order, and
+        where they overlap the smallest one shows.
+
+        ``result``, if a server asked: ``case``, ``answer`` (``label`` or ``image``) and what
+        `registration_statistics` finds. Volumes and centroids are those of the whole masks, whatever overlaps them.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(["pred"])
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        masks = propagated_masks(item)
+        if masks is None:
+            item["pred"] = item["warped_image"]
+        else:
+            values = item.get("moving_label_values") or range(1, len(masks) + 1)
+            item["pred"] = MetaTensor(label_map(masks.as_tensor(), values)[None], affine=masks.affine)
+        if "image_path" in item:
+            answer = {"case": item.get("case"), "answer": "image" if masks is None else "label"}
+            item["result"] = answer | registration_statistics(item, masks)
+        return item
+
+
+def training_folder(bundle_root: str | Path) -> str:
+    """Where a training goes that nobody named a folder for.
+
+    ``output/train`` of the bundle; of MONAI Label's trainings, each of which starts anew from some weights, every one
+    has a folder of its own, ``output/monai_label/<time>``.
+    """
+    output = Path(bundle_root) / "output"
+    return str(output / "monai_label" / f"{datetime.now():%Y%m%d-%H%M%S}" if is_served() else output / "train")
+
+
+def served_weights(bundle_root: str | Path) -> str | None:
+    """Where MONAI Label's trainings leave their weights, beside the released ones; None for other trainings."""
+    return str(Path(bundle_root) / "models" / "monai_label.pt") if is_served() else None

@@ -1,0 +1,92 @@
+"""Pairs and single images from what MONAI Label hands to a training."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from regzoo.datasets import split_studies, study_pairs
+from regzoo.errors import RegZooError
+
+
+def entries(*names: str) -> list[dict[str, Any]]:
+    return [{"image": f"/s/{name}.nii.gz", "label": f"/s/labels/final/{name}.nii.gz"} for name in names]
+
+
+def cases(records: list[dict[str, Any]]) -> list[str]:
+    return [record["case"] for record in records]
+
+
+def test_pairs_are_found_by_name() -> None:
+    pairs = study_pairs(entries("moving01", "p7_fixed_us", "fixed01", "P7_Moving_US", "fixed.2", "moving.2"))
+    assert {(Path(pair["fixed_image"]).name, Path(pair["moving_image"]).name) for pair in pairs} == {
+        ("fixed01.nii.gz", "moving01.nii.gz"),
+        ("p7_fixed_us.nii.gz", "P7_Moving_US.nii.gz"),
+        ("fixed.2.nii.gz", "moving.2.nii.gz"),
+    }
+    for pair in pairs:
+        for side in ("fixed", "moving"):
+            assert Path(pair[f"{side}_label"]).name == Path(pair[f"{side}_image"]).name
+            assert "labels/final" in pair[f"{side}_label"]
+
+
+def test_images_without_a_partner_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        pairs = study_pairs(entries("fixed1", "moving1", "fixed2", "ct3", "fixed_to_moving4"))
+    assert cases(pairs) == ["fixed1"]
+    assert sum("fixed2.nii.gz: left out" in line for line in caplog.messages) == 1
+    assert all(any(name in line for line in caplog.messages) for name in ("ct3", "fixed_to_moving4"))
+
+
+def test_no_pair_at_all_is_an_error() -> None:
+    with pytest.raises(RegZooError, match="no pair among the 2 finished labels"):
+        study_pairs(entries("fixed1", "moving2"))
+    with pytest.raises(RegZooError, match="no pair"):
+        split_studies(entries("a"), entries("b"))
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize(("held_out", "expected"), [(0, 0), (1, 1), (2, 1), (4, 2), (5, 2), (8, 4), (9, 4)])
+def test_pairs_stay_whole_however_the_images_were_divided(order: int, held_out: int, expected: int) -> None:
+    names = [f"{side}{number}" for side in ("fixed", "moving") for number in range(5)][::order]
+    given = entries(*names)
+    training, validation = split_studies(given[: 10 - held_out], given[10 - held_out :])
+    assert cases(training) + cases(validation) == [f"fixed{number}" for number in range(5)]
+    assert len(validation) == expected
+
+
+def test_one_pair_is_trained_on() -> None:
+    training, validation = split_studies(entries("fixed1"), entries("moving1"))
+    assert len(training) == 1 and validation == []
+
+
+def test_the_two_data_sets_get_the_same_division() -> None:
+    training = entries("fixed1", "moving2", "fixed3")
+    validation = entries("moving1", "fixed2", "moving3")
+    assert split_studies(training, validation) == split_studies(tuple(training), tuple(validation))
+
+
+def test_single_images_stay_where_they_are_and_validation_pairs_them() -> None:
+    training, validation = split_studies(entries("a", "b"), entries("c", "d", "e"), single_images=True)
+    assert [(record["fixed_image"], record["fixed_label"]) for record in training] == [
+        ("/s/a.nii.gz", "/s/labels/final/a.nii.gz"),
+        ("/s/b.nii.gz", "/s/labels/final/b.nii.gz"),
+    ]
+    assert all("moving_image" not in record for record in training)
+    moving = {Path(pair["fixed_image"]).name[0]: Path(pair["moving_image"]).name[0] for pair in validation}
+    assert moving == {"c": "d", "d": "e", "e": "c"}
+    (alone,) = split_studies(entries("a"), entries("c"), single_images=True)[1]
+    assert alone["fixed_image"] == "/s/c.nii.gz" and "moving_image" not in alone
+    assert split_studies(entries("a"), [], single_images=True)[1] == []
+
+
+def test_records_of_ours_stay_as_they_are() -> None:
+    ours = [{"fixed_image": "f", "moving_image": "m", "case": "c", "patient": 1}]
+    for single in (False, True):
+        assert split_studies(ours, ours, single) == (ours, ours)
+    training, validation = split_studies(entries("fixed1", "moving1", "fixed2", "moving2"), ours)
+    assert cases(training) == ["fixed1", "fixed2"] and validation == ours
+    training, validation = split_studies(entries("a", "b"), ours, single_images=True)
+    assert cases(training) == ["a", "b"] and validation == ours

@@ -1,0 +1,190 @@
+"""Requests as MONAI Label hands them to a bundle."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import ball, make_affine, smooth_noise, write
+from regzoo.errors import RegZooError
+from regzoo.transforms import LoadPaird, RequestedPaird, Steps
+
+SHAPE = (13, 11, 9)
+
+
+@pytest.fixture
+def studies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A studies folder as MONAI Label keeps it, with a mask as an image and a finished label; beside it, a secret."""
+    folder = tmp_path / "studies"
+    (folder / "labels" / "final").mkdir(parents=True)
+    (folder / "more").mkdir()
+    affine = make_affine(SHAPE, (1.5, 2, 2.5), (10, -5, 20))
+    mask = ball(SHAPE, (6, 5, 4), 3).astype(np.uint8)
+    for seed, name in enumerate(("fixed01", "moving01", "more/moving02")):
+        write(folder / f"{name}.nii.gz", smooth_noise(SHAPE, 1, seed), affine)
+    write(folder / "moving01_label.nii.gz", mask, affine)
+    write(folder / "labels" / "final" / "moving01.nii.gz", mask, affine)
+    write(tmp_path / "secret.nii.gz", smooth_noise(SHAPE, 1, 5), affine)
+    (folder / "link.nii.gz").symlink_to(tmp_path / "secret.nii.gz")
+    (folder / "way").symlink_to(tmp_path)
+    monkeypatch.setenv("MONAI_LABEL_STUDIES", str(folder))
+    return folder
+
+
+def request(studies: Path, fixed: str = "fixed01.nii.gz", **parameters: Any) -> dict[str, Any]:
+    """As the server sends it, after it has found the fixed image."""
+    path = str(studies / fixed)
+    return {"model": "m", "image": path, "image_path": path, "device": "cpu", "result_dtype": "uint8", **parameters}
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value", "expected"),
+    [
+        ("moving_image", "moving01", "moving01.nii.gz"),
+        ("moving_image", "moving01.nii.gz", "moving01.nii.gz"),
+        ("moving_image", "more/moving02.nii.gz", "more/moving02.nii.gz"),
+        ("moving_image", "./more/../moving01.nii.gz", "moving01.nii.gz"),
+        ("moving_image", "{studies}/more/moving02.nii.gz", "more/moving02.nii.gz"),
+        ("moving_label", "moving01", "labels/final/moving01.nii.gz"),
+        ("moving_label", "moving01_label", "moving01_label.nii.gz"),
+        ("moving_label", "labels/final/moving01.nii.gz", "labels/final/moving01.nii.gz"),
+        ("fixed_label", "moving01_label", "moving01_label.nii.gz"),
+        ("moving_label", ["moving01", "moving01_label"], ["labels/final/moving01.nii.gz", "moving01_label.nii.gz"]),
+    ],
+)
+def test_files_are_found_in_the_studies(studies: Path, parameter: str, value: Any, expected: Any) -> None:
+    given = value.format(studies=studies) if isinstance(value, str) else value
+    record = RequestedPaird()(request(studies, **({"moving_image": "moving01"} | {parameter: given})))
+    paths = [str(studies / name) for name in ([expected] if isinstance(expected, str) else expected)]
+    assert record[parameter] == (paths if isinstance(value, list) else paths[0])
+    assert record["fixed_image"] == str(studies / "fixed01.nii.gz") and record["case"] == "fixed01"
+
+
+OUTSIDE = [
+    "../secret.nii.gz",
+    "more/../../secret.nii.gz",
+    "{studies}/../secret.nii.gz",
+    "{outside}/secret.nii.gz",
+    "link",
+    "link.nii.gz",
+    "way/secret.nii.gz",
+    "way",
+    "..",
+    "/etc/passwd",
+    "../no_such_file.nii.gz",
+]
+
+
+@pytest.mark.parametrize("parameter", ["moving_image", "moving_label", "fixed_label"])
+@pytest.mark.parametrize("value", OUTSIDE)
+def test_nothing_outside_the_studies_is_reached(studies: Path, parameter: str, value: str) -> None:
+    given = value.format(studies=studies, outside=studies.parent)
+    with pytest.raises(RegZooError, match=f"^{parameter}: .* leads outside the studies folder; [^\n]*$"):
+        RequestedPaird()(request(studies, **({"moving_image": "moving01"} | {parameter: given})))
+    if parameter != "moving_image":
+        with pytest.raises(RegZooError, match="leads outside"):
+            RequestedPaird()(request(studies, moving_image="moving01", **{parameter: ["moving01", given]}))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [5, 1.5, True, {"a": 1}, ["moving01"], "nobody", "a\0b", "a\nb", "x" * 5000, ".", "more", "labels/final", "", None],
+)
+def test_what_names_no_image_is_refused_in_a_line(studies: Path, value: Any) -> None:
+    with pytest.raises(RegZooError, match=r"^moving_image: [^\n]*; give [^\n]*$") as caught:
+        RequestedPaird()(request(studies, moving_image=value))
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("value", [5, {"a": 1}, [7], [""], [["moving01"]], "nobody"])
+def test_what_names_no_label_is_refused_in_a_line(studies: Path, value: Any) -> None:
+    with pytest.raises(RegZooError, match=r"^moving_label: "):
+        RequestedPaird()(request(studies, moving_image="moving01", moving_label=value))
+
+
+@pytest.mark.parametrize("fixed", ["", "../secret.nii.gz", "link.nii.gz", "/etc/passwd"])
+def test_the_fixed_image_lies_in_the_studies_too(studies: Path, fixed: str) -> None:
+    served = request(studies, moving_image="moving01")
+    served["image"] = served["image_path"] = str(studies / fixed) if fixed else ""
+    with pytest.raises(RegZooError, match=r"^image: "):
+        RequestedPaird()(served)
+
+
+def test_a_fixed_image_may_come_with_the_request_or_a_session(
+    studies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tempfile.NamedTemporaryFile(suffix=".nii.gz") as upload:
+        record = RequestedPaird()(request(studies, upload.name, moving_image="moving01"))
+    assert record["fixed_image"] == os.path.realpath(upload.name)
+    assert record["moving_image"] == str(studies / "moving01.nii.gz")
+    with pytest.raises(RegZooError, match=r"^image: "):
+        RequestedPaird()(request(studies, str(Path(tempfile.gettempdir()) / "other.nii.gz"), moving_image="moving01"))
+    monkeypatch.setenv("MONAI_LABEL_SESSION_PATH", str(tmp_path / "sessions"))
+    session = tmp_path / "sessions" / "id" / "image.nii.gz"
+    assert RequestedPaird()(request(studies, str(session), moving_image="moving01"))["fixed_image"] == str(session)
+
+
+def test_without_a_studies_folder_of_its_own_it_is_that_of_the_fixed_image(
+    studies: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MONAI_LABEL_STUDIES", "http://127.0.0.1/dicom-web")
+    assert RequestedPaird()(request(studies, moving_image="moving01"))["moving_image"].endswith("moving01.nii.gz")
+    with pytest.raises(RegZooError, match="leads outside"):
+        RequestedPaird()(request(studies, moving_image="../secret.nii.gz"))
+
+
+def test_a_client_cannot_slip_in_what_later_steps_use(studies: Path) -> None:
+    slipped = {"field": 1, "probability": 2, "view_center": [0, 0, 0], "label_values": [1], "case": "../x", "pred": 3}
+    record = RequestedPaird()(request(studies, moving_image="moving01", align="center", **slipped))
+    kept = {"model", "image", "image_path", "device", "result_dtype", "fixed_image", "moving_image", "align", "case"}
+    assert set(record) == kept and record["case"] == "fixed01"
+
+
+def test_a_record_that_no_server_sent_is_left_alone(studies: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = {"image": "a", "moving_image": "../b", "moving_label": ["c"], "case": "d", "anything": 1}
+    assert RequestedPaird()(record) == record | {"fixed_image": "a"}
+
+
+class HTTPException(Exception):
+    """Stands in for the one of FastAPI, which only a server has."""
+
+    def __init__(self, status_code: int, detail: str) -> None:
+        self.status_code, self.detail = status_code, detail
+
+
+def test_mistakes_reach_the_client_of_a_server(studies: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fastapi", types.SimpleNamespace(HTTPException=HTTPException))
+    (studies / "broken.nii.gz").write_bytes(b"no image")
+    steps = Steps([RequestedPaird(), LoadPaird()])
+    (step,) = steps.transforms  # MONAI Label takes a Compose apart
+    for parameters, part in (({}, "moving_image: missing"), ({"moving_image": "broken"}, "broken.nii.gz: cannot be")):
+        with pytest.raises(HTTPException) as caught:
+            step(request(studies, **parameters))
+        assert caught.value.status_code == 400 and part in caught.value.detail
+        assert "\n" not in caught.value.detail and json.dumps(caught.value.detail)
+
+
+def test_without_a_server_mistakes_stay_what_they_are(studies: Path) -> None:
+    steps = Steps([RequestedPaird(), LoadPaird()])
+    with pytest.raises(RuntimeError) as caught:
+        steps({"image": "no_such_file.nii.gz", "moving_image": "x"})
+    causes, error = [], caught.value
+    while error is not None:
+        causes.append(error)
+        error = error.__cause__
+    assert any(isinstance(cause, RegZooError) for cause in causes)
+
+
+def test_other_faults_are_not_hidden(studies: Path) -> None:
+    def fails(data: Any) -> Any:
+        raise ZeroDivisionError
+
+    with pytest.raises(RuntimeError):
+        Steps([fails])(request(studies))
