@@ -8,11 +8,11 @@ RUN := cd bundles/$(BUNDLE) && $(BIN)/python -m monai.bundle run
 
 # Tests run several at a time: threads that wait for others have to sleep. A training has the machine to itself: there it
 # is a quarter faster to spin for some microseconds first.
-test bench: export OMP_WAIT_POLICY := passive
+test test-label bench: export OMP_WAIT_POLICY := passive
 demo weights: export GOMP_SPINCOUNT := 2000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench weights clean
+.PHONY: help demo test test-label test-zoo lint bench weights clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -29,6 +29,13 @@ demo: $(STAMP) ## train on phantoms, register held-out pairs, show the improveme
 
 test: $(STAMP) ## run the tests
 	$(BIN)/python -m pytest -n 2
+
+test-label: ## run the tests against a MONAI Label server, in an environment of their own (.venv-label)
+	PYTHON=$(PYTHON) tests/monai_label/make_environment.sh .venv-label
+	$(CURDIR)/.venv-label/bin/python -m pytest tests/monai_label
+
+test-zoo: $(STAMP) ## run the packaged bundles in an environment that has only what they ask for (.venv-zoo; minutes)
+	REGZOO_ZOO_ENVIRONMENT=.venv-zoo $(BIN)/python -m pytest tests/zoo/test_empty_environment.py
 
 lint: $(STAMP) ## check style and types
 	$(BIN)/ruff check .

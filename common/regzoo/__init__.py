@@ -22,7 +22,7 @@ _HOME = {
 
 _MODULES = (
     *("augmentation", "datasets", "errors", "files", "filters", "losses", "metrics", "networks", "report", "samplers"),
-    *("spatial", "transforms", "workflow"),
+    *("spatial", "transforms", "workflow", "zoo"),
 )
 
 __all__ = ["DisplacementField", "RegZooError", "Registrar", "RegistrationResult", "__version__", "register"]

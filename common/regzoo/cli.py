@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import fire
-
 from regzoo.errors import RegZooError
 
 
@@ -93,6 +93,7 @@ def register(
     align: str | None = None,
     outputs: str | None = None,
     fixed_label: str | None = None,
+    overlays: str | Sequence[str] = (),
     **overrides: Any,
 ) -> None:
     """Register a moving image to a fixed one with a bundle, or carry its labels over.
@@ -111,12 +112,14 @@ def register(
             two CTs together first).
         outputs: some of image,label,probability,field,statistics,picture instead of all but the probability.
         fixed_label: labels on the fixed image, for a bundle that aligns the two by an organ beforehand.
+        overlays: further configurations of the bundle, such as configs/variants/onnx.json, separated by commas.
         overrides: any setting of the bundle's configs/inference.json, such as --checkpoint FILE.
     """
     from regzoo.workflow import register as run
 
     if align is not None:
         overrides["align"] = align
+    overrides["overlays"] = _listed(overlays)
     result = run(bundle, fixed, moving, label, out, outputs, fixed_label, **overrides)
     deformation = result.statistics.get("deformation")
     folds = f" (folded voxels: {deformation['folded_voxels_percent']:.3g} %)" if deformation else ""
@@ -125,7 +128,95 @@ def register(
         print(f"warning: {line}", file=sys.stderr)
 
 
-COMMANDS = {"register": register, "phantom": Phantom}
+def export(
+    bundle: str, format: str, out: str | None = None, overlays: str | Sequence[str] = (), **overrides: Any
+) -> None:
+    """Export a bundle's network to a file that other programs run, and verify it against PyTorch.
+
+    Args:
+        bundle: a bundle's name or folder.
+        format: torchscript, onnx or tensorrt (which needs an NVIDIA GPU).
+        out: the file; models/model.ts, models/model.onnx or models/model_trt.ts in the bundle if not given.
+        overlays: further configurations of the bundle, such as configs/variants/mix.json, separated by commas.
+        overrides: any setting of the bundle's configs/inference.json, such as --checkpoint FILE or --size "[48,32,32]".
+    """
+    from regzoo.workflow import export_network
+
+    print(export_network(bundle, format, out, _listed(overlays), **overrides))
+
+
+def _listed(files: str | Sequence[str]) -> list[str]:
+    """Files given as one, separated by commas, or as a list."""
+    return files.split(",") if isinstance(files, str) else list(files)
+
+
+def curves(folder: str, out: str = "training.png") -> None:
+    """Draw the loss and the validation of a training over its epochs, from the TensorBoard files that it wrote.
+
+    Args:
+        folder: the training's output folder.
+        out: PNG file to write.
+    """
+    from regzoo.report import training_figure
+
+    print(f"{out}: {training_figure(out, folder)} epochs")
+
+
+def verify(bundle: str) -> None:
+    """Check a bundle as the MONAI Model Zoo does, and as MONAI Label needs it; offline. Prints a table.
+
+    The exit status is 1 if a check failed. Checks that could not be done here are skipped, with the reason.
+
+    Args:
+        bundle: a bundle's name or folder.
+    """
+    from regzoo.zoo import as_table, failed, summary, verify
+
+    rows = verify(bundle)
+    print(f"{as_table(rows)}\n{summary(rows)}")
+    if failed(rows):
+        sys.exit(1)
+
+
+def package(bundle: str, out: str | None = None, large_files: str | None = None) -> None:
+    """Write a bundle as a zip that runs without regzoo installed; the package is inside.
+
+    Args:
+        bundle: a bundle's name or folder.
+        out: the zip; NAME_vVERSION.zip in the working folder if not given.
+        large_files: address from which models/model.pt can be downloaded; it is left out, and large_files.yml says so.
+    """
+    from regzoo.zoo import package, sha256
+
+    file = package(bundle, out, large_files)
+    print(f"{file}: {file.stat().st_size / 1e6:.1f} MB, SHA-256 {sha256(file)}")
+
+
+def publish(bundle: str, repo: str, token: str | None = None, version: str | None = None, private: bool = True) -> None:
+    """Push a bundle to the Hugging Face Hub, if every check of `verify` is passed; the package is inside.
+
+    Args:
+        bundle: a bundle's name or folder.
+        repo: organisation/name; made if it is not there.
+        token: access token; better, log in with `hf auth login` or set HF_TOKEN, which others cannot see.
+        version: tag; the version in the bundle's metadata if not given.
+        private: make the repository visible to its owners only; --noprivate for everybody.
+    """
+    from regzoo.zoo import as_table, publish, summary
+
+    address = publish(bundle, repo, token, version, private, report=lambda r: print(f"{as_table(r)}\n{summary(r)}"))
+    print(address)
+
+
+COMMANDS = {
+    "register": register,
+    "export": export,
+    "phantom": Phantom,
+    "curves": curves,
+    "verify": verify,
+    "package": package,
+    "publish": publish,
+}
 
 
 def main() -> None:

@@ -13,7 +13,6 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-
 from regzoo.errors import bad_file
 
 

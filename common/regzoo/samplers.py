@@ -8,12 +8,11 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed
 from monai.data import CacheDataset
-from torch.utils.data import Dataset, DistributedSampler
-
 from regzoo.datasets.records import IMAGE_KEYS, LABEL_KEYS
 from regzoo.datasets.studies import split_studies
 from regzoo.errors import RegZooError
 from regzoo.spatial import plain
+from torch.utils.data import Dataset, DistributedSampler
 
 #: What a sample may hold on the network grid: images, labels, and distance maps, which go with the label they are of.
 SAMPLE_KEYS = (*IMAGE_KEYS, *LABEL_KEYS, "fixed_distance", "moving_distance")

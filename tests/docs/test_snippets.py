@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import regzoo
+from mlflow import MlflowClient
 from regzoo.datasets import load_records
 from scipy.ndimage import binary_erosion
 
@@ -23,10 +24,14 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
-def run_python(page: str) -> dict[str, Any]:
-    """Run a page's Python from top to bottom; what it leaves behind."""
+def run_python(page: str, **other: str) -> dict[str, Any]:
+    """Run a page's Python from top to bottom, with other values of some names; what it leaves behind."""
     names: dict[str, Any] = {}
-    exec(compile("\n".join(blocks(page, "python")), page, "exec"), names)
+    text = "\n".join(blocks(page, "python"))
+    for name, value in other.items():
+        text, found = re.subn(rf"^{name} = .*$", f"{name} = {value}", text, flags=re.MULTILINE)
+        assert found == 1, name
+    exec(compile(text, page, "exec"), names)
     return names
 
 
@@ -95,6 +100,41 @@ def test_datalists(tmp_path: Path) -> None:
         assert [{k: v for k, v in record.items() if k != "split"} for record in from_csv] == from_json
     first = json.loads(listing)["training"][0]
     assert load_records(tmp_path / "list.csv", "train")[0]["label_names"] == first["label_names"]
+
+
+@pytest.mark.filterwarnings("ignore:executing the bundle", "ignore:This DataLoader", "ignore:'pin_memory'")
+def test_federated_and_tracking(prostate_phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    bundle = Path("bundles/prostate_mr_trus_weak_ddf")
+    shutil.copytree(DOCS.parent / bundle, bundle, ignore=shutil.ignore_patterns("output", "data"))
+    for number, site in enumerate("ab"):
+        splits = (("training", "train"), ("validation", "val"))
+        content = {section: load_records(prostate_phantoms, split)[number::2] for section, split in splits}
+        Path(f"hospital_{site}.json").write_text(json.dumps(content), encoding="utf-8")
+    tiny = {"samples_per_epoch": 4, "batch_size": 2, "folds": 2, "pictures": 0, "warmup_steps": 1}
+    tiny |= {"spacing": [5.0, 5.0, 5.0], "size": [18, 14, 13]}
+    names = run_python("federated_and_tracking.md", SETTINGS=repr(tiny))
+    for algo in names["clients"]:
+        assert algo.trainer.state.epoch == 3
+        # The rate has fallen to nothing after the last of all rounds, not before.
+        assert algo.trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-6)
+    assert names["statistics"]["train"]["data_count"] == 2
+    start = regzoo.workflow.checkpoint.read_checkpoint(bundle / "models/model.pt")
+    average = regzoo.workflow.checkpoint.read_checkpoint("federated/model.pt")
+    assert average.keys() == start.keys() and any((average[key] != start[key]).any() for key in start)
+
+    settings = tiny | {"dataset_dir": str(prostate_phantoms), "output_dir": "mine", "max_epochs": 1}
+    workflow = names["ConfigWorkflow"](
+        str(bundle / "configs/train.json"), logging_file=False, tracking="tracking.json", **settings
+    )
+    workflow.initialize()
+    workflow.run()
+    client = MlflowClient(f"sqlite:///{tmp_path}/mine/mlruns.db")
+    experiment = client.get_experiment_by_name("prostate")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.data.params["batch_size"] == "2" and run.data.params["spacing"] == "[5.0, 5.0, 5.0]"
+    assert {file.path for file in client.list_artifacts(run.info.run_id)} == {"config.json", "model.pt"}
 
 
 @pytest.mark.parametrize("page", sorted(path.name for path in DOCS.glob("*.md")))

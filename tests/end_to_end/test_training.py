@@ -27,6 +27,8 @@ DDMR = "abdominal_ct_ddmr"
 ALL = [WEAK, SEG, SDM, DDMR]
 #: Those that need other images or the weights of another training; `test_single_image_training` tries them.
 TRANSFER = {"pretrain_brain", "finetune", "finetune_decoder", "hippocampus"}
+#: Those that run a file; `test_exported_inference` tries them.
+EXPORTED = {"torchscript", "onnx", "tensorrt"}
 #: Those that run an exported file, which is for inference.
 EXPORTED = {"torchscript", "onnx", "tensorrt"}
 VARIANTS = sorted(

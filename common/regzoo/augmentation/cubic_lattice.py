@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy.interpolate import BSpline
-
 from regzoo.filters import matrix_for, separable_filter
 from regzoo.spatial import sample
+from scipy.interpolate import BSpline
 
 
 def _design(positions: np.ndarray, nodes: int, derivative: int = 0) -> np.ndarray:

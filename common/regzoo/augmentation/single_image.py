@@ -9,12 +9,11 @@ from typing import get_args
 
 import numpy as np
 import torch
-from scipy.spatial.transform import Rotation
-
 from regzoo.augmentation.spline_transform import SplineTransform, limit_scale, unfold_scale
 from regzoo.augmentation.thin_plate import thin_plate_spline
 from regzoo.spatial import sample
 from regzoo.spatial.warp import Mode
+from scipy.spatial.transform import Rotation
 
 #: Voxels that are resampled at a time, so that the working memory does not grow with the image.
 _SLAB = 3 * 2**16

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-
 from regzoo.augmentation.cubic_lattice import CubicLattice
 from regzoo.spatial import sample
 

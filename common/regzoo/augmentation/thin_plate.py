@@ -8,10 +8,9 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from regzoo.augmentation.cubic_lattice import CubicLattice
 from scipy.fft import next_fast_len
 from scipy.spatial.distance import cdist
-
-from regzoo.augmentation.cubic_lattice import CubicLattice
 
 
 def _kernel(distance: np.ndarray) -> np.ndarray:

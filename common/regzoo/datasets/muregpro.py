@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import nibabel as nib
-
 from regzoo.datasets.records import Record, case_name
 from regzoo.errors import RegZooError, bad_file
 

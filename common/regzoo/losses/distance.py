@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import nn
-
 from regzoo.spatial.warp import warp
+from torch import nn
 
 
 class SignedDistanceSimilarity(nn.Module):

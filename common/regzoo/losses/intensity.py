@@ -12,10 +12,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
-from torch import nn
-
 from regzoo.errors import RegZooError
 from regzoo.losses.windows import Window, window_weights
+from torch import nn
 
 
 class NormalizedCrossCorrelation(nn.Module):

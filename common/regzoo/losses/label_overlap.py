@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
-
 from regzoo.filters import gaussian_filter, gaussian_gram, gaussian_mass, matrix_for, separable_filter, voxel_sigmas
+from torch import nn
 
 #: Scales of Hu et al. 2018, mm; 0 is the unfiltered label.
 PAPER_SIGMAS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)

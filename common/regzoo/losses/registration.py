@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import nn
-
 from regzoo.errors import RegZooError
 from regzoo.losses.weighting import LearnedWeights
 from regzoo.spatial.warp import warp
+from torch import nn
 
 
 class LabelSimilarity(nn.Module):

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 
 import torch
-
 from regzoo.filters import matrix_for
 
 #: Windows up to this width are summed tap by tap. A product with an n×n matrix costs the same for any width: at 128³

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import torch
 from monai.metrics import CumulativeIterationMetric
-
 from regzoo.errors import RegZooError
 
 Summary = Literal["mean", "median"]

@@ -8,7 +8,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-
 from regzoo.metrics.labels import centroid_distances, centroids
 
 #: Share of cases, or of a case's landmarks, that the robust measures keep.

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-
 from regzoo.errors import RegZooError
 from regzoo.metrics.base import CaseMetric, Summary
 from regzoo.spatial import jacobian_determinant, plain

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-
 from regzoo.errors import RegZooError
 from regzoo.losses import NormalizedCrossCorrelation, StructuralSimilarity
 from regzoo.metrics.base import CaseMetric, Summary

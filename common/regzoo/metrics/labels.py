@@ -7,7 +7,6 @@ from typing import Literal
 
 import torch
 from monai.metrics import compute_dice, compute_hausdorff_distance
-
 from regzoo.errors import RegZooError
 from regzoo.metrics.base import CaseMetric, Summary, affine_of, spacing_of
 from regzoo.spatial import centroids, plain

@@ -6,7 +6,6 @@ from typing import Literal
 
 import torch
 from monai.metrics import compute_dice
-
 from regzoo.errors import RegZooError
 from regzoo.metrics.base import CaseMetric, Summary, affine_of
 from regzoo.metrics.labels import one_label, required

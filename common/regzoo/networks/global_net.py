@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import nn
-
 from regzoo.networks.blocks import Encoder, initialise
 from regzoo.networks.local_net import LocalNet
-from regzoo.spatial.warp import voxel_coordinates, warp
+from regzoo.networks.voxelmorph import warp_within
+from torch import nn
 
 
 class GlobalNet(nn.Module):
@@ -37,14 +36,15 @@ class GlobalNet(nn.Module):
     def affine(self, image: torch.Tensor) -> torch.Tensor:
         """The change from identity (B, 3, 4) in coordinates that run from -1 to 1 along each axis, array order."""
         bottom, _ = self.encoder(image.contiguous(memory_format=torch.channels_last_3d))
+        pooled = F.adaptive_avg_pool3d(bottom.float(), 4).flatten(1)
+        if torch.jit.is_scripting():
+            return self.theta(pooled).view(-1, 3, 4)
         with torch.autocast(image.device.type, enabled=False):
-            return self.theta(F.adaptive_avg_pool3d(bottom.float(), 4).flatten(1)).view(-1, 3, 4)
+            return self.theta(pooled).view(-1, 3, 4)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """(B, in_channels, X, Y, Z) → DDF (B, 3, X, Y, Z) float32, voxels."""
-        size = image.shape[2:]
-        points = voxel_coordinates(tuple(size), image.device)[None].expand(len(image), -1, -1, -1, -1)
-        return affine_displacement(self.affine(image), points, size)
+        return affine_displacement(self.affine(image), voxels_of(image))
 
 
 class CompositeNet(nn.Module):
@@ -73,27 +73,31 @@ class CompositeNet(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """(B, 2, X, Y, Z), fixed image first → DDF (B, 3, X, Y, Z) float32, voxels."""
-        size = image.shape[2:]
-        points = voxel_coordinates(tuple(size), image.device)[None].expand(len(image), -1, -1, -1, -1)
+        points = voxels_of(image)
         theta = self.global_net.affine(image)
-        moved = warp(image[:, 1:], affine_displacement(theta, points, size), padding="border")
+        moved = warp_within(image[:, 1:], affine_displacement(theta, points))
         local = self.local_net(torch.cat([image[:, :1], moved.to(image.dtype)], dim=1))
         # moved(x + local) = moving(A(x + local)), so the whole displacement is local + A's displacement there.
-        return local + affine_displacement(theta, points + local, size)
+        return local + affine_displacement(theta, points + local)
 
 
-def affine_displacement(theta: torch.Tensor, points: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """Displacement of an affine change at given points.
+def voxels_of(image: torch.Tensor) -> torch.Tensor:
+    """The coordinates of every voxel of an image (B, C, X, Y, Z), shape (B, 3, X, Y, Z) float32; TorchScript can."""
+    x, y, z = [torch.arange(n, device=image.device, dtype=torch.float32) for n in image.shape[2:]]
+    return torch.stack(torch.meshgrid(x, y, z, indexing="ij")).expand(image.shape[0], -1, -1, -1, -1)
+
+
+def affine_displacement(theta: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+    """Displacement of an affine change at points that belong to the voxels of a grid, in its order.
 
     Args:
         theta: (B, 3, 4), change from identity in coordinates from -1 to 1 along each axis.
         points: (B, 3, X, Y, Z), voxels.
-        size: number of voxels along each axis.
 
     Returns:
         (B, 3, X, Y, Z), voxels.
     """
-    half = torch.tensor([max(n - 1, 1) / 2 for n in size], device=points.device).view(1, 3, 1, 1, 1)
+    half = torch.tensor([max(n - 1, 1) / 2 for n in points.shape[2:]], device=points.device).view(1, 3, 1, 1, 1)
     normalised = points / half - 1
     change = torch.einsum("bij,bjxyz->bixyz", theta[:, :, :3], normalised)
     return (change + theta[:, :, 3].reshape(-1, 3, 1, 1, 1)) * half

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
-
 from regzoo.networks.blocks import Encoder, Float32Conv3d, UpBlock, initialise, resize
+from torch import nn
 
 
 class LocalNet(nn.Module):

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
-
 from regzoo.networks.blocks import Float32Conv3d, initialise, normalisation, resize
+from torch import nn
 
 
 class ActivatedNorm(nn.Sequential):

@@ -9,11 +9,10 @@ import torch
 import torch.nn.functional as F
 from monai.networks.layers.simplelayers import SkipConnection
 from monai.networks.nets import VoxelMorphUNet
-from torch import nn
-
 from regzoo.networks.blocks import initialise
 from regzoo.networks.pyramid_net import FieldHead
 from regzoo.spatial import warp
+from torch import nn
 
 
 class VoxelMorphNet(nn.Module):

@@ -7,7 +7,6 @@ from os import PathLike
 from typing import TYPE_CHECKING
 
 import numpy as np
-
 from regzoo.errors import bad_file
 from regzoo.files import atomic_path
 from regzoo.report.tables import BEFORE, read_csv

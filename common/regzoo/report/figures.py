@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
-
 from regzoo.files import file_name
 from regzoo.report.engine import cases_of, name_of_case
 from regzoo.spatial import plain

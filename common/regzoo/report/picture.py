@@ -16,7 +16,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from monai.data import MetaTensor
-
 from regzoo.files import atomic_path
 from regzoo.metrics.labels import TargetRegistrationError, dice
 from regzoo.report.planes import PLANES, Orientation, Plane

@@ -15,7 +15,6 @@ import ignite.distributed as idist
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
-
 from regzoo.files import make_folder, write_text
 from regzoo.metrics.base import affine_of
 from regzoo.metrics.labels import centroid_distances, dice

@@ -15,7 +15,6 @@ import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor
-
 from regzoo.errors import bad_file
 from regzoo.files import write_nifti
 from regzoo.spatial.grid import RAS_LPS, Grid

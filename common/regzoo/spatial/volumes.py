@@ -13,7 +13,6 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import LoadImage
 from nibabel.filebasedimages import ImageFileError
-
 from regzoo.errors import bad_file
 from regzoo.spatial.grid import Grid
 

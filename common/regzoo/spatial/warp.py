@@ -13,10 +13,9 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.ndimage import map_coordinates
-
 from regzoo.filters import gaussian_filter
 from regzoo.spatial.grid import Grid
+from scipy.ndimage import map_coordinates
 
 Mode = Literal["bilinear", "nearest"]
 Padding = Literal["zeros", "border"]
@@ -24,8 +23,14 @@ Padding = Literal["zeros", "border"]
 
 def _axes(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
     """The voxel coordinate along each axis, shaped to broadcast over (X, Y, Z)."""
-    # A trace would have the making of them in it or not, depending on what ran before.
-    return (_make_axes if torch.jit.is_tracing() else _cached_axes)(shape, device, dtype)
+    # A recording would have the making of them in it or not, depending on what ran before, and what it makes is no
+    # tensor for those who come after.
+    return (_make_axes if _recorded() else _cached_axes)(shape, device, dtype)
+
+
+def _recorded() -> bool:
+    """Whether the operations are being written down, by `torch.jit.trace` or `torch.export`, for any machine to run."""
+    return torch.jit.is_tracing() or torch.compiler.is_compiling()
 
 
 @lru_cache(maxsize=8)
@@ -57,9 +62,9 @@ def _grid_sample(image: torch.Tensor, grid: torch.Tensor, mode: str, padding: st
     passing them as batch items (the image is expanded, not copied) gives each thread its share.
     """
     batch, slabs = grid.shape[0], torch.get_num_threads()
-    whole = batch > 1 or slabs == 1 or image.device.type != "cpu" or grid.shape[1] < 2 * slabs or image.requires_grad
-    # A trace is for any machine, not for as many threads as this one has.
-    if whole or torch.jit.is_tracing():
+    # A recording is for any machine, not for as many threads as this one has.
+    whole = _recorded() or batch > 1 or slabs == 1 or image.device.type != "cpu"
+    if whole or grid.shape[1] < 2 * slabs or image.requires_grad:
         return F.grid_sample(image, grid, mode=mode, padding_mode=padding, align_corners=True)
     rows = grid.shape[1]
     extra = -rows % slabs

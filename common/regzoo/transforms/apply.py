@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
-
 from regzoo.spatial import DisplacementField, Grid, apply_matrix, plain, sample, voxel_coordinates, warp
 
 

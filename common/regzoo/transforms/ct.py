@@ -10,13 +10,12 @@ import nibabel as nib
 import numpy as np
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
-from scipy import ndimage
-
 from regzoo.datasets.records import IMAGE_KEYS
 from regzoo.errors import bad_file
 from regzoo.spatial import Grid, plain
 from regzoo.spatial.volumes import FILE
 from regzoo.transforms.load import SIDES, file_of
+from scipy import ndimage
 
 logger = logging.getLogger(__name__)
 

@@ -10,14 +10,13 @@ import torch
 import torch.nn.functional as F
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
-from scipy.ndimage import binary_erosion, distance_transform_edt
-
 from regzoo.datasets.records import LABEL_KEYS
 from regzoo.errors import RegZooError, bad_file
 from regzoo.spatial import Grid, plain
 from regzoo.spatial.volumes import FILE
 from regzoo.transforms.load import file_of
 from regzoo.transforms.resample import MIN_VOXELS
+from scipy.ndimage import binary_erosion, distance_transform_edt
 
 _ALL_NEIGHBOURS = np.ones((3, 3, 3), dtype=bool)
 

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
-
 from regzoo.datasets.records import case_name, record_files
 from regzoo.errors import RegZooError, bad_file
 from regzoo.spatial import Grid, LabelFile, centroids, label_values, read_image, read_label_file, to_channels

@@ -14,7 +14,6 @@ from typing import Any
 
 from monai.transforms import Compose, MapTransform, Transform
 from monai.utils import optional_import
-
 from regzoo.errors import RegZooError, user_error
 
 #: What MONAI Label itself needs of a request after the preprocessing.

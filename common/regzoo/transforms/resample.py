@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
-
 from regzoo.datasets.records import LABEL_KEYS, is_of_kind
 from regzoo.errors import RegZooError, bad_file
 from regzoo.filters import gaussian_filter, voxel_sigmas

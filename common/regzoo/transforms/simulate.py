@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
-
 from regzoo.spatial import plain
 
 

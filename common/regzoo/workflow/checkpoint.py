@@ -12,11 +12,10 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
-from torch import nn
-
 from regzoo.errors import bad_file
 from regzoo.files import atomic_path, make_folder
 from regzoo.report.engine import is_writer
+from torch import nn
 
 logger = logging.getLogger(__name__)
 

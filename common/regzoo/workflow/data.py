@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import IterableDataset
-
 from regzoo.datasets import (
     Record,
     check_records,
@@ -21,6 +19,7 @@ from regzoo.datasets import (
 from regzoo.datasets.records import patient_of
 from regzoo.errors import RegZooError, user_error
 from regzoo.files import make_folder
+from torch.utils.data import IterableDataset
 
 logger = logging.getLogger(__name__)
 

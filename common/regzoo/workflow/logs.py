@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
-from scipy.ndimage import binary_erosion
-from torch.utils.tensorboard import SummaryWriter
-
 from regzoo.losses import RegistrationLoss
 from regzoo.report.engine import cases_of, is_writer
 from regzoo.spatial import plain
+from scipy.ndimage import binary_erosion
+from torch.utils.tensorboard import SummaryWriter
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +24,9 @@ class LossTerms:
 
     TensorBoard gets ``loss/<name>``, and ``weight/<name>`` where the weight of a term is learned. Values stay on the
     device until the epoch ends, so the training loop is never held up; MONAI's handlers fetch the loss in every step.
+
+    Handlers that come later, such as MONAI's `MLFlowHandler`, find the means among the engine's metrics, and the loss
+    of a step where they look for it: they expect an output decollated into a list, which would take time in each step.
 
     Args:
         loss: the loss of the trainer.
@@ -45,16 +47,19 @@ class LossTerms:
 
     def _add(self, engine: Engine) -> None:
         self.count += 1
-        values = {"loss/total": engine.state.output["loss"].detach()}
+        output = engine.state.output
+        values = {"loss/total": output["loss"].detach()}
         values |= {f"loss/{name}": value for name, value in self.loss.last.items()}
         values |= {f"weight/{name}": value for name, value in self.loss.last_weights.items()}
         for name, value in values.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
+        engine.state.output = [output]
 
     def _write(self, engine: Engine) -> None:
         means = {name: float(value) / self.count for name, value in self.sums.items()}
         self.sums.clear()
         self.count = 0
+        engine.state.metrics.update(means)
         if not is_writer():
             return
         if self.writer is None:

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
-
 from regzoo.errors import RegZooError, bad_file
 from regzoo.files import file_name, make_folder, write_json, write_nifti
 from regzoo.metrics import deformation_statistics

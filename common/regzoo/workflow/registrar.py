@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
 from monai.bundle import ConfigParser
-
 from regzoo.errors import RegZooError, bad_file, user_error
 from regzoo.workflow.data import as_request, requested_records
 from regzoo.workflow.outputs import RegistrationResult, asked_outputs
@@ -34,6 +33,30 @@ def find_bundle(bundle: str | PathLike[str]) -> Path:
     raise bad_file(bundle, "is no bundle", mend)
 
 
+def inference_config(
+    bundle: str | PathLike[str], overlays: Sequence[str], overrides: Mapping[str, Any]
+) -> tuple[Path, ConfigParser]:
+    """A bundle's folder, and its ``configs/inference.json`` with overlays and settings put over it.
+
+    Raises:
+        RegZooError: no such bundle, overlay or setting.
+    """
+    root = find_bundle(bundle)
+    parser = ConfigParser()
+    files = [root / "configs" / "inference.json", *(root / overlay for overlay in overlays)]
+    for file in files:
+        if not file.is_file():
+            raise bad_file(file, "no such configuration", "check the name of the overlay")
+    parser.read_config([str(file) for file in files])
+    unknown = sorted(key for key in overrides if key not in parser.config)
+    if unknown:
+        raise RegZooError(f"{root}: no setting called {unknown}; see the ids of configs/inference.json")
+    parser["bundle_root"] = str(root)
+    for key, value in overrides.items():
+        parser[key] = value
+    return root, parser
+
+
 #: One file, or a file for each label.
 Label = str | PathLike[str] | Sequence[str]
 
@@ -51,19 +74,7 @@ class Registrar:
     """
 
     def __init__(self, bundle: str | PathLike[str], overlays: Sequence[str] = (), **overrides: Any) -> None:
-        root = find_bundle(bundle)
-        parser = ConfigParser()
-        files = [root / "configs" / "inference.json", *(root / overlay for overlay in overlays)]
-        for file in files:
-            if not file.is_file():
-                raise bad_file(file, "no such configuration", "check the name of the overlay")
-        parser.read_config([str(file) for file in files])
-        unknown = sorted(key for key in overrides if key not in parser.config)
-        if unknown:
-            raise RegZooError(f"{root}: no setting called {unknown}; see the ids of configs/inference.json")
-        parser["bundle_root"] = str(root)
-        for key, value in overrides.items():
-            parser[key] = value
+        _, parser = inference_config(bundle, overlays, overrides)
         try:
             self.takes_fixed_label = "fixed_label" in parser.config
             self.device = torch.device(parser.get_parsed_content("device"))

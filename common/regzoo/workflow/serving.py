@@ -9,7 +9,6 @@ from typing import Any
 
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
-
 from regzoo.transforms import is_served, label_map
 from regzoo.workflow.outputs import propagated_masks, registration_statistics
 

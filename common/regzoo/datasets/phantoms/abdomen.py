@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from regzoo.datasets.phantoms.abdomen_anatomy import LABELS, random_anatomy
 from regzoo.datasets.phantoms.abdomen_breathing import random_breathing
 from regzoo.datasets.phantoms.abdomen_ct import ct_image, random_contrast

@@ -9,11 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.spatial.transform import Rotation
-
 from regzoo.datasets.phantoms.abdomen_vessels import Vessel, random_vessels
 from regzoo.datasets.phantoms.fields import SmoothField
 from regzoo.datasets.phantoms.shapes import Ellipsoid, Tube, smooth_union
+from scipy.spatial.transform import Rotation
 
 #: Values of the label map. Structures that Learn2Reg labels have the values of its AbdomenCTCT task.
 LABELS = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-
 from regzoo.datasets.phantoms.abdomen_anatomy import AbdomenAnatomy, oval
 from regzoo.datasets.phantoms.canvas import Lattice
 from regzoo.datasets.phantoms.fields import SmoothField

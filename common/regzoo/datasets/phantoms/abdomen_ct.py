@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-
 from regzoo.datasets.phantoms.abdomen_anatomy import PITCH, VALUES, AbdomenAnatomy, oval
 from regzoo.datasets.phantoms.canvas import Canvas
 from regzoo.datasets.phantoms.scene import cover

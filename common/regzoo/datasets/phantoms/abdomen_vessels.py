@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-
 from regzoo.datasets.phantoms.shapes import Tube
 
 Node = tuple[float, float, float, float]

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from regzoo.datasets.phantoms.brain_anatomy import LABELS, random_anatomy
 from regzoo.datasets.phantoms.brain_mr import t1_image
 from regzoo.datasets.phantoms.writing import grid_about, new_set, write_cases

@@ -9,10 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.spatial.transform import Rotation
-
 from regzoo.datasets.phantoms.fields import SmoothField
 from regzoo.datasets.phantoms.shapes import Ellipsoid, Tube, smooth_union
+from scipy.spatial.transform import Rotation
 
 #: Structures with a left and a right label, in the order of the values; the last label is the brain stem.
 PAIRED = (

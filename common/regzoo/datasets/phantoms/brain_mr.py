@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-
 from regzoo.datasets.phantoms.brain_anatomy import CORTEX, VALUES, BrainAnatomy
 from regzoo.datasets.phantoms.canvas import Canvas, Lattice
 from regzoo.datasets.phantoms.fields import SmoothField

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-
 from regzoo.datasets.phantoms.scene import Box, cover, world_points
 from regzoo.spatial.grid import Grid
 

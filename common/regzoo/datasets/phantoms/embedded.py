@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-
 from regzoo.datasets.phantoms import abdomen, brain, prostate
 from regzoo.errors import RegZooError, bad_file
 

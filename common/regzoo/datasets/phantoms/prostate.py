@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.spatial.transform import Rotation
-
 from regzoo.datasets.phantoms.fields import TrusToMr, random_transformation
 from regzoo.datasets.phantoms.prostate_anatomy import ProstateAnatomy, random_anatomy
 from regzoo.datasets.phantoms.prostate_mr import mr_image
@@ -21,6 +19,7 @@ from regzoo.datasets.phantoms.writing import grid_about, new_set, write_cases
 from regzoo.errors import RegZooError
 from regzoo.files import write_json, write_nifti
 from regzoo.spatial.grid import RAS_LPS, Grid
+from scipy.spatial.transform import Rotation
 
 #: Grows whenever the same seed gives other files, so that an old set is recognised.
 VERSION = 1

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.spatial.transform import Rotation
-
 from regzoo.datasets.phantoms.fields import SmoothField
+from scipy.spatial.transform import Rotation
 
 #: Labels every patient has, in the order of the channels; the patient's own landmarks follow.
 COMMON_LABELS = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-
 from regzoo.datasets.phantoms.fields import SmoothField
 from regzoo.datasets.phantoms.scene import Scene, cover, paint, rim
 

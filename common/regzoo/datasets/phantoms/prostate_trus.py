@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
-
 from regzoo.datasets.phantoms.fields import SmoothField
 from regzoo.datasets.phantoms.scene import Scene, cover, paint, rim
+from scipy import ndimage
 
 #: Echo of tissues in ultrasound, log-compressed: 0 = black, 1 = white.
 TRUS_TISSUE = {

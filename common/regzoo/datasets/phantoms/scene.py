@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-
 from regzoo.datasets.phantoms.prostate_anatomy import COMMON_LABELS, ProstateAnatomy
 from regzoo.spatial.grid import Grid
 

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-
 from regzoo.datasets.phantoms.prostate_anatomy import Ellipsoid, ellipsoid_distance
 
 __all__ = ["Ellipsoid", "Tube", "ellipsoid_distance", "smooth_union"]

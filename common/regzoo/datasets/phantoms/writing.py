@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-
 from regzoo.errors import bad_file
 from regzoo.files import make_folder
 from regzoo.spatial.grid import Grid

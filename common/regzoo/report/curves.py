@@ -1,0 +1,126 @@
+"""Curves of a training, from the TensorBoard files that it wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from regzoo.errors import bad_file
+from regzoo.files import atomic_path
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+#: Values by epoch.
+Curve = dict[int, float]
+
+_INK, _COLORS = "#1f2933", ("#1273de", "#d97706", "#0f8a5f", "#b4307a", "#6b4fbb", "#7b8794")
+_LOSS, _TOTAL = "loss/", "loss/total"
+_NAMES = {
+    "tre": "validation: landmark TRE, mm",
+    "gland_dsc": "validation: gland DSC",
+    "dsc": "validation: mean DSC",
+    "ncc": "validation: NCC",
+    "folded_percent": "validation: folded voxels, %",
+}
+
+
+def read_curves(folder: str | PathLike[str]) -> dict[str, Curve]:
+    """All scalars that a training logged, by their tags: the means of each epoch. A training may have been resumed.
+
+    Args:
+        folder: the training's output folder.
+
+    Raises:
+        RegZooError: there is no log of a training in the folder.
+    """
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator, ScalarEvent
+
+    found: dict[str, list[ScalarEvent]] = {}
+    for file in Path(folder).glob("events.out.tfevents.*"):
+        events = EventAccumulator(str(file), size_guidance={"scalars": 0}).Reload()
+        for tag in events.Tags()["scalars"]:
+            found.setdefault(tag, []).extend(events.Scalars(tag))
+    # Each handler has files of its own, and each resumed part of a training: of an epoch the latest value counts.
+    curves = {
+        tag: {event.step: event.value for event in sorted(found[tag], key=lambda event: event.wall_time)}
+        for tag in sorted(found)
+    }
+    if _TOTAL not in curves:
+        raise bad_file(folder, "holds no log of a training", "name the --output_dir of one")
+    return {tag: dict(sorted(curve.items())) for tag, curve in curves.items()}
+
+
+def training_figure(path: str | PathLike[str], folder: str | PathLike[str]) -> int:
+    """Draw the training loss, its terms and each metric of the validation over the epochs.
+
+    A dotted line marks the epoch whose weights were kept, if the training's ``last.pt`` is there to say so.
+
+    Args:
+        path: PNG file to write.
+        folder: the training's output folder.
+
+    Returns:
+        The number of epochs.
+
+    Raises:
+        RegZooError: there is no log of a training in the folder.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    curves = read_curves(folder)
+    terms = {tag.removeprefix(_LOSS): curves[tag] for tag in curves if tag.startswith(_LOSS) and tag != _TOTAL}
+    metrics = {tag: curve for tag, curve in curves.items() if "/" not in tag and tag != "learning_rate"}
+    panels: list[tuple[str, Mapping[str, Curve]]] = [("training loss", {"": curves[_TOTAL]})]
+    if len(terms) > 1:
+        panels.append(("terms of the loss, unweighted", terms))
+    panels += [(_NAMES.get(tag, f"validation: {tag}"), {"": curve}) for tag, curve in metrics.items()]
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(3.6 * columns, 2.7 * rows), dpi=120, facecolor="white", layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    kept = _kept_epoch(Path(folder) / "last.pt")
+    for axis, (title, drawn) in zip(axes, panels, strict=False):
+        _draw(axis, title, drawn, kept if title.startswith("validation") else None)
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
+    with atomic_path(path) as temporary:
+        canvas.print_png(str(temporary))
+    return len(curves[_TOTAL])
+
+
+def _draw(axis: Axes, title: str, curves: Mapping[str, Curve], kept: int | None) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    for color, (name, curve) in zip(_cycle(len(curves)), curves.items(), strict=True):
+        marker = "o" if len(curve) == 1 else None
+        axis.plot(list(curve), list(curve.values()), color=color, lw=1.6, marker=marker, label=name)
+    if kept is not None:
+        axis.axvline(kept, color=_INK, lw=1, ls=":")
+    if len(curves) > 1:
+        axis.legend(fontsize=8, frameon=False, labelcolor=_INK)
+    axis.set_title(title, fontsize=10.5, color=_INK)
+    axis.set_xlabel("epoch", fontsize=9, color=_INK)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+    axis.tick_params(colors=_INK, labelsize=9, length=0)
+    axis.grid(color="#e4e7eb", lw=0.8)
+    axis.set_axisbelow(True)
+    for side in ("top", "right", "left"):
+        axis.spines[side].set_visible(False)
+
+
+def _cycle(count: int) -> Sequence[str]:
+    return [_COLORS[number % len(_COLORS)] for number in range(count)]
+
+
+def _kept_epoch(checkpoint: Path) -> int | None:
+    """The epoch with the best key metric, by what a training leaves to be resumed from."""
+    if not checkpoint.is_file():
+        return None
+    epoch = torch.load(checkpoint, map_location="cpu", weights_only=True).get("best_metric_epoch", -1)
+    return epoch if epoch > 0 else None

@@ -1,0 +1,168 @@
+"""Registration by the released networks, exported, gives what they give in PyTorch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow
+from regzoo.cli import main
+from regzoo.datasets import load_records
+from regzoo.errors import RegZooError
+from regzoo.spatial import plain
+from regzoo.workflow import ExportedNetwork, Registrar, export_network
+from torch import nn
+
+BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
+WEAK, SEG, SDM = "prostate_mr_trus_weak_ddf", "prostate_mr_trus_conditional_seg", "prostate_mr_trus_sdm"
+DDMR = "abdominal_ct_ddmr"
+ALL = [WEAK, SEG, SDM, DDMR]
+FORMATS = ["torchscript", "onnx"]
+Exported = Callable[[str, str], str]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """Gives the file of a bundle's released network in a format, written once."""
+    folder = tmp_path_factory.mktemp("exported")
+
+    @cache
+    def write(bundle: str, format: str) -> str:
+        return str(export_network(BUNDLES / bundle, format, folder / bundle / format).path)
+
+    return write
+
+
+def overlay(format: str) -> str:
+    return f"configs/variants/{format}.json"
+
+
+def pair_of(dataset: Path) -> dict[str, str]:
+    record = load_records(dataset, "val")[0]
+    return {"fixed": record["fixed_image"], "moving": record["moving_image"], "label": record["moving_label"]}
+
+
+def check_in_onnx_runtime(path: str, network: nn.Module) -> None:
+    """Without anything of ours between: batches of one and three of noise."""
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (image,) = session.get_inputs()
+    assert image.shape[0] == "batch" and session.get_outputs()[0].shape[0] == "batch"
+    for batch in (1, 3):
+        example = torch.randn(batch, *image.shape[1:], generator=torch.Generator().manual_seed(9))
+        (found,) = session.run(None, {"image": example.numpy()})
+        with torch.no_grad():
+            expected = network(example).numpy()
+        np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max(), rtol=0)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("bundle", ALL)
+def test_registration_is_the_same(bundle: str, format: str, dataset: Path, exported: Exported) -> None:
+    pair = pair_of(dataset)
+    eager = Registrar(BUNDLES / bundle, device="cpu")
+    expected = eager.register(pair["fixed"], pair["moving"], pair["label"])
+    if format == "onnx":
+        check_in_onnx_runtime(exported(bundle, format), eager.network)
+    given = {"overlays": [overlay(format)], "exported": exported(bundle, format), "device": "cpu"}
+    registrar = Registrar(BUNDLES / bundle, **given)
+    assert isinstance(registrar.network, ExportedNetwork)
+    found = registrar.register(pair["fixed"], pair["moving"], pair["label"])
+    assert found.warped_label is not None and expected.warped_label is not None
+    labels, wanted = plain(found.warped_label), plain(expected.warped_label)
+    assert torch.equal(labels, wanted) and bool(labels.any())
+    if bundle == SEG:
+        return
+    assert found.field is not None and expected.field is not None
+    assert float(expected.field.displacement.norm(dim=0).max()) > 1
+    torch.testing.assert_close(found.field.displacement, expected.field.displacement, atol=1e-3, rtol=0)  # mm
+    image, as_it_should_be = plain(found.warped_image), plain(expected.warped_image)
+    span = float(as_it_should_be.max() - as_it_should_be.min())
+    torch.testing.assert_close(image, as_it_should_be, atol=1e-4 * span, rtol=0)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_bundle_run(
+    format: str, prostate_phantoms: Path, exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `python -m monai.bundle run` does it, with the two bundles' command lines of the documentation."""
+    bundle = {"torchscript": SEG, "onnx": WEAK}[format]
+    pair = pair_of(prostate_phantoms)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    workflow = ConfigWorkflow(
+        config_file=[
+            str(BUNDLES / bundle / "configs" / name) for name in ("inference.json", f"variants/{format}.json")
+        ],
+        meta_file=str(BUNDLES / bundle / "configs/metadata.json"),
+        workflow_type="inference",
+        bundle_root=str(BUNDLES / bundle),
+        fixed_image=pair["fixed"],
+        moving_image=pair["moving"],
+        moving_label=pair["label"],
+        exported=exported(bundle, format),
+        output_dir=str(tmp_path),
+        outputs="label",
+        device="cpu",
+    )
+    workflow.initialize()
+    assert workflow.check_properties() == []
+    workflow.run()
+    workflow.finalize()
+    (written,) = tmp_path.glob("*/warped_label.nii.gz")
+    expected = Registrar(BUNDLES / bundle, device="cpu").register(pair["fixed"], pair["moving"], pair["label"])
+    assert expected.warped_label is not None
+    found = np.moveaxis(np.asarray(nib.load(written).dataobj), -1, 0)
+    np.testing.assert_array_equal(found, plain(expected.warped_label).numpy())
+
+
+def test_register_command(
+    prostate_phantoms: Path,
+    exported: Exported,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pair = pair_of(prostate_phantoms)
+    common = ["regzoo", "register", str(BUNDLES / WEAK), "--overlays", overlay("torchscript"), "--device", "cpu"]
+    common += ["--fixed", pair["fixed"], "--moving", pair["moving"], "--outputs", "field"]
+    right = exported(WEAK, "torchscript")
+    monkeypatch.setattr(sys, "argv", [*common, "--exported", right, "--out", str(tmp_path / "a")])
+    main()
+    assert (tmp_path / "a" / "field.nii.gz").is_file()
+    capsys.readouterr()
+    wrong, none = exported(SDM, "torchscript"), str(tmp_path / "none.ts")
+    for given, said in (
+        (wrong, "holds the network of another bundle (Segmentation-only"),
+        (none, f"no such exported network; write it with: regzoo export {WEAK} --format torchscript --out {none}"),
+    ):
+        monkeypatch.setattr(sys, "argv", [*common, "--exported", given, "--out", str(tmp_path / "b")])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        error = capsys.readouterr().err
+        assert stop.value.code == 1 and error.count("\n") == 1 and f"error: {given}: {said}" in error
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_network_of_other_inputs_is_refused(exported: Exported, prostate_phantoms: Path) -> None:
+    """The same bundle without the moving gland: what the file takes is not what the configuration shows it."""
+    pair = pair_of(prostate_phantoms)
+    overlays = ["configs/variants/mix.json", overlay("torchscript")]
+    registrar = Registrar(BUNDLES / SDM, overlays=overlays, exported=exported(SDM, "torchscript"), device="cpu")
+    with pytest.raises(RegZooError, match=r"takes \(channels, X, Y, Z\) = \[3, 32, 24, 24\], not \[2, 32, 24, 24\]"):
+        registrar.register(pair["fixed"], pair["moving"], pair["label"])
+
+
+@pytest.mark.parametrize("bundle", ALL)
+@pytest.mark.parametrize("format", [*FORMATS, "tensorrt"])
+def test_a_missing_file_says_which_command_writes_it(bundle: str, format: str, tmp_path: Path) -> None:
+    said = f"none: no such exported network; .* regzoo export {bundle} --format {format}"
+    if format == "tensorrt":  # the package is looked for first
+        said = f"needs the package torch-tensorrt, .*pip install|{said}"
+    with pytest.raises(RegZooError, match=said):
+        Registrar(BUNDLES / bundle, overlays=[overlay(format)], exported=str(tmp_path / "none"), device="cpu")
