@@ -187,7 +187,7 @@ def test_the_keys_a_server_sends(bundle: Path, dataset: Path, monkeypatch: pytes
         assert ("labels" in result) == (what == "label")
     with_label, result = answers[0][0]["pred"][0].numpy(), answers[0][0]["result"]
     shown = with_label == with_label.max()  # the last one is not covered by another
-    entry = [one for one in result["labels"] if one["volume_mm3"]][-1]
+    entry = next(one for one in result["labels"] if one["label"] == with_label.max())
     np.testing.assert_allclose(entry["volume_mm3"], shown.sum() * abs(np.linalg.det(fixed.affine)), rtol=1e-4)
     centre = fixed.affine @ [*np.argwhere(shown).mean(0), 1]
     np.testing.assert_allclose(entry["centroid_ras_mm"], centre[:3], atol=2e-3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ def studies(bundle: str, dataset: Path, tmp_path: Path, monkeypatch: pytest.Monk
             nib.save(nib.Nifti1Image(values, volume.affine), label)
             listed.append({"image": str(image), "label": str(label)})
     monkeypatch.setenv("MONAI_LABEL_STUDIES", str(folder))
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # to be restored
     return listed
 
 

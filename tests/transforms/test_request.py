@@ -152,6 +152,36 @@ def test_a_record_that_no_server_sent_is_left_alone(studies: Path, monkeypatch: 
     assert RequestedPaird()(record) == record | {"fixed_image": "a"}
 
 
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        (None, True),
+        ("model.pt", True),
+        ("other.pt", True),
+        (["model.pt", "other.pt"], True),  # what the server sends where the client names none
+        ("nobody.pt", False),
+        ("../models/model.pt", False),
+        ("/etc/passwd", False),
+        ("", False),
+        (5, False),
+        ({"a": 1}, False),
+        ([], False),
+        (["nobody.pt"], False),
+    ],
+)
+def test_weights_have_to_be_those_of_the_bundle(studies: Path, tmp_path: Path, name: Any, known: bool) -> None:
+    models = tmp_path / "models"
+    models.mkdir()
+    for file in ("model.pt", "other.pt", "model.ts"):
+        (models / file).touch()
+    asked = request(studies, moving_image="moving01", model_filename=name)
+    if known:
+        assert RequestedPaird(models)(asked)["model_filename"] == name
+        return
+    with pytest.raises(RegZooError, match=r"^model_filename: no [^\n]* of this bundle, model.pt, other.pt$"):
+        RequestedPaird(models)(asked)
+
+
 class HTTPException(Exception):
     """Stands in for the one of FastAPI, which only a server has."""
 

@@ -21,7 +21,7 @@ from regzoo.datasets.records import (
     single_records,
 )
 from regzoo.datasets.splits import patient_folds, split_fold
-from regzoo.datasets.studies import split_studies, study_pairs
+from regzoo.datasets.studies import is_served, split_studies, study_pairs
 from regzoo.datasets.test_pairs import test_pairs
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "check_records",
     "embedded_phantoms",
     "is_of_kind",
+    "is_served",
     "is_single",
     "known_kinds",
     "load_records",

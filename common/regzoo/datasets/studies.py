@@ -7,18 +7,27 @@ another for the validation. It knows nothing of pairs, so they are found by name
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from regzoo.datasets.records import Record, case_name, pair_record, single_records
-from regzoo.errors import RegZooError
+from regzoo.errors import RegZooError, one_line_errors
 
 logger = logging.getLogger(__name__)
+
+#: MONAI Label sets it for its own processes and those it starts.
+STUDIES_VARIABLE = "MONAI_LABEL_STUDIES"
 
 #: The word in the name of an image that says what it is, in a pair whose names are alike but for it.
 SIDE = re.compile(r"fixed|moving", re.IGNORECASE)
 RULE = "name the two images of a pair alike but for the words fixed and moving, such as fixed01 and moving01"
+
+
+def is_served() -> bool:
+    """Whether MONAI Label started this process."""
+    return STUDIES_VARIABLE in os.environ
 
 
 def split_studies(
@@ -38,8 +47,13 @@ def split_studies(
         (training, validation).
 
     Raises:
-        RegZooError: there is no pair among the entries to train on.
+        RegZooError: MONAI Label has nothing to train on, or there is no pair among its entries.
     """
+    if is_served():
+        # It runs no `initialize`. The last lines of a task are all that its user sees.
+        one_line_errors()
+        if not training:
+            raise RegZooError("no finished label in the studies to train on; submit some, or lower val_split")
     if not any(_is_entry(entry) for entry in (*training, *validation)):
         return [dict(record) for record in training], [dict(record) for record in validation]
     if single_images:

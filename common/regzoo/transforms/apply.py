@@ -113,12 +113,15 @@ def with_references(data: Mapping[Hashable, Any], device: torch.device, backgrou
 
     ``reference_image`` and, with a fixed label, ``reference_label``; ``unregistered_image`` and, with a moving label,
     ``unregistered_label``: the moving file seen through the pre-alignment alone. Labels have values in [0, 1].
+    For a server the latter are not made: nobody waits for a comparison there.
     """
     item = dict(data)
-    start = DisplacementField.from_affine(np.linalg.inv(_edit(data)), Grid.of(data["fixed_native"]), device)
     item["reference_image"] = item["fixed_native"]
     if "fixed_label_native" in item:
         item["reference_label"] = item["fixed_label_native"].to(device)
+    if "image_path" in data:
+        return item
+    start = DisplacementField.from_affine(np.linalg.inv(_edit(data)), Grid.of(data["fixed_native"]), device)
     for kind, moving in _moving(data):
         item[f"unregistered_{kind}"] = _seen(start, moving, background if kind == "image" else 0.0)
     return item

@@ -14,6 +14,7 @@ from typing import Any
 
 from monai.transforms import Compose, MapTransform, Transform
 from monai.utils import optional_import
+from regzoo.datasets.studies import STUDIES_VARIABLE
 from regzoo.errors import RegZooError, user_error
 
 #: What MONAI Label itself needs of a request after the preprocessing.
@@ -23,14 +24,8 @@ SERVER_PREFIX = "result_"
 FINISHED = Path("labels") / "final"
 #: Longest name or path that is looked for at all.
 LONGEST_NAME = 255
-#: Set by MONAI Label for its own processes and those it starts.
-STUDIES_VARIABLE = "MONAI_LABEL_STUDIES"
+#: Where MONAI Label keeps the images of sessions, if not in its usual place.
 SESSIONS_VARIABLE = "MONAI_LABEL_SESSION_PATH"
-
-
-def is_served() -> bool:
-    """Whether MONAI Label started this process."""
-    return STUDIES_VARIABLE in os.environ
 
 
 class RequestedPaird(MapTransform):
@@ -42,12 +37,16 @@ class RequestedPaird(MapTransform):
     image itself. Labels may be lists, one mask each. ``align`` is taken over; what else the client sent, but for what
     the server needs, is dropped.
 
+    Args:
+        models: the folder of the bundle's weights, of which ``model_filename`` may name one to a server.
+
     Raises:
         RegZooError: a file is not named, not there or not inside the studies folder.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, models: str | os.PathLike[str] = "models") -> None:
         super().__init__(["image"])
+        self.models = Path(models)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         if "image_path" not in data:
@@ -64,10 +63,19 @@ class RequestedPaird(MapTransform):
                 several = isinstance(value, list)
                 files = [_find(studies, key, name) for name in (value if several else [value])]
                 item[key] = files if several else files[0]
-        if data.get("align"):
+        if data.get("align") not in (None, ""):
             item["align"] = data["align"]
+        self._check_weights(data.get("model_filename"))
         item["case"] = _name(fixed)
         return item
+
+    def _check_weights(self, name: Any) -> None:
+        """Make sure that the weights asked for are there: the server would take the released ones in silence."""
+        known = sorted(path.name for path in self.models.glob("*.pt"))
+        # Nobody having asked, the server puts all that it knew at its start there, and takes the first.
+        if name is None or (isinstance(name, list) and name and all(one in known for one in name)) or name in known:
+            return
+        raise RegZooError(f"model_filename: no {name!r:.80} among the weights of this bundle, {', '.join(known)}")
 
 
 def _fixed_image(path: Any) -> Path:

@@ -12,6 +12,7 @@ from regzoo.workflow.data import (
     report_failures,
     requested_records,
     split_images,
+    split_pairs,
     training_images,
     training_records,
 )
@@ -62,6 +63,7 @@ __all__ = [
     "save_weights",
     "served_weights",
     "split_images",
+    "split_pairs",
     "start_process_group",
     "stop_process_group",
     "training_folder",

@@ -115,7 +115,6 @@ class TrainingCheckpoint:
         self.settings: dict[str, Any] = json.loads(json.dumps(dict(settings or {})))
         self.resume = resume
         self.serve_as = serve_as
-        make_folder(self.folder)
 
     @property
     def last_file(self) -> Path:
@@ -126,7 +125,8 @@ class TrainingCheckpoint:
         return self.folder / "model.pt"
 
     def attach(self, engine: Engine) -> None:
-        """Register with a trainer."""
+        """Register with a trainer, which there is once its data are in order."""
+        make_folder(self.folder)
         engine.add_event_handler(Events.STARTED, self.restore)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
         if self.serve_as is not None:

@@ -11,6 +11,7 @@ from regzoo.datasets import (
     Record,
     check_records,
     embedded_phantoms,
+    is_served,
     load_records,
     load_single_records,
     split_fold,
@@ -38,16 +39,29 @@ def data_folder(dataset_dir: str | Path | None, bundle_root: str | Path, **phant
         dataset_dir: folder or datalist of a data set; empty for phantoms.
         bundle_root: the bundle's folder.
         phantoms: how to make the phantoms, see `regzoo.datasets.embedded_phantoms`.
+
+    Returns:
+        The data set; empty where MONAI Label brings the data.
     """
     if dataset_dir:
         return str(dataset_dir)
+    if is_served():
+        return ""
     name = "_".join(["phantoms", *(f"{key}{value}" for key, value in sorted(phantoms.items()))])
     return str(embedded_phantoms(Path(bundle_root) / "data" / name, **phantoms))
 
 
 def training_records(folder: str | Path, direction: str = "mr_to_us", count: int | None = None) -> list[Record]:
-    """The records of a data set's training split, the first `count` of them if that is not 0 or None."""
-    return load_records(folder, "train", direction)[: count or None]
+    """The records of a data set's training split, the first `count` of them if that is not 0 or None.
+
+    None for no data set.
+    """
+    return load_records(folder, "train", direction)[: count or None] if folder else []
+
+
+def split_pairs(records: Sequence[Record], fold: int, folds: int, seed: int = 0) -> tuple[list[Record], list[Record]]:
+    """Pairs to train on and to validate on, see `regzoo.datasets.split_fold`; none of none."""
+    return split_fold(records, fold, folds, seed) if records else ([], [])
 
 
 def evaluation_records(
@@ -74,8 +88,11 @@ def evaluation_records(
 
 
 def training_images(folder: str | Path, count: int | None = None) -> list[Record]:
-    """The single images of a data set's training split, the first `count` of them if that is not 0 or None."""
-    return load_single_records(folder, "train")[: count or None]
+    """The single images of a data set's training split, the first `count` of them if that is not 0 or None.
+
+    None for no data set.
+    """
+    return load_single_records(folder, "train")[: count or None] if folder else []
 
 
 def split_images(
@@ -101,8 +118,10 @@ def split_images(
         simulated: validate on single images in any case.
 
     Returns:
-        (training, validation).
+        (training, validation); none of no images.
     """
+    if not records:
+        return [], []
     training, held_out = list(records), list(records)
     if len(set(map(patient_of, records))) >= max(folds, 2):
         training, held_out = split_fold(records, fold, folds, seed)

@@ -211,12 +211,15 @@ def _missing(case: str, output: str) -> RegZooError:
     return bad_file(case, *MISSING[output])
 
 
-def registration_statistics(item: Mapping[Any, Any], labels: MetaTensor | None) -> dict[str, Any]:
+def registration_statistics(
+    item: Mapping[Any, Any], labels: MetaTensor | None, values: Sequence[int] | None = None
+) -> dict[str, Any]:
     """What a registration is judged by, as plain values for JSON.
 
     Args:
         item: what `regzoo.transforms.ApplyFieldd` or `regzoo.transforms.PropagatedLabelsd` leaves.
         labels: its `propagated_masks`.
+        values: what each of them is called; by default its value in a label map, or its number from 0.
 
     Returns:
         ``deformation`` (with a field), ``labels`` (with a moving label): of each its value or index, name, volume in
@@ -229,7 +232,7 @@ def registration_statistics(item: Mapping[Any, Any], labels: MetaTensor | None) 
         found["deformation"] = {k: v if math.isfinite(v) else None for k, v in deformation.items()}
     found["warnings"] = []
     if labels is not None:
-        found["labels"] = _label_statistics(item, labels)
+        found["labels"] = _label_statistics(item, labels, values)
         found["warnings"] = _warnings(item, labels, found["labels"])
     return found
 
@@ -240,10 +243,12 @@ def propagated_masks(item: Mapping[Any, Any]) -> MetaTensor | None:
     return None if label is None else MetaTensor(warped_masks(item), affine=label.affine)
 
 
-def _label_statistics(item: Mapping[str, Any], labels: MetaTensor) -> list[dict[str, Any]]:
+def _label_statistics(
+    item: Mapping[str, Any], labels: MetaTensor, values: Sequence[int] | None
+) -> list[dict[str, Any]]:
     affine = Grid.of(labels).affine
     voxel = float(abs(np.linalg.det(affine[:3, :3])))
-    values, names = item.get("moving_label_values"), item.get("label_names")
+    values, names = values or item.get("moving_label_values"), item.get("label_names")
     return [
         {
             "label": values[index] if values else index,

@@ -9,7 +9,8 @@ from typing import Any
 
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
-from regzoo.transforms import is_served, label_map
+from regzoo.datasets import is_served
+from regzoo.transforms import label_map
 from regzoo.workflow.outputs import propagated_masks, registration_statistics
 
 
@@ -23,8 +24,9 @@ class Answerd(MapTransform):
         label the warped moving image, float32. A label map keeps its values; masks get 1, 2, … in their order, and
         where they overlap the smallest one shows.
 
-        ``result``, if a server asked: ``case``, ``answer`` (``label`` or ``image``) and what
-        `registration_statistics` finds. Volumes and centroids are those of the whole masks, whatever overlaps them.
+        ``result``, if a server asked: ``case``, ``answer`` (``label`` or ``image``) and what `registration_statistics`
+        finds, labels called by their value in ``pred``. Volumes and centroids are those of the whole masks, whatever
+        overlaps them.
     """
 
     def __init__(self) -> None:
@@ -33,14 +35,15 @@ class Answerd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         masks = propagated_masks(item)
+        values = None
         if masks is None:
             item["pred"] = item["warped_image"]
         else:
-            values = item.get("moving_label_values") or range(1, len(masks) + 1)
+            values = item.get("moving_label_values") or list(range(1, len(masks) + 1))
             item["pred"] = MetaTensor(label_map(masks.as_tensor(), values)[None], affine=masks.affine)
         if "image_path" in item:
             answer = {"case": item.get("case"), "answer": "image" if masks is None else "label"}
-            item["result"] = answer | registration_statistics(item, masks)
+            item["result"] = answer | registration_statistics(item, masks, values)
         return item
 
 

@@ -1,0 +1,118 @@
+"""How long MONAI Label takes to answer a request, and how much of that is the network: one pair, every bundle, warm.
+
+Run in the environment of ``make test-label``: ``.venv-label/bin/python benchmarks/monai_label_request.py``. It starts a
+server on copies of the bundles and stops it again. The images and labels are phantoms, resampled to ``--shape``; the
+answer is the label map and the JSON. The goal is a difference of at most 1.5 s on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from comparison import markdown
+from label_server import LabelServer
+from measure import machine
+from monai.data import MetaTensor
+from regzoo.datasets import Record, load_records, write_abdomen_phantoms, write_prostate_phantoms
+from regzoo.files import write_nifti, write_text
+from regzoo.spatial import Grid, label_values, plain, read_image, read_label_file, resample, to_channels
+
+RESULTS = Path(__file__).resolve().parent / "results"
+GOAL = 1.5
+HEADER = ("bundle", "labels", "request, s", "network, s", "difference, s", f"goal ≤ {GOAL} s")
+
+
+def same_extent(grid: Grid, shape: tuple[int, int, int]) -> Grid:
+    """A grid of another matrix size with the outer edges of the first."""
+    factors = np.divide(grid.shape, shape)
+    affine = grid.affine.copy()
+    affine[:3, :3] *= factors
+    affine[:3, 3] += grid.affine[:3, :3] @ ((factors - 1) / 2)
+    return Grid(shape, affine)
+
+
+def place(record: Record, studies: Path, kind: str, shape: tuple[int, int, int]) -> None:
+    """Put a pair of a size into the studies: ``KIND_fixed``, ``KIND_moving`` with its labels, ``KIND_one``: a label."""
+    for side in ("fixed", "moving"):
+        image = read_image(record[f"{side}_image"])
+        target = same_extent(Grid.of(image), shape)
+        write_nifti(studies / f"{kind}_{side}.nii.gz", _on(image, target)[0], target.affine)
+        if side == "moving":
+            label = read_label_file(record["moving_label"])
+            volume = to_channels(label.volume, label_values(label.volume)) if label.is_map else label.volume
+            masks = _on(volume, target) >= 0.5
+            first = np.argmax(masks.reshape(len(masks), -1).sum(axis=1))
+            write_nifti(studies / f"{kind}_one.nii.gz", masks[first].astype(np.uint8), target.affine)
+            final = studies / "labels" / "final" / f"{kind}_moving.nii.gz"
+            write_nifti(final, np.moveaxis(masks, 0, -1).astype(np.uint8), target.affine)
+
+
+def _on(volume: MetaTensor, target: Grid) -> np.ndarray:
+    return resample(plain(volume).float(), Grid.of(volume), target).numpy()
+
+
+def measure(server: LabelServer, bundle: str, label: str, rounds: int) -> list[str]:
+    """One row: medians over `rounds`, after two that warm it up."""
+    kind = "abdomen" if bundle.startswith("abdominal") else "prostate"
+    requests, networks, count = [], [], 0
+    for _ in range(rounds + 2):
+        start = time.perf_counter()
+        answer = server.infer(bundle, f"{kind}_fixed", moving_image=f"{kind}_moving", moving_label=f"{kind}_{label}")
+        requests.append(time.perf_counter() - start)
+        if answer.status != 200:
+            raise RuntimeError(f"{bundle}: {answer.detail}")
+        networks.append(answer.params["latencies"]["infer"])
+        count = len(answer.params["labels"])
+    request, network = statistics.median(requests[2:]), statistics.median(networks[2:])
+    difference = request - network
+    verdict = "met" if difference <= GOAL else "missed"
+    return [f"`{bundle}`", str(count), f"{request:.2f}", f"{network:.2f}", f"{difference:.2f}", verdict]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print the table, and with ``--save`` write it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", type=int, nargs=3, default=[96, 96, 80], help="matrix size of all images")
+    parser.add_argument("--rounds", type=int, default=9, help="requests to take the median of")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/monai_label_request.md")
+    options = parser.parse_args(arguments)
+    shape = (options.shape[0], options.shape[1], options.shape[2])
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "studies" / "labels" / "final").mkdir(parents=True)
+        prostate = write_prostate_phantoms(folder / "prostate", pairs=1, held_out=0, seed=4, spacing=1.6, workers=1)
+        abdomen = write_abdomen_phantoms(folder / "abdomen", cases=2, held_out=0, seed=4, spacing=4.0, workers=1)
+        for kind, source in (("prostate", prostate), ("abdomen", abdomen)):
+            place(load_records(source, "train")[0], folder / "studies", kind, shape)
+        # As the page on MONAI Label starts it.
+        environment = {"OMP_WAIT_POLICY": "passive"}
+        with LabelServer(folder / "server", folder / "studies", environment=environment) as server:
+            rows = [
+                measure(server, name, label, options.rounds) for name in server.names for label in ("one", "moving")
+            ]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    size = "×".join(map(str, shape))
+    where = f"{machine(device, torch.get_num_threads())}; PyTorch {torch.__version__}"
+    table = markdown([HEADER, *rows])
+    print(f"{size} voxels, medians of {options.rounds}; {where}\n\n{table}")
+    if options.save:
+        script = " ".join([".venv-label/bin/python benchmarks/monai_label_request.py", *sys.argv[1:]])
+        text = f"# A request to MONAI Label\n\n{size} voxels, warm; medians of {options.rounds}; {where}\n\n{table}\n\n"
+        text += (
+            f"Written by `{script}`.\n*request* is what the client waits for label map and JSON, *network* the time "
+            "that the server itself gives\nfor it, *difference* all else: reading and resampling the files, warping, "
+            "measuring, writing, sending.\n"
+        )
+        write_text(RESULTS / "monai_label_request.md", text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""A MONAI Label server on all bundles. Without MONAI Label nothing here is imported, and all tests are skipped."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+if TYPE_CHECKING:
+    from label_server import LabelServer
+    from label_studies import Studies
+
+
+@pytest.fixture(scope="session")
+def studies(tmp_path_factory: pytest.TempPathFactory, prostate_phantoms: Path, abdomen_phantoms: Path) -> Studies:
+    from label_studies import Studies
+
+    return Studies(tmp_path_factory.mktemp("label"), prostate_phantoms, abdomen_phantoms)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, studies: Studies) -> Iterator[LabelServer]:
+    """The server, on all bundles."""
+    from label_server import LabelServer
+    from label_studies import ENVIRONMENT, fingerprints
+
+    with LabelServer(tmp_path_factory.mktemp("server"), studies.folder, environment=ENVIRONMENT) as started:
+        bundles = fingerprints(started.models)
+        yield started
+        assert fingerprints(started.models) == bundles
+
+
+@pytest.fixture
+def untouched(server: LabelServer, studies: Studies) -> Iterator[None]:
+    """Holds that a test leaves the studies, what lies beside them and temporary files as they were."""
+    from label_studies import fingerprints
+
+    places = (studies.folder, studies.outside, server.temporary)
+    before = fingerprints(*places)
+    yield
+    end = time.monotonic() + 5  # the server removes an answer's file after it was sent
+    while (after := fingerprints(*places)) != before and time.monotonic() < end:
+        time.sleep(0.1)
+    assert after == before

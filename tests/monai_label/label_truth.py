@@ -1,0 +1,79 @@
+"""What the server should answer, from SimpleITK's warp of the label file with the field that a registration saves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import SimpleITK as sitk
+from helpers import to_sitk
+from label_server import ROOT
+from label_studies import CONDITIONAL, Pair
+from regzoo.workflow import Registrar
+
+#: How near to the border of a label two interpolations may disagree, in parts of its value.
+NEAR = 0.02
+
+
+@cache
+def registrar(bundle: str, align: str | None = None) -> Registrar:
+    """The bundle itself, as released."""
+    return Registrar(ROOT / "bundles" / bundle, device="cpu", **({"align": align} if align else {}))
+
+
+def register(bundle: str, pair: Pair, folder: Path, align: str | None = None, label: Path | None = None) -> None:
+    """Register the files of a pair from Python and save what there is."""
+    result = registrar(bundle, align).register(pair.fixed_file, pair.moving_file, label or pair.label_file)
+    result.save(folder, "label" if bundle == CONDITIONAL else "label,image,field")
+
+
+def masks_of(labels: np.ndarray) -> dict[int, np.ndarray]:
+    """The masks of a label file by the value that the answer has for them: masks along the last axis get 1, 2, …."""
+    if labels.ndim == 4:
+        return {index + 1: labels[..., index] > 0 for index in range(labels.shape[3])}
+    return {int(value): labels == value for value in np.unique(labels[labels != 0])}
+
+
+def paint(masks: Mapping[int, np.ndarray]) -> np.ndarray:
+    """One map of masks; where they overlap the smallest shows."""
+    shape = next(iter(masks.values())).shape
+    shown = np.zeros(shape, int)
+    for value, mask in sorted(masks.items(), key=lambda entry: -entry[1].sum()):
+        shown[mask > 0] = value
+    return shown
+
+
+def warped(volume: np.ndarray, affine: np.ndarray, field: Path, fixed: Path) -> np.ndarray:
+    """A volume through a saved field, by SimpleITK: (X, Y, Z) on the fixed grid, linear interpolation, 0 beyond it."""
+    transform = sitk.DisplacementFieldTransform(sitk.ReadImage(str(field), sitk.sitkVectorFloat64))
+    moving = to_sitk(volume.astype(np.float32), affine)
+    found = sitk.Resample(moving, sitk.ReadImage(str(fixed)), transform, sitk.sitkLinear, 0.0, sitk.sitkFloat32)
+    return np.swapaxes(sitk.GetArrayFromImage(found), 0, 2)
+
+
+def warped_label_map(label_file: Path, field: Path, fixed: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The label map that a field gives, and where it is sure: not at borders of labels or of the moving image."""
+    label = nib.load(label_file)
+    labels = np.asarray(label.dataobj)
+    values = {value: warped(mask, label.affine, field, fixed) for value, mask in masks_of(labels).items()}
+    if labels.ndim == 4:
+        shown = paint({value: soft >= 0.5 for value, soft in values.items()})
+        unsure = np.any([np.abs(soft - 0.5) < NEAR for soft in values.values()], axis=0)
+    else:  # every voxel goes to the likeliest value, the background being one of them
+        background = 1 - np.sum(list(values.values()), axis=0)
+        stack = np.stack([background, *values.values()])
+        shown = np.array([0, *values])[stack.argmax(axis=0)]
+        first, second = np.sort(stack, axis=0)[:-3:-1]
+        unsure = first - second < NEAR
+    inside = np.pad(np.ones(np.subtract(labels.shape[:3], 2)), 1)
+    fade = warped(inside, label.affine, field, fixed)
+    outermost = (fade < 1) & (warped(np.ones(labels.shape[:3]), label.affine, field, fixed) > 0)
+    return shown, ~unsure & ~outermost
+
+
+def dice(first: np.ndarray, second: np.ndarray) -> float:
+    """Overlap of two masks."""
+    return 2 * float((first & second).sum()) / float(first.sum() + second.sum())

@@ -1,0 +1,201 @@
+"""What comes back: on the fixed image's grid, equal to an independent warp, better than nothing, rightly measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("monailabel", reason="run by `make test-label`, in an environment of its own")
+
+import nibabel as nib
+import numpy as np
+import SimpleITK as sitk
+from helpers import from_sitk, to_sitk
+from label_server import Answer, LabelServer
+from label_studies import CONDITIONAL, DDMR, NAMES, SDM, WEAK_DDF, WITH_LABEL_ONLY, Studies
+from label_truth import dice, masks_of, paint, register, registrar, warped, warped_label_map
+
+each_bundle = pytest.mark.parametrize("bundle", NAMES)
+each_pair = pytest.mark.parametrize("which", [0, -1], ids=["phantom", "oblique"])
+#: Oblique pairs share a place, not an organ that could be sought.
+ALIGN = {0: {}, -1: {"align": "header"}}
+
+
+def on_grid_of(answer: Answer, fixed: Path) -> np.ndarray:
+    """The voxels of an answer, after its geometry was compared with the file's."""
+    assert answer.status == 200, answer.detail
+    assert answer.image is not None
+    expected = nib.load(fixed)
+    assert answer.image.shape == expected.shape
+    np.testing.assert_allclose(answer.image.affine, expected.affine, atol=1e-4)
+    return np.asarray(answer.image.dataobj)
+
+
+def test_all_bundles_are_served(server: LabelServer) -> None:
+    info = server.get("/info/")
+    assert set(info["models"]) == set(NAMES) == set(info["trainers"])
+    for name, model in info["models"].items():
+        assert model["type"] == "segmentation" and model["dimension"] == 3
+        # What 3D Slicer lets its user edit.
+        wanted = {"moving_image": "", "moving_label": ""} | ({"fixed_label": ""} if name == DDMR else {})
+        assert {key: model["config"].get(key) for key in wanted} == wanted
+        assert model["config"]["align"] in ("header", "label", "region")
+        assert model["config"]["model_filename"] == ["model.pt"]
+
+
+@each_bundle
+@each_pair
+def test_labels_are_those_of_an_independent_warp(
+    bundle: str, which: int, server: LabelServer, studies: Studies, tmp_path: Path
+) -> None:
+    pair = studies.pairs(bundle)[which]
+    answer = server.infer(bundle, pair.fixed, moving_image=pair.moving, moving_label=pair.moving, **ALIGN[which])
+    found = on_grid_of(answer, pair.fixed_file)
+    assert np.issubdtype(found.dtype, np.integer)
+    register(bundle, pair, tmp_path, **ALIGN[which])
+    if bundle == CONDITIONAL:
+        propagated = np.asarray(nib.load(tmp_path / "warped_label.nii.gz").dataobj)
+        np.testing.assert_array_equal(found, paint(masks_of(propagated)))
+    else:
+        expected, sure = warped_label_map(pair.label_file, tmp_path / "field.nii.gz", pair.fixed_file)
+        assert sure[expected > 0].mean() > 0.8
+        np.testing.assert_array_equal(found[sure], expected[sure])
+    assert len(np.unique(found)) > 2
+    if bundle == DDMR:
+        assert set(np.unique(found)) <= {0, *masks_of(np.asarray(nib.load(pair.label_file).dataobj))}
+        assert found.max() > (255 if which else 10)
+
+
+@pytest.mark.parametrize("bundle", [WEAK_DDF, DDMR])
+@each_pair
+def test_without_a_label_comes_the_warped_image(
+    bundle: str, which: int, server: LabelServer, studies: Studies, tmp_path: Path
+) -> None:
+    pair = studies.pairs(bundle)[which]
+    answer = server.infer(bundle, pair.fixed, moving_image=pair.moving, **ALIGN[which])
+    found = on_grid_of(answer, pair.fixed_file)
+    assert found.dtype == np.float32 and answer.params["answer"] == "image" and "labels" not in answer.params
+    # The alignment of CTs may go by organs where a label says where they are.
+    saved = tmp_path / "out"
+    registrar(bundle, ALIGN[which].get("align")).register(pair.fixed_file, pair.moving_file).save(saved, "field")
+    moving = nib.load(pair.moving_file)
+    image = np.asarray(moving.dataobj).astype(np.float32)
+    expected = warped(image, moving.affine, saved / "field.nii.gz", pair.fixed_file)
+    inside = warped(
+        np.pad(np.ones(np.subtract(moving.shape, 2)), 1), moving.affine, saved / "field.nii.gz", pair.fixed_file
+    )
+    assert (inside == 1).mean() > 0.05
+    assert np.abs(found - expected)[inside == 1].max() < 1e-3 * np.ptp(image)
+
+
+@pytest.mark.parametrize("bundle", WITH_LABEL_ONLY)
+@pytest.mark.usefixtures("untouched")
+def test_a_bundle_that_needs_the_label_says_so(bundle: str, server: LabelServer, studies: Studies) -> None:
+    pair = studies.prostate[0]
+    for empty in ({}, {"moving_label": ""}, {"moving_label": None}, {"moving_label": []}):
+        answer = server.infer(bundle, pair.fixed, moving_image=pair.moving, **empty)
+        assert answer.status == 400 and "moving_label" in answer.detail and "\n" not in answer.detail
+
+
+@pytest.mark.parametrize("bundle", [WEAK_DDF, CONDITIONAL, SDM])
+def test_the_gland_comes_nearer(bundle: str, server: LabelServer, studies: Studies) -> None:
+    pair = studies.prostate[0]
+    answer = server.infer(bundle, pair.fixed, moving_image=pair.moving, moving_label=studies.gland.name)
+    found = on_grid_of(answer, pair.fixed_file)
+    assert set(np.unique(found)) == {0, 1}
+    truth = np.asarray(nib.load(studies.fixed_label_file(pair)).dataobj)[..., 0] > 0
+    before = unregistered(studies.gland, pair.fixed_file)
+    assert dice(found == 1, truth) > dice(before, truth) + 0.05
+
+
+def test_organs_come_nearer(server: LabelServer, studies: Studies) -> None:
+    pair = studies.abdomen[0]
+    answer = server.infer(DDMR, pair.fixed, moving_image=pair.moving, moving_label=pair.moving)
+    found = on_grid_of(answer, pair.fixed_file)
+    truth = masks_of(np.asarray(nib.load(studies.fixed_label_file(pair)).dataobj))
+    label = nib.load(pair.label_file)
+    labels = np.asarray(label.dataobj)
+    before = {value: unregistered_mask(labels == value, label.affine, pair.fixed_file) for value in truth}
+    gains = [dice(found == value, mask) - dice(before[value], mask) for value, mask in truth.items()]
+    assert np.mean(gains) > 0.1
+
+
+def unregistered(label_file: Path, fixed: Path) -> np.ndarray:
+    """The mask of a file on another grid, as the headers place it."""
+    label = nib.load(label_file)
+    return unregistered_mask(np.asarray(label.dataobj) > 0, label.affine, fixed)
+
+
+def unregistered_mask(mask: np.ndarray, affine: np.ndarray, fixed: Path) -> np.ndarray:
+    """The same of an array."""
+    reference = sitk.ReadImage(str(fixed))
+    found = sitk.Resample(to_sitk(mask.astype(np.float32), affine), reference, sitk.Transform(), sitk.sitkLinear)
+    return from_sitk(found) >= 0.5
+
+
+@each_bundle
+@each_pair
+def test_measures_are_those_of_the_image(bundle: str, which: int, server: LabelServer, studies: Studies) -> None:
+    """Volumes and centroids again from the voxels that came back; of masks that do not overlap."""
+    pair = studies.pairs(bundle)[which]
+    label = studies.gland.name if pair in studies.prostate else pair.moving
+    answer = server.infer(bundle, pair.fixed, moving_image=pair.moving, moving_label=label, **ALIGN[which])
+    found = on_grid_of(answer, pair.fixed_file)
+    assert answer.params["case"] == pair.fixed and answer.params["answer"] == "label"
+    affine = nib.load(pair.fixed_file).affine
+    voxel = abs(np.linalg.det(affine[:3, :3]))
+    entries = {entry["label"]: entry for entry in answer.params["labels"]}
+    values = set(np.unique(found)) - {0}
+    assert values and values <= set(entries)
+    if pair == studies.oblique["prostate"]:  # one ball in the other: the smaller one is whole in the map
+        values = {2}
+    for value, entry in entries.items():
+        mask = found == value
+        if value in values:
+            assert entry["volume_mm3"] == pytest.approx(mask.sum() * voxel, rel=1e-3)
+            centre = (affine @ [*np.argwhere(mask).mean(axis=0), 1])[:3]
+            np.testing.assert_allclose(entry["centroid_ras_mm"], centre, atol=2e-3)
+        elif not mask.any():
+            assert entry["volume_mm3"] == 0 and entry["centroid_ras_mm"] is None
+    assert isinstance(answer.params["warnings"], list)
+    deformation = answer.params.get("deformation")
+    assert (deformation is None) == (bundle == CONDITIONAL)
+    if deformation:
+        assert 0 <= deformation["folded_voxels_percent"] < 100
+    assert 0 < answer.params["latencies"]["infer"] <= answer.params["latencies"]["total"]
+    assert {"label_names", "centroids"} <= set(answer.params)
+
+
+@each_bundle
+def test_alignment_is_the_requests(bundle: str, server: LabelServer, studies: Studies, tmp_path: Path) -> None:
+    pair = studies.pairs(bundle)[0]
+    for align in ("header", "center", "label"):
+        answer = server.infer(bundle, pair.fixed, moving_image=pair.moving, moving_label=pair.moving, align=align)
+        found = on_grid_of(answer, pair.fixed_file)
+        register(bundle, pair, tmp_path / align, align)
+        if bundle == CONDITIONAL:
+            propagated = np.asarray(nib.load(tmp_path / align / "warped_label.nii.gz").dataobj)
+            np.testing.assert_array_equal(found, paint(masks_of(propagated)))
+        else:
+            field = tmp_path / align / "field.nii.gz"
+            expected, sure = warped_label_map(pair.label_file, field, pair.fixed_file)
+            np.testing.assert_array_equal(found[sure], expected[sure])
+    default = server.infer(bundle, pair.fixed, moving_image=pair.moving, moving_label=pair.moving)
+    own = server.get("/info/")["models"][bundle]["config"]["align"]
+    again = server.infer(bundle, pair.fixed, moving_image=pair.moving, moving_label=pair.moving, align=own)
+    np.testing.assert_array_equal(on_grid_of(default, pair.fixed_file), on_grid_of(again, pair.fixed_file))
+
+
+def test_a_label_of_the_fixed_image_places_cts(server: LabelServer, studies: Studies, tmp_path: Path) -> None:
+    """By the livers instead of by the bodies; the other bundles have no use for it."""
+    pair = studies.abdomen[0]
+    named = {"moving_image": pair.moving, "moving_label": pair.moving}
+    with_organ = server.infer(DDMR, pair.fixed, **named, fixed_label=pair.fixed)
+    without = server.infer(DDMR, pair.fixed, **named)
+    fixed_label = studies.fixed_label_file(pair)
+    registrar(DDMR).register(pair.fixed_file, pair.moving_file, pair.label_file, fixed_label).save(tmp_path, "field")
+    expected, sure = warped_label_map(pair.label_file, tmp_path / "field.nii.gz", pair.fixed_file)
+    found = on_grid_of(with_organ, pair.fixed_file)
+    np.testing.assert_array_equal(found[sure], expected[sure])
+    assert (found != on_grid_of(without, pair.fixed_file)).any()

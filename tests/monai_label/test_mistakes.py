@@ -1,0 +1,216 @@
+"""Requests that cannot be answered: one line that names the parameter and the mend, and nothing is touched."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+pytest.importorskip("monailabel", reason="run by `make test-label`, in an environment of its own")
+
+from label_server import Answer, LabelServer
+from label_studies import DDMR, NAMES, WEAK_DDF, Pair, Studies
+
+pytestmark = pytest.mark.usefixtures("untouched")
+each_bundle = pytest.mark.parametrize("bundle", NAMES)
+
+#: Values of a parameter that names a file; {outside} is the folder beside the studies.
+NO_NAMES: dict[str, Any] = {
+    "number": 7,
+    "float": 0.5,
+    "true": True,
+    "object": {"id": "mr01"},
+    "component": {"_target_": "os.mkdir", "path": "{outside}/made"},
+    "nested list": [["mr01"]],
+    "list of numbers": [1, 2],
+    "null byte": "mr01\0",
+}
+NOT_THERE: dict[str, Any] = {
+    "unknown id": "nobody",
+    "missing file": "more/nobody.nii.gz",
+    "folder": "labels",
+    "the studies": ".",
+    "long": "m" * 5000,
+    "surrogate": "mr\ud800",
+    "expression": "$__import__('os').mkdir('{outside}/made')",
+    "reference": "@bundle_root",
+    "wild card": "mr*",
+    "home": "~",
+}
+OUTSIDE: dict[str, Any] = {
+    "beside": "../outside/mr.nii.gz",
+    "through a folder": "labels/final/../../../outside/mr.nii.gz",
+    "absolute": "{outside}/mr.nii.gz",
+    "system": "/etc/passwd",
+    "a parent": "..",
+    "id of a link": "link",
+    "link": "link.nii.gz",
+    "through a linked folder": "linked/mr.nii.gz",
+    "not there": "../outside/nobody.nii.gz",
+    "a copy of the studies' name": "{studies}_other/mr.nii.gz",
+}
+
+
+def filled(value: Any, studies: Studies) -> Any:
+    """A value with the folders of the test in it."""
+    if isinstance(value, dict):
+        return {key: filled(part, studies) for key, part in value.items()}
+    if not isinstance(value, str):
+        return value
+    return value.replace("{outside}", str(studies.outside)).replace("{studies}", str(studies.folder))
+
+
+def refused(answer: Answer, *named: str) -> None:
+    """The answer is a single line that names what it is about."""
+    assert answer.status == 400, (answer.status, answer.detail)
+    assert answer.image is None and set(answer.params) == {"detail"}
+    assert "\n" not in answer.detail and "Traceback" not in answer.detail and 10 < len(answer.detail) < 1000
+    assert all(name in answer.detail for name in named), answer.detail
+
+
+def first(bundle: str, studies: Studies) -> Pair:
+    return studies.pairs(bundle)[0]
+
+
+@each_bundle
+@pytest.mark.parametrize("value", [None, "", "left out"], ids=repr)
+def test_no_moving_image(bundle: str, value: Any, server: LabelServer, studies: Studies) -> None:
+    named = {} if value == "left out" else {"moving_image": value}
+    refused(server.infer(bundle, first(bundle, studies).fixed, moving_label="mr01", **named), "moving_image")
+
+
+@each_bundle
+@pytest.mark.parametrize("parameter", ["moving_image", "moving_label"])
+@pytest.mark.parametrize("kind", [*NO_NAMES, *NOT_THERE, *OUTSIDE])
+def test_names_of_nothing_or_of_what_is_none_of_theirs(
+    bundle: str, parameter: str, kind: str, server: LabelServer, studies: Studies
+) -> None:
+    pair = first(bundle, studies)
+    value = filled((NO_NAMES | NOT_THERE | OUTSIDE)[kind], studies)
+    named = {"moving_image": pair.moving, "moving_label": pair.moving} | {parameter: value}
+    answer = server.infer(bundle, pair.fixed, **named)
+    refused(answer, parameter)
+    if kind in OUTSIDE:
+        # Whether there is such a file is not said.
+        assert "outside the studies" in answer.detail
+    assert not (studies.outside / "made").exists()
+
+
+@each_bundle
+@pytest.mark.parametrize("parameter", ["moving_image", "moving_label", "align"])
+@pytest.mark.parametrize("macro", ["%{outside}/config.json", "%{outside}/nobody.json", "%displayable_configs", "%"])
+def test_macros_of_configurations(
+    bundle: str, parameter: str, macro: str, server: LabelServer, studies: Studies
+) -> None:
+    """MONAI Label writes what 3D Slicer's user can edit into the configuration before anything of ours sees it."""
+    made = studies.outside / "made"
+    config = studies.outside / "config.json"
+    config.write_text(json.dumps({"_target_": "os.mkdir", "path": str(made)}), encoding="utf-8")
+    pair = first(bundle, studies)
+    named = {"moving_image": pair.moving, "moving_label": pair.moving}
+    answer = server.infer(bundle, pair.fixed, **(named | {parameter: filled(macro, studies)}))
+    config.unlink()
+    assert answer.status in (400, 500) and answer.image is None and "\n" not in answer.detail
+    assert not made.exists()
+    assert server.infer(bundle, pair.fixed, **named).status == 200
+
+
+def test_a_mistake_does_not_stay(server: LabelServer, studies: Studies) -> None:
+    pair = first(WEAK_DDF, studies)
+    named = {"moving_image": pair.moving, "moving_label": pair.moving}
+    for value in (*NO_NAMES.values(), *NOT_THERE.values()):
+        server.infer(WEAK_DDF, pair.fixed, **(named | {"moving_label": filled(value, studies)}))
+    assert server.infer(WEAK_DDF, pair.fixed, **named).status == 200
+    assert server.infer(WEAK_DDF, pair.fixed, moving_image=pair.moving).params["answer"] == "image"
+
+
+@each_bundle
+@pytest.mark.parametrize("kind", ["number", "object", "unknown id", *OUTSIDE])
+def test_a_list_with_one_bad_name(bundle: str, kind: str, server: LabelServer, studies: Studies) -> None:
+    pair = first(bundle, studies)
+    value = filled((NO_NAMES | NOT_THERE | OUTSIDE)[kind], studies)
+    answer = server.infer(bundle, pair.fixed, moving_image=pair.moving, moving_label=[pair.moving, value])
+    refused(answer, "moving_label")
+
+
+@pytest.mark.parametrize("kind", ["number", "object", "unknown id", *OUTSIDE])
+def test_the_label_of_the_fixed_image(kind: str, server: LabelServer, studies: Studies) -> None:
+    pair = first(DDMR, studies)
+    value = filled((NO_NAMES | NOT_THERE | OUTSIDE)[kind], studies)
+    answer = server.infer(DDMR, pair.fixed, moving_image=pair.moving, moving_label=pair.moving, fixed_label=value)
+    refused(answer, "fixed_label")
+
+
+@each_bundle
+@pytest.mark.parametrize("bad", ["truncated", "nonsense", "flat"])
+@pytest.mark.parametrize("role", ["fixed", "moving_image", "moving_label"])
+def test_files_nobody_can_use(bundle: str, bad: str, role: str, server: LabelServer, studies: Studies) -> None:
+    pair = first(bundle, studies)
+    named = {"moving_image": pair.moving, "moving_label": pair.moving}
+    if role != "fixed":
+        named[role] = bad
+    refused(server.infer(bundle, bad if role == "fixed" else pair.fixed, **named), f"{bad}.nii.gz")
+
+
+@each_bundle
+def test_a_label_of_another_space(bundle: str, server: LabelServer, studies: Studies) -> None:
+    """On another grid than its image, in another place, and that of another image."""
+    pair = first(bundle, studies)
+    other = "us02" if bundle == DDMR else "ct01a"
+    for label in ("far_label", other):
+        answer = server.infer(bundle, pair.fixed, moving_image=pair.moving, moving_label=label)
+        refused(answer, f"{label}.nii.gz")
+
+
+@each_bundle
+@pytest.mark.parametrize("align", ["sideways", "", 5, True, {"by": "header"}, ["header"], "HEADER"], ids=repr)
+def test_alignments_that_there_are_not(bundle: str, align: Any, server: LabelServer, studies: Studies) -> None:
+    pair = first(bundle, studies)
+    answer = server.infer(bundle, pair.fixed, moving_image=pair.moving, moving_label=pair.moving, align=align)
+    if align == "":  # what 3D Slicer sends of an emptied field
+        assert answer.status == 200
+    else:
+        refused(answer, "align")
+
+
+@each_bundle
+def test_images_apart(bundle: str, server: LabelServer, studies: Studies) -> None:
+    pair = first(bundle, studies)
+    answer = server.infer(bundle, pair.fixed, moving_image="far_label", moving_label="far_label", align="header")
+    refused(answer, "far_label.nii.gz" if bundle != DDMR else "nii.gz")
+
+
+@each_bundle
+@pytest.mark.parametrize("fixed", ["nobody", "{outside}/mr.nii.gz", "link", "/etc/passwd", "{outside}"])
+def test_fixed_images_that_are_not_in_the_studies(
+    bundle: str, fixed: str, server: LabelServer, studies: Studies
+) -> None:
+    pair = first(bundle, studies)
+    answer = server.infer(bundle, filled(fixed, studies), moving_image=pair.moving, moving_label=pair.moving)
+    refused(answer, "image")
+    # Nor by the parameters, which MONAI Label merges with the address.
+    hidden = {"image": filled(fixed, studies), "moving_image": pair.moving, "moving_label": pair.moving}
+    refused(server.infer(bundle, pair.fixed, **hidden), "image")
+
+
+@each_bundle
+@pytest.mark.parametrize(
+    "name",
+    ["nobody.pt", "../../../../outside/mr.nii.gz", "{outside}/mr.nii.gz", 5, {"a": 1}, [], ["nobody.pt"]],
+    ids=repr,
+)
+def test_weights_that_there_are_not(bundle: str, name: Any, server: LabelServer, studies: Studies) -> None:
+    """MONAI Label would take the released ones without a word, or load what is outside."""
+    pair = first(bundle, studies)
+    named = {"moving_image": pair.moving, "moving_label": pair.moving, "model_filename": filled(name, studies)}
+    refused(server.infer(bundle, pair.fixed, **named), "model_filename")
+
+
+def test_what_monai_label_itself_refuses(server: LabelServer, studies: Studies) -> None:
+    """No parameters at all, parameters that are no JSON, an unknown model: not ours to answer, but nothing happens."""
+    pair = first(WEAK_DDF, studies)
+    query = {"image": pair.fixed, "output": "all"}
+    for address, params in ((WEAK_DDF, "{"), (WEAK_DDF, "[1, 2]"), ("nobody", json.dumps({"moving_image": "mr01"}))):
+        answer = server.post(f"/infer/{address}", query, params)
+        assert answer.status_code >= 400
