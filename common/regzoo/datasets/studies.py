@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from regzoo.datasets.records import Record, case_name, pair_record, single_records
-from regzoo.errors import RegZooError, one_line_errors
+from regzoo.errors import RegZooError
 
 logger = logging.getLogger(__name__)
 
@@ -49,11 +49,8 @@ def split_studies(
     Raises:
         RegZooError: MONAI Label has nothing to train on, or there is no pair among its entries.
     """
-    if is_served():
-        # It runs no `initialize`. The last lines of a task are all that its user sees.
-        one_line_errors()
-        if not training:
-            raise RegZooError("no finished label in the studies to train on; submit some, or lower val_split")
+    if is_served() and not training:
+        raise RegZooError("no finished label in the studies to train on; submit some, or lower val_split")
     if not any(_is_entry(entry) for entry in (*training, *validation)):
         return [dict(record) for record in training], [dict(record) for record in validation]
     if single_images:

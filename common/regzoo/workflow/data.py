@@ -260,5 +260,8 @@ def report_failures(dataset: CaseStream) -> None:
 
 
 def output_folder(path: str | Path) -> str:
-    """An output folder, created and checked to be writable before any work is done."""
-    return str(make_folder(path))
+    """An output folder, created and checked to be writable before any work is done.
+
+    Under MONAI Label the training makes it once it has data: nobody there would clear away what a failed one left.
+    """
+    return str(path) if is_served() else str(make_folder(path))
