@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +36,11 @@ def test_pairs_are_found_by_name() -> None:
 
 def test_images_without_a_partner_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        pairs = study_pairs(entries("fixed1", "moving1", "fixed2", "ct3", "fixed_to_moving4"))
-    assert cases(pairs) == ["fixed1"]
+        pairs = study_pairs(entries("fixed1", "moving1", "fixed2", "ct3", "fixed_to_moving4", "unfixed5", "Fixed1"))
+    assert [pair["case"].lower() for pair in pairs] == ["fixed1"]
     assert sum("fixed2.nii.gz: left out" in line for line in caplog.messages) == 1
-    assert all(any(name in line for line in caplog.messages) for name in ("ct3", "fixed_to_moving4"))
+    assert all(any(name in line for line in caplog.messages) for name in ("ct3", "fixed_to_moving4", "unfixed5"))
+    assert sum("same name" in line for line in caplog.messages) == 1
 
 
 def test_no_pair_at_all_is_an_error() -> None:
@@ -94,6 +97,8 @@ def test_records_of_ours_stay_as_they_are() -> None:
 
 def test_studies_without_a_finished_label_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MONAI_LABEL_STUDIES", "/s")
+    assert split_studies([], []) == ([], [])  # in a shell that has its variables
+    monkeypatch.setitem(sys.modules, "monailabel", types.ModuleType("monailabel"))
     for single in (False, True):
         with pytest.raises(RegZooError, match="no finished label in the studies"):
             split_studies([], [], single)

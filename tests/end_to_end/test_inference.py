@@ -155,8 +155,7 @@ def test_the_keys_a_server_sends(bundle: Path, dataset: Path, monkeypatch: pytes
     monkeypatch.setenv("MONAI_LABEL_STUDIES", str(dataset))
     pair = files(dataset, "case000008")
     moving, label = (str(Path(pair[key]).relative_to(dataset)) for key in ("moving", "label"))
-    options = parser.get_parsed_content("displayable_configs")
-    request = options | {"image": pair["fixed"], "image_path": pair["fixed"], "moving_image": moving}
+    request = {"model": bundle.name, "image": pair["fixed"], "image_path": pair["fixed"], "moving_image": moving}
     network = parser.get_parsed_content("network_def").eval()
     network.load_state_dict(torch.load(bundle / "models/model.pt", weights_only=True))
     inferer = parser.get_parsed_content("inferer")
@@ -193,6 +192,9 @@ def test_the_keys_a_server_sends(bundle: Path, dataset: Path, monkeypatch: pytes
     np.testing.assert_allclose(entry["centroid_ras_mm"], centre[:3], atol=2e-3)
     with pytest.raises(Exception, match="align: unknown method 'nearby'"):
         answer(request | {"moving_label": label, "align": "nearby"})
+    if bundle in (BUNDLE, DDMR):
+        with pytest.raises(Exception, match="result_dtype: uint8 cannot hold the warped image"):
+            answer(request | {"result_dtype": "uint8"})
 
 
 def test_labels_propagated_without_a_field(prostate_phantoms: Path, tmp_path: Path) -> None:

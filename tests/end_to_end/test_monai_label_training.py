@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def studies(bundle: str, dataset: Path, tmp_path: Path, monkeypatch: pytest.Monk
             nib.save(nib.Nifti1Image(values, volume.affine), label)
             listed.append({"image": str(image), "label": str(label)})
     monkeypatch.setenv("MONAI_LABEL_STUDIES", str(folder))
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # to be restored
+    monkeypatch.setitem(sys.modules, "monailabel", types.ModuleType("monailabel"))
     return listed
 
 

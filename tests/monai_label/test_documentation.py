@@ -96,12 +96,15 @@ def pair_there(checkout: Path, port: int) -> None:
 def test_the_commands(checkout: Path, port: int) -> None:
     models = set(httpx.get(f"http://127.0.0.1:{port}/info/", timeout=30).json()["models"])
     assert models == set(NAMES)
-    printed = run(checkout, block('curl -sS --fail-with-body -X POST "$SERVER/infer'), port)
+    ask = 'curl -sS --fail-with-body -X POST "$SERVER/infer/prostate_mr_trus_weak_ddf?image=trus01&output='
+    printed = run(checkout, block(f"{ask}json"), port)
     assert json.loads(printed)["case"] == "trus01"
     fixed = nib.load(checkout / "phantoms/train/us_images/case000000.nii.gz")
     answer = nib.load(checkout / "propagated.nii.gz")
     assert answer.shape == fixed.shape and np.asarray(answer.dataobj).any()
     np.testing.assert_allclose(answer.affine, fixed.affine, atol=1e-4)
+    run(checkout, block('curl -sS --fail-with-body -X PUT "$SERVER/datastore/image/info'), port)
+    np.testing.assert_array_equal(nib.load(checkout / "noted.nii.gz").dataobj, answer.dataobj)
     (python,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
     run(checkout, f"MPLBACKEND=Agg python - <<'END'\n{python}END\n", port)
     assert (checkout / "propagated.png").stat().st_size > 5000

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -98,22 +100,74 @@ def test_names_of_nothing_or_of_what_is_none_of_theirs(
 
 
 @each_bundle
-@pytest.mark.parametrize("parameter", ["moving_image", "moving_label", "align"])
-@pytest.mark.parametrize("macro", ["%{outside}/config.json", "%{outside}/nobody.json", "%displayable_configs", "%"])
-def test_macros_of_configurations(
-    bundle: str, parameter: str, macro: str, server: LabelServer, studies: Studies
+@pytest.mark.parametrize("parameter", ["moving_image", "moving_label", "align", "device", "model_filename"])
+@pytest.mark.parametrize(
+    "text", ["$import payload", "%{outside}/config.json", "%", "@####x", "$import (", "@bundle_root"]
+)
+def test_what_configurations_would_run_or_read(
+    bundle: str, parameter: str, text: str, server: LabelServer, studies: Studies
 ) -> None:
-    """MONAI Label writes what 3D Slicer's user can edit into the configuration before anything of ours sees it."""
+    """MONAI runs and reads such strings wherever they stand in a configuration, so no request may come to be in one."""
     made = studies.outside / "made"
     config = studies.outside / "config.json"
     config.write_text(json.dumps({"_target_": "os.mkdir", "path": str(made)}), encoding="utf-8")
+    payload = [place / "payload.py" for place in (server.models.parent, server.models.parent / "lib")]
+    for file in payload:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(f"import pathlib\npathlib.Path({str(made)!r}).mkdir()\n", encoding="utf-8")
     pair = first(bundle, studies)
     named = {"moving_image": pair.moving, "moving_label": pair.moving}
-    answer = server.infer(bundle, pair.fixed, **(named | {parameter: filled(macro, studies)}))
-    config.unlink()
-    assert answer.status in (400, 500) and answer.image is None and "\n" not in answer.detail
+    refused(server.infer(bundle, pair.fixed, **(named | {parameter: filled(text, studies)})), parameter)
+    assert server.infer(bundle, pair.fixed, **named).status == 200  # nor may it stay for the next one
+    for file in (config, *payload):
+        file.unlink()
     assert not made.exists()
-    assert server.infer(bundle, pair.fixed, **named).status == 200
+
+
+@pytest.mark.parametrize("key", ["moving_label", "fixed_label"])
+def test_an_image_is_not_its_own_label(key: str, server: LabelServer, studies: Studies) -> None:
+    """One without a finished label, whose intensities could pass for a label map."""
+    named = {"moving_image": "us02", "moving_label": "us02"}
+    if key == "fixed_label":
+        named = {"moving_image": "mr01", "moving_label": "mr01", "fixed_label": "us01"}
+    answer = server.infer(WEAK_DDF, "us01", **named)
+    refused(answer, key, "no finished label")
+
+
+@each_bundle
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"result_dtype": "nonsense"},
+        {"result_dtype": "bool"},
+        {"result_extension": ".txt"},
+        {"result_compress": "x"},
+        {"model_filename": None},
+        {"save_label": True, "label_tag": "../../../outside"},
+        {"save_label": True, "label_tag": "final"},
+    ],
+    ids=str,
+)
+def test_ways_to_write_an_answer(bundle: str, wrong: dict[str, Any], server: LabelServer, studies: Studies) -> None:
+    """MONAI Label would fail without a word, or write over what a person has finished, or outside the studies."""
+    pair = first(bundle, studies)
+    named = {"moving_image": pair.moving, "moving_label": pair.moving}
+    refused(server.infer(bundle, pair.fixed, **(named | wrong)), next(reversed(wrong)))
+
+
+def test_values_that_a_type_cannot_hold(server: LabelServer, studies: Studies) -> None:
+    pair = studies.oblique["abdomen"]  # with a label 300
+    named = {"moving_image": pair.moving, "moving_label": pair.moving, "align": "header"}
+    refused(server.infer(DDMR, pair.fixed, **named, result_dtype="uint8"), "result_dtype", "300")
+    assert server.infer(DDMR, pair.fixed, **named, result_dtype="int16").status == 200
+    del named["moving_label"]
+    refused(server.infer(DDMR, pair.fixed, **named, result_dtype="uint8"), "result_dtype", "moving_label")
+
+
+@pytest.mark.parametrize("image", [5, ["us01"], {"a": 1}, None], ids=repr)
+def test_a_fixed_image_that_is_no_name(image: Any, server: LabelServer, studies: Studies) -> None:
+    answer = server.infer(WEAK_DDF, "us01", image=image, moving_image="mr01", moving_label="mr01")
+    assert answer.status >= 400 and "\n" not in answer.detail
 
 
 def test_a_mistake_does_not_stay(server: LabelServer, studies: Studies) -> None:
@@ -177,7 +231,9 @@ def test_alignments_that_there_are_not(bundle: str, align: Any, server: LabelSer
 @each_bundle
 def test_images_apart(bundle: str, server: LabelServer, studies: Studies) -> None:
     pair = first(bundle, studies)
-    answer = server.infer(bundle, pair.fixed, moving_image="far_label", moving_label="far_label", align="header")
+    copy = Path(shutil.copy(studies.folder / "far_label.nii.gz", studies.folder / "more" / "far.nii.gz"))
+    answer = server.infer(bundle, pair.fixed, moving_image="far_label", moving_label="more/far.nii.gz", align="header")
+    copy.unlink()
     refused(answer, "far_label.nii.gz" if bundle != DDMR else "nii.gz")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +15,8 @@ pytest.importorskip("monailabel", reason="run by `make test-label`, in an enviro
 import httpx
 import nibabel as nib
 import numpy as np
-from helpers import write
+import SimpleITK as sitk
+from helpers import from_sitk, to_sitk, write
 from label_server import Answer, LabelServer
 from label_studies import CONDITIONAL, DDMR, NAMES, WEAK_DDF, Studies, fingerprints
 from label_truth import masks_of
@@ -153,15 +154,30 @@ def test_forms_of_an_answer(bundle: str, server: LabelServer, studies: Studies) 
 
 
 @each_bundle
-@pytest.mark.usefixtures("untouched")
-def test_what_3d_slicer_sends(bundle: str, server: LabelServer, studies: Studies) -> None:
-    """All of the options that the server lists, of each list the first, with what its user has entered."""
+def test_what_3d_slicer_sends(bundle: str, server: LabelServer, studies: Studies, tmp_path: Path) -> None:
+    """All of the options that the server lists, of each list the first; the partner is noted with the fixed image."""
     pair = studies.pairs(bundle)[0]
     config = server.get("/info/")["models"][bundle]["config"]
     options = {key: value[0] if isinstance(value, list) else value for key, value in config.items()}
-    options |= {"moving_image": pair.moving, "moving_label": pair.moving, "client_id": "user-xyz"}
-    answer = server.infer(bundle, pair.fixed, None, **options)
-    np.testing.assert_array_equal(voxels(answer), usual(bundle, server, studies))
+    options |= {"result_extension": ".nrrd", "result_dtype": "uint8", "client_id": "user-xyz"}
+    query: dict[str, str | None] = {"image": pair.fixed, "output": "image"}
+    assert server.post(f"/infer/{bundle}", query, options).status_code == 400  # nothing is noted yet
+    note(server, pair.fixed, moving_image=pair.moving, moving_label=pair.moving)
+    answer = server.post(f"/infer/{bundle}", query, options)
+    note(server, pair.fixed, moving_image="", moving_label="")
+    assert answer.status_code == 200, answer.text
+    (tmp_path / "answer.nrrd").write_bytes(answer.content)
+    found = sitk.ReadImage(tmp_path / "answer.nrrd")
+    np.testing.assert_array_equal(from_sitk(found), usual(bundle, server, studies))
+    expected = to_sitk(np.zeros(nib.load(pair.fixed_file).shape), nib.load(pair.fixed_file).affine)
+    np.testing.assert_allclose(found.GetOrigin(), expected.GetOrigin(), atol=1e-3)
+    np.testing.assert_allclose(found.GetDirection(), expected.GetDirection(), atol=1e-5)
+
+
+def note(server: LabelServer, image: str, **info: str) -> None:
+    """Write into the datastore what belongs to an image."""
+    address = f"{server.url}/datastore/image/info"
+    httpx.put(address, params={"image": image}, data={"info": json.dumps(info)}, timeout=30).raise_for_status()
 
 
 def test_twenty_at_once(server: LabelServer, studies: Studies) -> None:
@@ -204,7 +220,7 @@ def test_batch_inference_cannot_name_a_moving_image(server: LabelServer, studies
 
 
 def test_an_image_whose_header_itk_cannot_hold(server: LabelServer, studies: Studies) -> None:
-    """Voxels that are no boxes: MONAI Label writes answers with ITK, which has no place for that."""
+    """Voxels that are no boxes."""
     pair = studies.prostate[0]
     fixed = nib.load(pair.fixed_file)
     sheared = fixed.affine.copy()
@@ -212,9 +228,6 @@ def test_an_image_whose_header_itk_cannot_hold(server: LabelServer, studies: Stu
     name = studies.folder / "sheared.nii.gz"
     write(name, np.asarray(fixed.dataobj), sheared)
     found = server.infer(WEAK_DDF, str(name), moving_image=pair.moving, moving_label=pair.moving)
-    if found.status == 200:
-        assert found.image is not None
-        np.testing.assert_allclose(found.image.affine, sheared, atol=1e-4)
-    else:
-        assert found.status == 400 and "sheared.nii.gz" in found.detail
-    shutil.move(name, studies.outside / name.name)
+    name.unlink()
+    assert found.status == 200 and found.image is not None, found.detail
+    np.testing.assert_allclose(found.image.affine, sheared, atol=1e-4)

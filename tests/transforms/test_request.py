@@ -113,7 +113,7 @@ def test_what_names_no_label_is_refused_in_a_line(studies: Path, value: Any) -> 
 def test_the_fixed_image_lies_in_the_studies_too(studies: Path, fixed: str) -> None:
     served = request(studies, moving_image="moving01")
     served["image"] = served["image_path"] = str(studies / fixed) if fixed else ""
-    with pytest.raises(RegZooError, match=r"^image: "):
+    with pytest.raises(RegZooError, match=r"^image: no such image in the studies folder itself; [^\n]*$"):
         RequestedPaird()(served)
 
 
@@ -134,10 +134,89 @@ def test_a_fixed_image_may_come_with_the_request_or_a_session(
 def test_without_a_studies_folder_of_its_own_it_is_that_of_the_fixed_image(
     studies: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MONAI_LABEL_STUDIES", "http://127.0.0.1/dicom-web")
+    monkeypatch.delenv("MONAI_LABEL_STUDIES")
     assert RequestedPaird()(request(studies, moving_image="moving01"))["moving_image"].endswith("moving01.nii.gz")
     with pytest.raises(RegZooError, match="leads outside"):
         RequestedPaird()(request(studies, moving_image="../secret.nii.gz"))
+    monkeypatch.setenv("MONAI_LABEL_STUDIES", "http://127.0.0.1/dicom-web")
+    with pytest.raises(RegZooError, match="needs studies in a folder"):
+        RequestedPaird()(request(studies, moving_image="moving01"))
+
+
+@pytest.mark.parametrize("missing", ["image_path", "image"])
+def test_a_request_without_a_fixed_image_is_refused(studies: Path, missing: str) -> None:
+    """MONAI Label notes the path of an image that is named by a string only."""
+    served = request(studies, moving_image="moving01")
+    del served["image_path"]
+    served["image"] = 5 if missing == "image" else served["image"]
+    with pytest.raises(RegZooError, match=r"^image: "):
+        RequestedPaird()(served)
+
+
+@pytest.mark.parametrize(("key", "name"), [("moving_label", "more/moving02.nii.gz"), ("fixed_label", "fixed01")])
+def test_an_image_is_not_its_own_label(studies: Path, key: str, name: str) -> None:
+    for value in (name, [name], [str(studies / "moving01_label.nii.gz"), name]):
+        with pytest.raises(RegZooError, match=f"^{key}: .* has no finished label; submit it"):
+            RequestedPaird()(request(studies, moving_image="more/moving02.nii.gz", **{key: value}))
+
+
+def test_an_id_is_that_of_an_image(studies: Path) -> None:
+    """Whatever else lies beside it under the same name; of two images the NIfTI file."""
+    for suffix in (".json", ".bval", ".nrrd"):
+        (studies / f"moving01{suffix}").touch()
+        (studies / "labels" / "final" / f"moving01{suffix}").touch()
+    record = RequestedPaird()(request(studies, moving_image="moving01", moving_label="moving01"))
+    assert [Path(record[key]).name for key in ("moving_image", "moving_label")] == ["moving01.nii.gz"] * 2
+
+
+def test_what_the_datastore_notes_of_the_fixed_image_stands_in(studies: Path) -> None:
+    """3D Slicer can name one image only; the other may be noted with it, and is trusted no more than a request."""
+
+    def note(**info: Any) -> None:
+        objects = {"fixed01": {"image": {"ext": ".nii.gz", "info": {"ts": 1, **info}}, "labels": {}}}
+        (studies / "datastore_v2.json").write_text(json.dumps({"name": "n", "objects": objects}))
+
+    note(moving_image="moving01", moving_label="moving01", align="center", anything=1)
+    record = RequestedPaird()(request(studies))
+    assert Path(record["moving_image"]).name == "moving01.nii.gz" and record["align"] == "center"
+    assert record["moving_label"] == str(studies / "labels" / "final" / "moving01.nii.gz")
+    assert "anything" not in record
+    record = RequestedPaird()(request(studies, moving_image="more/moving02.nii.gz", moving_label="moving01_label"))
+    assert Path(record["moving_image"]).name == "moving02.nii.gz"
+    assert Path(record["moving_label"]).name == "moving01_label.nii.gz"
+    for bad in (5, "../secret.nii.gz", ["moving01"], {"a": 1}):
+        note(moving_image=bad)
+        with pytest.raises(RegZooError, match=r"^moving_image: "):
+            RequestedPaird()(request(studies))
+    for text in ("", "[]", '{"objects": 5}', '{"objects": {"fixed01": {"image": {"info": 3}}}}'):
+        (studies / "datastore_v2.json").write_text(text)
+        with pytest.raises(RegZooError, match="moving_image: missing"):
+            RequestedPaird()(request(studies))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"result_dtype": "nonsense"},
+        {"result_dtype": "bool"},
+        {"result_dtype": 5},
+        {"result_extension": ".txt"},
+        {"result_extension": ["a"]},
+        {"result_compress": "x"},
+        {"save_label": True, "label_tag": "../../evil"},
+        {"save_label": True, "label_tag": "final"},
+        {"device": "$import os"},
+        {"device": "gpu7"},
+        {"align": {"a": 1}, "result_dtype": {"a": 1}},
+    ],
+    ids=str,
+)
+def test_other_parameters_are_checked_before_the_server_uses_them(studies: Path, wrong: dict[str, Any]) -> None:
+    with pytest.raises(RegZooError, match=r"^(result_\w+|label_tag|device): [^\n]*; use [^\n]*$|^label_tag: "):
+        RequestedPaird()(request(studies, moving_image="moving01") | wrong)
+    right = {"result_dtype": "int16", "result_extension": ".nrrd", "result_compress": True, "device": "cpu"}
+    kept = RequestedPaird()(request(studies, moving_image="moving01", save_label=True) | right)
+    assert {key: kept[key] for key in right} == right and "save_label" not in kept
 
 
 def test_a_client_cannot_slip_in_what_later_steps_use(studies: Path) -> None:
@@ -155,7 +234,7 @@ def test_a_record_that_no_server_sent_is_left_alone(studies: Path, monkeypatch: 
 @pytest.mark.parametrize(
     ("name", "known"),
     [
-        (None, True),
+        (None, False),
         ("model.pt", True),
         ("other.pt", True),
         (["model.pt", "other.pt"], True),  # what the server sends where the client names none
@@ -167,6 +246,7 @@ def test_a_record_that_no_server_sent_is_left_alone(studies: Path, monkeypatch: 
         ({"a": 1}, False),
         ([], False),
         (["nobody.pt"], False),
+        (["model.pt", "removed.pt"], True),  # since the server's start
     ],
 )
 def test_weights_have_to_be_those_of_the_bundle(studies: Path, tmp_path: Path, name: Any, known: bool) -> None:
@@ -178,7 +258,7 @@ def test_weights_have_to_be_those_of_the_bundle(studies: Path, tmp_path: Path, n
     if known:
         assert RequestedPaird(models)(asked)["model_filename"] == name
         return
-    with pytest.raises(RegZooError, match=r"^model_filename: no [^\n]* of this bundle, model.pt, other.pt$"):
+    with pytest.raises(RegZooError, match=r"^model_filename: no [^\n]* weights here, model.pt, other.pt$"):
         RequestedPaird(models)(asked)
 
 

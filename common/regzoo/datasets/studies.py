@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,17 +18,20 @@ from regzoo.errors import RegZooError
 
 logger = logging.getLogger(__name__)
 
-#: MONAI Label sets it for its own processes and those it starts.
+#: MONAI Label sets it for its own processes and those that it starts.
 STUDIES_VARIABLE = "MONAI_LABEL_STUDIES"
 
 #: The word in the name of an image that says what it is, in a pair whose names are alike but for it.
-SIDE = re.compile(r"fixed|moving", re.IGNORECASE)
+SIDE = re.compile(r"(?<![a-z])(?:fixed|moving)(?![a-z])", re.IGNORECASE)
 RULE = "name the two images of a pair alike but for the words fixed and moving, such as fixed01 and moving01"
 
 
 def is_served() -> bool:
-    """Whether MONAI Label started this process."""
-    return STUDIES_VARIABLE in os.environ
+    """Whether MONAI Label runs this process, or has had it started by torchrun.
+
+    Its variables alone do not say so: they may be those of a shell.
+    """
+    return STUDIES_VARIABLE in os.environ and ("monailabel" in sys.modules or "TORCHELASTIC_RUN_ID" in os.environ)
 
 
 def split_studies(
@@ -81,7 +85,10 @@ def study_pairs(entries: Sequence[Mapping[str, Any]]) -> list[Record]:
         if len(words) != 1:
             logger.warning("%s: left out of the training; %s", entry["image"], RULE)
             continue
-        sides.setdefault(SIDE.sub("*", name).lower(), {})[words[0].lower()] = entry
+        pair = sides.setdefault(SIDE.sub("*", name).lower(), {})
+        if words[0].lower() in pair:
+            logger.warning("%s: left out of the training, another image has the same name", entry["image"])
+        pair.setdefault(words[0].lower(), entry)
     pairs: list[Record] = []
     for pair in sides.values():
         if len(pair) == 2:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +11,6 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import LoadImage
-from nibabel.filebasedimages import ImageFileError
 from regzoo.errors import bad_file
 from regzoo.spatial.grid import Grid
 
@@ -33,7 +31,7 @@ def _read(path: str | Path) -> MetaTensor:
         raise bad_file(path, problem, "check the path")
     try:
         volume = LoadImage(image_only=True, dtype=np.float32, ensure_channel_first=False)(str(path))
-    except (OSError, EOFError, ValueError, TypeError, RuntimeError, zlib.error, ImageFileError) as error:
+    except Exception as error:  # each library has errors of its own for what a damaged file leads it to
         raise bad_file(path, "cannot be read: truncated, damaged or not an image", "copy or export it again") from error
     if volume.meta.get("sform_code") == 0 and volume.meta.get("qform_code") == 0:
         # nibabel and ITK place such a file differently, so fields would not fit in other software.

@@ -11,7 +11,7 @@ from regzoo.transforms.apply import (
 from regzoo.transforms.ct import FieldOfViewd, HounsfieldUnitsd
 from regzoo.transforms.distance import SignedDistanced, signed_distance
 from regzoo.transforms.load import AlignPaird, LoadPaird
-from regzoo.transforms.request import RequestedPaird, Steps
+from regzoo.transforms.request import RequestedPaird, Steps, from_server
 from regzoo.transforms.resample import (
     AdHocLabelsd,
     FilterLabelsd,
@@ -41,6 +41,7 @@ __all__ = [
     "SimulateMovingd",
     "Steps",
     "WarpOnNetworkGridd",
+    "from_server",
     "label_map",
     "label_masks",
     "of_kind",

@@ -10,6 +10,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from regzoo.spatial import DisplacementField, Grid, apply_matrix, plain, sample, voxel_coordinates, warp
+from regzoo.transforms.request import from_server
 
 
 def label_masks(labels: torch.Tensor, exclusive: bool) -> torch.Tensor:
@@ -119,7 +120,7 @@ def with_references(data: Mapping[Hashable, Any], device: torch.device, backgrou
     item["reference_image"] = item["fixed_native"]
     if "fixed_label_native" in item:
         item["reference_label"] = item["fixed_label_native"].to(device)
-    if "image_path" in data:
+    if from_server(data):
         return item
     start = DisplacementField.from_affine(np.linalg.inv(_edit(data)), Grid.of(data["fixed_native"]), device)
     for kind, moving in _moving(data):

@@ -161,7 +161,7 @@ class AlignPaird(MapTransform):
 
 def _known_method(method: Any) -> Alignment:
     if method not in get_args(Alignment):
-        raise RegZooError(f"align: unknown method {method!r}; use one of {', '.join(get_args(Alignment))}")
+        raise RegZooError(f"align: unknown method {method!r:.80}; use one of {', '.join(get_args(Alignment))}")
     return method
 
 

@@ -7,10 +7,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from regzoo.datasets import is_served
-from regzoo.transforms import label_map
+from regzoo.errors import RegZooError
+from regzoo.transforms import from_server, label_map
 from regzoo.workflow.outputs import propagated_masks, registration_statistics
 
 
@@ -41,10 +43,25 @@ class Answerd(MapTransform):
         else:
             values = item.get("moving_label_values") or list(range(1, len(masks) + 1))
             item["pred"] = MetaTensor(label_map(masks.as_tensor(), values)[None], affine=masks.affine)
-        if "image_path" in item:
+        if from_server(item):
+            _check_type(item.get("result_dtype"), item["pred"])
             answer = {"case": item.get("case"), "answer": "image" if masks is None else "label"}
             item["result"] = answer | registration_statistics(item, masks, values)
         return item
+
+
+def _check_type(name: str | None, shown: MetaTensor) -> None:
+    """Refuse to have an answer written in a type of voxels that would change its values.
+
+    Raises:
+        RegZooError: one line that names the parameter.
+    """
+    if name is None or not np.issubdtype(np.dtype(name), np.integer):
+        return
+    if shown.is_floating_point():
+        raise RegZooError(f"result_dtype: {name} cannot hold the warped image; name a moving_label, or ask for float32")
+    if (largest := int(shown.max())) > np.iinfo(name).max:
+        raise RegZooError(f"result_dtype: {name} cannot hold the label {largest}; ask for int32")
 
 
 def training_folder(bundle_root: str | Path) -> str:
