@@ -23,8 +23,8 @@ RESULTS = ROOT / "benchmarks" / "results" / "exported.md"
 BUNDLES = sorted(path.parents[1].name for path in ROOT.glob("bundles/*/models/model.pt"))
 FORMATS = ("torchscript", "onnx")
 HEAD = """\
-| bundle | format | input, output, after the batch | grid | MB | difference | a pass | in PyTorch |
-|---|---|---|---|---:|---:|---:|---:|"""
+| bundle | format | input, output, after the batch | grid | MB | difference | of the largest | a pass | in PyTorch |
+|---|---|---|---|---:|---:|---:|---:|---:|"""
 
 
 def table(bundles: list[str], seconds: float) -> str:
@@ -53,6 +53,7 @@ def rows(bundle: str, folder: Path, seconds: float) -> list[str]:
             shapes,
             "this" if export.fixed_size else "any",
             f"{export.path.stat().st_size / 1e6:.1f}",
+            f"{export.largest:.0e}",
             f"{export.difference:.0e}",
             f"{1000 * times[name]:.0f} ms",
             f"{1000 * times['pytorch']:.0f} ms",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -139,7 +141,11 @@ def test_register_command(
     wrong, none = exported(SDM, "torchscript"), str(tmp_path / "none.ts")
     for given, said in (
         (wrong, "holds the network of another bundle (Segmentation-only"),
-        (none, f"no such exported network; write it with: regzoo export {WEAK} --format torchscript --out {none}"),
+        (
+            none,
+            f"no such exported network; write it with: python -m regzoo export {BUNDLES / WEAK} "
+            f"--format torchscript --out {none}, with the overlays",
+        ),
     ):
         monkeypatch.setattr(sys, "argv", [*common, "--exported", given, "--out", str(tmp_path / "b")])
         with pytest.raises(SystemExit) as stop:
@@ -149,19 +155,55 @@ def test_register_command(
     assert not (tmp_path / "b").exists()
 
 
-def test_a_network_of_other_inputs_is_refused(exported: Exported, prostate_phantoms: Path) -> None:
-    """The same bundle without the moving gland: what the file takes is not what the configuration shows it."""
-    pair = pair_of(prostate_phantoms)
-    overlays = ["configs/variants/mix.json", overlay("torchscript")]
-    registrar = Registrar(BUNDLES / SDM, overlays=overlays, exported=exported(SDM, "torchscript"), device="cpu")
-    with pytest.raises(RegZooError, match=r"takes \(channels, X, Y, Z\) = \[3, 32, 24, 24\], not \[2, 32, 24, 24\]"):
-        registrar.register(pair["fixed"], pair["moving"], pair["label"])
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_file_of_other_weights_or_another_network_is_refused(format: str, exported: Exported, tmp_path: Path) -> None:
+    """The settings of a bundle mean the same with the file as without: what it does not hold is not run."""
+    root = BUNDLES / WEAK
+    state = torch.load(root / "models" / "model.pt", weights_only=True)
+    torch.save({"network": state, "epoch": 3}, tmp_path / "last.pt")
+    torch.save({name: value * 2 for name, value in state.items()}, tmp_path / "other.pt")
+    given: dict[str, Any] = {"exported": exported(WEAK, format), "device": "cpu"}
+    for same in (root / "models" / "model.pt", tmp_path / "last.pt"):
+        Registrar(root, [overlay(format)], **given, checkpoint=str(same))
+    for settings, said in (
+        ({"checkpoint": str(tmp_path / "other.pt")}, "holds other weights than .*other.pt; .*python -m regzoo export"),
+        ({"checkpoint": "/nonexistent.pt"}, "^/nonexistent.pt: no such checkpoint; "),
+        ({"channels": 4}, "holds another network than the LocalNet of the configuration; .*python -m regzoo export"),
+    ):
+        with pytest.raises(RegZooError, match=said):
+            Registrar(root, [overlay(format)], **given, **settings)
+    for variant in ("composite_net", "global_net", "delta0"):
+        with pytest.raises(RegZooError, match=r"holds another network than the .*; .*python -m regzoo export"):
+            Registrar(root, [f"configs/variants/{variant}.json", overlay(format)], **given)
+    with pytest.raises(RegZooError, match="holds another network than the PyramidNet"):
+        Registrar(
+            BUNDLES / SDM, ["configs/variants/mix.json", overlay(format)], **given | {"exported": exported(SDM, format)}
+        )
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_bundle_with_an_exported_file_alone(
+    format: str, prostate_phantoms: Path, exported: Exported, tmp_path: Path
+) -> None:
+    """No `models/model.pt`: it registers. With one of a later training: the file is out of date."""
+    root, pair = tmp_path / "moved", pair_of(prostate_phantoms)
+    shutil.copytree(BUNDLES / WEAK / "configs", root / "configs")
+    (root / "models").mkdir()
+    shutil.copy(exported(WEAK, format), root / "models" / {"torchscript": "model.ts", "onnx": "model.onnx"}[format])
+    found = Registrar(root, [overlay(format)], device="cpu").register(pair["fixed"], pair["moving"], pair["label"])
+    expected = Registrar(BUNDLES / WEAK, device="cpu").register(pair["fixed"], pair["moving"], pair["label"])
+    assert found.warped_label is not None and expected.warped_label is not None
+    assert torch.equal(plain(found.warped_label), plain(expected.warped_label))
+    state = torch.load(BUNDLES / WEAK / "models" / "model.pt", weights_only=True)
+    torch.save({name: value * 2 for name, value in state.items()}, root / "models" / "model.pt")
+    with pytest.raises(RegZooError, match=f"holds other weights than .*model.pt; .*python -m regzoo export {root} "):
+        Registrar(root, [overlay(format)], device="cpu")
 
 
 @pytest.mark.parametrize("bundle", ALL)
 @pytest.mark.parametrize("format", [*FORMATS, "tensorrt"])
 def test_a_missing_file_says_which_command_writes_it(bundle: str, format: str, tmp_path: Path) -> None:
-    said = f"none: no such exported network; .* regzoo export {bundle} --format {format}"
+    said = f"none: no such exported network; .*: python -m regzoo export {BUNDLES / bundle} --format {format} "
     if format == "tensorrt":  # the package is looked for first
         said = f"needs the package torch-tensorrt, .*pip install|{said}"
     with pytest.raises(RegZooError, match=said):

@@ -1,113 +1,24 @@
-"""Exported files against PyTorch, run as another program would run them: every kind of network, and what goes wrong."""
+"""Exported files against PyTorch, run as another program would run them: every kind of network; and what goes wrong."""
 
 from __future__ import annotations
 
 import json
-import re
-import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 import torch
-from helpers import smooth_noise
-from monai.bundle import ConfigParser
-from monai.data.torchscript_utils import load_net_with_metadata
+from export_cases import BUNDLES, DDMR, KINDS, WEAK, case, check_in_onnx_runtime, definition, images, trained
 from regzoo.cli import main
 from regzoo.errors import RegZooError
 from regzoo.networks import GlobalNet
 from regzoo.spatial import warp
-from regzoo.workflow import OnnxNetwork, TorchScriptNetwork, export_network, save_weights
-from regzoo.workflow import export as exporting
+from regzoo.workflow import TorchScriptNetwork, export_formats, export_network, save_weights
 from torch import nn
 
-BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
-DOCS = BUNDLES.parent / "docs" / "export.md"
-WEAK, SEG, SDM = "prostate_mr_trus_weak_ddf", "prostate_mr_trus_conditional_seg", "prostate_mr_trus_sdm"
-DDMR = "abdominal_ct_ddmr"
-SPACING = [4.0, 3.0, 2.0]
-#: Every network and each of its forms, on grids that no level divides: bundle, overlay, settings.
-KINDS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
-    "local": (WEAK, None, {"channels": 2, "size": [18, 14, 13]}),
-    "local, δ1-4": (WEAK, "delta1to4", {"channels": 2, "size": [18, 14, 13]}),
-    "local, not additive": (WEAK, "no_additive_upsampling", {"channels": 2, "size": [18, 14, 13], "norm": "instance"}),
-    "global": (WEAK, "global_net", {"channels": 2, "size": [35, 18, 20]}),
-    "composite": (WEAK, "composite_net", {"channels": 2, "size": [18, 14, 35]}),
-    "conditional": (SEG, None, {"channels": 2, "size": [18, 14, 13]}),
-    "pyramid": (SDM, None, {"channels": 2, "size": [18, 14, 13]}),
-    "pyramid, images only": (SDM, "mix", {"channels": 2, "size": [18, 14, 13], "norm": "instance"}),
-    "voxelmorph, twice": (DDMR, None, {"channels": [2, 4], "size": [18, 14, 13]}),
-    "voxelmorph, once": (DDMR, None, {"channels": [2, 4], "size": [16, 12, 8], "stride": 1, "passes": 1, "norm": None}),
-    "voxelmorph, integrated": (
-        DDMR,
-        "diffeomorphic",
-        {"channels": [2, 4], "size": [18, 14, 13], "integration_steps": 3},
-    ),
-    "hippocampus": (DDMR, "hippocampus", {"channels": [2, 4], "size": [13, 16, 14]}),
-}
 #: `torch.export` takes seconds for each; the others are in the released bundles, see `test_exported_inference`.
 IN_ONNX = ["composite", "voxelmorph, integrated"]
-
-
-def definition(bundle: str, overlay: str | None, settings: dict[str, Any]) -> nn.Module:
-    """The network of a bundle, without the code that exports it."""
-    parser = ConfigParser()
-    configs = BUNDLES / bundle / "configs"
-    parser.read_config(
-        [str(configs / "inference.json"), *([str(configs / f"variants/{overlay}.json")] if overlay else [])]
-    )
-    parser.update(settings)
-    network = parser.get_parsed_content("network_def")
-    assert isinstance(network, nn.Module)
-    return network
-
-
-def trained(network: nn.Module, seed: int = 0) -> nn.Module:
-    """As after training: no parameter is zero, statistics are not those of the start, displacements of some voxels."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, value in network.state_dict().items():
-            if name.endswith("running_var"):
-                value.uniform_(0.5, 2.0, generator=generator)
-            elif value.dtype.is_floating_point and not bool(value.any()):
-                value.normal_(std=0.02 if "theta" in name else 0.2, generator=generator)
-    return network.eval()
-
-
-def images(channels: int, shape: list[int], batch: int) -> torch.Tensor:
-    volumes = [[smooth_noise(shape, 1.5, 7 * b + c, top=3) - 1.5 for c in range(channels)] for b in range(batch)]
-    return torch.from_numpy(np.array(volumes))
-
-
-def case(kind: str, folder: Path) -> tuple[str, list[str], dict[str, Any], nn.Module]:
-    """Arguments of an export, and the network that was saved for it."""
-    bundle, overlay, settings = KINDS[kind]
-    network = trained(definition(bundle, overlay, settings))
-    save_weights(network, folder / "weights.pt")
-    overlays = [f"configs/variants/{overlay}.json"] if overlay else []
-    return bundle, overlays, {**settings, "checkpoint": str(folder / "weights.pt")}, network
-
-
-def runtime(path: Path) -> onnxruntime.InferenceSession:
-    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-
-
-def check_in_onnx_runtime(path: Path, network: nn.Module, inputs: tuple[int, ...]) -> None:
-    """Batches of any size through the file alone."""
-    session = runtime(path)
-    assert session.get_inputs()[0].shape == ["batch", *inputs]
-    for batch in (1, 2, 5):
-        example = images(inputs[0], list(inputs[1:]), batch)
-        (found,) = session.run(["pred"], {"image": example.numpy()})
-        with torch.no_grad():
-            expected = network(example).numpy()
-        scale = np.abs(expected).max()
-        assert scale > 0.1
-        np.testing.assert_allclose(found, expected, atol=1e-4 * scale, rtol=0)
 
 
 @pytest.mark.parametrize("kind", IN_ONNX)
@@ -159,52 +70,6 @@ def test_everything_is_tried_in_some_form() -> None:
     assert GlobalNet in tried
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One small network in both formats."""
-    folder = tmp_path_factory.mktemp("files")
-    bundle, overlays, settings, network = case("local, not additive", folder)
-    written = {
-        format: export_network(bundle, format, folder / "out" / format, overlays, spacing=SPACING, **settings).path
-        for format in ("onnx", "torchscript")
-    }
-    check_in_onnx_runtime(written["onnx"], network, (2, *settings["size"]))
-    return written
-
-
-def test_what_a_file_says_of_itself(files: dict[str, Path]) -> None:
-    about = json.loads((BUNDLES / WEAK / "configs/metadata.json").read_text(encoding="utf-8"))
-    properties = {entry.key: entry.value for entry in onnx.load(str(files["onnx"])).metadata_props}
-    assert (properties["name"], properties["version"]) == (about["name"], about["version"])
-    assert json.loads(properties["image"]) == ["batch", 2, 18, 14, 13]
-    assert json.loads(properties["spacing"]) == SPACING
-    _, metadata, more = load_net_with_metadata(str(files["torchscript"]), more_extra_files=["inference.json"])
-    for told, config in (
-        (json.loads(properties["metadata.json"]), json.loads(properties["inference.json"])),
-        (metadata, json.loads(more["inference.json"])),
-    ):
-        assert told["export"]["outputs"]["pred"] == ["batch", 3, 18, 14, 13]
-        assert told["export"]["spacing"] == SPACING and told["export"]["bundle"] == WEAK
-        assert told["network_data_format"]["inputs"]["image"]["spatial_shape"] == [18, 14, 13]
-        assert told["name"] == about["name"] and told["description"] == about["description"]
-        assert (config["spacing"], config["channels"], config["align"]) == (SPACING, 2, "header")
-    assert {path.name for path in files["onnx"].parent.iterdir()} == {"onnx", "torchscript"}
-    assert str(BUNDLES).encode() not in files["onnx"].read_bytes()
-
-
-def test_the_snippet_of_the_documentation(
-    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Run as it is printed."""
-    (snippet,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), flags=re.DOTALL)
-    shutil.copy(files["onnx"], tmp_path / "model.onnx")
-    monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {}
-    exec(compile(snippet, "export.md", "exec"), names)
-    assert names["image"].shape == (1, 2, 18, 14, 13) and names["spacing"] == SPACING
-    assert names["pred"].shape == (1, 3, 18, 14, 13)
-
-
 def test_recording_a_network_leaves_nothing_behind() -> None:
     """Coordinates are cached by size: those of a recording, which are no numbers, must not be."""
 
@@ -232,7 +97,7 @@ def test_a_file_that_does_something_else_is_not_written(
         return torch.jit.script(network)
 
     target = tmp_path / "out" / "network.ts"
-    monkeypatch.setattr(exporting, "convert_to_torchscript", wrong)
+    monkeypatch.setattr(export_formats, "convert_to_torchscript", wrong)
     with pytest.raises(RegZooError, match=r"network\.ts: not written: .* differs from PyTorch by"):
         export_network(bundle, "torchscript", target, overlays, **settings)
     assert list(target.parent.iterdir()) == []
@@ -300,49 +165,10 @@ def test_tensorrt(kind: str, tmp_path: Path) -> None:
     bundle, overlays, settings, network = case(kind, tmp_path)
     export = export_network(bundle, "tensorrt", tmp_path / "network.ts", overlays, **settings)
     root, size, spacing = BUNDLES / bundle, settings["size"], [3.0] * 3 if bundle != DDMR else [7.0] * 3
-    compiled = TorchScriptNetwork(export.path, root, size, spacing, "cuda", needs="torch_tensorrt")
+    given = (export.path, root, definition(*KINDS[kind]), settings["checkpoint"], size, spacing, "cuda")
+    compiled = TorchScriptNetwork(*given, needs="torch_tensorrt")
     for batch in (1, 4):
         example = images(export.inputs[0], size, batch)
         with torch.no_grad():
             expected = network(example)
             torch.testing.assert_close(compiled(example), expected, atol=1e-4 * float(expected.abs().max()), rtol=0)
-
-
-@pytest.mark.parametrize(("format", "kind"), [("onnx", OnnxNetwork), ("torchscript", TorchScriptNetwork)])
-def test_a_file_that_cannot_be_right_is_refused(
-    format: str, kind: type[OnnxNetwork] | type[TorchScriptNetwork], files: dict[str, Path], tmp_path: Path
-) -> None:
-    here: tuple[Any, ...] = (BUNDLES / WEAK, [18, 14, 13], SPACING)
-    network = kind(files[format], *here)
-    assert network(images(2, [18, 14, 13], 2)).shape == (2, 3, 18, 14, 13)
-    whole = files[format].read_bytes()
-    for name, content in {"truncated": whole[: len(whole) // 2], "empty": b"", "text": b"not a network"}.items():
-        (tmp_path / name).write_bytes(content)
-    torch.jit.save(torch.jit.script(nn.ReLU()), str(tmp_path / "foreign"))
-    again = rf"regzoo export {WEAK} --format {format}"
-    for name in ("truncated", "empty", "text", "foreign"):
-        with pytest.raises(RegZooError, match=rf"{name}: is damaged, or was not written by regzoo.*{again}"):
-            kind(tmp_path / name, *here)
-    with pytest.raises(RegZooError, match=rf"missing: no such exported network; write it with: {again} --out"):
-        kind(tmp_path / "missing", *here)
-    with pytest.raises(RegZooError, match=r"another bundle \(Weakly-supervised MR to TRUS"):
-        kind(files[format], BUNDLES / SEG, *here[1:])
-    with pytest.raises(RegZooError, match=r"exported for \[4\.0, 3\.0, 2\.0\] mm, not \[3\.0, 3\.0, 3\.0\]"):
-        kind(files[format], *here[:2], [3.0, 3.0, 3.0])
-    with pytest.raises(RegZooError, match=r"takes \(channels, X, Y, Z\) = \[2, .*, not \[3, 18, 14, 13\]"):
-        network(images(3, [18, 14, 13], 1))
-    if format == "onnx":
-        with pytest.raises(RegZooError, match=r"exported for \[18, 14, 13\] voxels, not \[18, 14, 12\]"):
-            kind(files[format], here[0], [18, 14, 12], here[2])
-        with pytest.raises(RegZooError, match=r"= \[2, 18, 14, 13\], not \[2, 18, 14, 12\]"):
-            network(images(2, [18, 14, 12], 1))
-    else:
-        assert kind(files[format], here[0], [18, 14, 12], here[2])(images(2, [18, 14, 12], 1)).shape[2:] == (18, 14, 12)
-
-
-def test_a_provider_that_is_not_there_is_left_out(files: dict[str, Path], caplog: pytest.LogCaptureFixture) -> None:
-    network = OnnxNetwork(
-        files["onnx"], BUNDLES / WEAK, [18, 14, 13], SPACING, "cpu", providers=["TensorrtExecutionProvider"]
-    )
-    assert network.session.get_providers() == ["CPUExecutionProvider"]
-    assert "without TensorrtExecutionProvider" in caplog.text

@@ -1,4 +1,4 @@
-"""Pictures of a validation in TensorBoard."""
+"""Pictures of a validation and means of the loss in TensorBoard."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import torch
 from helpers import ball, smooth_noise
 from ignite.engine import Engine
 from matplotlib.image import imread
-from regzoo.workflow import ValidationImages
+from regzoo.losses import RegistrationLoss
+from regzoo.workflow import LossTerms, ValidationImages
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 SHAPE = (9, 7, 5)
@@ -70,3 +71,22 @@ def test_labels_propagated_without_a_transformation(tmp_path: Path) -> None:
 def test_panels_that_are_there(tmp_path: Path, keys: tuple[str, ...]) -> None:
     pictures = written({key: case()[key] for key in keys}, tmp_path)
     assert list(pictures) == (["fixed", "fixed | unregistered"][len(keys) - 1 : len(keys)] if keys else [])
+
+
+def test_an_epoch_that_was_broken_off_is_forgotten(tmp_path: Path) -> None:
+    handler = LossTerms(RegistrationLoss({}), tmp_path)
+
+    def train(losses: list[float]) -> dict[str, float]:
+        def step(_: Engine, loss: float) -> dict[str, torch.Tensor]:
+            if loss < 0:
+                raise KeyboardInterrupt
+            return {"loss": torch.tensor(loss)}
+
+        engine = Engine(step)
+        engine.optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+        handler.attach(engine)
+        return engine.run(losses, max_epochs=1).metrics
+
+    with pytest.raises(KeyboardInterrupt):
+        train([100.0, -1.0])
+    assert train([5.0, 7.0]) == {"loss/total": 6.0}

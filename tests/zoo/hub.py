@@ -80,8 +80,20 @@ class Hub(ThreadingHTTPServer):
         return 200, {"commitUrl": f"{self.address}/{repo}/commit/1", "commitOid": "1" * 40, "success": True}
 
     def tag(self, body: bytes, repo: str) -> Answer:
-        self.repositories[repo]["tags"].append(json.loads(body)["tag"])
+        name = json.loads(body)["tag"]
+        if name in self.repositories[repo]["tags"]:
+            return 409, {"error": "Reference already exists"}
+        self.repositories[repo]["tags"].append(name)
         return 200, {}
+
+    def refs(self, body: bytes, repo: str) -> Answer:
+        if repo not in self.repositories:
+            return 404, {"error": "Repository not found", "code": "RepoNotFound"}
+        tags = [
+            {"name": tag, "ref": f"refs/tags/{tag}", "targetCommit": "1" * 40}
+            for tag in self.repositories[repo]["tags"]
+        ]
+        return 200, {"branches": [], "converts": [], "tags": tags}
 
 
 ROUTES: list[tuple[str, str, Callable[..., Answer]]] = [
@@ -91,6 +103,7 @@ ROUTES: list[tuple[str, str, Callable[..., Answer]]] = [
     ("PUT", r"/blobs/(\w{64})", Hub.put),
     ("POST", r"/api/models/([\w.-]+/[\w.-]+)/commit/main", Hub.commit),
     ("POST", r"/api/models/([\w.-]+/[\w.-]+)/tag/main", Hub.tag),
+    ("GET", r"/api/models/([\w.-]+/[\w.-]+)/refs", Hub.refs),
     ("POST", r"/api/validate-yaml", lambda hub, body: (200, {"errors": [], "warnings": []})),
 ]
 
@@ -109,6 +122,8 @@ class Handler(BaseHTTPRequestHandler):
         content = json.dumps(answer).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
+        if "code" in answer:
+            self.send_header("X-Error-Code", answer["code"])
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)

@@ -85,6 +85,25 @@ def test_again_with_a_version_and_for_everybody(
     assert not repository["private"] and repository["tags"] == ["0.1.0", "0.1.0-rc.1"]
 
 
+def test_a_version_is_published_once(
+    hub: Hub,
+    fast_checks: None,
+    copy_bundle: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = [str(copy_bundle("abdominal_ct_ddmr")), "--repo", "clinic/ddmr", "--token", TOKEN]
+    call(monkeypatch, *arguments)
+    capsys.readouterr()
+    hub.requests.clear()
+    with pytest.raises(SystemExit) as stop:
+        call(monkeypatch, *arguments)
+    error = capsys.readouterr().err
+    assert stop.value.code == 1 and error.count("\n") == 1 and TOKEN not in error
+    assert "has the version 0.1.0 already; raise the version in configs/metadata.json" in error
+    assert hub.requests == ["GET /api/models/clinic/ddmr/refs"]
+
+
 def test_mistakes_are_one_line_and_nothing_is_sent(
     hub: Hub,
     fast_checks: None,
@@ -108,7 +127,8 @@ def test_mistakes_are_one_line_and_nothing_is_sent(
     with pytest.raises(SystemExit):
         call(monkeypatch, str(root), "--repo", "clinic/ddmr")
     assert "pip install huggingface_hub" in capsys.readouterr().err
-    assert hub.requests == []
+    # Whether the version is new was looked up once; nothing else was asked for, and nothing sent.
+    assert hub.requests == ["GET /api/models/clinic/ddmr/refs"]
 
 
 def test_a_refusal_of_the_hub_is_one_line_without_the_token(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import logging
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 
 import odd_networks
 import pytest
+import regzoo
 import torch
 from monai.bundle import ConfigWorkflow
 from regzoo import cli
@@ -97,12 +100,20 @@ def network(kind: str) -> Callable[[Path], object]:
     return change
 
 
-def large(name: str) -> Callable[[Path], object]:
+def large(name: str, size: int) -> Callable[[Path], object]:
     def make(root: Path) -> None:
         with (root / name).open("wb") as file:
-            file.truncate(25_000_001)
+            file.truncate(size)
 
     return make
+
+
+def carry_package(change: Callable[[Path], object]) -> Callable[[Path], object]:
+    def carry(root: Path) -> None:
+        shutil.copytree(Path(regzoo.__file__).parent, root / "regzoo", ignore=shutil.ignore_patterns("__pycache__"))
+        change(root)
+
+    return carry
 
 
 LISTED = 'large_files:\n  - path: "models/model.pt"\n    url: "https://x.org/model.pt"\n'
@@ -115,9 +126,15 @@ BROKEN: list[tuple[str, str, Callable[[Path], object]]] = [
     ("required files", "models/model.pt", remove("models/model.pt")),
     ("licences", "Apache-2.0", write("LICENSE", "All rights reserved.\n")),
     ("licences", "data_license.txt is empty", write("docs/data_license.txt", " \n")),
-    ("file sizes", "docs/large.bin (25.0 MB)", large("docs/large.bin")),
+    ("file sizes", "docs/large.bin (25.0 MB)", large("docs/large.bin", 25_000_001)),
+    ("file sizes", "docs/large.bin (1.0 MB)", large("docs/large.bin", 1024 * 1024 + 1)),
+    ("file sizes", "models/model.pt (25.0 MB)", large("models/model.pt", 25_000_001)),
     ("file sizes", "without a url or a hash_val", write("large_files.yml", LISTED)),
     ("file sizes", "another file", write("large_files.yml", f"{LISTED}    hash_val: 0ff\n    hash_type: sha256\n")),
+    ("file sizes", "(md5 differs)", write("large_files.yml", f"{LISTED}    hash_val: 0ff\n")),
+    ("file sizes", "use one of md5", write("large_files.yml", f"{LISTED}    hash_val: 0ff\n    hash_type: crc\n")),
+    ("file sizes", "entry without a path", write("large_files.yml", "large_files:\n  - url: https://x.org/model.pt\n")),
+    ("file sizes", "no list", write("large_files.json", '["models/model.pt"]')),
     ("text files", "blanks at the end", append("docs/README.md", b"blank \nmore\n")),
     ("text files", "one line break", append("docs/data_license.txt", b"no end")),
     ("text files", "one line break", append("docs/data_license.txt", b"\n")),
@@ -128,12 +145,21 @@ BROKEN: list[tuple[str, str, Callable[[Path], object]]] = [
     ("JSON format", "configs/train.json", lambda root: reformat(root / "configs/train.json", indent=2)),
     ("JSON format", "configs/metadata.json", replace("configs/metadata.json", "RegZoo", "Ré")),
     ("JSON format", "is no JSON", write("configs/variants/new.json", "{,}\n")),
+    ("YAML and TOML", "more.yaml cannot be read", write("docs/more.yaml", "a: [\n")),
+    ("YAML and TOML", "setup.toml cannot be read", write("setup.toml", "a = \n")),
     ("README sections", "References", replace("docs/README.md", "# References", "# Sources")),
     ("links", "docs/README.md → nothing.md", append("docs/README.md", b"[a page](nothing.md#place)\n")),
     ("links", "→ nothing.png", append("docs/README.md", b"![a picture](nothing.png)\n")),
+    ("package inside", "filters.py", carry_package(remove("regzoo/filters.py"))),
+    ("package inside", "losses/overlap.py", carry_package(append("regzoo/losses/overlap.py", b"# edited\n"))),
+    ("package inside", "more.so", carry_package(write("regzoo/more.so", "x"))),
     ("Python style", "F401", write("code.py", "import os\n")),
     ("Python style", "black", write("code.py", "value = 'text'\n")),
     ("Python style", "isort", write("code.py", "import torch\nimport os\n\nprint(torch, os)\n")),
+    ("Python style", "B006", write("code.py", "def add(values=[]):\n    return values\n")),
+    ("Python style", "C416", write("code.py", "values = [x for x in range(3)]\n")),
+    ("Python style", "N818", write("code.py", "class Wrong(Exception):\n    pass\n")),
+    ("Python style", "EXE001", write("code.py", "#!/usr/bin/env python\nx = 1\n")),
     # As in the zoo, where the package is no first party: between MONAI and PyTorch, not in a block of its own.
     ("Python style", "isort", write("code.py", "import torch\n\nimport regzoo\n\nprint(torch, regzoo)\n")),
     ("code in configurations", "os.system", edit("variants/mix", "run", ["$os.system('ls')"])),
@@ -141,14 +167,32 @@ BROKEN: list[tuple[str, str, Callable[[Path], object]]] = [
     ("code in configurations", "subprocess", edit("train", "loss", {"_target_": "subprocess.run", "args": "ls"})),
     ("code in configurations", "urllib.request", edit("train", "imports", ["$from urllib import request"])),
     ("code in configurations", "eval", edit("inference", "size", "$eval('[1, 2, 3]')")),
+    ("code in configurations", "torch.os.system", edit("inference", "size", "$torch.os.system('ls')")),
+    ("code in configurations", "os.popen", edit("train", "imports", ["$import os as o", "$o.popen('ls')"])),
+    ("code in configurations", "os.popen", edit("train", "imports", ["$from torch import os as o", "$o.popen('ls')"])),
+    ("code in configurations", "subprocess", edit("train", "imports", ["$import subprocess as s"])),
+    ("code in configurations", "os.kill", edit("train", "imports", ["$from os import kill as stop"])),
+    ("code in configurations", "os.system", edit("inference", "size", "$@network.module().os.system('ls')")),
+    ("code in configurations", "torch.hub.urllib", edit("inference", "size", "$torch.hub.urllib.error")),
+    (
+        "targets",
+        "mix.json: _target_ monai.losses.DiceLos",
+        edit("variants/mix", "loss", {"_target_": "monai.losses.DiceLos"}),
+    ),
+    ("targets", "CompoZe", edit("train", "network_def", [{"_target_": "CompoZe", "transforms": []}])),
+    ("targets", "regzoo.nothing.At", edit("multi_gpu_train", "network", {"_target_": "regzoo.nothing.At"})),
     ("metadata schema", "'task' is a required property", edit("metadata", "task")),
     ("metadata schema", "known without the network", edit("metadata", "schema", "https://x.org/schema.json")),
     ("metadata schema", "is missing", remove("configs/metadata.json")),
+    ("metadata schema", "known", edit("metadata", "schema", "https://x.org/meta_schema_20240725.json")),
     ("version and changelog", "9.9.9 has no entry", edit("metadata", "version", "9.9.9")),
     ("version and changelog", "1.0 is not", edit("metadata", "version", "1.0")),
     ("version and changelog", "no name", edit("metadata", "name")),
     ("required packages", "regzoo", edit("metadata", "required_packages_version#regzoo")),
     ("required packages", "newest", edit("metadata", "required_packages_version#itk", "newest!")),
+    ("required packages", "'~=5.4'", edit("metadata", "required_packages_version#itk", "~=5.4")),
+    ("required packages", "'!=5.4'", edit("metadata", "required_packages_version#itk", "!=5.4")),
+    ("required packages", "'>=2' is no version of numpy", edit("metadata", "numpy_version", ">=2")),
     ("required packages", "numpy_version", edit("metadata", "numpy_version")),
     ("network tensors", "value_range", edit("metadata", f"{INPUT}#value_range")),
     ("network tensors", "channel_def names [0, 1]", edit("metadata", f"{OUTPUT}#channel_def#2")),
@@ -163,11 +207,15 @@ BROKEN: list[tuple[str, str, Callable[[Path], object]]] = [
     ("weights", "is missing", remove("models/model.pt")),
     ("TorchScript (script)", "odd_networks.py", network("Unscriptable")),
     ("TorchScript (trace)", "differs", network("Branching")),
+    ("TorchScript (trace)", "differs", network("Faint")),
     ("train and inference agree", "spacing", edit("inference", "spacing", [1.0, 1.0, 1.0])),
     ("train and inference agree", "differ in inputs", edit("train", "inputs", ["fixed_image", "moving_image"])),
     ("train and inference agree", "not the fixed image first", lambda root: swap_inputs(root)),
     ("ids of the zoo", "val_interval", edit("train", "val_interval")),
     ("ids of the zoo", "output_dir", edit("inference", "output_dir")),
+    ("ids of the zoo", "evaluate.json does not override validate#handlers", write("configs/evaluate.json", "{}\n")),
+    ("ids of the zoo", "multi_gpu_train.json does not override network", edit("multi_gpu_train", "network")),
+    ("ids of the zoo", "multi_gpu_evaluate.json does not override finalize", edit("multi_gpu_evaluate", "finalize")),
     ("ids of MONAI Label", "postprocessing", edit("inference", "postprocessing")),
     ("ids of MONAI Label", "@_meta_", edit("inference", "size", "@_meta_#size")),
     ("properties: train", "val_interval", edit("train", "val_interval")),
@@ -236,6 +284,39 @@ def test_weights_that_are_elsewhere_are_not_looked_for(copy_bundle: Copy) -> Non
     assert "download_large_files" in found["weights"].detail
 
 
+def test_what_is_listed_and_here_is_what_was_listed(copy_bundle: Copy) -> None:
+    root = copy_bundle()
+    digest = hashlib.md5((root / "models/model.pt").read_bytes()).hexdigest()
+    write("large_files.yml", f"{LISTED}    hash_val: {digest}\n")(root)  # MONAI takes md5 if nothing is said
+    large("models/model.onnx", 20_000_000)(root)  # an export
+    large("docs/large.bin", 1024 * 1024)(root)  # exactly what the zoo takes
+    write("setup.toml", "a = 1\n")(root)
+    rows = verify(root, ["file sizes", "YAML and TOML"])
+    assert [row.result for row in rows] == [OK, OK] and rows[1].detail == "2 files"
+
+
+def test_a_package_inside_that_is_the_same(copy_bundle: Copy) -> None:
+    root = copy_bundle(weights=False)
+    carry_package(lambda _: None)(root)
+    assert verify(root, ["package inside"])[0].result == OK
+
+
+@pytest.mark.parametrize(
+    "code", ["$@network.eval()", "$torch.compile(@network)", "$pathlib.Path(@file).open()", "$import os as o"]
+)
+def test_methods_with_the_name_of_a_function_are_let_pass(code: str, copy_bundle: Copy) -> None:
+    root = copy_bundle(weights=False)
+    edit("inference", "size", code)(root)
+    assert verify(root, ["code in configurations"])[0].result == OK
+
+
+@pytest.mark.parametrize("pin", ["5.4.2", ">=5.3", "<6", "==5.4.2", ">=5.3,<6"])
+def test_versions_that_the_zoo_reads(pin: str, copy_bundle: Copy) -> None:
+    root = copy_bundle(weights=False)
+    edit("metadata", "required_packages_version#itk", pin)(root)
+    assert verify(root, ["required packages"])[0].result == OK
+
+
 def test_links_in_code_are_no_links(copy_bundle: Copy) -> None:
     root = copy_bundle(weights=False)
     append("docs/README.md", b"`[a](b.md)`\n\n```\n[c](d.md)\n```\n\n[e](https://x.org/f) [g](#h)\n")(root)
@@ -246,11 +327,11 @@ def test_tools_that_are_not_there_are_named(copy_bundle: Copy, monkeypatch: pyte
     root, find = copy_bundle(weights=False), importlib.util.find_spec
     write("code.py", "x = 1\n")(root)
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name in ("isort", "jsonschema") else find(name)
+        importlib.util, "find_spec", lambda name: None if name in ("isort", "bugbear", "jsonschema") else find(name)
     )
     style, schema = verify(root, ["Python style", "metadata schema"])
     assert style.result == schema.result == SKIPPED
-    assert "pip install isort" in style.detail and "pip install jsonschema" in schema.detail
+    assert "pip install isort flake8-bugbear" in style.detail and "pip install jsonschema" in schema.detail
     write("code.py", "x  =  1\n")(root)
     assert verify(root, ["Python style"])[0].result == FAILED  # what is there is asked nevertheless
 

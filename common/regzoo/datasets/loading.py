@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -122,9 +123,10 @@ def _read_split(datalist: Path, split: str | None, single: bool = False) -> list
     if not any("split" in record for record in records):
         if split == "train":
             return records
-        mend = f'write {{"training": […], "{names[0]}": […]}}, or add a value "split" to each pair'
+        mend = f'write {{"training": […], {json.dumps(names[0])}: […]}}, or add a value "split" to each pair'
         raise bad_file(datalist, f"does not say which pairs are of the split {split!r}", mend)
     chosen = [record for record in records if record.get("split") in (split, *names)]
     if not chosen:
-        raise bad_file(datalist, f"has no pair of the split {split!r}", f'give some pairs the split "{split}"')
+        mend = f"give some pairs the split {json.dumps(split)}"
+        raise bad_file(datalist, f"has no pair of the split {split!r}", mend)
     return chosen

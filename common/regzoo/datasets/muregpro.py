@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import nibabel as nib
+from nibabel.filebasedimages import ImageFileError
 from regzoo.datasets.records import Record, case_name
 from regzoo.errors import RegZooError, bad_file
 
@@ -118,7 +119,7 @@ def _default_names(record: Record) -> list[str]:
         return []
     try:
         shape = nib.load(path).shape
-    except (OSError, nib.filebasedimages.ImageFileError) as error:
+    except (OSError, ImageFileError) as error:
         raise bad_file(path, "cannot be read as NIfTI", "download it again or remove the pair") from error
     count = shape[3] if len(shape) > 3 else 1
     return ["gland", *(f"landmark_{i}" for i in range(1, count))]

@@ -44,7 +44,7 @@ class TargetRegistrationError(CaseMetric):
     Source: RMS, Hu et al. 2018, section 3.3; mean, Bashkanov et al. 2021 and Pérez de Frutos et al. 2023.
     """
 
-    def __init__(
+    def __init__(  # noqa: B042 - an error in mm, not an exception
         self, reduction: Reduction = "rms", first_label: int = 1, lost: float | None = None, summary: Summary = "mean"
     ) -> None:
         super().__init__(summary)

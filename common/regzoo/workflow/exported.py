@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import shlex
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -14,6 +16,7 @@ import torch
 from monai.utils import optional_import
 from regzoo.errors import RegZooError, bad_file
 from regzoo.spatial import plain
+from regzoo.workflow.checkpoint import bare, load_weights
 from torch import nn
 
 logger = logging.getLogger(__name__)
@@ -48,15 +51,28 @@ def bundle_metadata(bundle_root: str | PathLike[str]) -> dict[str, Any]:
     return dict(metadata)
 
 
+def weights_digest(network: nn.Module) -> str:
+    """SHA-256 of the names, types, shapes and values of a network's weights, whatever file they came from."""
+    digest = hashlib.sha256()
+    for name, value in sorted(bare(network).state_dict().items()):
+        values = value.detach().cpu().contiguous().numpy()
+        digest.update(f"{name} {values.dtype.str} {values.shape}\n".encode())
+        digest.update(values.tobytes())
+    return digest.hexdigest()
+
+
 class ExportedNetwork(nn.Module):
     """A network of a file written by ``regzoo export``: (B, C, X, Y, Z) in, any B, and what the network predicts out.
 
-    What the file says of itself is compared with the configuration it is to be run with, so that one of another bundle
-    or grid is refused instead of giving a wrong answer.
+    What the file says of itself is compared with the configuration it is to be run with, so that one of another bundle,
+    network or grid, or of other weights, is refused instead of giving a wrong answer.
 
     Args:
         path: the file.
         bundle_root: the bundle it has to have been exported from.
+        network_def: the network that the configuration defines; `checkpoint` is loaded into it, to compare the two.
+        checkpoint: the weights of the configuration. Only the bundle's own ``models/model.pt`` need not be there: to
+            run an exported file, that file is enough.
         size: network grid of the configuration, voxels.
         spacing: its voxel size, mm.
         device: to run on.
@@ -72,6 +88,8 @@ class ExportedNetwork(nn.Module):
         self,
         path: str | PathLike[str],
         bundle_root: str | PathLike[str],
+        network_def: nn.Module,
+        checkpoint: str | PathLike[str],
         size: Sequence[int],
         spacing: Sequence[float],
         device: str | torch.device = "cpu",
@@ -79,10 +97,18 @@ class ExportedNetwork(nn.Module):
         super().__init__()
         self.path = Path(path)
         self.device = torch.device(device)
-        bundle = Path(bundle_root).resolve().name
-        again = (
-            f"regzoo export {bundle} --format {self.format} --out {self.path}, with the overlays and settings used here"
-        )
+        command = [
+            "python",
+            "-m",
+            "regzoo",
+            "export",
+            str(bundle_root),
+            "--format",
+            self.format,
+            "--out",
+            str(self.path),
+        ]
+        again = f"{shlex.join(command)}, with the overlays and settings used here"
         if not self.path.is_file():
             raise bad_file(self.path, "no such exported network", f"write it with: {again}")
         try:
@@ -90,22 +116,36 @@ class ExportedNetwork(nn.Module):
             export = self.metadata["export"]
             channels, *grid = export["inputs"][INPUT][1:]
             fixed, voxel = bool(export["fixed_size"]), [float(mm) for mm in export["spacing"]]
+            network, weights = export["network"], export["weights"]
         except RegZooError:
             raise
         except Exception as error:  # each library has errors of its own for what a damaged file leads it to
             raise bad_file(
-                self.path, "is damaged, or was not written by regzoo export", f"write it anew: {again}"
+                self.path, "is damaged, or was not written by this regzoo's export", f"write it anew: {again}"
             ) from error
         self.channels, self.grid, self.fixed_size = int(channels), [int(n) for n in grid], fixed
         ours, theirs = bundle_metadata(bundle_root)["name"], self.metadata["name"]
+        problem = None
         if ours != theirs:
-            raise bad_file(self.path, f"holds the network of another bundle ({theirs})", f"write it anew: {again}")
-        if fixed and self.grid != [int(n) for n in size]:
-            raise bad_file(
-                self.path, f"was exported for {self.grid} voxels, not {list(size)}", f"write it anew: {again}"
-            )
-        if not np.allclose(voxel, [float(mm) for mm in spacing], rtol=1e-3):
-            raise bad_file(self.path, f"was exported for {voxel} mm, not {list(spacing)}", f"write it anew: {again}")
+            problem = f"holds the network of another bundle ({theirs})"
+        elif fixed and self.grid != [int(n) for n in size]:
+            problem = f"was exported for {self.grid} voxels, not {list(size)}"
+        elif not np.allclose(voxel, [float(mm) for mm in spacing], rtol=1e-3):
+            problem = f"was exported for {voxel} mm, not {list(spacing)}"
+        elif network != repr(network_def):
+            problem = f"holds another network than the {type(network_def).__name__} of the configuration"
+        elif not self._has_weights(weights, network_def, Path(checkpoint), Path(bundle_root)):
+            problem = f"holds other weights than {checkpoint}"
+        if problem:
+            raise bad_file(self.path, problem, f"write it anew: {again}")
+
+    def _has_weights(self, digest: str, network_def: nn.Module, checkpoint: Path, bundle_root: Path) -> bool:
+        """Whether the weights of a digest are those of a checkpoint, or the bundle has come without any."""
+        own = bundle_root.resolve() / "models" / "model.pt"
+        if not own.exists() and checkpoint.resolve() == own:
+            logger.info("%s: there is no %s to compare its weights with", self.path, checkpoint)
+            return True
+        return digest == weights_digest(load_weights(network_def, checkpoint))
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """(B, C, X, Y, Z) float32 → what the network predicts, on the device of the input.

@@ -42,8 +42,14 @@ class LossTerms:
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self._clear)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
+
+    def _clear(self) -> None:
+        """Forget what an epoch that was broken off left behind."""
+        self.sums.clear()
+        self.count = 0
 
     def _add(self, engine: Engine) -> None:
         self.count += 1
@@ -57,8 +63,6 @@ class LossTerms:
 
     def _write(self, engine: Engine) -> None:
         means = {name: float(value) / self.count for name, value in self.sums.items()}
-        self.sums.clear()
-        self.count = 0
         engine.state.metrics.update(means)
         if not is_writer():
             return

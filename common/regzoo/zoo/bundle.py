@@ -11,25 +11,28 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import regzoo
 from monai.bundle import ConfigParser
-from regzoo.errors import bad_file
+from regzoo.errors import RegZooError, bad_file
 from regzoo.workflow.registrar import find_bundle
 
 #: Where a bundle keeps what it was not handed out with: results, phantoms, what Python compiled.
 WORKING_FOLDERS = {"output", "data", "eval", "__pycache__"}
 #: The weights, relative to the bundle.
 WEIGHTS = "models/model.pt"
+#: This package's own files that travel.
+CODE = {".py", ".json", ".typed"}
 #: Configurations that every bundle of this collection has.
 CONFIGS = ("metadata", "train", "inference", "evaluate", "multi_gpu_train", "multi_gpu_evaluate")
 #: By what a file of the zoo that says where large files are may be called.
 LARGE_FILES = ("large_files.yml", "large_files.yaml", "large_files.json")
 
 
-class Problem(Exception):
+class CheckError(Exception):
     """What a check found wrong; the message says what and what to do."""
 
 
-class Skip(Exception):
+class NotCheckedError(Exception):
     """A check that could not be done here; the message says why."""
 
 
@@ -51,11 +54,11 @@ class Bundle:
         """A file of the bundle, given relative to it.
 
         Raises:
-            Problem: there is no such file.
+            CheckError: there is no such file.
         """
         path = self.root / name
         if not path.is_file():
-            raise Problem(f"{name} is missing")
+            raise CheckError(f"{name} is missing")
         return path
 
     @cached_property
@@ -71,10 +74,19 @@ class Bundle:
 
     @cached_property
     def large_files(self) -> dict[str, dict[str, Any]]:
-        """What ``large_files.yml`` says of each file that is to be fetched, by its path; empty without one."""
+        """What ``large_files.yml`` says of each file that is to be fetched, by its path; empty without one.
+
+        Raises:
+            CheckError: it is no list of files with a path each.
+        """
         for name in LARGE_FILES:
             if (self.root / name).is_file():
-                listed = ConfigParser.load_config_file(self.root / name).get("large_files") or []
+                content = ConfigParser.load_config_file(self.root / name)
+                listed = (content.get("large_files") or []) if isinstance(content, dict) else None
+                if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
+                    raise CheckError(f"{name} is no list large_files of path, url, hash_val and hash_type")
+                if not all(entry.get("path") for entry in listed):
+                    raise CheckError(f"{name} has an entry without a path; write there where the file belongs")
                 return {str(entry["path"]): dict(entry) for entry in listed}
         return {}
 
@@ -94,11 +106,13 @@ class Bundle:
         """The released weights.
 
         Raises:
-            Skip: they are to be fetched first.
-            Problem: there are none.
+            NotCheckedError: they are to be fetched first.
+            CheckError: there are none.
         """
         if not (self.root / WEIGHTS).is_file() and WEIGHTS in self.large_files:
-            raise Skip(f"{WEIGHTS} is not here: python -m monai.bundle download_large_files --bundle_path {self.root}")
+            raise NotCheckedError(
+                f"{WEIGHTS} is not here: python -m monai.bundle download_large_files --bundle_path {self.root}"
+            )
         return self.path(WEIGHTS)
 
     def config(self, *names: str) -> ConfigParser:
@@ -113,7 +127,7 @@ class Bundle:
         try:
             return self.metadata["network_data_format"][direction][name]
         except KeyError:
-            raise Problem(f"configs/metadata.json has no network_data_format::{direction}::{name}") from None
+            raise CheckError(f"configs/metadata.json has no network_data_format::{direction}::{name}") from None
 
     def shape(self, batch: int = 1) -> tuple[list[int], list[int]]:
         """Shapes (B, C, X, Y, Z) of the network's input and output, as the metadata have them."""
@@ -122,27 +136,71 @@ class Bundle:
         return first, second
 
 
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal digits."""
-    digest = hashlib.sha256()
+def file_hash(path: Path, kind: str) -> str:
+    """The hash of a file, in hexadecimal digits."""
+    digest = hashlib.new(kind)
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
 
 
-def known_bundle(bundle: str | PathLike[str]) -> Bundle:
-    """A bundle whose metadata can be read.
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal digits."""
+    return file_hash(path, "sha256")
+
+
+def code_files(folder: Path) -> dict[str, Path]:
+    """The files of a Python package by their name in it, without what Python compiled."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return {path.relative_to(folder).as_posix(): path for path in paths}
+
+
+def own_code() -> dict[str, Path]:
+    """The files of this package that travel with a bundle, by their name in it."""
+    return {name: path for name, path in code_files(Path(regzoo.__file__).parent).items() if path.suffix in CODE}
+
+
+def package_inside(bundle: Bundle) -> str:
+    """A ``regzoo`` inside the bundle is the one that runs, or has the same files: no other is checked or packaged.
 
     Raises:
-        RegZooError: there is no such bundle, or it has no readable metadata.
+        CheckError: it has other files.
+    """
+    inside = bundle.root / "regzoo"
+    if not inside.is_dir():
+        return "none, regzoo is to be installed"
+    if inside.resolve() == Path(regzoo.__file__).resolve().parent:
+        return "is the one that runs"
+    theirs, ours = code_files(inside), own_code()
+    different = {name for name in theirs.keys() & ours.keys() if theirs[name].read_bytes() != ours[name].read_bytes()}
+    different |= theirs.keys() ^ ours.keys()
+    if different:
+        first = ", ".join(sorted(different)[:3]) + (", …" if len(different) > 3 else "")
+        raise CheckError(
+            f"regzoo/ inside the bundle is another than the one that runs ({len(different)} files differ: {first}); "
+            "run python -m regzoo in the bundle's folder, or package it anew"
+        )
+    return f"{len(ours)} files, as in the package that runs"
+
+
+def known_bundle(bundle: str | PathLike[str]) -> Bundle:
+    """A bundle whose metadata and list of large files can be read, and whose package is the one that runs.
+
+    Raises:
+        RegZooError: there is no such bundle, or it is not as said.
     """
     found = Bundle(bundle)
     file = found.root / "configs" / "metadata.json"
     try:
         found.metadata  # noqa: B018 - read once, to fail here
-    except Problem:
+    except CheckError:
         raise bad_file(file, "no such file", "name the folder of a bundle") from None
     except ValueError as error:
         raise bad_file(file, f"is no JSON ({error})", "mend it, see regzoo verify") from None
+    try:
+        found.large_files  # noqa: B018 - as above
+        package_inside(found)
+    except CheckError as error:
+        raise RegZooError(f"{found.root}: {error}") from None
     return found

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import configparser
+import importlib
+import importlib.util
 import json
 import logging.handlers
 import os
@@ -11,10 +13,14 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from regzoo.zoo.bundle import CONFIGS, WEIGHTS, Bundle, Problem, sha256
+from regzoo.zoo.bundle import CONFIGS, WEIGHTS, Bundle, CheckError, NotCheckedError, file_hash
 
-#: The zoo's limit for a single file, bytes.
+#: The zoo's limits for what lies in ``models/`` and for any other file, bytes: those of its releases and of its
+#: repository (1024 kB).
 LARGEST = 25_000_000
+LARGEST_OTHER = 1024 * 1024
+#: By which hashes MONAI's download checks a file; the first if the list of large files names none.
+HASHES = ("md5", "sha1", "sha256", "sha512")
 #: ``<anatomy>_<modality>_<task>``, and words because of which MONAI Label would serve a bundle in another way.
 NAME = re.compile(r"[A-Za-z0-9]+(_[A-Za-z0-9]+){2,}")
 FORBIDDEN_WORDS = ("deepedit", "deepgrow", "detection", "classification")
@@ -36,7 +42,7 @@ def required_files(bundle: Bundle) -> str:
         wanted.append(WEIGHTS)
     missing = [name for name in wanted if not (bundle.root / name).is_file()]
     if missing:
-        raise Problem(f"missing: {', '.join(missing)}")
+        raise CheckError(f"missing: {', '.join(missing)}")
     return f"{len(wanted)} there"
 
 
@@ -44,9 +50,11 @@ def name(bundle: Bundle) -> str:
     """The folder's name, by which the zoo and MONAI Label know the bundle."""
     words = [word for word in FORBIDDEN_WORDS if word in bundle.name.lower()]
     if words:
-        raise Problem(f"{bundle.name} contains {', '.join(words)}, which changes how MONAI Label serves it; rename it")
+        raise CheckError(
+            f"{bundle.name} contains {', '.join(words)}, which changes how MONAI Label serves it; rename it"
+        )
     if not NAME.fullmatch(bundle.name):
-        raise Problem(f"{bundle.name} is not of the form <anatomy>_<modality>_<task>; rename the folder")
+        raise CheckError(f"{bundle.name} is not of the form <anatomy>_<modality>_<task>; rename the folder")
     return bundle.name
 
 
@@ -56,9 +64,11 @@ def licences(bundle: Bundle) -> str:
     kinds = {"Apache-2.0": ("Apache License", "Version 2.0"), "MIT": ("MIT License",)}
     kind = next((kind for kind, words in kinds.items() if all(word in text for word in words)), None)
     if kind is None:
-        raise Problem("LICENSE is neither the text of Apache-2.0 nor of MIT; put the whole text there")
+        raise CheckError("LICENSE is neither the text of Apache-2.0 nor of MIT; put the whole text there")
     if not bundle.path("docs/data_license.txt").read_text(encoding="utf-8").strip():
-        raise Problem("docs/data_license.txt is empty; say whose data the weights were trained on, and their licence")
+        raise CheckError(
+            "docs/data_license.txt is empty; say whose data the weights were trained on, and their licence"
+        )
     return kind
 
 
@@ -66,17 +76,25 @@ def sizes(bundle: Bundle) -> str:
     """No file is larger than the zoo takes, unless it is listed with a hash, and what is listed is what is here."""
     for listed, entry in bundle.large_files.items():
         if not entry.get("url") or not entry.get("hash_val"):
-            raise Problem(f"{listed} is in the list of large files without a url or a hash_val")
-        here = bundle.root / listed
-        if here.is_file() and entry.get("hash_type") == "sha256" and sha256(here) != entry["hash_val"]:
-            raise Problem(f"{listed} is another file than the one in the list of large files (SHA-256 differs)")
+            raise CheckError(f"{listed} is in the list of large files without a url or a hash_val")
+        kind, here = str(entry.get("hash_type") or HASHES[0]), bundle.root / listed
+        if kind not in HASHES:
+            raise CheckError(f"{listed}: hash_type {kind} is unknown to MONAI; use one of {', '.join(HASHES)}")
+        if here.is_file() and file_hash(here, kind) != str(entry["hash_val"]):
+            raise CheckError(f"{listed} is another file than the one in the list of large files ({kind} differs)")
     everything = {path.relative_to(bundle.root).as_posix(): path.stat().st_size for path in bundle.files()}
-    large = [f"{file} ({size / 1e6:.1f} MB)" for file, size in everything.items() if size > LARGEST]
-    large = [file for file in large if file.rsplit(" (", 1)[0] not in bundle.large_files]
+    own = {file: size for file, size in everything.items() if file not in bundle.large_files}
+    large = {
+        file: size for file, size in own.items() if size > (LARGEST if file.startswith("models/") else LARGEST_OTHER)
+    }
     if large:
-        raise Problem(f"more than {LARGEST / 1e6:.0f} MB: {', '.join(large)}; use regzoo package --large_files URL")
+        found = ", ".join(f"{file} ({size / 1e6:.1f} MB)" for file, size in large.items())
+        raise CheckError(
+            f"more than 25 MB in models/ or 1 MB (1024 kB) for another file: {found}; for the weights use "
+            "regzoo package --large_files URL, make others smaller"
+        )
     biggest = max(everything, key=lambda file: everything[file])
-    return f"largest is {biggest} with {everything[biggest] / 1e6:.1f} MB, limit {LARGEST / 1e6:.0f} MB"
+    return f"largest is {biggest} with {everything[biggest] / 1e6:.1f} MB; limits: 25 MB in models/, 1 MB elsewhere"
 
 
 def text_files(bundle: Bundle) -> str:
@@ -89,7 +107,7 @@ def text_files(bundle: Bundle) -> str:
         if lower.setdefault(file.lower(), file) != file:
             faults.append(f"{file}: differs from {lower[file.lower()]} in case only")
     if faults:
-        raise Problem("; ".join(faults))
+        raise CheckError("; ".join(faults))
     return f"{len(paths)} files"
 
 
@@ -108,12 +126,30 @@ def _faults(path: Path) -> Iterator[str]:
         yield "is executable without a #! line"
 
 
+def yaml_and_toml(bundle: Bundle) -> str:
+    """YAML and TOML files can be read, if there are any."""
+    yaml, toml = list(bundle.files(".yml", ".yaml")), list(bundle.files(".toml"))
+    toml_module = "tomllib" if importlib.util.find_spec("tomllib") else "tomli"  # part of Python since 3.11
+    parsers = {"yaml": ("pyyaml", yaml), toml_module: (toml_module, toml)}
+    for module, (package, paths) in parsers.items():
+        if paths and importlib.util.find_spec(module) is None:
+            raise NotCheckedError(f"{package} not installed: pip install {package}")
+        for path in paths:
+            text = path.read_text(encoding="utf-8")
+            parser = importlib.import_module(module)
+            try:
+                parser.safe_load(text) if module == "yaml" else parser.loads(text)
+            except (ValueError, getattr(parser, "YAMLError", ValueError)) as error:
+                raise CheckError(f"{relative([path], bundle)} cannot be read: {error}") from None
+    return f"{len(yaml) + len(toml)} files"
+
+
 def json_format(bundle: Bundle) -> str:
     """As ``pretty-format-json --indent=4 --no-sort-keys`` writes it."""
     paths = list(bundle.files(".json"))
     wrong = [path for path in paths if path.read_text(encoding="utf-8") != pretty(path)]
     if wrong:
-        raise Problem(f"not as json.dumps(value, indent=4) writes it: {relative(wrong, bundle)}")
+        raise CheckError(f"not as json.dumps(value, indent=4) writes it: {relative(wrong, bundle)}")
     return f"{len(paths)} files"
 
 
@@ -122,7 +158,7 @@ def pretty(path: Path) -> str:
     try:
         return json.dumps(json.loads(path.read_text(encoding="utf-8")), indent=4) + "\n"
     except ValueError as error:
-        raise Problem(f"{path.name} is no JSON: {error}") from None
+        raise CheckError(f"{path.name} is no JSON: {error}") from None
 
 
 def logging_conf(bundle: Bundle) -> str:
@@ -134,13 +170,13 @@ def logging_conf(bundle: Bundle) -> str:
         module, _, attribute = kind.rpartition(".")
         known = getattr(LOGGING.get(module), attribute, None)
         if not (isinstance(known, type) and issubclass(known, (logging.Handler, logging.Formatter))):
-            raise Problem(f"configs/logging.conf: class={kind} of [{section}] is no class of Python's logging")
+            raise CheckError(f"configs/logging.conf: class={kind} of [{section}] is no class of Python's logging")
         for field in ("args", "kwargs"):
             value = parser.get(section, field, fallback="")
             try:
                 ast.literal_eval(re.sub(r"\bsys\.stdout\b", "None", value) or "None")
             except (ValueError, SyntaxError):
-                raise Problem(
+                raise CheckError(
                     f"configs/logging.conf: {field}={value} of [{section}] has more than literals and sys.stdout"
                 ) from None
     return f"{len(parser.sections())} sections"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from regzoo.zoo.bundle import Bundle, Problem
+from regzoo.zoo.bundle import Bundle, CheckError
 from regzoo.zoo.documents import links as links_of
 
 #: The sections of a README in the zoo.
@@ -25,7 +25,7 @@ def readme_sections(bundle: Bundle) -> str:
     found = headings(bundle.path("docs/README.md").read_text(encoding="utf-8"))
     missing = [name for name in SECTIONS if name.lower() not in {heading.lower() for heading in found}]
     if missing:
-        raise Problem(f"docs/README.md has no heading {', '.join(missing)}")
+        raise CheckError(f"docs/README.md has no heading {', '.join(missing)}")
     return ", ".join(SECTIONS)
 
 
@@ -39,5 +39,5 @@ def links(bundle: Bundle) -> str:
                 if not (page.parent / link.path).exists():
                     dangling.append(f"{page.relative_to(bundle.root).as_posix()} → {link.path}")
     if dangling:
-        raise Problem(f"no such file: {', '.join(dangling)}")
+        raise CheckError(f"no such file: {', '.join(dangling)}")
     return f"{count} links to files"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from monai.bundle import ConfigWorkflow
 from regzoo.datasets import embedded_phantoms, load_records
-from regzoo.zoo.bundle import Bundle, Problem, Skip
+from regzoo.zoo.bundle import Bundle, CheckError, NotCheckedError
 
 #: Ids that training and inference may define differently. All else that both have must agree, or weights would be used
 #: on another input than they know.
@@ -28,6 +29,22 @@ LABEL_IDS = {
     "inference": ("bundle_root", "device", "network_def", "preprocessing", "postprocessing", "inferer"),
     "train": ("bundle_root", "device", "network", "run", "train#trainer#max_epochs", "validate#dataset#data"),
 }
+#: What the configurations that lie over the training have to override, or they would change nothing.
+OVERLAY_IDS = {
+    "evaluate": ("validate#handlers", "initialize", "run"),
+    "multi_gpu_train": (
+        *("device", "network", "train#trainer#train_handlers", "validate#evaluator#val_handlers"),
+        *("initialize", "run", "finalize"),
+    ),
+    "multi_gpu_evaluate": (
+        "device",
+        "validate#sampler",
+        "validate#dataloader#sampler",
+        "initialize",
+        "run",
+        "finalize",
+    ),
+}
 #: Phantoms to check a workflow with: few and coarse.
 FEW = {"pairs": 4, "cases": 4, "held_out": 2}
 COARSE = 8.0
@@ -39,26 +56,31 @@ def missing_ids(bundle: Bundle, ids: Mapping[str, tuple[str, ...]]) -> str:
         parser = bundle.config(name)
         missing = [id_ for id_ in wanted if id_ not in parser]
         if missing:
-            raise Problem(f"{name}.json has no {', '.join(missing)}")
+            raise CheckError(f"{name}.json has no {', '.join(missing)}")
     return f"{sum(map(len, ids.values()))} ids"
 
 
 def zoo_ids(bundle: Bundle) -> str:
-    """The ids that the zoo asks for, and ``val_interval`` used for what it says."""
-    found = missing_ids(bundle, ZOO_IDS)
+    """The ids that the zoo asks for, those of overlays, and ``val_interval`` used for what it says."""
+    missing_ids(bundle, ZOO_IDS)
+    for name, wanted in OVERLAY_IDS.items():
+        overridden = json.loads(bundle.path(f"configs/{name}.json").read_text(encoding="utf-8"))
+        missing = [id_ for id_ in wanted if id_ not in overridden]
+        if missing:
+            raise CheckError(f"{name}.json does not override {', '.join(missing)}")
     for handler in bundle.config("train")["train"]["handlers"]:
         if handler.get("_target_") == "ValidationHandler" and handler.get("interval") != "@val_interval":
-            raise Problem("interval of the ValidationHandler in train.json is not @val_interval")
-    return found
+            raise CheckError("interval of the ValidationHandler in train.json is not @val_interval")
+    return f"{sum(map(len, [*ZOO_IDS.values(), *OVERLAY_IDS.values()]))} ids"
 
 
 def label_ids(bundle: Bundle) -> str:
     """What MONAI Label reads and overrides; it does not know the metadata in ``inference.json``."""
     found = missing_ids(bundle, LABEL_IDS)
     if "_meta_" in bundle.path("configs/inference.json").read_text(encoding="utf-8"):
-        raise Problem("inference.json refers to @_meta_, which MONAI Label does not read; write the value there")
+        raise CheckError("inference.json refers to @_meta_, which MONAI Label does not read; write the value there")
     if not isinstance(bundle.config("train")["train"]["handlers"], list):
-        raise Problem("train#handlers in train.json is no list; MONAI Label puts a handler in front")
+        raise CheckError("train#handlers in train.json is no list; MONAI Label puts a handler in front")
     return found
 
 
@@ -68,12 +90,14 @@ def same_settings(bundle: Bundle) -> str:
     shared = sorted((train.get().keys() & inference.get().keys()) - OWN)
     different = [key for key in shared if train[key] != inference[key]]
     if different:
-        raise Problem(f"train.json and inference.json differ in {', '.join(different)}")
+        raise CheckError(f"train.json and inference.json differ in {', '.join(different)}")
     if "network_def" not in shared:
-        raise Problem("train.json has no network_def of its own to compare with")
+        raise CheckError("train.json has no network_def of its own to compare with")
     inputs = train.get("inputs", ["fixed_image", "moving_image"])
     if inputs[0] != "fixed_image" or len(inputs) != bundle.shape()[0][1]:
-        raise Problem(f"inputs of train.json are {inputs}: not the fixed image first, or not the channels of metadata")
+        raise CheckError(
+            f"inputs of train.json are {inputs}: not the fixed image first, or not the channels of metadata"
+        )
     return f"{len(shared)} settings"
 
 
@@ -115,7 +139,7 @@ def properties(bundle: Bundle, kind: str, *names: str, **overrides: Any) -> str:
         workflow.initialize()
         missing = workflow.check_properties()
     if missing:
-        raise Problem(f"missing or of another id: {', '.join(missing)}")
+        raise CheckError(f"missing or of another id: {', '.join(missing)}")
     return "none missing"
 
 
@@ -123,6 +147,6 @@ def small_phantoms(bundle: Bundle) -> Path:
     """The phantoms that the bundle trains on without a data set, only few and coarse; written once."""
     own = bundle.config("train").get("phantoms")
     if not isinstance(own, dict):
-        raise Skip("train.json has no phantoms to fall back on, so there is nothing to run it with")
+        raise NotCheckedError("train.json has no phantoms to fall back on, so there is nothing to run it with")
     small = {**own, **{key: count for key, count in FEW.items() if key in own}, "spacing": COARSE, "workers": 1}
     return embedded_phantoms(bundle.scratch / "phantoms", **small)

@@ -12,14 +12,13 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import regzoo
 from regzoo.errors import RegZooError, bad_file
 from regzoo.files import atomic_path
-from regzoo.zoo.bundle import LARGE_FILES, WEIGHTS, Bundle, known_bundle, sha256
+from regzoo.zoo.bundle import LARGE_FILES, WEIGHTS, Bundle, known_bundle, own_code, sha256
 from regzoo.zoo.travelling import copy_pages
 
-#: The package's own files that travel.
-CODE = {".py", ".json", ".typed"}
+#: The release of PyYAML that a bundle asks for which has files to be fetched.
+PYYAML = "6.0.3"
 #: The time of every file in the zip, the earliest that the format knows.
 TIME = (1980, 1, 1, 0, 0, 0)
 #: How a configuration finds the package beside it when the run was started from another folder. MONAI imports what
@@ -37,14 +36,14 @@ def package(
     Args:
         bundle: a bundle's folder or name.
         out: the zip; ``<name>_v<version>.zip`` in the working folder if not given.
-        large_files: where ``models/model.pt`` can be downloaded from; it is then left out, and ``large_files.yml`` says
-            so, as MONAI and the Model Zoo read it.
+        large_files: where ``models/model.pt`` can be downloaded from; it is then left out, and ``large_files.yml``
+            says so, as MONAI and the Model Zoo read it.
 
     Returns:
         The zip.
 
     Raises:
-        RegZooError: no such bundle, a file is missing, or a page links to nothing.
+        RegZooError: no such bundle, a file is missing, a page links to nothing, or another regzoo is inside already.
     """
     found = known_bundle(bundle)
     target = Path(out) if out is not None else Path(f"{found.name}_v{found.metadata.get('version')}.zip")
@@ -67,12 +66,20 @@ def stage(bundle: Bundle, folder: Path, large_files: str | None = None) -> Path:
             copy(source, target / inside)
     for path in sorted((target / "configs").rglob("*.json")):
         config = json.loads(path.read_text(encoding="utf-8"))
-        travels_alone(config) if path.name == "metadata.json" else finds_package(config)
-        path.write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")
+        if path.name == "metadata.json":
+            travels_alone(config, fetches=large_files is not None)
+        else:
+            finds_package(config)
+        write(path, config)
     copy_pages(bundle.root, target)
     copy_package(target)
     stage_weights(bundle, target, large_files)
     return target
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON as the zoo wants it, with the same line ends on any system."""
+    path.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8", newline="\n")
 
 
 def copy(source: Path, target: Path) -> None:
@@ -83,15 +90,16 @@ def copy(source: Path, target: Path) -> None:
 
 def copy_package(target: Path) -> None:
     """Put this package beside the configurations."""
-    home = Path(regzoo.__file__).parent
-    for source in sorted(home.rglob("*")):
-        if source.is_file() and source.suffix in CODE and "__pycache__" not in source.parts:
-            copy(source, target / "regzoo" / source.relative_to(home))
+    for name, source in own_code().items():
+        copy(source, target / "regzoo" / name)
 
 
-def travels_alone(metadata: dict[str, Any]) -> None:
-    """Take the package out of what is to be installed."""
-    metadata.get("required_packages_version", {}).pop("regzoo", None)
+def travels_alone(metadata: dict[str, Any], fetches: bool) -> None:
+    """Take the package out of what is to be installed; put in what MONAI reads ``large_files.yml`` with."""
+    required = metadata.setdefault("required_packages_version", {})
+    required.pop("regzoo", None)
+    if fetches:
+        required["pyyaml"] = PYYAML
 
 
 def finds_package(config: dict[str, Any]) -> None:
@@ -120,8 +128,9 @@ def stage_weights(bundle: Bundle, target: Path, url: str | None) -> None:
     if others:
         raise bad_file(bundle.root / others[0], "is there already", "edit it, or leave --large_files out")
     entry = {"path": WEIGHTS, "url": url, "hash_val": sha256(weights), "hash_type": "sha256"}
-    lines = [f'{"  - " if key == "path" else "    "}{key}: "{value}"' for key, value in entry.items()]
-    (target / LARGE_FILES[0]).write_text("\n".join(["large_files:", *lines]) + "\n", encoding="utf-8")
+    lines = [f"{'  - ' if key == 'path' else '    '}{key}: {json.dumps(value)}" for key, value in entry.items()]
+    text = "\n".join(["large_files:", *lines]) + "\n"
+    (target / LARGE_FILES[0]).write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_zip(folder: Path, target: Path) -> None:

@@ -6,6 +6,9 @@ import importlib.util
 import os
 import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -42,16 +45,23 @@ def publish(
         The address of the repository.
 
     Raises:
-        RegZooError: huggingface_hub is not installed, a check failed, or the Hub refused.
+        RegZooError: huggingface_hub is not installed, the repository has that version already, a check failed, or the
+            Hub refused.
     """
     if importlib.util.find_spec("huggingface_hub") is None:
         raise RegZooError("huggingface_hub is not installed, which publishing needs; pip install huggingface_hub")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(repo)):
         raise RegZooError(f"--repo {repo}: is no repository of the Hub; name it as organisation/name")
+    token = None if token is None else str(token)
     found = known_bundle(bundle)
     from huggingface_hub.constants import ENDPOINT
 
-    address = f"{ENDPOINT}/{repo}"
+    address, tag = f"{ENDPOINT}/{repo}", str(version or found.metadata["version"])
+    if tag in tags(repo, token):
+        raise RegZooError(
+            f"{repo}: has the version {tag} already; raise the version in configs/metadata.json, or give another "
+            "--version"
+        )
     with tempfile.TemporaryDirectory(prefix="regzoo-") as folder:
         staged = stage(found, Path(folder))
         absolute_links(staged, address)
@@ -60,28 +70,47 @@ def publish(
             report(rows)
         if failed(rows):
             raise RegZooError(f"{found.root}: not published, because these checks failed: {', '.join(failed(rows))}")
-        push(repo, staged, token, str(version or found.metadata["version"]), private)
+        push(repo, staged, token, tag, private)
     return address
 
 
+def tags(repo: str, token: str | None) -> set[str]:
+    """The tags of a repository, none if it is not there."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    with errors_in_one_line(repo, token):
+        try:
+            return {tag.name for tag in HfApi(token=token).list_repo_refs(repo).tags}
+        except RepositoryNotFoundError:
+            return set()
+
+
 def push(repo: str, staged: Path, token: str | None, version: str, private: bool) -> None:
-    """MONAI's `push_to_hf_hub`, with errors of the Hub in one line that does not hold the token."""
+    """MONAI's `push_to_hf_hub`."""
     from monai.bundle import push_to_hf_hub
 
-    try:
+    with errors_in_one_line(repo, token):
         push_to_hf_hub(
             repo=repo,
             name=staged.name,
             bundle_dir=str(staged.parent),
-            token=None if token is None else str(token),
+            token=token,
             version=version,
             private=private,
             commit_message=f"{staged.name} {version}",
         )
+
+
+@contextmanager
+def errors_in_one_line(repo: str, token: str | None) -> Iterator[None]:
+    """Errors of the Hub in one line that does not hold the token."""
+    try:
+        yield
     except Exception as error:
         message = " ".join(str(error).split()) or type(error).__name__
         for secret in (token, os.environ.get("HF_TOKEN")):
-            message = message.replace(str(secret), "***") if secret else message
+            message = message.replace(secret, "***") if secret else message
         raise RegZooError(
             f"{repo}: the Hub did not take it ({message}); check the name, the token and the network"
         ) from None
@@ -97,6 +126,7 @@ def absolute_links(staged: Path, address: str) -> None:
     def absolute(link: Link) -> str:
         path = Path(os.path.normpath(page.parent / link.path)).relative_to(staged).as_posix()
         kind = "resolve" if Path(path).suffix.lower() in PICTURES else "blob"
-        return str(Link(link.image, link.text, f"{address}/{kind}/main/{path}", link.anchor))
+        return str(replace(link, path=f"{address}/{kind}/main/{path}"))
 
-    page.write_text(rewrite(page.read_text(encoding="utf-8"), absolute), encoding="utf-8")
+    text = rewrite(page.read_text(encoding="utf-8"), absolute)
+    page.write_text(text, encoding="utf-8", newline="\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +26,7 @@ class Pages:
 
     def __init__(self, root: Path, target: Path) -> None:
         self.root, self.target = root, target
-        self.project = self.root.parents[1]
+        self.project = self.root.parent.parent
         self.places = {path: target / path.relative_to(root) for path in root.glob("docs/**/*.md")}
         self.todo = list(self.places)
 
@@ -36,7 +37,7 @@ class Pages:
             place = self.places[page]
             place.parent.mkdir(parents=True, exist_ok=True)
             text = rewrite(page.read_text(encoding="utf-8"), partial(self.link, page))
-            place.write_text(text, encoding="utf-8")
+            place.write_text(text, encoding="utf-8", newline="\n")
 
     def link(self, page: Path, link: Link) -> str:
         """What becomes of a link in a page."""
@@ -47,7 +48,7 @@ class Pages:
         if place is None:
             return link.text
         path = Path(os.path.relpath(place, self.places[page].parent)).as_posix()
-        return str(Link(link.image, link.text, path, link.anchor))
+        return str(replace(link, path=path))
 
     def place(self, goal: Path) -> Path | None:
         """Where a file that is linked to lies in the copy; None if it stays behind."""

@@ -1,7 +1,9 @@
 """Everything the Model Zoo checks in a bundle, and what MONAI Label needs of it, in one table and offline.
 
-Each check is a small function that takes a `Bundle` and returns a few words on what it found, or raises `Problem` or
-`Skip`. The checks of the zoo are those of its ``ci/verify_bundle.py``, ``runtests.sh`` and ``.pre-commit-config.yaml``.
+Each check is a small function that takes a `Bundle` and returns a few words on what it found, or raises `CheckError` or
+`NotCheckedError`. The checks of the zoo are those of its ``ci/verify_bundle.py``, ``runtests.sh`` and
+``.pre-commit-config.yaml``; left out is what takes the network or the zoo's own files: pytype, mypy, the unit tests,
+and the version against ``model_info.json``.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from os import PathLike
 import torch
 from regzoo.errors import user_error
 from regzoo.zoo import check_code, check_files, check_metadata, check_network, check_texts, check_workflow
-from regzoo.zoo.bundle import Bundle, Problem, Skip
+from regzoo.zoo.bundle import Bundle, CheckError, NotCheckedError, package_inside
 
 Check = Callable[[Bundle], str]
 
@@ -30,11 +32,14 @@ CHECKS: dict[str, Check] = {
     "file sizes": check_files.sizes,
     "text files": check_files.text_files,
     "JSON format": check_files.json_format,
+    "YAML and TOML": check_files.yaml_and_toml,
     "logging.conf": check_files.logging_conf,
     "README sections": check_texts.readme_sections,
     "links": check_texts.links,
+    "package inside": package_inside,
     "Python style": check_code.python_style,
     "code in configurations": check_code.config_code,
+    "targets": check_code.targets,
     "metadata schema": check_metadata.schema,
     "version and changelog": check_metadata.version,
     "required packages": check_metadata.packages,
@@ -83,9 +88,9 @@ def run_check(name: str, check: Check, bundle: Bundle) -> Row:
     try:
         with undisturbed():
             return Row(name, OK, check(bundle))
-    except Skip as reason:
+    except NotCheckedError as reason:
         return Row(name, SKIPPED, one_line(reason))
-    except Problem as problem:
+    except CheckError as problem:
         return Row(name, FAILED, one_line(problem))
     except Exception as error:
         mine = user_error(error)
