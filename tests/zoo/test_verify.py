@@ -218,6 +218,7 @@ BROKEN: list[tuple[str, str, Callable[[Path], object]]] = [
     ("ids of the zoo", "multi_gpu_evaluate.json does not override finalize", edit("multi_gpu_evaluate", "finalize")),
     ("ids of MONAI Label", "postprocessing", edit("inference", "postprocessing")),
     ("ids of MONAI Label", "@_meta_", edit("inference", "size", "@_meta_#size")),
+    ("ids of MONAI Label", "$import", edit("inference", "displayable_configs", {"moving_image": ""})),
     ("properties: train", "val_interval", edit("train", "val_interval")),
     ("properties: evaluate", "another network", weights(lambda state: dict(list(state.items())[1:]))),
     ("properties: inference", "inferer", edit("inference", "inferer")),

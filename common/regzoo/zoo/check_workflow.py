@@ -75,10 +75,15 @@ def zoo_ids(bundle: Bundle) -> str:
 
 
 def label_ids(bundle: Bundle) -> str:
-    """What MONAI Label reads and overrides; it does not know the metadata in ``inference.json``."""
+    """What MONAI Label reads and overrides; it knows no metadata, and its clients must not write configurations."""
     found = missing_ids(bundle, LABEL_IDS)
     if "_meta_" in bundle.path("configs/inference.json").read_text(encoding="utf-8"):
         raise CheckError("inference.json refers to @_meta_, which MONAI Label does not read; write the value there")
+    if bundle.config("inference").get("displayable_configs"):
+        raise CheckError(
+            "inference.json has displayable_configs: MONAI Label writes what clients send into them, and MONAI runs "
+            "what begins with $import there; leave them empty and read the request in the preprocessing"
+        )
     if not isinstance(bundle.config("train")["train"]["handlers"], list):
         raise CheckError("train#handlers in train.json is no list; MONAI Label puts a handler in front")
     return found
