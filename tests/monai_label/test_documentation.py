@@ -23,7 +23,7 @@ import nibabel as nib
 import numpy as np
 from label_server import LEFT_OVER, ROOT, free_port
 from label_studies import ENVIRONMENT, NAMES
-from test_training import SMALL
+from test_http_training import SMALL
 
 PAGE = (ROOT / "docs" / "monai_label.md").read_text(encoding="utf-8")
 BASH = re.findall(r"```bash\n(.*?)```", PAGE, flags=re.DOTALL)
