@@ -85,6 +85,15 @@ def test_again_with_a_version_and_for_everybody(
     assert not repository["private"] and repository["tags"] == ["0.1.0", "0.1.0-rc.1"]
 
 
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Ask for a publication that fails; the one line that says why, in which the token does not stand."""
+    with pytest.raises(SystemExit) as stop:
+        call(monkeypatch, *arguments)
+    error = capsys.readouterr().err
+    assert stop.value.code == 1 and error.count("\n") == 1 and TOKEN not in error
+    return error
+
+
 def test_a_version_is_published_once(
     hub: Hub,
     fast_checks: None,
@@ -96,10 +105,7 @@ def test_a_version_is_published_once(
     call(monkeypatch, *arguments)
     capsys.readouterr()
     hub.requests.clear()
-    with pytest.raises(SystemExit) as stop:
-        call(monkeypatch, *arguments)
-    error = capsys.readouterr().err
-    assert stop.value.code == 1 and error.count("\n") == 1 and TOKEN not in error
+    error = refused(monkeypatch, capsys, *arguments)
     assert "has the version 0.1.0 already; raise the version in configs/metadata.json" in error
     assert hub.requests == ["GET /api/models/clinic/ddmr/refs"]
 
@@ -119,10 +125,7 @@ def test_mistakes_are_one_line_and_nothing_is_sent(
         (root / "none", "clinic/ddmr", "is no bundle"),
         (red, "clinic/ddmr", "these checks failed: licences"),
     ):
-        with pytest.raises(SystemExit) as stop:
-            call(monkeypatch, str(bundle), "--repo", repo, "--token", TOKEN)
-        error = capsys.readouterr().err
-        assert stop.value.code == 1 and message in error and error.count("\n") == 1 and TOKEN not in error
+        assert message in refused(monkeypatch, capsys, str(bundle), "--repo", repo, "--token", TOKEN)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "huggingface_hub" else find(name))
     with pytest.raises(SystemExit):
         call(monkeypatch, str(root), "--repo", "clinic/ddmr")
@@ -138,8 +141,6 @@ def test_a_refusal_of_the_hub_is_one_line_without_the_token(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with pytest.raises(SystemExit) as stop:
-        call(monkeypatch, str(copy_bundle("abdominal_ct_ddmr")), "--repo", "clinic/ddmr", "--token", f"{TOKEN}wrong")
-    error = capsys.readouterr().err
-    assert stop.value.code == 1 and error.startswith("error: clinic/ddmr") and error.count("\n") == 1
-    assert "401" in error and TOKEN not in error and hub.repositories == {}
+    root = copy_bundle("abdominal_ct_ddmr")
+    error = refused(monkeypatch, capsys, str(root), "--repo", "clinic/ddmr", "--token", f"{TOKEN}wrong")
+    assert error.startswith("error: clinic/ddmr") and "401" in error and hub.repositories == {}

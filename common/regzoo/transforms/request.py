@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from monai.transforms import Compose, MapTransform, Transform
 from monai.utils import optional_import
+from regzoo.datasets.records import case_name
 from regzoo.datasets.studies import STUDIES_VARIABLE
 from regzoo.errors import RegZooError, user_error
 
@@ -86,7 +87,7 @@ class RequestedPaird(MapTransform):
                 item[key] = files if several else files[0]
         if "align" in pair:
             item["align"] = pair["align"]
-        item["case"] = _name(fixed)
+        item["case"] = case_name(fixed)
         return item
 
     def _check(self, data: Mapping[Hashable, Any]) -> None:
@@ -144,7 +145,7 @@ def _noted(studies: Path, fixed: Path) -> dict[str, Any]:
     """
     try:
         objects = json.loads((studies / DATASTORE).read_text(encoding="utf-8"))["objects"]
-        info = objects[_name(fixed)]["image"]["info"] if fixed.parent == studies else {}
+        info = objects[case_name(fixed)]["image"]["info"] if fixed.parent == studies else {}
         return {key: info[key] for key in PAIR_KEYS if info.get(key) not in (None, "", [])}
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return {}
@@ -173,11 +174,6 @@ def _find(studies: Path, key: str, value: Any) -> str:
         if real.is_file():
             return str(real)
     raise RegZooError(f"{key}: no {value} in the studies; give an id that GET /datastore/ lists, or upload it first")
-
-
-def _name(file: Path) -> str:
-    """A file's name without its suffix, as MONAI Label makes ids of it."""
-    return file.name[: -len(".nii.gz")] if file.name.lower().endswith(".nii.gz") else file.stem
 
 
 class _Answering(Transform):
