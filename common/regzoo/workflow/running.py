@@ -1,0 +1,23 @@
+"""Access to the workflow whose configuration is being evaluated."""
+
+from __future__ import annotations
+
+import inspect
+
+from monai.bundle import ConfigWorkflow
+
+
+def running_workflow() -> ConfigWorkflow | None:
+    """The `ConfigWorkflow` that called the code from a ``$`` expression, or None outside a workflow.
+
+    An expression sees the values of a configuration, not the configuration itself. A check of all options needs the
+    latter, however the workflow was started: from the command line, from Python or by MONAI Label. MONAI does not hand
+    it over, so it is looked up on the call stack.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, ConfigWorkflow):
+            return caller
+        frame = frame.f_back
+    return None
