@@ -27,6 +27,14 @@ def user_error(error: BaseException | None) -> RegZooError | None:
     return None
 
 
+def print_error(error: object) -> None:
+    """Print ``error: …`` on standard error, on a line of its own even while a progress bar is shown."""
+    if "tqdm" in sys.modules:
+        sys.modules["tqdm"].tqdm.write(f"error: {error}", file=sys.stderr)
+    else:
+        print(f"error: {error}", file=sys.stderr)
+
+
 def one_line_errors() -> None:
     """Print uncaught `RegZooError`s as one line instead of a traceback; other exceptions are shown as before.
 
@@ -38,6 +46,6 @@ def one_line_errors() -> None:
         if mine is None:
             sys.__excepthook__(kind, error, trace)
         else:
-            print(f"error: {mine}", file=sys.stderr)
+            print_error(mine)
 
     sys.excepthook = hook

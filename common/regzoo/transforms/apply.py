@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
+from regzoo.errors import bad_file
 from regzoo.spatial import DisplacementField, Grid, apply_matrix, plain, sample, voxel_coordinates, warp
 from regzoo.transforms.request import from_server
 
@@ -59,7 +60,7 @@ class WarpOnNetworkGridd(MapTransform):
         super().__init__(["pred"])
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        ddf = plain(data["pred"])
+        ddf = _prediction(data)
         item = _network_references(data, ddf)
         affine = item["reference_image"].affine
         item["ddf"] = MetaTensor(ddf, affine=affine)
@@ -68,6 +69,19 @@ class WarpOnNetworkGridd(MapTransform):
                 warped = warp(plain(moving)[None], ddf[None], padding=padding)[0]  # type: ignore[arg-type]
                 item[f"warped_{kind}"] = MetaTensor(warped, affine=affine)
         return item
+
+
+def _prediction(data: Mapping[Hashable, Any]) -> torch.Tensor:
+    """What the network predicted for a case.
+
+    Raises:
+        RegZooError: it holds NaN or infinity.
+    """
+    prediction = plain(data["pred"])
+    if not prediction.isfinite().all():
+        mend = "use other weights (--checkpoint; in training, lower --learning_rate), or look for extreme values in it"
+        raise bad_file(str(data.get("case", "case")), "the network predicts NaN or infinity", mend)
+    return prediction
 
 
 def _network_references(data: Mapping[Hashable, Any], pred: torch.Tensor) -> dict[Hashable, Any]:
@@ -98,7 +112,7 @@ class ApplyFieldd(MapTransform):
         self.background = float(background)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        ddf = plain(data["pred"])
+        ddf = _prediction(data)
         network, fixed = Grid.of(data["fixed_image"]), Grid.of(data["fixed_native"])
         field = DisplacementField.from_ddf(ddf, network, fixed, _edit(data))
         item = with_references(data, ddf.device, self.background)
@@ -172,7 +186,7 @@ class PropagatedLabelsd(MapTransform):
         self.preserve_volume = preserve_volume
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        logits, network = plain(data["pred"]).float(), Grid.of(data["fixed_image"])
+        logits, network = _prediction(data).float(), Grid.of(data["fixed_image"])
         full = "fixed_native" in data
         item = with_references(data, logits.device) if full else _network_references(data, logits)
         seen = plain(data["moving_label"]).flatten(1).any(1).to(logits.device)

@@ -15,6 +15,7 @@ from ignite.engine import Engine, Events
 from regzoo.errors import bad_file
 from regzoo.files import atomic_path, make_folder
 from regzoo.report.engine import is_writer
+from regzoo.workflow.divergence import first_few, flat_tensors, non_finite, stop_if_any
 from torch import nn
 
 logger = logging.getLogger(__name__)
@@ -54,8 +55,10 @@ def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
 
 
 def load_state(network: nn.Module, content: Mapping[str, Any], path: str | Path) -> None:
-    """Load what `read_checkpoint` read from `path` into a network, strictly."""
+    """Load what `read_checkpoint` read from `path` into a network, strictly; NaN and infinite weights are refused."""
     state = content.get("network", content)
+    if isinstance(state, Mapping) and (names := non_finite(state)):
+        raise bad_file(path, f"holds NaN or infinity in {first_few(names)}", "use weights of a training that converged")
     try:
         bare(network).load_state_dict(state, strict=True)
     except (RuntimeError, AttributeError, TypeError) as error:
@@ -166,11 +169,11 @@ class TrainingCheckpoint:
         logger.info("resumed from %s at epoch %d", self.last_file, content["epoch"])
 
     def save(self, engine: Engine) -> None:
-        """Write the best weights if this epoch's are, then the state to resume from."""
-        if not is_writer():
-            return
-        if self._is_best(engine):
-            save_weights(self.network, self.best_file)
+        """Write the best weights if this epoch's are, then the state to resume from; nothing that is not finite.
+
+        Raises:
+            RegZooError: the weights or the state of the optimiser became NaN or infinite.
+        """
         content: dict[str, Any] = {
             "network": bare(self.network).state_dict(),
             "objects": {name: value.state_dict() for name, value in self.objects.items()},
@@ -181,6 +184,12 @@ class TrainingCheckpoint:
         if self.evaluator is not None:
             content["best_metric"] = float(self.evaluator.state.best_metric)
             content["best_metric_epoch"] = int(self.evaluator.state.best_metric_epoch)
+        kept = {key: content[key] for key in ("network", "objects")}
+        stop_if_any(non_finite(flat_tensors(kept, "last.pt")), f"epoch {engine.state.epoch}")
+        if not is_writer():
+            return
+        if self._is_best(engine):
+            save_weights(self.network, self.best_file)
         with atomic_path(self.last_file) as temporary:
             torch.save(content, temporary)
 
@@ -197,7 +206,9 @@ class TrainingCheckpoint:
         state = self.evaluator.state
         if state.best_metric_epoch > 0 and math.isnan(float(state.best_metric)):
             logger.warning(
-                "the key metric cannot be measured on these data; %s keeps the latest weights", self.best_file
+                "no pair to validate on has what the key metric %s measures; %s keeps the latest weights",
+                getattr(state, "key_metric_name", ""),
+                self.best_file,
             )
             return True
         # A training too short for its first validation still leaves weights.

@@ -11,6 +11,8 @@ from ignite.engine import Engine, Events
 from regzoo.losses import RegistrationLoss
 from regzoo.report.engine import cases_of, is_writer
 from regzoo.spatial import plain
+from regzoo.workflow.checkpoint import bare
+from regzoo.workflow.divergence import DivergenceCheck, check_start, non_finite, stop_if_any
 from scipy.ndimage import binary_erosion
 from torch.utils.tensorboard import SummaryWriter
 
@@ -25,12 +27,18 @@ class LossTerms:
     TensorBoard gets ``loss/<name>``, and ``weight/<name>`` where the weight of a term is learned. Values stay on the
     device until the epoch ends, so the training loop is never held up; MONAI's handlers fetch the loss in every step.
 
+    It also stops a training whose loss, terms or weights become NaN or infinite, in the same epoch and before its
+    validation, see `DivergenceCheck`.
+
     Handlers that come later, such as MONAI's `MLFlowHandler`, find the means among the engine's metrics, and the loss
     of a step where they look for it: they expect an output decollated into a list, which would take time in each step.
 
     Args:
         loss: the loss of the trainer.
         log_dir: TensorBoard folder.
+
+    Raises:
+        RegZooError: while training, if it diverges.
     """
 
     def __init__(self, loss: RegistrationLoss, log_dir: str | Path) -> None:
@@ -39,6 +47,7 @@ class LossTerms:
         self.writer: SummaryWriter | None = None
         self.sums: dict[str, torch.Tensor] = {}
         self.count = 0
+        self.check = DivergenceCheck()
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer."""
@@ -46,10 +55,12 @@ class LossTerms:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
 
-    def _clear(self) -> None:
+    def _clear(self, engine: Engine) -> None:
         """Forget what an epoch that was broken off left behind."""
         self.sums.clear()
         self.count = 0
+        self.check.clear()
+        check_start(_weights(engine))
 
     def _add(self, engine: Engine) -> None:
         self.count += 1
@@ -60,6 +71,10 @@ class LossTerms:
         for name, value in values.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
         engine.state.output = [output]
+        epoch, last = engine.state.epoch, self.count == engine.state.epoch_length
+        self.check.add(values, epoch, self.count, _rate(engine), last)
+        if last:
+            stop_if_any(non_finite(_weights(engine)), f"epoch {epoch}, step {self.count}", _rate(engine))
 
     def _write(self, engine: Engine) -> None:
         means = {name: float(value) / self.count for name, value in self.sums.items()}
@@ -70,8 +85,7 @@ class LossTerms:
             self.writer = SummaryWriter(self.log_dir)
         for name, value in means.items():
             self.writer.add_scalar(name, value, engine.state.epoch)
-        rate = engine.optimizer.param_groups[0]["lr"]
-        self.writer.add_scalar("learning_rate", rate, engine.state.epoch)
+        self.writer.add_scalar("learning_rate", _rate(engine), engine.state.epoch)
         self.writer.flush()
         losses, weights = (
             ", ".join(
@@ -81,6 +95,16 @@ class LossTerms:
         )
         text = losses + ("; weights: " + weights if weights else "")
         logger.info("epoch %d/%d: loss %s", engine.state.epoch, engine.state.max_epochs, text)
+
+
+def _rate(engine: Engine) -> float:
+    return float(engine.optimizer.param_groups[0]["lr"])
+
+
+def _weights(engine: Engine) -> dict[str, torch.Tensor]:
+    """All weights and running statistics of the trained network, by their names in a checkpoint."""
+    network = getattr(engine, "network", None)
+    return {} if network is None else {f"the weights {k}": v for k, v in bare(network).state_dict().items()}
 
 
 class ValidationImages:
