@@ -33,7 +33,7 @@ def test_json_list_and_sections(tmp_path: Path) -> None:
     assert record["moving_image"] == "/far/b.nii"
     assert record["fixed_label"] == [str(tmp_path / "lists/x.nii"), str(tmp_path / "y.nii")]
     assert record["case"] == "a"
-    other = entry | {"fixed_image": "c.nii", "patient": 7, "case": "second"}
+    other = entry | {"fixed_image": "c.nii", "moving_image": "d.nii", "patient": 7, "case": "second"}
     path.write_text(json.dumps({"training": [entry], "validation": [other]}))
     assert [r["case"] for r in read_datalist(path)] == ["a"]
     assert [r["case"] for r in read_datalist(path, "validation")] == ["second"]
@@ -66,7 +66,11 @@ def test_table(tmp_path: Path, suffix: str, delimiter: str) -> None:
         ("l.json", '["a.nii"]', "entry 1 is not a set of named values"),
         ("l.json", '[{"fixed_image": "a.nii"}]', "entry 1 has no moving_image; add the path of its moving image"),
         ("l.json", '[{"fixed_image": "a", "moving_image": "b", "fixed_label": 3}]', "fixed_label is not a path"),
-        ("l.csv", "fixed,moving\na,b\n", "entry 1 has no fixed_image"),
+        (
+            "l.csv",
+            "fixed,moving\na,b\n",
+            "unknown columns, .*: 'fixed' \\(for fixed_image\\?\\), 'moving' \\(for moving_image",
+        ),
         ("l.csv", "", "lists no pairs"),
     ],
 )

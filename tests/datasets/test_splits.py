@@ -58,9 +58,45 @@ def test_split_fold() -> None:
 
 
 def test_pairs_of_unknown_patients() -> None:
-    """A pair without a patient counts as one of its own."""
-    parts = patient_folds(records([2, 2, 2], known=False), 6)
+    """A pair without a patient counts as one of its own, unless it shares an image with another."""
+    parts = patient_folds(records([1] * 6, known=False), 6)
     assert [len(part) for part in parts] == [1] * 6
+    parts = patient_folds(records([2, 2, 2], known=False), 3)
+    found = sorted(tuple(record["moving_image"] for record in part) for part in parts)
+    assert found == [("m0", "m0"), ("m1", "m1"), ("m2", "m2")]
+
+
+def test_pairs_of_two_patients_keep_them_together() -> None:
+    """No patient of a pair is in another fold, through however many pairs they are linked."""
+    pairs: list[dict[str, Any]] = [
+        {"fixed_image": f"i{a}", "moving_image": f"i{b}", "fixed_patient": f"{a}", "moving_patient": f"{b}"}
+        for a, b in ((1, 2), (3, 2), (4, 5), (5, 4), (6, 7))
+    ]
+    parts = patient_folds(pairs, 3)
+    patients = [{r[f"{side}_patient"] for r in part for side in ("fixed", "moving")} for part in parts]
+    assert sorted(map(sorted, patients)) == [["1", "2", "3"], ["4", "5"], ["6", "7"]]
+    with pytest.raises(RegZooError, match=r"3 patient\(s\) \(those that share a pair or an image count as one\)"):
+        patient_folds(pairs, 4)
+
+
+def test_folds_of_the_data_set() -> None:
+    """A column ``fold`` decides; nothing contradicts it, and no patient may be in two of them."""
+    pairs = [record | {"fold": number % 3} for number, record in enumerate(records([1] * 7))]
+    for fold in range(3):
+        training, validation = split_fold(pairs, fold, None)
+        assert [r["case"] for r in validation] == [f"c{i}_0" for i in range(7) if i % 3 == fold]
+        assert [r["fold"] for r in training] == sorted(i % 3 for i in range(7) if i % 3 != fold)
+        assert split_fold(pairs, fold, 3, seed=9) == (training, validation)
+    with pytest.raises(RegZooError, match="own folds are 0, 1, 2, not 5; leave --folds out"):
+        split_fold(pairs, 0, 5)
+    with pytest.raises(RegZooError, match="fold 3 is not among the data set's own, 0, 1, 2; name one"):
+        split_fold(pairs, 3, None)
+    with pytest.raises(RegZooError, match="own folds are 0, not at least 2"):
+        split_fold(pairs[::3], 0, None)
+    with pytest.raises(RegZooError, match="f1_0: has no fold, but others have one"):
+        split_fold([pairs[0], records([1, 1])[1]], 0, None)
+    with pytest.raises(RegZooError, match="has the patient 'p0' in two splits, fold 0 and fold 1"):
+        split_fold([*pairs, pairs[0] | {"fixed_image": "other", "moving_image": "m", "fold": 1}], 0, None)
 
 
 def test_wrong_numbers() -> None:

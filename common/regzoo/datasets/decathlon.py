@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from regzoo.datasets.records import Record, case_name
+from regzoo.datasets.folders import case_name, image_files
+from regzoo.datasets.records import Record, check_splits
+from regzoo.datasets.text import read_json
 from regzoo.errors import bad_file
 
 DESCRIPTION = "dataset.json"
@@ -24,8 +25,8 @@ def is_decathlon(folder: str | os.PathLike[str]) -> bool:
 def read_decathlon(folder: str | os.PathLike[str], split: str | None = None) -> list[Record]:
     """Records of the single images of a Decathlon task, as downloaded and unpacked.
 
-    ``{imagesTr,labelsTr,imagesTs}/<name>.nii.gz`` and ``dataset.json`` with the list of images and the names of the
-    labels. Without ``dataset.json``, or without its lists, the images are those in the folders and labels have no
+    ``{imagesTr,labelsTr,imagesTs}/<name>`` in any format and ``dataset.json`` with the list of images and the names of
+    the labels. Without ``dataset.json``, or without its lists, the images are those in the folders and labels have no
     names. Test images come without labels. Every image counts as a patient of its own.
 
     Args:
@@ -33,7 +34,8 @@ def read_decathlon(folder: str | os.PathLike[str], split: str | None = None) -> 
         split: ``train`` or ``test``; None: both.
 
     Raises:
-        RegZooError: the folder has another layout, has no such split, or ``dataset.json`` cannot be understood.
+        RegZooError: the folder has another layout, has no such split, an image of one name is in both splits, or
+            ``dataset.json`` cannot be understood.
     """
     root = Path(folder)
     if not is_decathlon(root):
@@ -42,9 +44,10 @@ def read_decathlon(folder: str | os.PathLike[str], split: str | None = None) -> 
     labels = named_labels(root / DESCRIPTION, description.get("labels"))
     if split is not None and split not in LISTS:
         raise bad_file(root, f"the Decathlon has no split {split!r}", "use train, and folds of it, or test")
-    found: list[Record] = []
-    for name in [split] if split else LISTS:
-        found += [record | labels if "fixed_label" in record else record for record in _images(root, description, name)]
+    parts = {name: _images(root, description, name) for name in LISTS}
+    check_splits(root, parts)
+    listed = [record for name in ([split] if split else LISTS) for record in parts[name]]
+    found = [record | labels if "fixed_label" in record else record for record in listed]
     if not found:
         raise bad_file(root, f"holds no images{f' of the split {split}' if split else ''}", "download the task again")
     return found
@@ -55,10 +58,10 @@ def _images(root: Path, description: Mapping[str, Any], split: str) -> list[Reco
     section, images, labels = LISTS[split]
     entries = description.get(section)
     if entries is None:
-        paths = nifti_files(root / labels)
+        paths = image_files(root / labels)
         entries = [
             {"image": path} | ({"label": paths[name]} if name in paths else {})
-            for name, path in nifti_files(root / images).items()
+            for name, path in image_files(root / images).items()
         ]
     return [image_record(root / DESCRIPTION, entry) for entry in entries]
 
@@ -67,14 +70,9 @@ def read_description(path: Path) -> dict[str, Any]:
     """The JSON file that describes a task.
 
     Raises:
-        RegZooError: it is missing or no JSON object.
+        RegZooError: it cannot be read or is not a JSON object.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise bad_file(path, "cannot be read", "name the unpacked folder of a task") from error
-    except ValueError as error:
-        raise bad_file(path, f"is not valid JSON ({error})", "download the task again") from error
+    content = read_json(path)
     if not isinstance(content, dict):
         raise bad_file(path, "does not describe a data set", "download the task again")
     for section in ("training", "test"):
@@ -125,11 +123,3 @@ def named_labels(description: Path, labels: Any) -> Record:
         raise bad_file(description, "its labels are not values with names", mend) from error
     values = sorted(value for value in named if value != 0)
     return {"label_values": values, "label_names": [named[value] for value in values]} if values else {}
-
-
-def nifti_files(folder: Path) -> dict[str, Path]:
-    """NIfTI files of a folder by name, in order, without hidden ones; none where the folder is missing."""
-    if not folder.is_dir():
-        return {}
-    files = sorted(path for path in folder.iterdir() if path.name.endswith((".nii.gz", ".nii")) and path.name[0] != ".")
-    return {case_name(path): path for path in files}

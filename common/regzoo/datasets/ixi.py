@@ -6,8 +6,10 @@ import os
 import re
 from pathlib import Path
 
-from regzoo.datasets.decathlon import named_labels, nifti_files, read_description
-from regzoo.datasets.records import Record, case_name
+from regzoo.datasets.decathlon import named_labels, read_description
+from regzoo.datasets.folders import case_name, image_files
+from regzoo.datasets.records import Record, check_splits
+from regzoo.datasets.text import SPLIT_MEND, SPLIT_WORDS, split_of
 from regzoo.errors import bad_file
 
 #: ``IXI###-<site>-####-T1``.
@@ -19,7 +21,7 @@ MANIFEST = "manifest.json"
 def is_ixi(folder: str | os.PathLike[str]) -> bool:
     """Whether a folder holds files that are called as those of IXI."""
     root = Path(folder)
-    return root.is_dir() and any(NAME.fullmatch(case_name(path)) for path in root.glob("IXI*.nii*"))
+    return root.is_dir() and any(NAME.fullmatch(case_name(path)) for path in root.glob("IXI*"))
 
 
 def read_ixi(folder: str | os.PathLike[str], split: str | None = None, modality: str = "T1") -> list[Record]:
@@ -35,25 +37,29 @@ def read_ixi(folder: str | os.PathLike[str], split: str | None = None, modality:
         modality: ``T1``, ``T2``, ``PD`` or ``MRA``: how the names of the files end.
 
     Raises:
-        RegZooError: the folder has no such image, or no such split.
+        RegZooError: the folder has no such image, or no such split, or a patient is in two splits.
     """
     root = Path(folder)
-    found = {name: match for name in nifti_files(root) if (match := NAME.fullmatch(name))}
+    files, labels = image_files(root), image_files(root / LABEL_FOLDER)
+    found = {name: match for name in files if (match := NAME.fullmatch(name))}
     images = {name: match for name, match in found.items() if match["modality"] == modality}
     if not images:
         raise bad_file(root, f"has no file IXI###-<site>-####-{modality}.nii.gz", "name the unpacked folder of IXI")
     manifest = read_description(root / MANIFEST) if (root / MANIFEST).is_file() else {}
     cases = manifest.get("cases", {})
     names = named_labels(root / MANIFEST, manifest.get("labels"))
-    files, labels = nifti_files(root), nifti_files(root / LABEL_FOLDER)
-    records = []
+    records: list[tuple[str, Record]] = []
     for name, match in images.items():
         record: Record = {"fixed_image": str(files[name]), "patient": match["patient"], "case": name}
         if name in labels:
             record |= {"fixed_label": str(labels[name])} | names
-        if split in (None, cases.get(name, {}).get("split", "train")):
-            records.append(record)
-    if not records:
+        word = cases.get(name, {}).get("split", "train")
+        if (part := split_of(word)) is None:
+            raise bad_file(root / MANIFEST, f"{name} is of the split {word!r}, which is not known", SPLIT_MEND)
+        records.append((part, record))
+    check_splits(root, {split: [record for part, record in records if part == split] for split in SPLIT_WORDS})
+    chosen = [record for part, record in records if split in (None, part)]
+    if not chosen:
         mend = "IXI has none of its own: use train, and folds of it"
         raise bad_file(root, f"has no images of the split {split!r}", mend)
-    return records
+    return chosen

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from regzoo.datasets.decathlon import image_record, named_labels, read_description
-from regzoo.datasets.records import Record, pair_record
+from regzoo.datasets.records import Record, check_splits, pair_record
 from regzoo.errors import RegZooError, bad_file
 
 SUFFIX = "_dataset.json"
@@ -54,7 +54,8 @@ def read_learn2reg(path: str | os.PathLike[str], split: str | None = None) -> li
         split: ``train``, ``val`` or ``test``; None: all there are.
 
     Raises:
-        RegZooError: the JSON file is missing or cannot be understood, or it lists no pairs of the split.
+        RegZooError: the JSON file is missing or cannot be understood, it lists no pairs of the split, or a patient is
+            in two splits.
     """
     task = _Task(path)
     found: dict[tuple[str, str], Record] = {}
@@ -109,6 +110,9 @@ class _Task:
             for section in ("training", "test")
         }
         self.labels = labels
+        # Some tasks, and the phantoms, validate and test on pairs of the same patients.
+        later = [record for split in ("val", "test") for record in self.single(split)]
+        check_splits(self.path, {"train": self.single("train"), "val or test": later})
 
     def _image(self, entry: Any, labels: Record) -> Record:
         """A single image with whose it is, and its label even where the file only says the image."""

@@ -6,28 +6,22 @@ import json
 import os
 from pathlib import Path
 
+from regzoo.datasets.datalist import DATALIST_SUFFIXES, by_split, read_lists, section_of
 from regzoo.datasets.decathlon import is_decathlon, read_decathlon
 from regzoo.datasets.ixi import is_ixi, read_ixi
 from regzoo.datasets.learn2reg import is_learn2reg, read_learn2reg, read_learn2reg_images
 from regzoo.datasets.muregpro import is_muregpro, read_muregpro
-from regzoo.datasets.records import (
-    DATALIST_SUFFIXES,
-    Record,
-    check_records,
-    datalist_sections,
-    read_datalist,
-    single_records,
-)
+from regzoo.datasets.records import Record, check_records, single_records
+from regzoo.datasets.text import SPLIT_WORDS
 from regzoo.errors import RegZooError, bad_file
 
 #: Names by which a datalist is found in a folder.
 DATALIST_NAMES = ("datalist.json", "datalist.csv", "datalist.tsv")
-#: What the lists of a JSON datalist are called for each split; the first is MONAI's name.
-SECTIONS = {"train": ("training", "train"), "val": ("validation", "val"), "test": ("testing", "test")}
 KNOWN_LAYOUTS = (
     "a datalist (.json, .csv or .tsv, or a folder with datalist.json in it), "
-    "the µ-RegPro folders {train,val}/{mr_images,mr_labels,us_images,us_labels}, a Learn2Reg task (*_dataset.json); "
-    "for single images also a Decathlon task (imagesTr, labelsTr) or IXI (IXI###-<site>-####-T1.nii.gz)"
+    "the µ-RegPro folders {train,val,test}/{mr_images,mr_labels,us_images,us_labels}, a Learn2Reg task "
+    "(*_dataset.json); for single images also a Decathlon task (imagesTr, labelsTr) or IXI "
+    "(IXI###-<site>-####-T1.nii.gz)"
 )
 
 
@@ -94,10 +88,29 @@ def load_single_records(dataset_dir: str | os.PathLike[str], split: str | None =
     return records
 
 
+def load_validation(dataset_dir: str | os.PathLike[str], single: bool = False) -> list[Record]:
+    """Records of the validation part of a datalist, checked; none where it has none, and none of another layout.
+
+    The folder ``val`` of µ-RegPro and the pairs that a task of Learn2Reg lists are for the evaluation alone.
+
+    Args:
+        dataset_dir: a datalist file, or the folder of one.
+        single: whether an entry may have one image only.
+    """
+    datalist = _datalist(Path(dataset_dir))
+    if datalist is None:
+        return []
+    lists = read_lists(datalist, single)
+    records = (by_split(lists[None]) if None in lists else lists).get("val", [])
+    if records:
+        check_records(records)
+    return records
+
+
 def _existing(dataset_dir: str | os.PathLike[str], split: str | None) -> Path:
     """The path of a data set that is there, asked for a split that there may be."""
-    if split is not None and split not in SECTIONS:
-        raise RegZooError(f"split {split!r} is unknown; use one of {', '.join(SECTIONS)}")
+    if split is not None and split not in SPLIT_WORDS:
+        raise RegZooError(f"split {split!r} is unknown; use one of {', '.join(SPLIT_WORDS)}")
     root = Path(dataset_dir)
     if not root.exists():
         raise bad_file(root, "no such data set", f"name {KNOWN_LAYOUTS}")
@@ -113,19 +126,17 @@ def _datalist(root: Path) -> Path | None:
 
 def _read_split(datalist: Path, split: str | None, single: bool = False) -> list[Record]:
     """The records of a split of a datalist."""
-    sections = datalist_sections(datalist)
-    if split is None:
-        return read_datalist(datalist, None, single)
-    names = SECTIONS[split]
-    if sections is not None:
-        return read_datalist(datalist, next((name for name in names if name in sections), names[0]), single)
-    records = read_datalist(datalist, single=single)
+    lists = read_lists(datalist, single)
+    name = SPLIT_WORDS[split][0] if split else None
+    records = section_of(datalist, lists, name)
+    if split is None or None not in lists:
+        return records
     if not any("split" in record for record in records):
         if split == "train":
             return records
-        mend = f'write {{"training": […], {json.dumps(names[0])}: […]}}, or add a value "split" to each pair'
+        mend = f'write {{"training": […], {json.dumps(name)}: […]}}, or add a value "split" to each pair'
         raise bad_file(datalist, f"does not say which pairs are of the split {split!r}", mend)
-    chosen = [record for record in records if record.get("split") in (split, *names)]
+    chosen = by_split(records).get(split)
     if not chosen:
         mend = f"give some pairs the split {json.dumps(split)}"
         raise bad_file(datalist, f"has no pair of the split {split!r}", mend)

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
-from nibabel.filebasedimages import ImageFileError
-from regzoo.datasets.records import Record, case_name
+from regzoo.datasets.folders import IMAGE_SUFFIXES, image_files, is_junk, label_volumes, split_folders
+from regzoo.datasets.records import Record, check_splits
+from regzoo.datasets.text import read_json
 from regzoo.errors import RegZooError, bad_file
 
-SPLITS = ("train", "val")
+IMAGES = ("mr_images", "us_images")
+FOLDERS = (*IMAGES, "mr_labels", "us_labels")
+#: Words in the name of a file that say of what, and what kind of file it is: not part of the case's name.
+TOKENS = {"mr": "mri?", "us": "us|trus"}
+KIND = "images?|img|labels?|masks?|seg|segmentation"
 #: What `direction` may be: moving to fixed.
 DIRECTIONS = ("mr_to_us", "us_to_mr")
 
 
 def is_muregpro(folder: str | os.PathLike[str]) -> bool:
-    """Whether a folder has the image folders of µ-RegPro, directly or in ``train`` or ``val``."""
+    """Whether a folder has the image folders of µ-RegPro, directly or in the folder of a split, such as ``train``."""
     root = Path(folder)
-    return any((root / split / kind).is_dir() for split in ("", *SPLITS) for kind in ("mr_images", "us_images"))
+    return any((root / kind).is_dir() for kind in IMAGES) or bool(split_folders(root, IMAGES))
 
 
 def read_muregpro(
@@ -28,41 +33,43 @@ def read_muregpro(
 ) -> list[Record]:
     """Records of a folder in the layout of µ-RegPro.
 
-    ``{train,val}/{mr_images,mr_labels,us_images,us_labels}/caseNNNNNN.nii.gz``, one name for the files of a pair. The
-    ``train`` level and the label folders may be missing. Patients and names of labels are taken from ``manifest.json``
-    where there is one; otherwise every case is its own patient and the labels are ``gland``, ``landmark_1`` and so on.
+    ``{train,val,test}/{mr_images,mr_labels,us_images,us_labels}/<name>``, in any image format. The files of a pair have
+    one name, or names that are alike but for ``mr`` and ``us`` (``case1_mr``, ``case1_us``). The ``train`` level and
+    the label folders may be missing. Patients and names of labels are taken from ``manifest.json`` where there is one;
+    otherwise every case is its own patient, and the labels of a 4-D file are ``gland``, ``landmark_1`` and so on.
 
     Args:
         folder: of the data set.
         direction: moving to fixed, ``mr_to_us`` or ``us_to_mr``.
-        split: ``train`` or ``val``; None: all there are. Without the ``train`` level all cases are of ``train``.
+        split: ``train``, ``val`` or ``test``; None: all there are. Without the ``train`` level all cases are of
+            ``train``.
 
     Raises:
-        RegZooError: the folder has another layout, has no such split, or an image lacks its partner.
+        RegZooError: the folder has another layout, has no such split, an image lacks its partner, names do not say
+            which files belong together, or a patient is in two splits.
     """
     if direction not in DIRECTIONS:
         raise RegZooError(f"direction {direction!r} is unknown; use one of {', '.join(DIRECTIONS)}")
     root = Path(folder)
-    roots = _split_folders(root)
+    roots = split_folders(root, IMAGES)
+    if any((root / kind).is_dir() for kind in IMAGES):
+        roots.setdefault("train", root)
     if not roots:
         mend = "name the folder that has mr_images and us_images, or train/ with these in it"
         raise bad_file(root, "is not in the layout of µ-RegPro", mend)
     if split is not None and split not in roots:
         raise bad_file(root, f"has no split {split!r} (it has: {', '.join(roots)})", "add its folder or name another")
     cases = _manifest_cases(root)
-    if split is not None:
-        return _read_split(roots[split], direction, cases)
     # A set without held-out pairs has a val/ with nothing in it.
-    filled = [part for part in roots.values() if any(_files(part / f"{kind}_images") for kind in ("mr", "us"))]
-    return [record for part in filled or roots.values() for record in _read_split(part, direction, cases)]
-
-
-def _split_folders(root: Path) -> dict[str, Path]:
-    """The folders that hold image folders, by split."""
-    found = {split: root / split for split in SPLITS if is_muregpro(root / split)}
-    if any((root / kind).is_dir() for kind in ("mr_images", "us_images")):
-        found.setdefault("train", root)
-    return found
+    filled = [name for name, part in roots.items() if any(image_files(part / kind) for kind in IMAGES)]
+    wanted = [split] if split else filled or list(roots)
+    parts = {name: _read_split(roots[name], direction, cases) for name in roots if name in (*wanted, *filled)}
+    check_splits(root, parts)
+    records = [record for name in wanted for record in parts[name]]
+    for record in records:
+        if names := cases.get(record["case"], {}).get("label_names") or _default_names(record):
+            record["label_names"] = list(names)
+    return records
 
 
 def _manifest_cases(root: Path) -> dict[str, dict[str, Any]]:
@@ -71,55 +78,111 @@ def _manifest_cases(root: Path) -> dict[str, dict[str, Any]]:
     if not path.is_file():
         return {}
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")).get("cases", {}))
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+        return dict(read_json(path).get("cases", {}))
+    except (RegZooError, AttributeError) as error:
         raise bad_file(path, "cannot be read as a manifest", "remove it or write the data set anew") from error
 
 
 def _read_split(part: Path, direction: str, cases: dict[str, dict[str, Any]]) -> list[Record]:
-    """The records of one folder with image folders, ordered by name."""
+    """The records of one folder with image folders, ordered by name, without names of labels."""
+    _check_folders(part)
     moving, fixed = direction.split("_to_")
-    images = {kind: _files(part / f"{kind}_images") for kind in (moving, fixed)}
-    labels = {kind: _files(part / f"{kind}_labels") for kind in (moving, fixed)}
-    for kind, other in ((fixed, moving), (moving, fixed)):
-        for name, path in images[kind].items():
-            if name not in images[other]:
-                partner = part / f"{other}_images" / path.name
-                raise bad_file(path, f"its partner {partner} is missing", "add the file or remove this one")
-    if not images[fixed]:
-        raise bad_file(part / f"{fixed}_images", "holds no .nii.gz or .nii file", "name a folder with images in it")
+    images = {kind: image_files(part / f"{kind}_images") for kind in (moving, fixed)}
+    labels = {kind: image_files(part / f"{kind}_labels") for kind in (moving, fixed)}
     records = []
-    for name, path in images[fixed].items():
-        record: Record = {"fixed_image": str(path), "moving_image": str(images[moving][name])}
-        for key, kind in (("fixed_label", fixed), ("moving_label", moving)):
-            if name in labels[kind]:
-                record[key] = str(labels[kind][name])
-        known = cases.get(name, {})
-        record["patient"] = str(known.get("patient", name))
-        record["case"] = name
-        names = known.get("label_names") or _default_names(record)
-        if names:
-            record["label_names"] = list(names)
+    for case, names in sorted(_pairs(part, images).items()):
+        record: Record = {f"{side}_image": str(images[kind][names[kind]]) for side, kind in _sides(fixed, moving)}
+        for side, kind in _sides(fixed, moving):
+            if label := _label_of(names[kind], kind, labels[kind]):
+                record[f"{side}_label"] = str(label)
+        record["patient"] = str(cases.get(case, {}).get("patient", case))
+        record["case"] = case
         records.append(record)
+    for side, kind in _sides(fixed, moving):
+        _check_used(part / f"{kind}_images", labels[kind], records, side)
     return records
 
 
-def _files(folder: Path) -> dict[str, Path]:
-    """NIfTI files of a folder by name, in order; none where the folder is missing."""
-    if not folder.is_dir():
-        return {}
-    files = sorted(path for path in folder.iterdir() if path.name.endswith((".nii.gz", ".nii")) and path.name[0] != ".")
-    return {case_name(path): path for path in files}
+def _sides(fixed: str, moving: str) -> tuple[tuple[str, str], tuple[str, str]]:
+    return ("fixed", fixed), ("moving", moving)
+
+
+def _check_folders(part: Path) -> None:
+    """Refuse folders whose names are nearly those of the layout, since nobody would read them."""
+    for path in part.iterdir():
+        close = get_close_matches(path.name.lower(), FOLDERS, n=1, cutoff=0.85)
+        if path.is_dir() and path.name not in FOLDERS and close and not is_junk(path):
+            raise bad_file(path, "is not a folder of µ-RegPro and would be ignored", f"name it {close[0]}, or move it")
+
+
+def _pairs(part: Path, images: dict[str, dict[str, Path]]) -> dict[str, dict[str, str]]:
+    """The names of the two files of each pair by the name of the case: equal names first, then common parts."""
+    both = set.intersection(*(set(files) for files in images.values()))
+    found = {name: dict.fromkeys(images, name) for name in both}
+    left = {kind: _by_common_part(part, kind, set(files) - both, files) for kind, files in images.items()}
+    for kind, other in (tuple(images), tuple(images)[::-1]):
+        for key, name in left[kind].items():
+            if key not in left[other]:
+                path = images[kind][name]
+                partner = part / f"{other}_images" / path.name
+                raise bad_file(path, f"its partner {partner} is missing", "add the file or remove this one")
+    for key, name in left[next(iter(images))].items():
+        names = {kind: left[kind][key] for kind in images}
+        case = _common_part(name, next(iter(images)))
+        if case.lower() in {known.lower() for known in found}:
+            path = images[next(iter(images))][name]
+            raise bad_file(path, f"is a second case {case!r}", "name the files of a pair alike, and no others")
+        found[case] = names
+    if not found:
+        empty = next(part / f"{kind}_images" for kind in reversed(images) if not images[kind])
+        raise bad_file(empty, f"holds no image ({', '.join(IMAGE_SUFFIXES)})", "name a folder with images in it")
+    return found
+
+
+def _common_part(name: str, kind: str) -> str:
+    """A name without the words that say of which modality and of what kind the file is."""
+    words = rf"(?:{TOKENS[kind]}|{KIND})"
+    bare = re.sub(rf"(?<![^\W_]){words}(?![^\W_])", "", name, flags=re.IGNORECASE)
+    return re.sub(r"([\W_])[\W_]*", r"\1", bare).strip("_-. ") or name
+
+
+def _by_common_part(part: Path, kind: str, names: set[str], files: dict[str, Path]) -> dict[str, str]:
+    """Names of files by the part of them that a pair shares, in lower case."""
+    found: dict[str, str] = {}
+    for name in sorted(names):
+        other = found.setdefault(_common_part(name, kind).lower(), name)
+        if other != name:
+            problem = f"and {files[other].name} are both of the case {_common_part(name, kind)!r}"
+            raise bad_file(files[name], problem, "name the files of a pair alike, and no others")
+    return found
+
+
+def _label_of(name: str, kind: str, labels: dict[str, Path]) -> Path | None:
+    """The label file of an image: of its name, or of the part that the files of a pair share.
+
+    Raises:
+        RegZooError: there are two.
+    """
+    if name in labels:
+        return labels[name]
+    wanted = _common_part(name, kind).lower()
+    found = [path for label, path in labels.items() if _common_part(label, kind).lower() == wanted]
+    if len(found) > 1:
+        raise bad_file(found[1], f"and {found[0].name} may both be the label of {name}", "name one as its image")
+    return found[0] if found else None
+
+
+def _check_used(images: Path, labels: dict[str, Path], records: list[Record], side: str) -> None:
+    """Refuse a label of no image where an image has no label: their names are meant to be alike."""
+    used = {record.get(f"{side}_label") for record in records}
+    stray = [path for path in labels.values() if str(path) not in used]
+    if stray and None in used:
+        problem = f"is the label of no image in {images}, where some have none"
+        raise bad_file(stray[0], problem, "name it as its image, or remove it")
 
 
 def _default_names(record: Record) -> list[str]:
-    """Names for the channels of a pair's labels: the gland and landmarks; empty without labels."""
+    """Names for the channels of a pair's 4-D labels: the gland and landmarks; a 3-D file may be a map of anything."""
     path = record.get("fixed_label") or record.get("moving_label")
-    if path is None:
-        return []
-    try:
-        shape = nib.load(path).shape
-    except (OSError, ImageFileError) as error:
-        raise bad_file(path, "cannot be read as NIfTI", "download it again or remove the pair") from error
-    count = shape[3] if len(shape) > 3 else 1
-    return ["gland", *(f"landmark_{i}" for i in range(1, count))]
+    count = label_volumes(path) if path is not None else None
+    return ["gland", *(f"landmark_{i}" for i in range(1, count))] if count else []

@@ -1,8 +1,9 @@
-"""Reading and checking records: one pair of images, with its labels where known, as a dict of paths.
+"""Records and what is checked about them: one pair of images, with its labels where known, as a dict of paths.
 
 A record has ``fixed_image`` and ``moving_image``, and where known ``fixed_label`` and ``moving_label`` (a path or a
 list of paths), ``patient``, ``case``, ``label_names`` and, for integer maps, ``label_values``. A pair of two patients
-has ``fixed_patient`` and ``moving_patient`` instead of ``patient``.
+has ``fixed_patient`` and ``moving_patient`` instead of ``patient``. ``fold`` is the part of a cross-validation that a
+datalist puts it in.
 
 The record of a *single image*, for methods that make the moving image themselves, has a ``fixed_image`` and no
 ``moving_image``.
@@ -10,13 +11,12 @@ The record of a *single image*, for methods that make the moving image themselve
 
 from __future__ import annotations
 
-import csv
-import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from regzoo.datasets.folders import case_name
 from regzoo.errors import RegZooError, bad_file
 from regzoo.files import file_name
 
@@ -25,125 +25,6 @@ Record = dict[str, Any]
 IMAGE_KEYS = ("fixed_image", "moving_image")
 LABEL_KEYS = ("fixed_label", "moving_label")
 PATH_KEYS = IMAGE_KEYS + LABEL_KEYS
-DATALIST_SUFFIXES = (".json", ".csv", ".tsv")
-#: Between the paths or names of a cell of a table.
-SEPARATOR = ";"
-
-
-def read_datalist(path: str | os.PathLike[str], section: str | None = "training", single: bool = False) -> list[Record]:
-    """Read records from a JSON list, a JSON object of lists such as ``{"training": [...]}`` or a table (CSV, TSV).
-
-    Relative paths are resolved against the file's folder. In a table the columns have the names of the record's keys;
-    several paths or names in one cell are separated by ``;`` and empty cells are left out.
-
-    Args:
-        path: the datalist.
-        section: which list of a JSON object to read, None: all of them; a plain list or a table is read whole.
-        single: whether an entry may have one image only; MONAI's names ``image`` and ``label`` are then understood too.
-
-    Raises:
-        RegZooError: the file is missing, cannot be read, or an entry is no record.
-    """
-    source = Path(path)
-    if not source.is_file():
-        raise bad_file(source, "no such file", "name a datalist (.json, .csv or .tsv)")
-    entries = _json_entries(source, section) if source.suffix.lower() == ".json" else _table_entries(source)
-    if not entries:
-        raise bad_file(source, "lists no pairs", "give it at least one entry with fixed_image and moving_image")
-    return [_record(source, number, entry, single) for number, entry in enumerate(entries, start=1)]
-
-
-def datalist_sections(path: str | os.PathLike[str]) -> list[str] | None:
-    """Names of the lists in a JSON datalist; None for a plain list or a table.
-
-    Raises:
-        RegZooError: the file is not valid JSON.
-    """
-    source = Path(path)
-    content = _json(source) if source.suffix.lower() == ".json" else None
-    return [key for key, value in content.items() if isinstance(value, list)] if isinstance(content, dict) else None
-
-
-def _json(source: Path) -> Any:
-    """The content of a JSON file."""
-    try:
-        return json.loads(source.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise bad_file(source, f"is not valid JSON ({error})", "mend it or write it anew") from error
-
-
-def _json_entries(source: Path, section: str | None) -> list[Any]:
-    """The entries of a JSON datalist."""
-    content = _json(source)
-    if isinstance(content, dict):
-        if section is None:
-            return [entry for value in content.values() if isinstance(value, list) for entry in value]
-        if section not in content:
-            known = ", ".join(repr(key) for key in content) or "none"
-            raise bad_file(source, f"has no list {section!r} (it has: {known})", f"add a list named {section!r}")
-        content = content[section]
-    if not isinstance(content, list):
-        mend = 'write [{"fixed_image": "…", "moving_image": "…"}, …]'
-        raise bad_file(source, "is neither a list of pairs nor an object of such lists", mend)
-    return content
-
-
-def _table_entries(source: Path) -> list[Any]:
-    """The rows of a table."""
-    delimiter = "\t" if source.suffix.lower() == ".tsv" else ","
-    try:
-        with source.open(newline="", encoding="utf-8-sig") as stream:
-            return list(csv.DictReader(stream, delimiter=delimiter))
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise bad_file(source, f"cannot be read as a table ({error})", "save it as CSV in UTF-8") from error
-
-
-def _record(source: Path, number: int, entry: Any, single: bool = False) -> Record:
-    """One entry of a datalist as a record with absolute paths."""
-    if not isinstance(entry, dict):
-        raise bad_file(source, f"entry {number} is not a set of named values", "give fixed_image and moving_image")
-    record = {key: value for key, value in entry.items() if key is not None and value not in (None, "", [])}
-    for key in ("image", "label") if single else ():
-        if key in record:
-            record.setdefault(f"fixed_{key}", record.pop(key))
-    for key in IMAGE_KEYS:
-        if not isinstance(record.get(key), str) and (key in record or not single or key == "fixed_image"):
-            raise bad_file(source, f"entry {number} has no {key}", f"add the path of its {key.replace('_', ' ')}")
-    for key in (*LABEL_KEYS, "label_names", "label_values"):
-        if isinstance(record.get(key), str) and SEPARATOR in record[key]:
-            record[key] = [part.strip() for part in record[key].split(SEPARATOR) if part.strip()]
-    if isinstance(record.get("label_names"), str):
-        record["label_names"] = [record["label_names"]]
-    if "label_values" in record:
-        record["label_values"] = _integers(source, number, record["label_values"])
-    for key in PATH_KEYS:
-        if key in record:
-            record[key] = _resolved(source, number, key, record[key])
-    record.setdefault("case", case_name(record["fixed_image"]))
-    return record
-
-
-def _integers(source: Path, number: int, values: Any) -> list[int]:
-    """The values of labels in an integer map, from a list or the cell of a table."""
-    try:
-        return [int(value) for value in (values if isinstance(values, list) else [values])]
-    except (TypeError, ValueError) as error:
-        raise bad_file(source, f"entry {number}: label_values are not integers", "write them as [1, 2, 5]") from error
-
-
-def _resolved(source: Path, number: int, key: str, value: Any) -> Any:
-    """Paths made absolute against the datalist's folder."""
-    if isinstance(value, str):
-        return os.path.normpath(source.resolve().parent / Path(value).expanduser())
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return [_resolved(source, number, key, item) for item in value]
-    raise bad_file(source, f"entry {number}: {key} is not a path", "give a path or a list of paths")
-
-
-def case_name(path: str | os.PathLike[str]) -> str:
-    """A file's name without folder and without ``.nii``, ``.nii.gz`` or another suffix."""
-    name = Path(path).name
-    return name[: -len(".nii.gz")] if name.lower().endswith(".nii.gz") else Path(name).stem
 
 
 def is_of_kind(name: str, kinds: Iterable[str]) -> bool:
@@ -193,7 +74,7 @@ def is_single(record: Record) -> bool:
 def single_records(records: Iterable[Record]) -> list[Record]:
     """Every image of some records once, as the record of a single image, in the order in which they appear."""
     found: dict[str, Record] = {}
-    shared = ("label_names", "label_values", "split")
+    shared = ("label_names", "label_values", "split", "fold")
     for record in records:
         for side in ("fixed", "moving"):
             image = record.get(f"{side}_image")
@@ -258,7 +139,7 @@ def check_records(records: Sequence[Record]) -> None:
         raise RegZooError("the list of pairs is empty; name a data set with at least one pair")
     pairs: set[tuple[str, ...]] = set()
     cases: set[str] = set()
-    owners: dict[str, Any] = {}
+    owners: dict[str, str] = {}
     for record in records:
         real = {key: tuple(os.path.realpath(file) for file in record_files(record, [key])) for key in PATH_KEYS}
         for file in record_files(record):
@@ -279,16 +160,41 @@ def check_records(records: Sequence[Record]) -> None:
             )
             raise bad_file(record["fixed_image"], problem, "give each pair a name of its own as case")
         cases.add(case)
-        _check_owner(record, [file for files in real.values() for file in files], owners)
+        for side in ("fixed", "moving"):
+            patient = record.get(f"{side}_patient", record.get("patient"))
+            for file in real[f"{side}_image"] + real[f"{side}_label"] if patient is not None else ():
+                owner = owners.setdefault(file, str(patient))
+                if owner != str(patient):
+                    problem = f"belongs to two patients, {owner} and {patient}, and would be in two folds"
+                    raise bad_file(file, problem, "give the pairs that share it the same patient")
 
 
-def _check_owner(record: Record, files: list[str], owners: dict[str, Any]) -> None:
-    """Note whose the files are; complain about a file that belongs to two patients."""
-    patient = record.get("patient")
-    if patient is None:
-        return
-    for file in files:
-        owner = owners.setdefault(file, patient)
-        if owner != patient:
-            problem = f"belongs to two patients, {owner} and {patient}, and would be in two folds"
-            raise bad_file(file, problem, "give the pairs that share it the same patient")
+def patients_of(record: Record) -> set[str]:
+    """The patients that a record names."""
+    return {str(record[key]) for key in ("patient", "fixed_patient", "moving_patient") if record.get(key) is not None}
+
+
+def check_splits(source: str | os.PathLike[str], splits: Mapping[Any, Iterable[Record]]) -> None:
+    """Make sure that no patient and no image of a data set is in two splits.
+
+    Args:
+        source: the data set, for the error.
+        splits: the records of each split.
+
+    Raises:
+        RegZooError: one is.
+    """
+    homes: dict[str, Any] = {}
+    for split, records in splits.items():
+        images: dict[str, None] = {}
+        patients: dict[str, None] = {}
+        for record in records:
+            patients.update(dict.fromkeys(patients_of(record)))
+            images.update(dict.fromkeys(record_files(record, IMAGE_KEYS)))
+        # First the images: a file says more than a name.
+        named = [(f"the image {file}", os.path.realpath(file)) for file in images]
+        for what, key in named + [(f"the patient {patient!r}", f"patient {patient}") for patient in patients]:
+            home = homes.setdefault(key, split)
+            if home != split:
+                problem = f"has {what} in two splits, {home} and {split}, so that what is trained on would be tested on"
+                raise bad_file(source, problem, "keep each patient in one split")

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Sequence
 
-from regzoo.datasets.records import Record, record_files
+from regzoo.datasets.records import IMAGE_KEYS, Record, check_splits, patients_of, record_files
 from regzoo.errors import RegZooError
 
 
 def patient_folds(records: Sequence[Record], folds: int, seed: int = 0) -> list[list[Record]]:
-    """Divide records into folds of nearly equal numbers of pairs, never a patient in two folds.
+    """Divide records into folds of nearly equal numbers of pairs, never a patient or an image in two folds.
 
     The result depends on which records there are and on `seed`, not on their order. Records without a ``patient``
-    count as one patient each.
+    count as one patient each, but for those that share an image. Pairs of two patients keep these together.
 
     Args:
         records: pairs.
@@ -26,48 +27,103 @@ def patient_folds(records: Sequence[Record], folds: int, seed: int = 0) -> list[
     Raises:
         RegZooError: fewer patients than folds, or fewer than two folds.
     """
-    patients: dict[str, list[Record]] = {}
-    for record in sorted(records, key=_key):
-        patients.setdefault(_patient(record), []).append(record)
     if folds < 2:
         raise RegZooError(f"cross-validation with {folds} fold(s) leaves nothing to learn or to test; use at least 2")
-    if len(patients) < folds:
-        raise RegZooError(f"{len(patients)} patient(s) cannot make {folds} folds; use fewer folds or add patients")
-    names = sorted(patients)
+    groups = _groups(sorted(records, key=_key))
+    if len(groups) < folds:
+        patients = {patient for record in records for patient in patients_of(record)}
+        linked = " (those that share a pair or an image count as one)" if len(groups) < len(patients) else ""
+        raise RegZooError(
+            f"{len(groups)} patient(s){linked} cannot make {folds} folds; use fewer folds or add patients"
+        )
+    names = sorted(groups)
     random.Random(f"{seed}").shuffle(names)
     # The largest groups first, each to the fold that is smallest so far: at most one group apart in the end.
-    names.sort(key=lambda name: -len(patients[name]))
+    names.sort(key=lambda name: -len(groups[name]))
     parts: list[list[Record]] = [[] for _ in range(folds)]
     for name in names:
-        min(parts, key=len).extend(patients[name])
+        min(parts, key=len).extend(groups[name])
     return [sorted(part, key=_key) for part in parts]
 
 
-def split_fold(records: Sequence[Record], fold: int, folds: int, seed: int = 0) -> tuple[list[Record], list[Record]]:
-    """The records to train on and to validate on for one fold of `patient_folds`.
+def split_fold(
+    records: Sequence[Record], fold: int, folds: int | None, seed: int = 0
+) -> tuple[list[Record], list[Record]]:
+    """The records to train on and to validate on for one fold: the records' own, or else of `patient_folds`.
 
     Args:
-        records: pairs.
+        records: pairs, all of them with a ``fold``, or none.
         fold: which fold is held out, from 0.
-        folds: how many folds.
+        folds: how many folds; None: as many as the records name.
         seed: of the division.
 
     Returns:
         (training, validation).
 
     Raises:
-        RegZooError: no such fold, or see `patient_folds`.
+        RegZooError: no such fold, other folds than the records', a patient or an image in two of these, or see
+            `patient_folds`.
     """
-    if not 0 <= fold < folds:
-        raise RegZooError(f"fold {fold} does not exist among {folds}; use 0 to {folds - 1}")
-    parts = patient_folds(records, folds, seed)
-    return [record for i, part in enumerate(parts) if i != fold for record in part], parts[fold]
+    if any("fold" in record for record in records):
+        parts = _own_folds(records, folds)
+    else:
+        if folds is None:
+            raise RegZooError("the records name no folds of their own; say how many there are")
+        if not 0 <= fold < folds:
+            raise RegZooError(f"fold {fold} does not exist among {folds}; use 0 to {folds - 1}")
+        parts = dict(enumerate(patient_folds(records, folds, seed)))
+    if fold not in parts:
+        raise RegZooError(
+            f"fold {fold} is not among the data set's own, {', '.join(map(str, parts))}; name one of them"
+        )
+    return [record for name, part in parts.items() if name != fold for record in part], parts[fold]
 
 
-def _patient(record: Record) -> str:
-    """Whose the pair is; a pair of nobody known is a patient of its own."""
-    patient = record.get("patient")
-    return f"patient {patient}" if patient is not None else "pair " + "|".join(record_files(record))
+def _own_folds(records: Sequence[Record], folds: int | None) -> dict[int, list[Record]]:
+    """The folds that the records name, in order."""
+    without = next((record for record in records if "fold" not in record), None)
+    if without is not None:
+        raise RegZooError(f"{without['fixed_image']}: has no fold, but others have one; give each pair its fold")
+    names = sorted({int(record["fold"]) for record in records})
+    if len(names) < 2 or folds not in (None, len(names)):
+        wanted = "at least 2" if folds is None else f"{folds}"
+        listed = ", ".join(map(str, names))
+        raise RegZooError(
+            f"the data set's own folds are {listed}, not {wanted}; leave --folds out, or change its column 'fold'"
+        )
+    parts = {name: [record for record in records if record["fold"] == name] for name in names}
+    check_splits("the column 'fold'", {f"fold {name}": part for name, part in parts.items()})
+    return parts
+
+
+def _groups(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Records that share a patient or an image, directly or through others, by the name of their first patient."""
+    real = {file: os.path.realpath(file) for file in {f for r in records for f in record_files(r, IMAGE_KEYS)}}
+    names = [
+        [f"patient {patient}" for patient in patients_of(record)]
+        + [f"image {real[file]}" for file in record_files(record, IMAGE_KEYS)]
+        for record in records
+    ]
+    leader = {name: name for of_one in names for name in of_one}
+
+    def find(name: str) -> str:
+        while leader[name] != name:
+            leader[name] = name = leader[leader[name]]
+        return name
+
+    for first, *others in names:
+        for other in others:
+            leader[find(other)] = find(first)
+    groups: dict[str, list[Record]] = {}
+    for record, (first, *_) in zip(records, names, strict=True):
+        groups.setdefault(find(first), []).append(record)
+    return {_group_name(group): group for group in groups.values()}
+
+
+def _group_name(group: Sequence[Record]) -> str:
+    """The name by which a group is dealt out: of its first patient, or of its first pair where nobody is known."""
+    patients = {patient for record in group for patient in patients_of(record)}
+    return f"patient {min(patients)}" if patients else "pair " + "|".join(record_files(group[0]))
 
 
 def _key(record: Record) -> tuple[str, ...]:

@@ -10,16 +10,9 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
+from regzoo.datasets.datalist import read_datalist
 from regzoo.datasets.decathlon import read_description
-from regzoo.datasets.records import (
-    PATH_KEYS,
-    Record,
-    check_records,
-    pair_record,
-    patient_of,
-    read_datalist,
-    record_files,
-)
+from regzoo.datasets.records import PATH_KEYS, Record, check_records, pair_record, patient_of, record_files
 from regzoo.errors import RegZooError, bad_file
 from regzoo.files import write_json
 

@@ -12,8 +12,11 @@ from regzoo.datasets import (
     check_records,
     embedded_phantoms,
     is_served,
+    is_single,
     load_records,
     load_single_records,
+    load_validation,
+    single_records,
     split_fold,
     test_pairs,
 )
@@ -26,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 #: Fewest cases to validate on where they are made of single images.
 SIMULATED = 8
+#: Parts of a cross-validation where neither the data set nor anybody else says how many: of pairs, and of images.
+FOLDS, FOLDS_OF_IMAGES = 20, 8
 #: Splits of pairs that a data set lists itself, by what an evaluation calls them.
 LISTED = {"listed": "val", "listed_test": "test"}
 
@@ -59,9 +64,47 @@ def training_records(folder: str | Path, direction: str = "mr_to_us", count: int
     return load_records(folder, "train", direction)[: count or None] if folder else []
 
 
-def split_pairs(records: Sequence[Record], fold: int, folds: int, seed: int = 0) -> tuple[list[Record], list[Record]]:
-    """Pairs to train on and to validate on, see `regzoo.datasets.split_fold`; none of none."""
-    return split_fold(records, fold, folds, seed) if records else ([], [])
+def split_pairs(
+    records: Sequence[Record], fold: int | None = None, folds: int | None = None, seed: int = 0, folder: str | Path = ""
+) -> tuple[list[Record], list[Record]]:
+    """Pairs to train on and to validate on: the latter choose the epoch; none of none.
+
+    With `fold` or `folds`, a fold of the training split is held out; otherwise a datalist's validation part is
+    validated on; where there is none, fold 0 is held out. The folds are those of the datalist's column ``fold``, or
+    else see `regzoo.datasets.split_fold`.
+
+    Args:
+        records: of the training split.
+        fold: which fold is held out, from 0; None: 0, or the validation part.
+        folds: how many folds; None: those of the data set, or else 20.
+        seed: of the division.
+        folder: the data set, for its validation part.
+
+    Returns:
+        (training, validation).
+    """
+    return _divided(records, fold, folds, seed, load_validation(folder) if folder and records else [], FOLDS)
+
+
+def _divided(
+    records: Sequence[Record],
+    fold: int | None,
+    folds: int | None,
+    seed: int,
+    validation: Sequence[Record],
+    default: int,
+) -> tuple[list[Record], list[Record]]:
+    """What `split_pairs` says, for pairs or single images."""
+    if not records:
+        return [], []
+    if validation and fold is None and folds is None:
+        logger.info("validating on the %d records of the data set's validation part", len(validation))
+        return list(records), list(validation)
+    own = any("fold" in record for record in records)
+    parts = split_fold(records, fold or 0, folds if own or folds is not None else default, seed)
+    which = "of the data set's own folds" if own else f"of {folds or default}"
+    logger.info("validating on fold %d %s: %d of %d records", fold or 0, which, len(parts[1]), len(records))
+    return parts
 
 
 def evaluation_records(
@@ -69,21 +112,22 @@ def evaluation_records(
     split: str,
     direction: str = "mr_to_us",
     count: int | None = None,
-    fold: int = 0,
-    folds: int = 2,
+    fold: int | None = None,
+    folds: int | None = None,
     seed: int = 0,
 ) -> list[Record]:
     """The records to evaluate on.
 
     Args:
         folder: the data set.
-        split: ``val`` or ``test`` as the data set has them, or ``fold`` for the fold that training held out.
+        split: ``val`` or ``test`` as the data set has them, or ``fold`` for what a training with the same settings
+            validates on, see `split_pairs`.
         direction: moving to fixed, see `regzoo.datasets.load_records`.
         count: take the first few records of the data set only; all for 0 or None.
-        fold, folds, seed: which fold that was, see `regzoo.datasets.split_fold`.
+        fold, folds, seed: of the training, see `split_pairs`.
     """
     if split == "fold":
-        return split_fold(training_records(folder, direction, count), fold, folds, seed)[1]
+        return split_pairs(training_records(folder, direction, count), fold, folds, seed, folder)[1]
     return load_records(folder, split, direction)[: count or None]
 
 
@@ -97,12 +141,13 @@ def training_images(folder: str | Path, count: int | None = None) -> list[Record
 
 def split_images(
     records: Sequence[Record],
-    fold: int,
-    folds: int,
+    fold: int | None,
+    folds: int | None,
     pairs_file: str | Path,
     count: int | None = None,
     seed: int = 0,
     simulated: bool = False,
+    folder: str | Path = "",
 ) -> tuple[list[Record], list[Record]]:
     """Single images to train on, and what to validate on: pairs of the patients held out, drawn once and stored.
 
@@ -112,25 +157,38 @@ def split_images(
 
     Args:
         records: of single images.
-        fold, folds, seed: which fold is held out, see `regzoo.datasets.split_fold`.
+        fold, folds, seed: what is held out, see `split_pairs`; 8 folds by default.
         pairs_file: where the pairs are stored, see `regzoo.datasets.test_pairs`.
         count: how many pairs; None: as many as images are held out.
         simulated: validate on single images in any case.
+        folder: the data set, for its validation part. Pairs that it lists are used as they are.
 
     Returns:
         (training, validation); none of no images.
     """
     if not records:
         return [], []
-    training, held_out = list(records), list(records)
-    if len(set(map(patient_of, records))) >= max(folds, 2):
-        training, held_out = split_fold(records, fold, folds, seed)
-        if len(set(map(patient_of, held_out))) > 1 and not simulated:
-            return training, test_pairs(held_out, pairs_file, count or None, seed)
+    validation = load_validation(folder, single=True) if folder else []
+    training, held_out = list(records), list[Record]()
+    enough = len(set(map(patient_of, records))) >= max(folds or FOLDS_OF_IMAGES, 2)
+    if enough or validation or any("fold" in record for record in records):
+        training, held_out = _divided(records, fold, folds, seed, validation, FOLDS_OF_IMAGES)
+    if held_out and not simulated and (pairs := _as_pairs(held_out, pairs_file, count, seed)):
+        return training, pairs
+    held_out = single_records(held_out or records)
     if not simulated:
         logger.warning("%d images of too few patients to make pairs of: validating on simulated pairs", len(held_out))
     repeats = -(-SIMULATED // len(held_out))
     return training, [item | {"case": f"{item['case']}_{turn}"} for turn in range(repeats) for item in held_out]
+
+
+def _as_pairs(records: Sequence[Record], pairs_file: str | Path, count: int | None, seed: int) -> list[Record]:
+    """Pairs that were held out, as they are; images as pairs of different patients, none where there are not two."""
+    if not any(map(is_single, records)):
+        return list(records)
+    images = single_records(records)
+    several = len(set(map(patient_of, images))) > 1
+    return test_pairs(images, pairs_file, count or None, seed) if several else []
 
 
 def evaluation_pairs(
@@ -139,21 +197,21 @@ def evaluation_pairs(
     pairs_file: str | Path,
     count: int | None = None,
     images: int | None = None,
-    fold: int = 0,
-    folds: int = 2,
+    fold: int | None = None,
+    folds: int | None = None,
     seed: int = 0,
 ) -> list[Record]:
     """The pairs to evaluate on: drawn once from single images and stored, or those that the data set lists.
 
     Args:
         folder: the data set.
-        split: ``val`` or ``test`` as the data set has them, ``fold`` for the fold that training held out, ``rest`` for
-            the images to train on beyond the training's limit, or ``listed`` and ``listed_test`` for the pairs to
-            validate and to test on that the data set lists itself.
+        split: ``val`` or ``test`` as the data set has them, ``fold`` for what a training with the same settings
+            validates on, see `split_images`, ``rest`` for the images to train on beyond the training's limit, or
+            ``listed`` and ``listed_test`` for the pairs to validate and to test on that the data set lists itself.
         pairs_file: where the pairs are stored, see `regzoo.datasets.test_pairs`; drawn if it is not there.
         count: how many pairs; all those listed, or as many as there are images, for 0 or None.
         images: the training's limit on the number of images, for ``fold`` and ``rest``.
-        fold, folds, seed: which fold that was, see `regzoo.datasets.split_fold`.
+        fold, folds, seed: of the training, see `split_images`.
 
     Raises:
         RegZooError: there are no two patients to make pairs of, or see `regzoo.datasets.test_pairs`.
@@ -161,7 +219,10 @@ def evaluation_pairs(
     if split in LISTED:
         return load_records(folder, LISTED[split])[: count or None]
     if split == "fold":
-        records = split_fold(training_images(folder, images), fold, folds, seed)[1]
+        validation = load_validation(folder, single=True)
+        records = _divided(training_images(folder, images), fold, folds, seed, validation, FOLDS_OF_IMAGES)[1]
+        if not any(map(is_single, records)):
+            return records[: count or None]
     elif split == "rest":
         records = training_images(folder)[images or 0 :]
         if not images or not records:

@@ -1,0 +1,82 @@
+"""Folders of data sets: their image files, and the folders of their splits."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import nibabel as nib
+from nibabel.filebasedimages import ImageFileError
+from regzoo.datasets.text import SPLIT_WORDS, split_of
+from regzoo.errors import bad_file
+
+#: Endings of the files that count as images in a folder. A header that names its data file counts, that file does not.
+IMAGE_SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".nhdr")
+
+
+def is_junk(path: Path) -> bool:
+    """Whether an operating system left this file or folder: hidden, such as ``._a.nii`` and ``.DS_Store``."""
+    return path.name.startswith((".", "__MACOSX"))
+
+
+def case_name(path: str | os.PathLike[str]) -> str:
+    """A file's name without folder and without ``.nii``, ``.nii.gz`` or another suffix."""
+    name = Path(path).name
+    return name[: -len(".nii.gz")] if name.lower().endswith(".nii.gz") else Path(name).stem
+
+
+def image_files(folder: Path) -> dict[str, Path]:
+    """Image files of a folder by name without suffix, in order, without hidden ones; none where the folder is missing.
+
+    Raises:
+        RegZooError: two files have one name, in different formats.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if path.name.lower().endswith(IMAGE_SUFFIXES) and not is_junk(path) and path.is_file():
+            other = found.setdefault(case_name(path), path)
+            if other != path:
+                raise bad_file(path, f"and {other.name} have one name, so one of them would be ignored", "keep one")
+    return found
+
+
+def split_folders(root: Path, has: Iterable[str]) -> dict[str, Path]:
+    """Folders of a data set that are called as a split and hold a folder with one of some names, by split, in order.
+
+    Raises:
+        RegZooError: two folders are of one split.
+    """
+    found: dict[str, Path] = {}
+    names = tuple(has)
+    for path in sorted(root.iterdir()) if root.is_dir() else []:
+        split = split_of(path.name)
+        if split is None or not any((path / name).is_dir() for name in names):
+            continue
+        if split in found:
+            raise bad_file(path, f"and {found[split].name} are both the split {split!r}", "keep one of the folders")
+        found[split] = path
+    return {split: found[split] for split in SPLIT_WORDS if split in found}
+
+
+def label_volumes(path: str | os.PathLike[str]) -> int | None:
+    """How many volumes a file holds along its fourth axis, from its header alone; None for a 3-D file.
+
+    Raises:
+        RegZooError: the header cannot be read.
+    """
+    name = os.fspath(path)
+    try:
+        if name.lower().endswith((".nii.gz", ".nii")):
+            shape = tuple(nib.load(name).shape)
+        else:
+            import itk
+
+            reader = itk.ImageIOFactory.CreateImageIO(name, itk.CommonEnums.IOFileMode_ReadMode)
+            reader.SetFileName(name)
+            reader.ReadImageInformation()
+            shape = tuple(reader.GetDimensions(axis) for axis in range(reader.GetNumberOfDimensions()))
+            shape += (reader.GetNumberOfComponents(),) if reader.GetNumberOfComponents() > 1 else ()
+    except (OSError, RuntimeError, AttributeError, ImageFileError) as error:
+        raise bad_file(name, "cannot be read as an image", "download it again or remove the pair") from error
+    return int(shape[3]) if len(shape) > 3 else None

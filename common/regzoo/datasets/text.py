@@ -1,0 +1,64 @@
+"""Text and words of data sets: JSON and tables in any encoding that spreadsheets write, and the names of the splits."""
+
+from __future__ import annotations
+
+import codecs
+import json
+from pathlib import Path
+from typing import Any
+
+from regzoo.errors import bad_file
+
+#: What a split may be called, in any case: in the column ``split``, as a list of a JSON file and as a folder. The first
+#: word is MONAI's name for a list.
+SPLIT_WORDS = {
+    "train": ("training", "train", "tr"),
+    "val": ("validation", "val", "valid", "dev"),
+    "test": ("testing", "test"),
+}
+SPLIT_MEND = "use " + "; ".join(", ".join(words) for words in SPLIT_WORDS.values()) + ", in any case"
+
+
+def split_of(word: Any) -> str | None:
+    """``train``, ``val`` or ``test``, from one of `SPLIT_WORDS`; None for any other word."""
+    plain = str(word).strip().lower()
+    return next((split for split, words in SPLIT_WORDS.items() if plain in words), None)
+
+
+def read_text(path: Path) -> str:
+    """A text file in UTF-8 or, with a byte order mark, UTF-16, as spreadsheets write it.
+
+    Raises:
+        RegZooError: it cannot be read, or is in another encoding.
+    """
+    try:
+        content = path.read_bytes()
+        marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = content.decode("utf-16" if marked else "utf-8-sig")
+    except OSError as error:
+        raise bad_file(path, "cannot be read", "check the path and its permissions") from error
+    except UnicodeDecodeError as error:
+        raise bad_file(path, f"is not UTF-8 text ({error.reason} at byte {error.start})", "save it in UTF-8") from error
+    if "\0" in text:
+        raise bad_file(path, "is not UTF-8 text (it holds zero bytes)", "save it in UTF-8")
+    return text
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        RegZooError: it cannot be read, is not valid JSON, or an object has two values of one name.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise bad_file(path, f"has {twice!r} twice in one object, and only the last would count", "keep one")
+        return dict(pairs)
+
+    try:
+        return json.loads(read_text(path), object_pairs_hook=unique)
+    except json.JSONDecodeError as error:
+        mend = "correct it there; JSON has no comments, and no comma after the last value"
+        raise bad_file(path, f"is not valid JSON ({error})", mend) from error
