@@ -1,5 +1,6 @@
 """Grids and frames, warping, composition, Jacobians, and fields that ITK, ANTs and 3D Slicer read."""
 
+from regzoo.spatial.carry import carry_labels
 from regzoo.spatial.field import DisplacementField
 from regzoo.spatial.grid import RAS_LPS, Grid
 from regzoo.spatial.volumes import (
@@ -29,6 +30,7 @@ __all__ = [
     "Grid",
     "LabelFile",
     "apply_matrix",
+    "carry_labels",
     "centroids",
     "check_on_grid",
     "compose",

@@ -10,7 +10,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from regzoo.errors import bad_file
-from regzoo.spatial import DisplacementField, Grid, apply_matrix, plain, sample, voxel_coordinates, warp
+from regzoo.spatial import DisplacementField, Grid, apply_matrix, carry_labels, plain, sample, voxel_coordinates, warp
 from regzoo.transforms.request import from_server
 
 
@@ -100,8 +100,7 @@ class ApplyFieldd(MapTransform):
 
     Needs what `ResamplePaird(keep_native=True)` and `AlignPaird` leave. Adds, all on the fixed image's own grid,
     ``field`` (a `DisplacementField` that includes the pre-alignment), ``ddf`` (the same in voxels), ``warped_image``
-    and, with a moving label, ``warped_label``, the linear interpolation, values in [0, 1]; and what `with_references`
-    adds.
+    and, with a moving label, ``warped_label``, see `regzoo.spatial.carry_labels`; and what `with_references` adds.
 
     Args:
         background: intensity of the moving image beyond its field of view; −1000, air, for CT.
@@ -119,7 +118,11 @@ class ApplyFieldd(MapTransform):
         item["field"] = field
         item["ddf"] = field.ddf()
         for kind, moving in _moving(data):
-            item[f"warped_{kind}"] = _seen(field, moving, self.background if kind == "image" else 0.0)
+            item[f"warped_{kind}"] = (
+                _seen(field, moving, self.background)
+                if kind == "image"
+                else carry_labels(field, moving, "moving_label_values" in data)
+            )
         return item
 
 
@@ -138,12 +141,16 @@ def with_references(data: Mapping[Hashable, Any], device: torch.device, backgrou
         return item
     start = DisplacementField.from_affine(np.linalg.inv(_edit(data)), Grid.of(data["fixed_native"]), device)
     for kind, moving in _moving(data):
-        item[f"unregistered_{kind}"] = _seen(start, moving, background if kind == "image" else 0.0)
+        item[f"unregistered_{kind}"] = (
+            _seen(start, moving, background)
+            if kind == "image"
+            else carry_labels(start, moving, "moving_label_values" in data)
+        )
     return item
 
 
 def _seen(field: DisplacementField, moving: MetaTensor, background: float) -> MetaTensor:
-    """The moving image or label through a field, with a value of its own beyond its field of view."""
+    """The moving image through a field, with a value of its own beyond its field of view."""
     if background == 0:
         return field.warp(moving)
     seen = field.warp(MetaTensor(plain(moving) - background, affine=moving.affine))
