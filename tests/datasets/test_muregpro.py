@@ -81,7 +81,7 @@ def test_other_mistakes(tmp_path: Path) -> None:
         read_muregpro(tmp_path)
     write_set(tmp_path / "set", ["case000000"])
     (tmp_path / "set" / "us_labels" / "case000000.nii.gz").write_bytes(b"no image")
-    with pytest.raises(RegZooError, match=r"us_labels/case000000\.nii\.gz: cannot be read as an image"):
+    with pytest.raises(RegZooError, match=r"us_labels/case000000\.nii\.gz: holds text, so it is not an image"):
         read_muregpro(tmp_path / "set")
     (tmp_path / "set" / "manifest.json").write_text("[1, 2]")
     with pytest.raises(RegZooError, match=r"manifest\.json: cannot be read as a manifest"):

@@ -6,13 +6,12 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-import nibabel as nib
-from nibabel.filebasedimages import ImageFileError
 from regzoo.datasets.text import SPLIT_WORDS, split_of
 from regzoo.errors import bad_file
+from regzoo.spatial.reading import stored_shape
 
 #: Endings of the files that count as images in a folder. A header that names its data file counts, that file does not.
-IMAGE_SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".nhdr")
+IMAGE_SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".nhdr", ".hdr", ".mgz", ".mgh")
 
 
 def is_junk(path: Path) -> bool:
@@ -65,18 +64,5 @@ def label_volumes(path: str | os.PathLike[str]) -> int | None:
     Raises:
         RegZooError: the header cannot be read.
     """
-    name = os.fspath(path)
-    try:
-        if name.lower().endswith((".nii.gz", ".nii")):
-            shape = tuple(nib.load(name).shape)
-        else:
-            import itk
-
-            reader = itk.ImageIOFactory.CreateImageIO(name, itk.CommonEnums.IOFileMode_ReadMode)
-            reader.SetFileName(name)
-            reader.ReadImageInformation()
-            shape = tuple(reader.GetDimensions(axis) for axis in range(reader.GetNumberOfDimensions()))
-            shape += (reader.GetNumberOfComponents(),) if reader.GetNumberOfComponents() > 1 else ()
-    except (OSError, RuntimeError, AttributeError, ImageFileError) as error:
-        raise bad_file(name, "cannot be read as an image", "download it again or remove the pair") from error
-    return int(shape[3]) if len(shape) > 3 else None
+    shape = stored_shape(path)
+    return shape[3] if len(shape) > 3 else None

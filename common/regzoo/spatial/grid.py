@@ -62,18 +62,27 @@ class Grid:
             spacing: voxel size along the new axes (nearest R, A, S), mm.
             size: number of voxels along the new axes; the field of view is cropped or padded about its centre.
         """
-        orientation = nib.io_orientation(self.affine)
+        straight = self.straightened()
         directions = np.zeros((3, 3))
-        for axis, (target, flip) in enumerate(orientation):
-            directions[:, int(target)] = flip * self.affine[:3, axis] / self.spacing[axis]
+        for axis, (target, flip) in enumerate(nib.io_orientation(straight.affine)):
+            directions[:, int(target)] = flip * straight.affine[:3, axis] / straight.spacing[axis]
         affine = np.eye(4)
         affine[:3, :3] = directions * np.asarray(spacing, dtype=np.float64)
         affine[:3, 3] = self.center - affine[:3, :3] @ ((np.asarray(size) - 1) / 2)
         return Grid((int(size[0]), int(size[1]), int(size[2])), affine)
 
-    def same_as(self, other: Grid, tolerance: float = 1e-3) -> bool:
-        """Whether two grids agree to `tolerance` mm at every corner."""
+    def straightened(self) -> Grid:
+        """The nearest grid with axes at right angles: the same voxel size and the same first voxel."""
+        left, _, right = np.linalg.svd(self.affine[:3, :3] / self.spacing)
+        affine = self.affine.copy()
+        affine[:3, :3] = left @ right * self.spacing
+        return Grid(self.shape, affine)
+
+    def distance(self, other: Grid) -> float:
+        """How far apart the corners of this grid lie, at most, in another grid's world, mm; both have this shape."""
         corners = np.stack(np.meshgrid(*[(0, n - 1) for n in self.shape], indexing="ij"), -1)
-        return self.shape == other.shape and bool(
-            np.abs(self.to_world(corners) - other.to_world(corners)).max() <= tolerance
-        )
+        return float(np.linalg.norm(self.to_world(corners) - other.to_world(corners), axis=-1).max())
+
+    def same_as(self, other: Grid, tolerance: float = 1e-3) -> bool:
+        """Whether two grids have one shape and agree to `tolerance` mm at every corner."""
+        return self.shape == other.shape and self.distance(other) <= tolerance

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms import LoadImage
 from regzoo.errors import bad_file
 from regzoo.spatial.grid import Grid
+from regzoo.spatial.reading import read_volume
 
 logger = logging.getLogger(__name__)
 
@@ -20,29 +19,39 @@ logger = logging.getLogger(__name__)
 MAX_LABEL_VALUES = 256
 #: Where MONAI keeps the name of the file of an image.
 FILE = "filename_or_obj"
+#: Where the number of axes of a file is kept.
+STORED_AXES = "stored_axes"
+_remarked: set[str] = set()
 EMPTY_MEND = "draw the label, or leave the file out"
 
 
-def _read(path: str | Path) -> MetaTensor:
-    """The volume of a file as float32 with its affine (voxel → RAS mm), trailing axes of one voxel dropped."""
-    path = Path(path)
-    if not path.is_file():
-        problem = "is a folder, not an image" if path.is_dir() else "no such file"
-        raise bad_file(path, problem, "check the path")
-    try:
-        volume = LoadImage(image_only=True, dtype=np.float32, ensure_channel_first=False)(str(path))
-    except Exception as error:  # each library has errors of its own for what a damaged file leads it to
-        raise bad_file(path, "cannot be read: truncated, damaged or not an image", "copy or export it again") from error
-    if volume.meta.get("sform_code") == 0 and volume.meta.get("qform_code") == 0:
-        # nibabel and ITK place such a file differently, so fields would not fit in other software.
-        logger.warning("%s: its header gives no orientation (sform and qform codes 0); write one of them", path)
-    volume = MetaTensor(torch.as_tensor(np.asarray(volume)), affine=volume.affine)
-    while volume.ndim > 3 and volume.shape[-1] == 1:
-        volume = volume[..., 0]
-    affine = np.asarray(volume.affine)
-    if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
-        raise bad_file(path, "its affine is not invertible", "write a valid sform or qform into its header")
-    return volume
+def _read(path: str | Path, strict: bool = False) -> MetaTensor:
+    """The volume of a file as float32 with its affine (voxel → RAS mm), trailing axes of one voxel dropped.
+
+    ``meta[STORED_AXES]`` is how many axes the file has.
+    """
+    file = read_volume(path)
+    remark(path, file.doubt, strict)
+    values = torch.from_numpy(file.values)
+    while values.ndim > 3 and values.shape[-1] == 1:
+        values = values[..., 0]
+    return MetaTensor(values, affine=torch.as_tensor(file.affine), meta={STORED_AXES: file.values.ndim})
+
+
+def remark(path: str | Path, doubt: tuple[str, str] | None, strict: bool = False) -> None:
+    """Say once that other programs may place a file elsewhere, or, if strict, refuse it.
+
+    Raises:
+        RegZooError: there is doubt, and the caller is strict.
+    """
+    if doubt is None:
+        return
+    error = bad_file(path, *doubt)
+    if strict:
+        raise error
+    if str(error) not in _remarked:
+        _remarked.add(str(error))
+        logger.warning("%s", error)
 
 
 def _check_spatial(path: str | Path, volume: torch.Tensor) -> None:
@@ -54,11 +63,12 @@ def _check_spatial(path: str | Path, volume: torch.Tensor) -> None:
         raise bad_file(path, f"holds NaN or infinity in {count} voxels", "replace them by numbers, for example 0")
 
 
-def read_image(path: str | Path) -> MetaTensor:
+def read_image(path: str | Path, strict_headers: bool = False) -> MetaTensor:
     """Read a scalar 3-D image; scaled and integer files become float32 in their own physical values.
 
     Args:
-        path: any format MONAI reads: NIfTI, NRRD, MetaImage, …
+        path: NIfTI, NRRD, MetaImage or MGH.
+        strict_headers: refuse a file that other programs may place elsewhere, instead of a warning.
 
     Returns:
         (1, X, Y, Z) float32 with affine voxel → RAS mm.
@@ -66,8 +76,11 @@ def read_image(path: str | Path) -> MetaTensor:
     Raises:
         RegZooError: missing or damaged file, 2-D or 4-D image, NaN, constant image, singular affine.
     """
-    volume = _read(path)
+    volume = _read(path, strict_headers)
     _check_spatial(path, volume)
+    if volume.ndim == 5 and volume.shape[3] == 1:
+        problem = f"is a vector image ({volume.shape[4]} values in each voxel), such as a displacement field"
+        raise bad_file(path, problem, "give one 3-D volume")
     if volume.ndim > 3:
         shape = "×".join(str(n) for n in volume.shape)
         raise bad_file(path, f"is a {volume.ndim}-D image ({shape})", "split it and give one 3-D volume")
@@ -118,7 +131,10 @@ class LabelFile(NamedTuple):
 
 
 def read_label_file(
-    path: str | Path | Sequence[str | Path], image: Grid | None = None, may_be_empty: bool = False
+    path: str | Path | Sequence[str | Path],
+    image: Grid | None = None,
+    may_be_empty: bool = False,
+    strict_headers: bool = False,
 ) -> LabelFile:
     """Read labels: a 4-D file (last axis = label), a 3-D mask or integer map, or a list of masks.
 
@@ -126,19 +142,20 @@ def read_label_file(
         path: one file, or one file per label, empty masks where something is not labelled.
         image: grid of the image the labels were drawn on; they must lie on it.
         may_be_empty: take a file without a labelled voxel.
+        strict_headers: refuse a file that other programs may place elsewhere, instead of a warning.
 
     Raises:
         RegZooError: missing or damaged file, 2-D, NaN, values that are not labels, another grid, no labelled voxel.
     """
     if not isinstance(path, (str, Path)):
-        masks = [read_label_file(item, image, may_be_empty=True).volume for item in path]
+        masks = [read_label_file(item, image, True, strict_headers).volume for item in path]
         if any(mask.shape[1:] != masks[0].shape[1:] for mask in masks):
             raise bad_file(path[0], "lies on another grid than the other masks of its list", "resample them alike")
         joined = torch.cat([(mask.as_tensor() != 0).float() for mask in masks])
         if not bool(joined.any()) and not may_be_empty:
             raise bad_file(path[0], "and the other masks of its list hold no labelled voxel", EMPTY_MEND)
         return LabelFile(MetaTensor(joined, affine=masks[0].affine), is_map=False)
-    volume = _read(path)
+    volume = _read(path, strict_headers)
     _check_spatial(path, volume)
     if volume.ndim > 4:
         raise bad_file(path, f"has {volume.ndim} axes", "give a 3-D label map or a 4-D file with one label per volume")

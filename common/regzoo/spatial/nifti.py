@@ -1,0 +1,292 @@
+"""Reading NIfTI: where its voxels lie, by one rule, and whether ITK would place them elsewhere.
+
+The rule, the same as nibabel's: the sform if its code is above 0, or else the qform if its code is above 0, or else
+the centre of the volume at the origin with the first axis to the left. Lengths in metres or micrometres become mm.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import zlib
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import nibabel as nib
+import numpy as np
+from nibabel.arrayproxy import ArrayProxy
+from nibabel.quaternions import quat2mat
+from nibabel.spatialimages import HeaderDataError
+from regzoo.errors import RegZooError, bad_file
+from regzoo.spatial.grid import RAS_LPS, Grid
+
+#: Two placements agree if no corner of the volume is further apart than this share of a voxel, and than this in mm.
+SAME_VOXELS, SAME_MM = 0.1, 0.1
+#: A deflated byte never stands for more.
+MOST_DEFLATED = 1032
+AGAIN = "copy or export it again"
+_UNIT_MM = {1: 1e3, 3: 1e-3}  # metre and micrometre; 2 is mm, and 0, unknown, is taken for mm
+_COLOURS = {128, 2304}
+_WRITE_BOTH = "write the right matrix as both sform and qform, with code 1"
+
+
+class NiftiFile(NamedTuple):
+    """A NIfTI file before its voxels are read.
+
+    Attributes:
+        path: the file that was asked for.
+        header: as stored.
+        data: the file that holds the voxels, the same one or the other of a pair.
+        shape: as stored, one number per axis.
+        in_pair: whether header and voxels are two files.
+    """
+
+    path: Path
+    header: nib.Nifti1Header
+    data: Path
+    shape: tuple[int, ...]
+    in_pair: bool
+
+
+class Placement(NamedTuple):
+    """Where a file lies.
+
+    Attributes:
+        affine: 4×4 float64, voxel → RAS mm.
+        doubt: (problem, what to do) where other programs may place the file elsewhere; None if all agree.
+    """
+
+    affine: np.ndarray
+    doubt: tuple[str, str] | None
+
+
+def open_plain(path: Path) -> BinaryIO | gzip.GzipFile:
+    """A file opened for reading and, whatever it is called, unzipped if gzip wrote it."""
+    stream = path.open("rb")
+    zipped = stream.read(2) == b"\x1f\x8b"
+    stream.seek(0)
+    return gzip.open(stream, "rb") if zipped else stream
+
+
+def nifti_file(path: Path, header_file: Path, data: Path) -> NiftiFile:
+    """Read the header of a NIfTI file, and refuse what cannot be an image or cannot be all there.
+
+    Raises:
+        RegZooError: colour, complex or unknown voxels, impossible sizes, or fewer voxels than the header says.
+    """
+    kind = nib.Nifti2Header if _is_nifti2(header_file) else nib.Nifti1Header
+    with open_plain(header_file) as stream:
+        header = kind.from_fileobj(stream, check=False)
+    code, count = int(header["datatype"]), int(header["dim"][0])
+    if code in _COLOURS:
+        raise bad_file(path, "is a colour image", "export it with one value in each voxel")
+    try:
+        voxel = header.get_data_dtype()
+    except HeaderDataError:
+        voxel = np.dtype("V0")
+    if voxel.kind == "c":
+        raise bad_file(path, "holds complex numbers", "export its magnitude")
+    if voxel.kind not in "iuf":
+        raise bad_file(path, f"holds voxels of a type that is not known (NIfTI datatype {code})", AGAIN)
+    shape = tuple(int(n) for n in header["dim"][1 : count + 1])
+    if not 1 <= count <= 7 or min(shape) < 1:
+        raise bad_file(path, f"has impossible sizes in its header (dim {header['dim'].tolist()})", AGAIN)
+    offset = float(header["vox_offset"])
+    if not 0 <= offset < 2**40:
+        raise bad_file(path, f"has an impossible start of its voxels in its header (vox_offset {offset:g})", AGAIN)
+    if not data.is_file():
+        raise bad_file(path, f"its voxels are missing, the file {data}", "put the two files of the pair together")
+    with data.open("rb") as stream:
+        zipped = stream.read(2) == b"\x1f\x8b"
+    needed = math.prod(shape) * voxel.itemsize
+    if needed > data.stat().st_size * (MOST_DEFLATED if zipped else 1) - (0 if zipped else offset):
+        raise _truncated(path, shape)
+    return NiftiFile(path, header, data, shape, data != header_file)
+
+
+def read_voxels(file: NiftiFile) -> np.ndarray:
+    """The values of a file, scaled as its header says: float32, of the shape that is stored.
+
+    Raises:
+        RegZooError: the file ends before its last voxel, is damaged, or does not fit into memory.
+    """
+    header = file.header
+    slope, inter = (float(header[key]) for key in ("scl_slope", "scl_inter"))
+    if not (slope and math.isfinite(slope)):
+        slope, inter = 1.0, 0.0
+    if not math.isfinite(inter):
+        raise bad_file(file.path, f"scales its values by {slope:g} and adds {inter}", "write a number as scl_inter")
+    offset = int(header["vox_offset"]) or (0 if file.in_pair else header.single_vox_offset)
+    try:
+        with open_plain(file.data) as stream:
+            proxy = ArrayProxy(stream, (file.shape, header.get_data_dtype(), offset, slope, inter), mmap=False)
+            return np.asarray(proxy, dtype=np.float32)
+    except MemoryError:
+        raise _too_large(file.path, file.shape) from None
+    except EOFError:
+        raise _truncated(file.path, file.shape) from None
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise bad_file(file.path, f"is damaged ({error})", AGAIN) from error
+    except OSError as error:
+        raise (_truncated(file.path, file.shape) if "Expected" in str(error) else error) from error
+
+
+def place(file: NiftiFile) -> Placement:
+    """Where the voxels of a file lie, and whether that may be doubted.
+
+    Raises:
+        RegZooError: the header gives no usable place, or a sheared one.
+    """
+    header = file.header
+    unit = _UNIT_MM.get(int(header["xyzt_units"]) & 7, 1.0)
+    coded = {name: int(header[f"{name}_code"]) > 0 for name in ("sform", "qform")}
+    affine, source = None, "sform"
+    doubt: tuple[str, str] | None = None
+    if coded["sform"]:
+        affine = _sform(header)
+        if not _usable(affine):
+            affine = None
+            doubt = ("its sform cannot be inverted, so its qform is used", _WRITE_BOTH)
+            if not coded["qform"]:
+                raise bad_file(file.path, "its affine is not invertible", "write a valid sform into its header")
+    if affine is None:
+        affine, source = _by_voxel_size(file, coded["qform"]), "qform" if coded["qform"] else "neither"
+    grid = orthogonal(file.path, Grid(_three(file.shape), np.diag([unit, unit, unit, 1.0]) @ affine))
+    doubt = doubt or _doubt(header, grid, source, coded, unit)
+    if doubt is None and not math.isfinite(slope := float(header["scl_slope"])):
+        doubt = (f"the scale of its values is {slope}, so they are taken as stored", "write a number as scl_slope")
+    return Placement(grid.affine, doubt)
+
+
+def orthogonal(path: Path, grid: Grid) -> Grid:
+    """A grid that sform, qform and ITK can all hold: the same one, moved by what its axes lack to right angles.
+
+    Raises:
+        RegZooError: a sheared grid, or none.
+    """
+    if not _usable(grid.affine):
+        raise bad_file(path, "its affine is not invertible", "write a valid sform or qform into its header")
+    straight = grid.straightened()
+    apart = grid.distance(straight)
+    if apart > _tolerance(grid):
+        problem = f"its axes are not at right angles: a shear of {apart:.3g} mm, which ITK and a qform cannot hold"
+        raise bad_file(path, problem, "resample it, for example with nibabel.processing.resample_to_output")
+    return straight if apart > 1e-4 else grid
+
+
+def itk_affine(header: nib.Nifti1Header) -> tuple[np.ndarray, str]:
+    """The affine (voxel → RAS, in the header's unit) that ITK 5.4 makes of a header, and what it makes it of.
+
+    ITK takes the voxel size from pixdim always, and the sform only if it is orthogonal and its code is 1, or there is
+    no qform, or the two are the same. Written after itkNiftiImageIO.cxx of ITK 5.4; tested against SimpleITK.
+    """
+    size = np.nan_to_num(header["pixdim"][1:4].astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    size[size == 0] = 1.0
+    codes = {name: int(header[f"{name}_code"]) for name in ("sform", "qform")}
+    if codes["sform"] <= 0 and codes["qform"] <= 0:
+        return RAS_LPS @ np.diag([*size, 1.0]), "neither"
+    sform, qform = _sform(header), _qform(header, np.where(size > 0, size, 1.0))
+    chosen, source = qform, "qform"
+    if codes["sform"] > 0 and _usable(sform):
+        directions = sform[:3, :3] / np.linalg.norm(sform[:3, :3], axis=0)
+        right_angles = np.abs(directions @ directions.T - np.eye(3)).max() <= 1e-4
+        if right_angles and (codes["sform"] == 1 or codes["qform"] <= 0 or np.abs(sform - qform).max() <= 1e-4):
+            chosen, source = sform, "sform"
+    affine = chosen.copy()
+    affine[:3, :3] *= size / np.linalg.norm(chosen[:3, :3], axis=0)
+    return affine, source
+
+
+def _doubt(
+    header: nib.Nifti1Header, grid: Grid, source: str, coded: dict[str, bool], unit: float
+) -> tuple[str, str] | None:
+    """What to tell of a header that ITK, or a reader of the qform, places elsewhere; None if all agree."""
+    scale = np.diag([unit, unit, unit, 1.0])
+    affine, itk_source = itk_affine(header)
+    apart = grid.distance(Grid(grid.shape, scale @ affine))
+    if source == "neither":
+        problem = f"its header gives no orientation (sform and qform codes 0); ITK places it up to {apart:.3g} mm away"
+        return problem.replace(";", ","), "write the right sform or qform, with code 1"
+    if not apart <= _tolerance(grid):
+        if source == itk_source:
+            return (
+                f"ITK (3D Slicer, ANTs) places it up to {apart:.3g} mm away: its pixdim is not the voxel size of its "
+                f"{source}, which is used here",
+                "write the right voxel size as pixdim, for example by saving it with nibabel",
+            )
+        return (
+            f"ITK (3D Slicer, ANTs) places it up to {apart:.3g} mm away: its sform and qform differ; ITK takes the "
+            f"{itk_source}, the {source} is used here".replace(";", ","),
+            _WRITE_BOTH,
+        )
+    if coded["sform"] and coded["qform"]:
+        size = np.abs(header["pixdim"][1:4].astype(np.float64))
+        apart = grid.distance(Grid(grid.shape, scale @ _qform(header, size)))
+        if not apart <= _tolerance(grid):
+            return f"its sform and qform differ by up to {apart:.3g} mm, the sform is used as in ITK", _WRITE_BOTH
+    return None
+
+
+def _sform(header: nib.Nifti1Header) -> np.ndarray:
+    rows = [np.asarray(header[f"srow_{axis}"], dtype=np.float64) for axis in "xyz"]
+    return np.vstack([*rows, [0.0, 0.0, 0.0, 1.0]])
+
+
+def _qform(header: nib.Nifti1Header, size: np.ndarray) -> np.ndarray:
+    """As the NIfTI library makes it: a quaternion longer than 1 is shortened."""
+    vector = np.nan_to_num(np.array([float(header[f"quatern_{axis}"]) for axis in "bcd"]))
+    square = float(vector @ vector)
+    quaternion = [0.0, *(vector / np.sqrt(square))] if 1 - square < 1e-7 else [np.sqrt(1 - square), *vector]
+    affine = np.eye(4)
+    affine[:3, :3] = quat2mat(quaternion) * size
+    if header["pixdim"][0] < 0:
+        affine[:3, 2] *= -1
+    affine[:3, 3] = [float(header[f"qoffset_{axis}"]) for axis in "xyz"]
+    return affine
+
+
+def _by_voxel_size(file: NiftiFile, has_qform: bool) -> np.ndarray:
+    """The qform, or the volume centred at the origin."""
+    header = file.header
+    size = np.abs(header["pixdim"][1:4].astype(np.float64))
+    if not (np.isfinite(size).all() and size.all()):
+        shown = "×".join(f"{x:g}" for x in size)
+        raise bad_file(file.path, f"its header gives no voxel size (pixdim {shown}) and no usable sform", _WRITE_BOTH)
+    if not has_qform:
+        flipped = size * (-1, 1, 1)
+        affine = np.diag([*flipped, 1.0])
+        affine[:3, 3] = -flipped * (np.asarray(_three(file.shape)) - 1) / 2
+        return affine
+    vector = np.array([float(header[f"quatern_{axis}"]) for axis in "bcd"])
+    if not vector @ vector <= 1.001:
+        raise bad_file(file.path, f"its qform is not a rotation (quaternion {vector.tolist()})", _WRITE_BOTH)
+    return _qform(header, size)
+
+
+def _three(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    x, y, z = (*shape, 1, 1)[:3]
+    return x, y, z
+
+
+def _tolerance(grid: Grid) -> float:
+    """How far apart, in mm, two placements may be and still be the same."""
+    return min(SAME_MM, SAME_VOXELS * float(grid.spacing.min()))
+
+
+def _usable(affine: np.ndarray) -> bool:
+    return bool(np.isfinite(affine).all()) and abs(np.linalg.det(affine[:3, :3])) > 1e-18
+
+
+def _is_nifti2(path: Path) -> bool:
+    with open_plain(path) as stream:
+        return stream.read(4) in (b"\x1c\x02\0\0", b"\0\0\x02\x1c")
+
+
+def _truncated(path: Path, shape: tuple[int, ...]) -> RegZooError:
+    size = "×".join(str(n) for n in shape)
+    return bad_file(path, f"is truncated: it ends before the last of the {size} voxels of its header", AGAIN)
+
+
+def _too_large(path: Path, shape: tuple[int, ...]) -> RegZooError:
+    size = "×".join(str(n) for n in shape)
+    return bad_file(path, f"does not fit into memory ({size} voxels)", "crop it or use a larger machine")
