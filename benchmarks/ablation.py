@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
-import sys
 from collections.abc import Sequence
 
 from ablation_runs import BUNDLE, DESIGNS, STAGES, Data, Trained, configurations, contents, phantoms
@@ -136,5 +134,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 if __name__ == "__main__":
     one_line_errors()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the running training as well
     main()

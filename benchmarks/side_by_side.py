@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import signal
-import sys
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -170,5 +168,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 if __name__ == "__main__":
     one_line_errors()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the running training as well
     main()

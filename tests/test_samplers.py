@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections import Counter
 from typing import Any
 
@@ -10,8 +12,9 @@ import pytest
 import scipy.stats
 import torch
 from monai.data import DataLoader, MetaTensor
-from regzoo.errors import RegZooError
-from regzoo.samplers import Draw, LabelPairDataset, TwoStageSampler
+from monai.transforms import Lambda
+from regzoo.errors import RegZooError, user_error
+from regzoo.samplers import Draw, LabelPairDataset, TwoStageSampler, ValidationDataset
 
 LABELS = (1, 4, 2, 7, 3)  # labels per image pair
 
@@ -179,3 +182,25 @@ def test_a_batch_has_labels_only_if_all_have() -> None:
         assert set(batch) == {"fixed_image", "moving_image", "seed"}
         assert batch["fixed_image"][:, 0, 0, 0, 0].tolist() == [float(pair) for pair in order]
     assert "fixed_label" in next(iter(DataLoader(images, batch_size=2, sampler=[Draw(0, 1), Draw(0, 2)])))
+
+
+def test_no_thread_is_left_when_a_case_cannot_be_loaded() -> None:
+    """The others would still be at work when Python exits, which aborts it (status 134) in some runs."""
+    begun, ended = [], []
+
+    def load(item: dict[str, Any]) -> dict[str, Any]:
+        begun.append(item["case"])
+        time.sleep(0.2 if item["case"] in "01" else 0.4)
+        ended.append(item["case"])
+        if item["case"] in "13":
+            raise RegZooError(f"{item['case']}: cannot be read; copy it again")
+        return item
+
+    for kind in (LabelPairDataset, ValidationDataset):
+        begun.clear()
+        ended.clear()
+        with pytest.raises(RuntimeError) as caught:
+            kind([{"case": str(number)} for number in range(20)], transform=Lambda(load), progress=False, num_workers=3)
+        assert str(user_error(caught.value)).startswith("1: cannot")  # the first in the order of the cases
+        assert sorted(begun) == sorted(ended) and len(begun) < 20
+        assert not [thread for thread in threading.enumerate() if thread is not threading.main_thread()]

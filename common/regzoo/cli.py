@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import fire
-from regzoo.errors import RegZooError
+from regzoo.errors import RegZooError, end_on_signals
 
 
 class Phantom:
@@ -221,6 +221,7 @@ COMMANDS = {
 
 def main() -> None:
     """Run a command; a `RegZooError` is one line on standard error and exit status 1."""
+    end_on_signals()
     try:
         fire.Fire(COMMANDS, name="regzoo")
     except RegZooError as error:

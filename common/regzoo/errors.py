@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 from os import PathLike
-from types import TracebackType
+from types import FrameType, TracebackType
 
 
 class RegZooError(ValueError):
@@ -38,8 +40,10 @@ def print_error(error: object) -> None:
 def one_line_errors() -> None:
     """Print uncaught `RegZooError`s as one line instead of a traceback; other exceptions are shown as before.
 
-    Called by the bundles' ``initialize``, so that ``python -m monai.bundle run`` answers bad input in one line.
+    Called by the bundles' ``initialize``, so that ``python -m monai.bundle run`` answers bad input in one line. It also
+    calls `end_on_signals`.
     """
+    end_on_signals()
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         mine = user_error(error)
@@ -49,3 +53,22 @@ def one_line_errors() -> None:
             print_error(mine)
 
     sys.excepthook = hook
+
+
+def end_on_signals() -> None:
+    """Let SIGTERM and SIGHUP end the program as an error does, so that what is half-written is cleared away.
+
+    The exit status is 128 and the number of the signal, as in a shell. Only in the main thread, and only where nobody
+    else has a handler, as a server has, or ignores the signal, as ``nohup`` does.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _end)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)  # a second one does not disturb the clearing away
+    raise SystemExit(128 + number)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import platform
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,6 +41,50 @@ def file_name(case: str) -> str:
     return re.sub(r"[^\w.+-]+", "_", case).strip("._") or "case"
 
 
+#: Folders of this process that are still to be removed.
+_partial: set[str] = set()
+
+
+@contextmanager
+def partial_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary folder inside another one, removed when the block ends, however it ends.
+
+    Only a process that is killed outright leaves it behind. Its name tells the machine and the process, and the next
+    call for the same place removes it.
+    """
+    for left in Path(folder).glob(".partial-*"):
+        if _is_orphan(left.name):
+            shutil.rmtree(left, ignore_errors=True)
+    name = tempfile.mkdtemp(dir=folder, prefix=f".partial-{platform.node()}-{os.getpid()}-")
+    _partial.add(name)
+    try:
+        yield Path(name)
+    finally:
+        shutil.rmtree(name, ignore_errors=True)
+        _partial.discard(name)
+
+
+@atexit.register
+def _remove_partial() -> None:
+    """What is left where a signal has interrupted the removal itself."""
+    for name in _partial:
+        shutil.rmtree(name, ignore_errors=True)
+
+
+def _is_orphan(name: str) -> bool:
+    """Whether the process that made a partial folder ran on this machine and has ended."""
+    found = re.fullmatch(rf"\.partial-{re.escape(platform.node())}-(\d+)-\w+", name)
+    if found is None or os.name != "posix":
+        return False
+    try:
+        os.kill(int(found[1]), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        pass  # it belongs to somebody else
+    return False
+
+
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary name beside `path` that is renamed to it when the block ends well, and removed when it does not.
@@ -46,8 +93,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(path)
     make_folder(target.parent)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".partial-") as folder:
-        temporary = Path(folder) / target.name
+    with partial_folder(target.parent) as folder:
+        temporary = folder / target.name
         yield temporary
         temporary.replace(target)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
@@ -62,8 +64,22 @@ class TwoStageSampler(DistributedSampler):
             yield Draw(pairs[index], seeds[index])
 
 
-class LabelPairDataset(CacheDataset):
-    """MONAI's `CacheDataset`, indexed by a `Draw`: the cached pair with some of its labels, drawn uniformly.
+class CaseCache(CacheDataset):
+    """MONAI's `CacheDataset`, in which a case that cannot be loaded leaves no thread behind.
+
+    MONAI's pool does not wait for the other threads. They are then still at work when Python exits, which ends in
+    "terminate called without an active exception" and status 134 in some runs. Here what has not begun is cancelled and
+    what has is waited for. The error is that of the first bad case, in their order.
+    """
+
+    def _fill_cache(self, indices: Sequence[int] | None = None) -> list[Any]:
+        wanted = range(self.cache_num) if indices is None else indices
+        with ThreadPoolExecutor(self.num_workers or os.cpu_count()) as pool:
+            return list(pool.map(self._load_cache_item, wanted))
+
+
+class LabelPairDataset(CaseCache):
+    """A `CaseCache`, indexed by a `Draw`: the cached pair with some of its labels, drawn uniformly.
 
     It also takes single images, to which the moving one is still to be made, and images without labels.
 
@@ -132,8 +148,8 @@ class LabelPairDataset(CacheDataset):
         return torch.cat(rounds)[: self.labels_per_pair]
 
 
-class ValidationDataset(CacheDataset):
-    """MONAI's `CacheDataset` of the pairs to validate on.
+class ValidationDataset(CaseCache):
+    """A `CaseCache` of the pairs to validate on.
 
     Args:
         data: records, or what MONAI Label puts in their place, see `regzoo.datasets.split_studies`.

@@ -16,7 +16,7 @@ from regzoo.workflow.data import (
     training_images,
     training_records,
 )
-from regzoo.workflow.distributed import distributed, rank_device, start_process_group, stop_process_group
+from regzoo.workflow.distributed import distributed, rank_device, share_cases, start_process_group, stop_process_group
 from regzoo.workflow.export import Export, export_network
 from regzoo.workflow.exported import ExportedNetwork, OnnxNetwork, TorchScriptNetwork
 from regzoo.workflow.inferer import LabelWiseInferer
@@ -62,6 +62,7 @@ __all__ = [
     "requested_records",
     "save_weights",
     "served_weights",
+    "share_cases",
     "split_images",
     "split_pairs",
     "start_process_group",

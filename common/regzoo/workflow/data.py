@@ -23,6 +23,7 @@ from regzoo.datasets import (
 from regzoo.datasets.records import patient_of
 from regzoo.errors import RegZooError, user_error
 from regzoo.files import make_folder
+from regzoo.workflow.distributed import check_processes
 from torch.utils.data import IterableDataset
 
 logger = logging.getLogger(__name__)
@@ -324,5 +325,9 @@ def output_folder(path: str | Path) -> str:
     """An output folder, created and checked to be writable before any work is done.
 
     Under MONAI Label the training makes it once it has data: nobody there would clear away what a failed one left.
+
+    Raises:
+        RegZooError: it cannot be written to, or other processes are about to do the same work.
     """
+    check_processes()
     return str(path) if is_served() else str(make_folder(path))

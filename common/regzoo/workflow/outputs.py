@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from regzoo.errors import RegZooError, bad_file
-from regzoo.files import file_name, make_folder, write_json, write_nifti
+from regzoo.files import file_name, make_folder, partial_folder, write_json, write_nifti
 from regzoo.metrics import deformation_statistics
 from regzoo.report.engine import cases_of
 from regzoo.report.figures import case_figure
@@ -142,8 +141,7 @@ class RegistrationResult:
         wanted = self._wanted(outputs)
         new = not target.exists()
         try:
-            with tempfile.TemporaryDirectory(dir=make_folder(target), prefix=".partial-") as name:
-                part = Path(name)
+            with partial_folder(make_folder(target)) as part:
                 self._write(part, wanted)
                 written = [file.replace(target / file.name) for file in part.iterdir()]
             for stale in set(OUTPUTS.values()) - {file.name for file in written}:

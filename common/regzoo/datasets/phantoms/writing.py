@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from regzoo.errors import bad_file
-from regzoo.files import make_folder
+from regzoo.files import make_folder, partial_folder
 from regzoo.spatial.grid import Grid
 
 Case = TypeVar("Case")
@@ -30,8 +29,8 @@ def new_set(folder: str | os.PathLike[str]) -> Iterator[Path]:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise bad_file(target, "exists and is not empty", "name a new folder for the phantoms or remove this one")
     make_folder(target.parent)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".partial-") as temporary:
-        root = Path(temporary) / "phantoms"
+    with partial_folder(target.parent) as temporary:
+        root = temporary / "phantoms"
         root.mkdir()
         yield root
         try:
