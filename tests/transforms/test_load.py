@@ -66,13 +66,17 @@ def test_labels_become_channels_however_they_are_stored(form: str, case: Case) -
             np.testing.assert_array_equal(label[2].numpy(), np.roll(mask, 2, 0) * (1 - mask))
     known = {"map": [3, 5, 8], "mask": [1], "path": [1]}
     assert item.get("moving_label_values") == known.get(form)
+    assert item.get("moving_mask_values") == {"4-D": [1, 1, 1], "list": [7, 1, 7]}.get(form)
+    assert item["moving_label_axes"] == (4 if form in ("4-D", "list") else 3)
 
 
-def test_values_of_either_map_get_a_channel_in_both(case: Case) -> None:
+def test_values_of_either_map_get_a_channel_in_both(case: Case, caplog: pytest.LogCaptureFixture) -> None:
     case.record["fixed_label"] = case.file("fixed", "label", (MASKS["fixed"] * 4).astype(np.int16))
     case.record["moving_label"] = case.file("moving", "label", (MASKS["moving"] * 9).astype(np.int16))
     item = LoadPaird()(case.record)
     assert item["moving_label_values"] == [4, 9]
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert f"no value in common: 4 in {case.record['fixed_label']} and 9 in {case.record['moving_label']};" in line
     assert [bool(channel.any()) for channel in item["fixed_label"]] == [True, False]
     assert [bool(channel.any()) for channel in item["moving_label"]] == [False, True]
 

@@ -125,6 +125,25 @@ def test_outputs_of_propagated_labels(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {FILES[name] for name in ("label", "probability")}
 
 
+def test_labels_are_written_in_the_form_they_came_in(tmp_path: Path) -> None:
+    item = applied("masks")
+    item |= {"moving_mask_values": [1, 255, 300], "moving_label_axes": 4}
+    masks = RegistrationResult.of(item)
+    masks.save(tmp_path, "label")
+    written = np.asarray(nib.load(tmp_path / "warped_label.nii.gz").dataobj)
+    assert written.shape == (*FIXED, 3) and [written[..., i].max() for i in range(3)] == [1, 255, 0]
+    assert masks.warped_label is not None
+    np.testing.assert_array_equal(written > 0, masks.warped_label.numpy().transpose(1, 2, 3, 0) > 0)
+    item = applied("map")
+    flat = RegistrationResult.of(item).label_map()
+    item["moving_label_axes"] = 4  # a 4-D file with one volume
+    RegistrationResult.of(item).save(tmp_path, "label")
+    written = np.asarray(nib.load(tmp_path / "warped_label.nii.gz").dataobj)
+    assert written.shape == (*FIXED, 1) and flat is not None
+    np.testing.assert_array_equal(written[..., 0], flat)
+    assert set(np.unique(written)) == {0, 2, 300}
+
+
 @pytest.mark.parametrize("labels", [1, 3])
 def test_probabilities_are_written_as_they_are(labels: int, tmp_path: Path) -> None:
     item = propagated(labels)

@@ -3,16 +3,8 @@
 from regzoo.spatial.carry import carry_labels
 from regzoo.spatial.field import DisplacementField
 from regzoo.spatial.grid import RAS_LPS, Grid
-from regzoo.spatial.volumes import (
-    LabelFile,
-    centroids,
-    check_on_grid,
-    label_values,
-    plain,
-    read_image,
-    read_label_file,
-    to_channels,
-)
+from regzoo.spatial.labels import LabelFile, check_on_grid, label_values, read_label_file, to_channels
+from regzoo.spatial.volumes import centroids, plain, read_image
 from regzoo.spatial.warp import (
     apply_matrix,
     compose,

@@ -46,6 +46,11 @@ class Grid:
         """World position of the middle of the field of view, RAS mm, shape (3,)."""
         return self.to_world((np.asarray(self.shape) - 1) / 2)
 
+    @property
+    def corners(self) -> np.ndarray:
+        """Centres of the voxels at the eight corners, RAS mm, shape (2, 2, 2, 3)."""
+        return self.to_world(np.stack(np.meshgrid(*[(0, n - 1) for n in self.shape], indexing="ij"), -1))
+
     def to_world(self, voxels: np.ndarray | Sequence[float]) -> np.ndarray:
         """Voxel indices (..., 3) → RAS mm (..., 3)."""
         return np.asarray(voxels, dtype=np.float64) @ self.affine[:3, :3].T + self.affine[:3, 3]
@@ -80,8 +85,7 @@ class Grid:
 
     def distance(self, other: Grid) -> float:
         """How far apart the corners of this grid lie, at most, in another grid's world, mm; both have this shape."""
-        corners = np.stack(np.meshgrid(*[(0, n - 1) for n in self.shape], indexing="ij"), -1)
-        return float(np.linalg.norm(self.to_world(corners) - other.to_world(corners), axis=-1).max())
+        return float(np.linalg.norm(self.corners - other.corners, axis=-1).max())
 
     def same_as(self, other: Grid, tolerance: float = 1e-3) -> bool:
         """Whether two grids have one shape and agree to `tolerance` mm at every corner."""

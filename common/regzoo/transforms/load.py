@@ -34,8 +34,12 @@ class LoadPaird(MapTransform):
             out.
         need: keys of labels that must be there, as far as the record has the image.
 
+        allow_nan: leave NaN in an image to a later step, `HounsfieldUnitsd`.
+
     Adds ``case``, a name for the pair, and of label maps ``label_values``, the value of each channel, with
-    ``label_names`` to match, and ``moving_label_values``, the same where the moving label is a map.
+    ``label_names`` to match. Adds the form of the moving label: ``moving_label_axes``, how many axes its file has, and
+    ``moving_label_values``, the same as ``label_values``, if it is a map, or else ``moving_mask_values``, the value of
+    each mask in its file.
 
     Results: images (1, X, Y, Z) float32, labels (C, X, Y, Z) of 0 and 1, each with its own affine (voxel → RAS mm).
 
@@ -43,9 +47,12 @@ class LoadPaird(MapTransform):
         RegZooError: one line that names the file, what is wrong with it and what to do.
     """
 
-    def __init__(self, label_values: Sequence[int] | None = None, need: Sequence[str] = ()) -> None:
+    def __init__(
+        self, label_values: Sequence[int] | None = None, need: Sequence[str] = (), allow_nan: bool = False
+    ) -> None:
         super().__init__(["fixed_image", "moving_image"])
         self.label_values = label_values
+        self.allow_nan = allow_nan
         self.need = tuple(need)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -55,7 +62,7 @@ class LoadPaird(MapTransform):
             if side == "moving" and data.get("moving_image") is None:
                 continue
             path = data[f"{side}_image"]
-            item[f"{side}_image"] = read_image(path)
+            item[f"{side}_image"] = read_image(path, allow_nan=self.allow_nan)
             label = item.pop(key := f"{side}_label", None)
             if label:
                 files[side] = read_label_file(label, Grid.of(item[f"{side}_image"]))
@@ -72,8 +79,12 @@ class LoadPaird(MapTransform):
         if maps:
             item["label_values"] = values
             item |= _names_of(data, values)
-        if "moving" in files and files["moving"].is_map:
-            item["moving_label_values"] = list(values)
+        if "moving" in files:
+            item["moving_label_axes"] = files["moving"].axes
+            is_map = files["moving"].is_map
+            item["moving_label_values" if is_map else "moving_mask_values"] = (
+                list(values) if is_map else files["moving"].mask_values
+            )
         if len(files) == 2 and len(item["fixed_label"]) != len(item["moving_label"]):
             raise bad_file(
                 data["fixed_label"],
@@ -89,6 +100,11 @@ class LoadPaird(MapTransform):
         wanted = named if self.label_values is None else self.label_values
         found = {path: label_values(file.volume) for path, file in maps.items()}
         if wanted is None:
+            if len(found) == 2 and not set.intersection(*(set(values) for values in found.values())):
+                shown = " and ".join(f"{', '.join(map(str, values))} in {path}" for path, values in found.items())
+                logger.warning(
+                    "the label maps have no value in common: %s; give the same structure the same value", shown
+                )
             return sorted({value for values in found.values() for value in values})
         known = {int(value) for value in (*wanted, *(named or ()))}
         for path, values in found.items():

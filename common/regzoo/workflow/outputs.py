@@ -60,6 +60,8 @@ class RegistrationResult:
         warped_label: (C, X, Y, Z) uint8 masks, or None without a moving label.
         probability: (C, X, Y, Z) in [0, 1], of labels that were predicted without a transformation, else None.
         label_values: for labels that came as an integer map, the value of each channel.
+        mask_values: for labels that came as masks, the value of each in its file; None stands for 1.
+        label_axes: how many axes the file of the labels has, 3 or 4.
         statistics: ``deformation`` (with a field), per label its volume and centroid, and ``warnings``.
         pictured: what the quality-control picture shows.
         transformation, moved_image: behind `field` and `warped_image`; None where there are none.
@@ -74,6 +76,8 @@ class RegistrationResult:
     transformation: DisplacementField | None
     moved_image: MetaTensor | None
     pictured: Mapping[str, Any] = dataclasses.field(repr=False, default_factory=dict)
+    mask_values: list[int] | None = None
+    label_axes: int = 3
 
     @classmethod
     def of(cls, item: Mapping[str, Any]) -> RegistrationResult:
@@ -91,6 +95,8 @@ class RegistrationResult:
             transformation=item.get("field"),
             moved_image=item.get("warped_image"),
             pictured={key: item[key] for key in keys if key in item},
+            mask_values=item.get("moving_mask_values"),
+            label_axes=int(item.get("moving_label_axes", 3)),
         )
 
     @property
@@ -116,13 +122,19 @@ class RegistrationResult:
         return self.moved_image
 
     def label_map(self) -> MetaTensor | None:
-        """The warped labels in the form they came in: an integer map (X, Y, Z), or masks along the last axis."""
+        """The warped labels in the form they came in: an integer map (X, Y, Z), or masks along the last axis.
+
+        A map that was the only volume of a 4-D file is one again: (X, Y, Z, 1). Masks have the values they came with.
+        """
         if self.warped_label is None:
             return None
         masks, affine = self.warped_label.as_tensor().cpu(), self.warped_label.affine
         if self.label_values is None:
-            return MetaTensor(masks.movedim(0, -1), affine=affine)
-        return MetaTensor(label_map(masks, self.label_values), affine=affine)
+            values = torch.tensor([int(value) for value in self.mask_values or [1] * len(masks)])
+            shown = masks if bool((values == 1).all()) else masks * values.int().view(-1, 1, 1, 1)
+            return MetaTensor(shown.movedim(0, -1), affine=affine)
+        shown = label_map(masks, self.label_values)
+        return MetaTensor(shown[..., None] if self.label_axes > 3 else shown, affine=affine)
 
     def save(self, folder: str | PathLike[str], outputs: Sequence[str] | str | None = None) -> Path:
         """Write the result into a folder; nothing of it if something fails, and nothing of an earlier result remains.

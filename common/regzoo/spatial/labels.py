@@ -1,0 +1,171 @@
+"""Reading labels in every form they come in, and bringing them into one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from regzoo.errors import bad_file
+from regzoo.spatial.grid import Grid
+from regzoo.spatial.volumes import STORED_AXES, check_finite, check_spatial, read_checked, sizes
+
+#: A label map with more values than this is taken for an image given by mistake.
+MAX_LABEL_VALUES = 256
+#: Values this close to a whole number are that number: resampling and scaling leave such differences.
+NEAR_WHOLE = 1e-3
+#: Whole numbers from here on are not all different from each other in float32.
+NOT_EXACT = 2**24
+#: How far a label may lie from its image along any axis, in voxels.
+TENTH = 0.1
+_DRAW = "draw the label, or leave the file out"
+_WHOLE = "give a mask or a map of whole numbers"
+
+
+class LabelFile(NamedTuple):
+    """Labels as they are stored.
+
+    Attributes:
+        volume: masks (C, X, Y, Z) of 0 and 1, or an integer map (1, X, Y, Z); float32 with affine voxel → RAS mm.
+        is_map: whether it is an integer map, to be split by value.
+        mask_values: of masks, the value that each of them has in its file.
+        axes: how many axes the file has: 4 for masks and for a map that is the only volume of a 4-D file.
+    """
+
+    volume: MetaTensor
+    is_map: bool
+    mask_values: list[int]
+    axes: int
+
+
+def read_label_file(
+    path: str | Path | Sequence[str | Path],
+    image: Grid | None = None,
+    may_be_empty: bool = False,
+    strict_headers: bool = False,
+) -> LabelFile:
+    """Read labels: a 4-D file (last axis = label), a 3-D mask or integer map, or a list of masks.
+
+    Values within 0.001 of a whole number are rounded. What lies between 0 and 1 otherwise is a soft mask: from 0.5 on a
+    voxel belongs to it.
+
+    Args:
+        path: one file, or one file per label, empty masks where something is not labelled.
+        image: grid of the image the labels were drawn on; they must lie on it.
+        may_be_empty: take a file without a labelled voxel.
+        strict_headers: refuse a file that other programs may place elsewhere, instead of a warning.
+
+    Raises:
+        RegZooError: missing or damaged file, 2-D, NaN, values that are not labels, another grid, no labelled voxel.
+    """
+    if not isinstance(path, (str, Path)):
+        return _joined(path, image, may_be_empty, strict_headers)
+    volume = read_checked(path, strict_headers)
+    stored = volume.as_tensor()
+    _check_last_axis(path, stored, image)
+    check_spatial(path, stored)
+    check_finite(path, stored, "set them to 0, the background")
+    if stored.ndim > 4:
+        raise bad_file(path, f"has {stored.ndim} axes", "give a 3-D label map or a 4-D file with one label per volume")
+    is_map, mask_values = stored.ndim == 3, list[int]()
+    if is_map:
+        values = _whole_numbers(path, stored)[None]
+    else:
+        masks = [_whole_numbers(path, mask) for mask in stored.unbind(-1)]
+        mask_values = [_only_value(path, mask, f"volume {n} holds") for n, mask in enumerate(masks, 1)]
+        values = (torch.stack(masks) > 0).float()
+    if not bool(values.any()) and not may_be_empty:
+        raise bad_file(path, "holds no labelled voxel", _DRAW)
+    label = MetaTensor(values, affine=volume.affine)
+    if image is not None:
+        check_on_grid(path, label, image)
+    return LabelFile(label, is_map, mask_values, min(int(volume.meta[STORED_AXES]), 4))
+
+
+def _joined(paths: Sequence[str | Path], image: Grid | None, may_be_empty: bool, strict_headers: bool) -> LabelFile:
+    """The masks of a list of files."""
+    masks, values = list[torch.Tensor](), list[int]()
+    for path in paths:
+        file = read_label_file(path, image, True, strict_headers)
+        masks.append((file.volume.as_tensor() > 0).float())
+        values += [_only_value(path, file.volume, "holds")] if file.is_map else file.mask_values
+        if masks[-1].shape[1:] != masks[0].shape[1:]:
+            raise bad_file(paths[0], "lies on another grid than the other masks of its list", "resample them alike")
+        affine = file.volume.affine
+    joined = torch.cat(masks)
+    if not bool(joined.any()) and not may_be_empty:
+        raise bad_file(paths[0], "and the other masks of its list hold no labelled voxel", _DRAW)
+    return LabelFile(MetaTensor(joined, affine=affine), False, values, 4)
+
+
+def _check_last_axis(path: str | Path, stored: torch.Tensor, image: Grid | None) -> None:
+    """Raise `RegZooError` if the labels are the first axis of a 4-D file instead of the last."""
+    first = image is not None and stored.shape[:3] != image.shape and stored.shape[1:] == image.shape
+    if stored.ndim == 4 and (first or (stored.shape[0] == 1 and min(stored.shape[1:]) > 1)):
+        problem = f"has the axes of space last ({sizes(stored)})"
+        raise bad_file(path, problem, "make the labels the last axis, for example with numpy.moveaxis(array, 0, -1)")
+
+
+def _whole_numbers(path: str | Path, stored: torch.Tensor) -> torch.Tensor:
+    """The labels of a volume (X, Y, Z), rounded.
+
+    Raises:
+        RegZooError: the values are not labels.
+    """
+    low, high = float(stored.min()), float(stored.max())
+    labels = stored.round()
+    off = (stored - labels).abs_()
+    if float(off.max()) > NEAR_WHOLE:
+        if low >= -NEAR_WHOLE and high <= 1 + NEAR_WHOLE:
+            return (stored >= 0.5).float()
+        example = float(stored.flatten()[off.argmax()])
+        raise bad_file(path, f"holds intensities, not labels: {example:g} is not a whole number", _WHOLE)
+    if low < -NEAR_WHOLE:
+        problem = f"holds negative values, such as {round(low)}, in {int((labels < 0).sum())} voxels"
+        raise bad_file(path, problem, "set what is not labelled to 0 and number the labels from 1")
+    if high >= NOT_EXACT:
+        raise bad_file(path, f"holds the label value {high:.0f}, which is too large", "number the labels from 1")
+    if (count := len(label_values(labels))) > MAX_LABEL_VALUES:
+        problem = f"holds {count} different values, more than the {MAX_LABEL_VALUES} labels that a map may have"
+        raise bad_file(path, problem, "give a map of fewer labels, or check that it is not an image")
+    return labels
+
+
+def _only_value(path: str | Path, mask: torch.Tensor, what: str) -> int:
+    """The value of a mask, 1 if it is empty.
+
+    Raises:
+        RegZooError: there are several.
+    """
+    values = label_values(mask)
+    if len(values) > 1:
+        shown = ", ".join(str(value) for value in values[:4]) + (", …" if len(values) > 4 else "")
+        problem = f"{what} the values {shown}, where a mask has one"
+        raise bad_file(path, problem, "give one mask per label, or a 3-D label map as a single file")
+    return values[0] if values else 1
+
+
+def label_values(volume: torch.Tensor) -> list[int]:
+    """The labels of an integer map: its non-zero values, sorted."""
+    return [int(value) for value in torch.unique(torch.as_tensor(volume)).tolist() if value != 0]
+
+
+def to_channels(volume: MetaTensor, values: Sequence[int]) -> MetaTensor:
+    """Split an integer map (1, X, Y, Z) into one mask per value (C, X, Y, Z); a value not there gives an empty mask."""
+    wanted = torch.as_tensor(list(values), dtype=torch.float32).view(-1, 1, 1, 1)
+    return MetaTensor((volume.as_tensor() == wanted).float(), affine=volume.affine)
+
+
+def check_on_grid(path: str | Path, label: MetaTensor, image: Grid) -> None:
+    """Raise `RegZooError` unless a label (…, X, Y, Z) lies on the grid of its image (to a tenth of a voxel)."""
+    grid = Grid.of(label)
+    if grid.shape != image.shape:
+        problem = f"has {grid.shape} voxels where its image has {image.shape}"
+    elif np.abs(image.to_voxels(grid.corners) - image.to_voxels(image.corners)).max() > TENTH:
+        problem = f"lies elsewhere in space than its image (the affines differ, by up to {grid.distance(image):.3g} mm)"
+    else:
+        return
+    raise bad_file(path, problem, "resample the label onto its image's grid")
