@@ -7,6 +7,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from regzoo.datasets import check_records, load_records, read_muregpro, write_prostate_phantoms
 from regzoo.errors import RegZooError
 
@@ -105,3 +106,140 @@ def test_phantoms(phantoms: Path) -> None:
 def test_a_set_without_held_out_pairs_is_read_whole(tmp_path: Path) -> None:
     folder = write_prostate_phantoms(tmp_path / "set", pairs=2, held_out=0, seed=1, spacing=5.0, workers=1)
     assert len(load_records(folder)) == len(load_records(folder, "train")) == 2
+
+
+def touch_set(part: Path, names: dict[str, list[str]], labels: dict[str, list[str]] | None = None) -> Path:
+    """Empty images, and labels with one voxel, in the layout; names with their suffixes."""
+    for kind, files in names.items():
+        (part / f"{kind}_images").mkdir(parents=True, exist_ok=True)
+        for name in files:
+            (part / f"{kind}_images" / name).touch()
+    for kind, files in (labels or {}).items():
+        (part / f"{kind}_labels").mkdir(parents=True, exist_ok=True)
+        for name in files:
+            sitk.WriteImage(sitk.Image(4, 5, 6, sitk.sitkUInt8), part / f"{kind}_labels" / name)
+    return part
+
+
+def test_all_three_splits_under_any_of_their_words(tmp_path: Path) -> None:
+    """``test`` is a split like the others; two folders of one are too many."""
+    for number, name in enumerate(("Train", "validation", "test")):
+        touch_set(tmp_path / name, {kind: [f"case{number}.nii.gz"] for kind in ("mr", "us")})
+    for number, split in enumerate(("train", "val", "test")):
+        assert [record["case"] for record in load_records(tmp_path, split)] == [f"case{number}"]
+    assert len(load_records(tmp_path)) == 3
+    touch_set(tmp_path / "dev", {kind: ["case4.nii.gz"] for kind in ("mr", "us")})
+    with pytest.raises(RegZooError, match="and dev are both the split 'val'; keep one"):
+        load_records(tmp_path, "train")
+
+
+def test_nobody_is_in_two_splits(tmp_path: Path) -> None:
+    """By name without a manifest, by patient with one; whichever split is asked for."""
+    touch_set(tmp_path / "train", {kind: ["case1.nii", "case2.nii"] for kind in ("mr", "us")})
+    touch_set(tmp_path / "test", {kind: ["case1_us.mha" if kind == "us" else "case1_mr.mha"] for kind in ("mr", "us")})
+    for split in ("train", "test", None):
+        with pytest.raises(RegZooError, match="the patient 'case1' in two splits, train and test"):
+            load_records(tmp_path, split)
+    cases = {"case1": {"patient": 1}, "case2": {"patient": 2}}
+    (tmp_path / "manifest.json").write_text(json.dumps({"cases": cases}), encoding="utf-8-sig")
+    for name in ("mr", "us"):
+        (tmp_path / "test" / f"{name}_images" / f"case1_{name}.mha").rename(
+            tmp_path / "test" / f"{name}_images" / "case3.mha"
+        )
+    assert len(load_records(tmp_path)) == 3
+    (tmp_path / "manifest.json").write_text(json.dumps({"cases": cases | {"case3": {"patient": "2"}}}))
+    with pytest.raises(RegZooError, match="the patient '2' in two splits"):
+        load_records(tmp_path, "train")
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".NII.GZ", ".mha", ".mhd", ".nrrd", ".nhdr"])
+def test_any_file_type(tmp_path: Path, suffix: str) -> None:
+    """Images and labels of every type that is read; what systems leave behind does not count."""
+    names = [f"case{number}{suffix}" for number in (1, 2)]
+    written = [name.lower() for name in names]
+    touch_set(tmp_path, {"mr": names, "us": names}, {"mr": written, "us": written})
+    for junk in (f"._case1{suffix}", ".DS_Store", "notes.txt", "case1.raw"):
+        (tmp_path / "mr_images" / junk).touch()
+    (tmp_path / "__MACOSX").mkdir()
+    records = load_records(tmp_path, "train")
+    assert [record["case"] for record in records] == ["case1", "case2"]
+    assert all(Path(record["moving_label"]).name.lower() == f"{record['case']}{suffix.lower()}" for record in records)
+    assert not any("label_names" in record for record in records), "a 3-D file may be a map"
+
+
+def test_label_names_of_other_file_types(tmp_path: Path) -> None:
+    """The fourth axis is counted in the header, in whichever format."""
+    touch_set(tmp_path, {"mr": ["a.nrrd", "b.mha"], "us": ["a.nrrd", "b.mha"]})
+    (tmp_path / "us_labels").mkdir()
+    for name in ("a.nrrd", "b.mha"):
+        sitk.WriteImage(sitk.JoinSeries([sitk.Image(4, 5, 6, sitk.sitkUInt8)] * 3), tmp_path / "us_labels" / name)
+    for record in load_records(tmp_path):
+        assert record["label_names"] == ["gland", "landmark_1", "landmark_2"]
+
+
+@pytest.mark.parametrize(
+    "mr, us",
+    [
+        ("case1_mr", "case1_us"),
+        ("case1-mr", "case1-us"),
+        ("mr_case1", "us_case1"),
+        ("MR_Case1", "case1_US"),
+        ("case1.MRI", "case1.TRUS"),
+        ("case1_mr_image", "case1_us_image"),
+        ("case1", "case1_us"),
+    ],
+)
+def test_names_that_differ_in_the_modality(tmp_path: Path, mr: str, us: str) -> None:
+    """Pairs by their common part, and labels by it too."""
+    names = {"mr": [f"{mr}.nii.gz", "case2.nii.gz"], "us": [f"{us}.nii.gz", "case2.nii.gz"]}
+    labels = {"mr": [f"{mr}_label.nii.gz", "case2.nii.gz"], "us": ["case1.nii.gz", "case2.nii.gz"]}
+    touch_set(tmp_path, names, labels)
+    first, second = load_records(tmp_path)
+    assert (first["case"].lower(), second["case"]) == ("case1", "case2")
+    assert [Path(first[key]).name for key in ("fixed_image", "moving_image", "fixed_label", "moving_label")] == [
+        *(f"{us}.nii.gz", f"{mr}.nii.gz", "case1.nii.gz", f"{mr}_label.nii.gz")
+    ]
+    back = load_records(tmp_path, direction="us_to_mr")[0]
+    assert (back["fixed_image"], back["moving_label"]) == (first["moving_image"], first["fixed_label"])
+
+
+@pytest.mark.parametrize(
+    "names, labels, message",
+    [
+        ({"mr": ["a_mr.nii", "mr_a.nii"], "us": ["a_us.nii"]}, {}, "mr_a.nii: and a_mr.nii are both of the case 'a'"),
+        ({"mr": ["a.nii", "a_mr.nii"], "us": ["a.nii", "a_us.nii"]}, {}, "a_mr.nii: is a second case 'a'; name the"),
+        ({"mr": ["a.nii", "a.mha"], "us": ["a.nii"]}, {}, "a.nii: and a.mha have one name"),
+        ({"mr": ["a.nii", "a.nii.gz"], "us": ["a.nii"]}, {}, "a.nii.gz: and a.nii have one name"),
+        ({"mr": ["a_mr.nii"], "us": ["b_us.nii"]}, {}, "mr_images/a_mr.nii: its partner .*us_images/a.nii is missing"),
+        (
+            {"mr": ["a.nii"], "us": ["a.nii"]},
+            {"us": ["a_label.nii", "a_mask.nii"]},
+            "a_mask.nii: and a_label.nii may both be the label of a; name one",
+        ),
+        (
+            {"mr": ["a.nii", "b.nii"], "us": ["a.nii", "b.nii"]},
+            {"us": ["a.nii", "b01.nii"]},
+            "us_labels/b01.nii: is the label of no image in .*us_images, where some have none; name it",
+        ),
+    ],
+)
+def test_names_that_do_not_say_what_belongs_together(
+    tmp_path: Path, names: dict[str, list[str]], labels: dict[str, list[str]], message: str
+) -> None:
+    """One line each."""
+    touch_set(tmp_path, names, labels)
+    with pytest.raises(RegZooError, match=message) as error:
+        load_records(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_folders_nearly_of_the_layout(tmp_path: Path) -> None:
+    """A label folder under another name would leave the set without labels."""
+    touch_set(tmp_path, {"mr": ["a.nii"], "us": ["a.nii"]})
+    for name in ("us_label", "US_labels", "mr_lables"):
+        (tmp_path / name).mkdir()
+        with pytest.raises(RegZooError, match=f"{name}: is not a folder of µ-RegPro and would be ignored; name it"):
+            load_records(tmp_path)
+        (tmp_path / name).rmdir()
+    (tmp_path / "ddf").mkdir()
+    assert len(load_records(tmp_path)) == 1

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -18,6 +19,7 @@ from regzoo.errors import user_error
 from regzoo.losses import GradientNorm, MultiScaleCrossEntropy
 from regzoo.networks import CompositeNet, GlobalNet, LocalNet
 from regzoo.report import read_csv
+from regzoo.report.curves import read_curves
 from regzoo.workflow import save_weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -39,8 +41,8 @@ VARIANTS = sorted(
 )
 #: What each bundle logs beside loss/total and learning_rate.
 LOGGED = {
-    WEAK: {"loss/label", "loss/deformation", "tre", "gland_dsc", "folded_percent"},
-    SEG: {"loss/label", "tre", "gland_dsc"},
+    WEAK: {"loss/label", "loss/deformation", "selection", "tre", "gland_dsc", "folded_percent"},
+    SEG: {"loss/label", "selection", "tre", "gland_dsc"},
     SDM: {"loss/label", "loss/distance", "loss/deformation", "gland_dsc", "folded_percent"},
     DDMR: {"loss/ncc", "loss/ssim", "loss/dice", "loss/deformation", "weight/dice", "dsc", "ncc", "folded_percent"},
 }
@@ -133,6 +135,28 @@ def test_a_killed_training_resumes_to_the_same_weights(bundle: str, dataset: Pat
     assert process.wait() == -signal.SIGKILL
     assert 1 <= torch.load(output / "last.pt", weights_only=True)["epoch"] < 8
     assert_same(whole, train(bundle, dataset, output, **longer))
+
+
+@pytest.mark.parametrize("form", ["mask", "map"])
+@pytest.mark.parametrize("bundle", [WEAK, SEG])
+def test_a_set_of_glands_alone_chooses_its_epoch_by_their_overlap(
+    bundle: str, form: str, prostate_phantoms: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    for path in (prostate_phantoms / "train").glob("*/*.nii.gz"):
+        (data / path.parent.name).mkdir(parents=True, exist_ok=True)
+        image = nib.load(path)
+        if path.parent.name.endswith("labels"):
+            gland = np.asarray(image.dataobj)[..., 0].astype(np.uint8)
+            image = nib.Nifti1Image(gland[..., None] if form == "mask" else gland * 5, image.affine)
+        nib.save(image, data / path.parent.name / path.name)
+    train(bundle, data, tmp_path / "out", max_epochs=5, learning_rate=0.05)
+    curves = read_curves(tmp_path / "out")
+    overlap = curves["gland_dsc"]
+    assert len(set(overlap.values())) > 1
+    kept = torch.load(tmp_path / "out" / "last.pt", weights_only=True)
+    assert kept["best_metric_epoch"] == max(overlap, key=lambda epoch: overlap[epoch])
+    assert kept["best_metric"] == pytest.approx(1 - max(overlap.values()), abs=1e-6)
 
 
 def test_resume_after_each_epoch_gives_the_same_weights(prostate_phantoms: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from regzoo.metrics import (
     LabelHausdorff,
     LostLabels,
     TargetRegistrationError,
+    WeightSelection,
     centroid_distances,
     centroids,
     dice,
@@ -278,3 +279,32 @@ def test_same_values_on_the_gpu(pair: tuple[MetaTensor, MetaTensor]) -> None:
         metric.reset()
         metric([pair[0].cuda()], [pair[1].cuda()])
         assert metric.aggregate().item() == pytest.approx(on_cpu, rel=1e-5)
+
+
+def test_weights_are_chosen_by_the_tre_or_without_landmarks_by_the_dsc(caplog: pytest.LogCaptureFixture) -> None:
+    """One landmark in one case is enough for the TRE; the DSC is SimpleITK's; one line says that it is used."""
+    affine = oblique_affine()
+    gland, moved, landmark = (
+        ellipsoid(c, r) for c, r in (((14, 12, 11), (8, 7, 6)), ((15, 12, 11), (8, 7, 6)), ((12, 9, 8), (2, 2, 2)))
+    )
+    shifted = np.roll(landmark, 2, axis=0)
+    overlap = sitk.LabelOverlapMeasuresImageFilter()
+    overlap.Execute(as_itk(gland, affine), as_itk(moved, affine))
+    alone, empty = as_label([gland], affine), as_label([gland, np.zeros_like(gland)], affine)
+    with caplog.at_level("INFO"):
+        for first_label in (0, 1):
+            metric = WeightSelection(first_label=first_label)
+            for _ in range(2):
+                metric.reset()
+                metric([as_label([moved], affine), as_label([moved, landmark], affine)], [alone, empty])
+                assert metric.aggregate().item() == pytest.approx(1 - overlap.GetDiceCoefficient(), abs=1e-6)
+    assert len(caplog.messages) == 2 and "the gland's DSC chooses the epoch" in caplog.messages[0]
+    metric = WeightSelection()
+    metric(
+        [as_label([moved], affine), as_label([moved, shifted], affine)], [alone, as_label([gland, landmark], affine)]
+    )
+    assert metric.aggregate().item() == pytest.approx(2 * SPACING[0], abs=1e-4)
+    # A landmark that the network loses does not turn mm into an overlap from one epoch to the next.
+    metric.reset()
+    metric([as_label([moved, np.zeros_like(gland)], affine)], [as_label([gland, landmark], affine)])
+    assert math.isnan(metric.aggregate().item())

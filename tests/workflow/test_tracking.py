@@ -33,8 +33,8 @@ TERMS = {
     DDMR: ["ncc", "ssim", "dice", "deformation"],
 }
 VALIDATION = {
-    WEAK: ["tre", "gland_dsc", "folded_percent"],
-    SEG: ["tre", "gland_dsc"],
+    WEAK: ["selection", "tre", "gland_dsc", "folded_percent"],
+    SEG: ["selection", "tre", "gland_dsc"],
     SDM: ["gland_dsc", "folded_percent"],
     DDMR: ["dsc", "ncc", "folded_percent"],
 }

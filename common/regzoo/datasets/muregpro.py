@@ -124,7 +124,7 @@ def _pairs(part: Path, images: dict[str, dict[str, Path]]) -> dict[str, dict[str
         for key, name in left[kind].items():
             if key not in left[other]:
                 path = images[kind][name]
-                partner = part / f"{other}_images" / path.name
+                partner = part / f"{other}_images" / path.name.replace(name, _common_part(name, kind))
                 raise bad_file(path, f"its partner {partner} is missing", "add the file or remove this one")
     for key, name in left[next(iter(images))].items():
         names = {kind: left[kind][key] for kind in images}

@@ -32,13 +32,18 @@ class CaseMetric(CumulativeIterationMetric):
 
     @abstractmethod
     def measure(self, y_pred: torch.Tensor, y: torch.Tensor | None) -> torch.Tensor | float:
-        """The value of one case; inputs are channel-first (C, X, Y, Z)."""
+        """The value of one case, or several that `chosen` chooses from; inputs are channel-first (C, X, Y, Z)."""
+
+    def chosen(self, values: torch.Tensor) -> torch.Tensor:
+        """Those of the measured values (cases, …) of all ranks that are summed up."""
+        return values
 
     def aggregate(self, summary: Summary | None = None) -> torch.Tensor:
         """Mean or median over the cases that could be measured, on all ranks; NaN when there are none."""
         values = self.get_buffer()
         if values is None:
             return torch.tensor(float("nan"))
+        values = self.chosen(values)
         values = values[~torch.isnan(values)]
         if values.numel() == 0:
             return torch.tensor(float("nan"), device=values.device)
@@ -54,7 +59,7 @@ class CaseMetric(CumulativeIterationMetric):
         values = []
         for prediction, truth in zip(y_pred, truths, strict=True):
             value = self.measure(prediction.detach(), None if truth is None else truth.detach())
-            values.append(torch.as_tensor(value, dtype=torch.float32, device=prediction.device).reshape(1, 1))
+            values.append(torch.as_tensor(value, dtype=torch.float32, device=prediction.device).reshape(1, -1))
         return torch.cat(values)
 
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from typing import Literal
 
@@ -10,6 +11,8 @@ from monai.metrics import compute_dice, compute_hausdorff_distance
 from regzoo.errors import RegZooError
 from regzoo.metrics.base import CaseMetric, Summary, affine_of, spacing_of
 from regzoo.spatial import centroids, plain
+
+logger = logging.getLogger(__name__)
 
 Reduction = Literal["rms", "mean"]
 
@@ -99,6 +102,34 @@ class LabelDice(CaseMetric):
         """DSC of one case, labels (C, X, Y, Z)."""
         warped, fixed = one_label(y_pred, required(y), self.label, self.threshold)
         return compute_dice(warped[None, None], fixed[None, None])
+
+
+class WeightSelection(TargetRegistrationError):
+    """What the best weights are chosen by, lower is better: the TRE or, without landmarks, 1 − DSC of the gland.
+
+    The gland alone, channel 0, has no TRE, or one that says little. So where the fixed labels of no case have a voxel
+    in another channel, `aggregate` gives 1 − DSC of channel 0, and one line says so.
+
+    Args: as of `TargetRegistrationError`.
+    """
+
+    told = False
+
+    def measure(self, y_pred: torch.Tensor, y: torch.Tensor | None) -> torch.Tensor:
+        """TRE in mm, 1 − DSC, and whether the case has a landmark (1 or 0), (3,); labels (C, X, Y, Z)."""
+        fixed = required(y)
+        missed = 1 - LabelDice().measure(y_pred, fixed)
+        values = (super().measure(y_pred, fixed), missed, plain(fixed)[1:].any())
+        return torch.tensor([float(value) for value in values])
+
+    def chosen(self, values: torch.Tensor) -> torch.Tensor:
+        """The TRE of all cases (cases,), or 1 − DSC."""
+        if bool(values[:, 2].any()):
+            return values[:, 0]
+        if not self.told:
+            logger.info("no landmark among the labels to validate on: the gland's DSC chooses the epoch, not the TRE")
+            self.told = True
+        return values[:, 1]
 
 
 class LabelHausdorff(CaseMetric):

@@ -26,6 +26,8 @@ _NAMES = {
     "ncc": "validation: NCC",
     "folded_percent": "validation: folded voxels, %",
 }
+#: The latter is one of the others again.
+_NOT_DRAWN = ("learning_rate", "selection")
 
 
 def read_curves(folder: str | PathLike[str]) -> dict[str, Curve]:
@@ -74,7 +76,7 @@ def training_figure(path: str | PathLike[str], folder: str | PathLike[str]) -> i
 
     curves = read_curves(folder)
     terms = {tag.removeprefix(_LOSS): curves[tag] for tag in curves if tag.startswith(_LOSS) and tag != _TOTAL}
-    metrics = {tag: curve for tag, curve in curves.items() if "/" not in tag and tag != "learning_rate"}
+    metrics = {tag: curve for tag, curve in curves.items() if "/" not in tag and tag not in _NOT_DRAWN}
     panels: list[tuple[str, Mapping[str, Curve]]] = [("training loss", {"": curves[_TOTAL]})]
     if len(terms) > 1:
         panels.append(("terms of the loss, unweighted", terms))
