@@ -46,9 +46,9 @@ def bundle_run(*arguments: str, bundle: Path = BUNDLE) -> subprocess.CompletedPr
     return subprocess.run(command, cwd=bundle, capture_output=True, text=True, timeout=300, check=False)
 
 
-def warp_with_simpleitk(moving: sitk.Image, field: Path, fixed: str) -> np.ndarray:
+def warp_with_simpleitk(moving: sitk.Image, field: Path, fixed: str, background: float = 0.0) -> np.ndarray:
     transform = sitk.DisplacementFieldTransform(sitk.ReadImage(str(field), sitk.sitkVectorFloat64))
-    warped = sitk.Resample(moving, sitk.ReadImage(fixed), transform, sitk.sitkLinear, 0.0, sitk.sitkFloat32)
+    warped = sitk.Resample(moving, sitk.ReadImage(fixed), transform, sitk.sitkLinear, background, sitk.sitkFloat32)
     return sitk.GetArrayFromImage(warped).transpose(2, 1, 0)
 
 
@@ -60,19 +60,14 @@ def test_the_written_field_is_the_whole_transformation(bundle: Path, dataset: Pa
     assert {path.name for path in (tmp_path / "out").iterdir()} == OUTPUTS
     ours = nib.load(tmp_path / "out/warped_image.nii.gz")
     moving = sitk.ReadImage(pair["moving"], sitk.sitkFloat32)
-    theirs = warp_with_simpleitk(moving, tmp_path / "out/field.nii.gz", pair["fixed"])
-    # Beyond the moving image both give 0, but fade to it differently around its outermost voxels.
-    inside = sitk.ConstantPad(sitk.Crop(moving * 0 + 1, [1] * 3, [1] * 3), [1] * 3, [1] * 3)
-    away = warp_with_simpleitk(inside, tmp_path / "out/field.nii.gz", pair["fixed"]) == 1
-    assert away.mean() > 0.2
+    background = -1000.0 if bundle == DDMR else 0.0  # outside the moving image there is air
+    theirs = warp_with_simpleitk(moving, tmp_path / "out/field.nii.gz", pair["fixed"], background)
+    assert 0.01 < (theirs == background).mean() < 0.8
     scale = 100 / np.ptp(sitk.GetArrayFromImage(moving))
-    assert np.abs(ours.get_fdata() - theirs)[away].max() * scale < 0.05
+    assert np.abs(ours.get_fdata() - theirs).max() * scale < 0.05
     np.testing.assert_allclose(ours.affine, nib.load(pair["fixed"]).affine, atol=1e-5)
     labels = nib.load(tmp_path / "out/warped_label.nii.gz")
     assert labels.shape == (*ours.shape, *nib.load(pair["label"]).shape[3:])
-    if bundle == DDMR:  # outside the moving image there is air
-        outside = warp_with_simpleitk(moving * 0 + 1, tmp_path / "out/field.nii.gz", pair["fixed"]) == 0
-        assert outside.any() and np.median(ours.get_fdata()[outside]) == -1000
 
 
 def test_command_lines_and_python_give_the_same_files(

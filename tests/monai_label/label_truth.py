@@ -55,7 +55,7 @@ def warped(volume: np.ndarray, affine: np.ndarray, field: Path, fixed: Path) -> 
 
 
 def warped_label_map(label_file: Path, field: Path, fixed: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The label map that a field gives, and where it is sure: not at borders of labels or of the moving image."""
+    """The label map that a field gives, and where it is sure: not at borders of labels."""
     label = nib.load(label_file)
     labels = np.asarray(label.dataobj)
     values = {value: warped(mask, label.affine, field, fixed) for value, mask in masks_of(labels).items()}
@@ -68,10 +68,7 @@ def warped_label_map(label_file: Path, field: Path, fixed: Path) -> tuple[np.nda
         shown = np.array([0, *values])[stack.argmax(axis=0)]
         first, second = np.sort(stack, axis=0)[:-3:-1]
         unsure = first - second < NEAR
-    inside = np.pad(np.ones(np.subtract(labels.shape[:3], 2)), 1)
-    fade = warped(inside, label.affine, field, fixed)
-    outermost = (fade < 1) & (warped(np.ones(labels.shape[:3]), label.affine, field, fixed) > 0)
-    return shown, ~unsure & ~outermost
+    return shown, ~unsure
 
 
 def dice(first: np.ndarray, second: np.ndarray) -> float:

@@ -181,13 +181,8 @@ def test_resample_equals_simpleitk(mode: str) -> None:
     interpolator = {"bilinear": sitk.sitkLinear, "nearest": sitk.sitkNearestNeighbor}[mode]
     frame = to_sitk(np.zeros(target.shape, np.float32), target.affine)
     theirs = from_sitk(sitk.Resample(to_sitk(image, source.affine), frame, sitk.Transform(), interpolator, 0.0))
-    voxels = source.to_voxels(target.to_world(np.indices(target.shape).transpose(1, 2, 3, 0)))
-    inner = ((voxels >= 1) & (voxels <= np.array(source.shape) - 2)).all(-1)
-    assert inner.mean() > 0.3
-    if mode == "nearest":
-        assert (ours != theirs)[inner].mean() < 2e-3
-    else:
-        assert np.abs(ours - theirs)[inner].max() < 0.01
+    assert 0.3 < (theirs != 0).mean() < 1
+    np.testing.assert_allclose(ours, theirs, atol=0.01)
 
 
 def test_bspline_resampling_equals_simpleitk() -> None:

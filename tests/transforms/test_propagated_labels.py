@@ -178,14 +178,12 @@ def test_what_it_is_compared_with_lies_on_the_fixed_grid(away: float) -> None:
         MOVING.shape, MOVING.spacing, (-5, 8, 12), (2, 1, 0), (1, -1, 1), (20, -30, 10) if away else (21, -29, 11)
     )
     frame = to_sitk(np.zeros(FIXED.shape, np.float32), FIXED.affine)
-    voxels = there.to_voxels(FIXED.to_world(np.indices(FIXED.shape).transpose(1, 2, 3, 0)))
-    inner = ((voxels >= 0) & (voxels <= np.array(MOVING.shape) - 1)).all(-1)
     for name in ("image", "label"):
         ours = out[f"unregistered_{name}"]
         assert Grid.of(ours).same_as(FIXED)
         for a, b in zip(ours.numpy(), item[f"moving_{name}_native".replace("_image", "")].numpy(), strict=True):
             theirs = from_sitk(sitk.Resample(to_sitk(b, there.affine), frame, sitk.Transform(), sitk.sitkLinear))
-            np.testing.assert_allclose(a[inner], theirs[inner], atol=0.02)
+            np.testing.assert_allclose(a, theirs, atol=0.02)
 
 
 @pytest.mark.parametrize("degrees", [(0, 0, 0), (40, 35, 45)])

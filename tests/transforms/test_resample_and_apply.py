@@ -267,10 +267,8 @@ def test_warped_image_is_simpleitks_with_the_field_of_the_item() -> None:
     frame = to_sitk(np.zeros(FIXED.shape, np.float32), FIXED.affine)
     transform = sitk.DisplacementFieldTransform(to_sitk(lps, FIXED.affine))
     theirs = from_sitk(sitk.Resample(moving, frame, transform, sitk.sitkLinear, 0.0))
-    voxels = MOVING.to_voxels(full["field"].points().numpy().transpose(1, 2, 3, 0))
-    inner = ((voxels >= 1) & (voxels <= np.array(MOVING.shape) - 2)).all(-1)
-    assert inner.mean() > 0.5
-    assert np.abs(full["warped_image"][0].numpy() - theirs)[inner].max() < 0.05
+    assert (theirs != 0).mean() > 0.5
+    np.testing.assert_allclose(full["warped_image"][0].numpy(), theirs, atol=0.05)
 
 
 def test_without_labels_there_are_none() -> None:

@@ -16,7 +16,7 @@ from monai.data import MetaTensor
 from regzoo.spatial.field import DisplacementField
 from regzoo.spatial.grid import Grid
 from regzoo.spatial.volumes import plain
-from regzoo.spatial.warp import apply_matrix, sample, voxel_coordinates
+from regzoo.spatial.warp import apply_matrix, sample, sample_file, slab_points
 
 #: A target voxel that is longer than this many moving voxels is cut into parts.
 COARSER = 1.05
@@ -52,18 +52,16 @@ def filled_shares(masks: torch.Tensor, moving: Grid, field: DisplacementField, s
     """
     stop = min(stop, field.grid.shape[0])
     shape, parts = field.grid.shape, subdivisions(moving, field.grid)
-    device = field.displacement.device
-    to_moving = torch.as_tensor(np.linalg.inv(moving.affine))
-    there = to_moving @ torch.as_tensor(field.grid.affine)
-    turn = to_moving[:3, :3].to(field.displacement)
-    corner = torch.tensor([start, 0, 0], device=device).view(3, 1, 1, 1)
-    centres = voxel_coordinates((stop - start, *shape[1:]), device) + corner
-    total = torch.zeros(len(masks), *centres.shape[1:], device=device)
+    device, rows = field.displacement.device, slice(start, stop)
+    to_moving = torch.as_tensor(np.linalg.inv(moving.affine), device=device)
+    there = to_moving @ torch.as_tensor(field.grid.affine, device=device)
+    centres = slab_points(np.eye(4), shape, rows, device)
+    total = torch.zeros(len(masks), *centres.shape[2:], device=device)
     for step in product(*[(np.arange(n) + 0.5) / n - 0.5 for n in parts]):
-        points = (centres + torch.tensor(step, dtype=centres.dtype, device=device).view(3, 1, 1, 1))[None]
-        shift = sample(field.displacement[None], points, padding="border")
-        coordinates = apply_matrix(there, points) + torch.einsum("ij,bjxyz->bixyz", turn, shift)
-        total += sample(masks[None].float(), coordinates)[0]
+        points = centres + torch.tensor(step, dtype=centres.dtype, device=device).view(1, 3, 1, 1, 1)
+        shift = sample(field.displacement[None], points, padding="border").double()
+        coordinates = apply_matrix(there, points) + torch.einsum("ij,bjxyz->bixyz", to_moving[:3, :3], shift)
+        total += sample_file(masks.float(), coordinates)
     return total / float(np.prod(parts))
 
 

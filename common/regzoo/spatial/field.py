@@ -8,6 +8,7 @@ In memory a field is in RAS mm, as NIfTI affines are. In a file it follows ITK's
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
 
@@ -19,7 +20,17 @@ from regzoo.errors import bad_file
 from regzoo.files import write_nifti
 from regzoo.spatial.grid import RAS_LPS, Grid
 from regzoo.spatial.volumes import read_image
-from regzoo.spatial.warp import Mode, Padding, apply_matrix, jacobian_determinant, sample, voxel_coordinates
+from regzoo.spatial.warp import (
+    Mode,
+    Padding,
+    apply_matrix,
+    jacobian_determinant,
+    sample,
+    sample_file,
+    slab_points,
+    slabs,
+    voxel_coordinates,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -67,14 +78,16 @@ class DisplacementField:
             fixed: grid of the fixed image, on which the result is sampled.
             prealignment: 4×4, RAS mm, the edit that was made to the moving image's affine (old world → new world).
         """
-        coordinates = apply_matrix(
-            torch.linalg.solve(torch.as_tensor(network.affine), torch.as_tensor(fixed.affine)),
-            voxel_coordinates(fixed.shape, ddf.device, torch.float64)[None],
-        )
-        displacement = sample(ddf[None].float(), coordinates, padding="border").double()
-        edit = np.eye(4) if prealignment is None else np.asarray(prealignment, dtype=np.float64)
-        to_world = torch.as_tensor(np.linalg.inv(edit) @ network.affine)
-        return cls.from_points(apply_matrix(to_world, coordinates + displacement)[0], fixed)
+        device, edit = ddf.device, np.eye(4) if prealignment is None else np.asarray(prealignment, dtype=np.float64)
+        to_network = np.linalg.solve(network.affine, fixed.affine)
+        to_world = torch.as_tensor(np.linalg.inv(edit) @ network.affine, device=device)
+        displacement = torch.empty(3, *fixed.shape, device=device)
+        for rows in slabs(fixed.shape):
+            there = slab_points(to_network, fixed.shape, rows, device)
+            there = there + sample(ddf[None].float(), there, padding="border")
+            world = slab_points(fixed.affine, fixed.shape, rows, device)
+            displacement[:, rows] = (apply_matrix(to_world, there) - world)[0].float()
+        return cls(displacement, fixed)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> DisplacementField:
@@ -115,25 +128,40 @@ class DisplacementField:
         return np.asarray(points, dtype=np.float64) + there.reshape(3, -1).T.cpu().numpy()
 
     def warp(
-        self, moving: MetaTensor | str | PathLike[str], mode: Mode = "bilinear", padding: Padding = "zeros"
+        self,
+        moving: MetaTensor | str | PathLike[str],
+        mode: Mode = "bilinear",
+        padding: Padding = "zeros",
+        background: float = 0.0,
     ) -> MetaTensor:
         """Warp a moving image onto the field's grid: one interpolation from the moving image's own voxels.
+
+        Up to its border the values are those of ITK's linear or nearest-neighbour resampling with this field.
 
         Args:
             moving: (C, X', Y', Z') with affine voxel → RAS mm on any grid, or the path of an image.
             mode: ``bilinear`` (trilinear) or ``nearest``, the latter for label maps.
-            padding: value outside the moving image: ``zeros`` or its ``border``.
+            padding: what lies more than half a voxel beyond the moving image's outermost centres: ``zeros``, which is
+                the background, or its ``border``.
+            background: the value there.
 
         Returns:
             (C, X, Y, Z) float32 with the affine of the field's grid.
         """
         image = moving if isinstance(moving, MetaTensor) else read_image(Path(moving))
-        to_voxels = torch.as_tensor(np.linalg.inv(Grid.of(image).affine))
-        coordinates = apply_matrix(to_voxels, self.points()[None])
-        values = sample(
-            image.as_tensor()[None].float().to(self.displacement.device), coordinates, mode=mode, padding=padding
-        )
-        return MetaTensor(values[0], affine=torch.as_tensor(self.grid.affine))
+        volume = image.as_tensor().float().to(self.displacement.device)
+        values = volume.new_empty(len(volume), *self.grid.shape)
+        for rows, coordinates in self.coordinates(Grid.of(image)):
+            values[:, rows] = sample_file(volume, coordinates, mode, padding, background)
+        return MetaTensor(values, affine=torch.as_tensor(self.grid.affine))
+
+    def coordinates(self, moving: Grid) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Where the voxels of each of the `slabs` of the grid go: (1, 3, rows, Y, Z) float64, voxels of `moving`."""
+        to_voxels = np.linalg.inv(moving.affine)
+        turn = torch.as_tensor(to_voxels[:3, :3], device=self.displacement.device)
+        for rows in slabs(self.grid.shape):
+            here = slab_points(to_voxels @ self.grid.affine, self.grid.shape, rows, self.displacement.device)
+            yield rows, here + torch.einsum("ij,jxyz->ixyz", turn, self.displacement[:, rows].double())
 
     def compose(self, then: DisplacementField) -> DisplacementField:
         """The field of going through this one and then through another: x → then(self(x)), on this field's grid."""

@@ -7,6 +7,8 @@ integer coordinates (``align_corners=True``), interpolation is linear unless sai
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Literal
 
@@ -19,6 +21,11 @@ from scipy.ndimage import map_coordinates
 
 Mode = Literal["bilinear", "nearest"]
 Padding = Literal["zeros", "border"]
+
+#: Voxels of a slab, see `slabs`.
+SLAB = 1 << 20
+#: What rounding errors may take from a point that is meant to lie between two voxels, voxels.
+TIE = 1e-6
 
 
 def _axes(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
@@ -174,6 +181,61 @@ def jacobian_determinant(ddf: torch.Tensor) -> torch.Tensor:
     return (a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g))[:, None]
 
 
+def slabs(shape: Sequence[int]) -> Iterator[slice]:
+    """Ranges along the first axis of a grid (X, Y, Z), each of about a million voxels: what is computed at a time."""
+    step = max(SLAB // max(math.prod(shape[1:]), 1), 1)
+    return (slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step))
+
+
+def slab_points(
+    matrix: np.ndarray | torch.Tensor, shape: Sequence[int], rows: slice, device: torch.device | None = None
+) -> torch.Tensor:
+    """Where a 4×4 matrix takes the voxels of a slab of a grid (X, Y, Z), (1, 3, rows, Y, Z) float64."""
+    matrix = torch.as_tensor(matrix, dtype=torch.float64, device=device)
+    x = torch.arange(rows.start, rows.stop, dtype=torch.float64, device=device).view(1, -1, 1, 1)
+    y, z = (torch.arange(n, dtype=torch.float64, device=device) for n in shape[1:])
+    column = [matrix[:3, index].view(3, 1, 1, 1) for index in range(4)]
+    return ((column[0] * x + column[3]) + (column[1] * y.view(1, 1, -1, 1) + column[2] * z))[None]
+
+
+def within(coordinates: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """Whether points (1, 3, …), voxels, belong to a voxel of a grid: [-0.5, n - 0.5) along each axis, as in ITK."""
+    return torch.stack(
+        [(c >= -0.5 - TIE) & (c < n - 0.5 - TIE) for c, n in zip(coordinates[0], shape, strict=True)]
+    ).all(0)
+
+
+def sample_file(
+    image: torch.Tensor,
+    coordinates: torch.Tensor,
+    mode: Mode = "bilinear",
+    padding: Padding = "zeros",
+    background: float = 0.0,
+) -> torch.Tensor:
+    """Values of an image at given points, as ITK's interpolators give them.
+
+    A point that is at most half a voxel beyond the outermost centres still belongs to a voxel: the border value holds.
+
+    Args:
+        image: (C, X', Y', Z') float32.
+        coordinates: (1, 3, X, Y, Z) float64, voxels of `image`.
+        mode: ``bilinear`` (trilinear) or ``nearest``.
+        padding: what lies further out: ``zeros``, which is the background, or the ``border`` value.
+        background: the value there.
+
+    Returns:
+        (C, X, Y, Z) float32.
+    """
+    if mode == "nearest":  # points half-way between two centres go to the higher one
+        nearest = (coordinates + (0.5 + TIE)).floor()
+        values = sample(image[None], nearest, "nearest", "border")[0]
+    else:
+        values = sample(image[None], coordinates, padding="border")[0]
+    if padding == "zeros":
+        values.masked_fill_(~within(coordinates, image.shape[1:]), background)
+    return values
+
+
 def resample(
     image: torch.Tensor,
     source: Grid,
@@ -181,6 +243,7 @@ def resample(
     mode: Mode | Literal["bspline"] = "bilinear",
     padding: Padding = "zeros",
     anti_alias: bool = False,
+    background: float = 0.0,
 ) -> torch.Tensor:
     """Resample an image from one grid onto another through the world.
 
@@ -189,8 +252,9 @@ def resample(
         source: grid of `image`.
         target: grid to sample on.
         mode: ``bilinear``, ``nearest``, or ``bspline`` (cubic, by SciPy on the CPU).
-        padding: what lies outside `source`.
+        padding: what lies more than half a voxel beyond the outermost centres of `source`, see `sample_file`.
         anti_alias: blur beforehand along axes where the target is coarser, σ = (ratio - 1) / 2 voxels.
+        background: the value beyond `source`, unless `padding` is ``border`` or `mode` is ``bspline``.
 
     Returns:
         (C, X, Y, Z) float32 on `target`.
@@ -201,12 +265,16 @@ def resample(
         # Source voxels passed per step along the target axis that follows each source axis most closely.
         steps = matrix[:3, :3].abs().amax(dim=1)
         image = gaussian_filter(image[None], [max(float(step) - 1, 0) / 2 for step in steps], border="renormalise")[0]
-    coordinates = apply_matrix(matrix.to(image.device), voxel_coordinates(target.shape, image.device)[None])
     if mode == "bspline":
-        points, edge = coordinates[0].cpu().numpy(), {"zeros": "grid-constant", "border": "nearest"}[padding]
+        coordinates = apply_matrix(matrix, voxel_coordinates(target.shape)[None])
+        points, edge = coordinates[0].numpy(), {"zeros": "grid-constant", "border": "nearest"}[padding]
         channels = [map_coordinates(channel.cpu().numpy(), points, order=3, mode=edge) for channel in image]
         return torch.from_numpy(np.stack(channels)).to(image.device)
-    return sample(image[None], coordinates, mode, padding)[0]
+    values = image.new_empty(len(image), *target.shape)
+    for rows in slabs(target.shape):
+        there = slab_points(matrix, target.shape, rows, image.device)
+        values[:, rows] = sample_file(image, there, mode, padding, background)
+    return values
 
 
 def apply_matrix(matrix: torch.Tensor, coordinates: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,9 @@ from regzoo.errors import bad_file
 from regzoo.spatial import DisplacementField, Grid, apply_matrix, carry_labels, plain, sample, voxel_coordinates, warp
 from regzoo.transforms.request import from_server
 
+#: Where `ResamplePaird(keep_native=True)` keeps the moving image and label.
+NATIVE = {"image": "moving_native", "label": "moving_label_native"}
+
 
 def label_masks(labels: torch.Tensor, exclusive: bool) -> torch.Tensor:
     """Masks of labels that were interpolated linearly.
@@ -119,7 +122,7 @@ class ApplyFieldd(MapTransform):
         item["ddf"] = field.ddf()
         for kind, moving in _moving(data):
             item[f"warped_{kind}"] = (
-                _seen(field, moving, self.background)
+                field.warp(moving, background=self.background)
                 if kind == "image"
                 else carry_labels(field, moving, "moving_label_values" in data)
             )
@@ -139,22 +142,17 @@ def with_references(data: Mapping[Hashable, Any], device: torch.device, backgrou
         item["reference_label"] = item["fixed_label_native"].to(device)
     if from_server(data):
         return item
-    start = DisplacementField.from_affine(np.linalg.inv(_edit(data)), Grid.of(data["fixed_native"]), device)
-    for kind, moving in _moving(data):
-        item[f"unregistered_{kind}"] = (
-            _seen(start, moving, background)
-            if kind == "image"
-            else carry_labels(start, moving, "moving_label_values" in data)
-        )
+    fixed = Grid.of(data["fixed_native"])
+    # What was kept carries the edited affine: it is seen from where it lies.
+    still = DisplacementField(torch.zeros(1, device=device).expand(3, *fixed.shape), fixed)
+    for kind, native in NATIVE.items():
+        if native in data:
+            item[f"unregistered_{kind}"] = (
+                still.warp(data[native], background=background)
+                if kind == "image"
+                else carry_labels(still, data[native], "moving_label_values" in data)
+            )
     return item
-
-
-def _seen(field: DisplacementField, moving: MetaTensor, background: float) -> MetaTensor:
-    """The moving image through a field, with a value of its own beyond its field of view."""
-    if background == 0:
-        return field.warp(moving)
-    seen = field.warp(MetaTensor(plain(moving) - background, affine=moving.affine))
-    return MetaTensor(plain(seen) + background, affine=seen.affine)
 
 
 def _edit(data: Mapping[Hashable, Any]) -> np.ndarray:
@@ -164,7 +162,7 @@ def _edit(data: Mapping[Hashable, Any]) -> np.ndarray:
 
 def _moving(data: Mapping[Hashable, Any]) -> Iterator[tuple[str, MetaTensor]]:
     """The moving image and label as they were loaded, in the file's own world."""
-    for kind, native in (("image", "moving_native"), ("label", "moving_label_native")):
+    for kind, native in NATIVE.items():
         if native in data:
             # What was kept carries the edited affine; a field leads to the file's own world.
             affine = np.linalg.inv(_edit(data)) @ np.asarray(data[native].affine.cpu(), dtype=np.float64)
