@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from pathlib import Path
 
 import nibabel as nib
@@ -43,22 +44,33 @@ def test_a_mistake_is_one_line_and_a_failure(
     assert not (tmp_path / "out").exists()
 
 
-def test_the_hook_shows_user_errors_in_one_line_and_others_in_full(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_the_hook_shows_every_error_in_one_line_and_keeps_the_traceback_of_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     one_line_errors()
-    for error, lines in ((RegZooError("file: wrong; mend"), 1), (KeyError("a bug"), 5)):
+
+    def shown(error: Exception) -> list[str]:
         try:
             try:
                 raise error
             except Exception as inner:
-                raise RuntimeError("applying transform") from inner
+                raise RuntimeError("Failed to instantiate component 'a.B' with kwargs: {}") from inner
         except Exception as outer:
             sys.excepthook(type(outer), outer, outer.__traceback__)
-        shown = capsys.readouterr().err.strip().splitlines()
-        assert len(shown) == 1 if lines == 1 else len(shown) >= lines
-        assert (shown[0] == "error: file: wrong; mend") == (lines == 1)
+        return capsys.readouterr().err.strip().splitlines()
+
+    assert shown(RegZooError("file: wrong; mend")) == ["error: file: wrong; mend"]
+    assert not list(tmp_path.iterdir())
+    (line,) = shown(ValueError("a\nbug"))
+    (kept,) = tmp_path.iterdir()
+    assert line == f"error: a.B: ValueError: a bug; the traceback is in {kept}"
+    assert "Traceback" in kept.read_text() and "a\nbug" in kept.read_text()
+    assert "disk: no space left on device" in shown(OSError(28, "No space left on device", "disk"))[0]
+    monkeypatch.setenv("REGZOO_TRACEBACK", "1")
+    lines = shown(KeyError("a bug"))
+    assert lines[0].startswith("Traceback") and lines[-1].startswith("error: a.B: KeyError: ")
 
 
 def test_user_error_ends_on_a_cycle() -> None:

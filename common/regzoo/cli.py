@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import fire
-from regzoo.errors import RegZooError, end_on_signals
+from fire.parser import DefaultParseValue
+from regzoo.bundles import as_value, find_bundle
+from regzoo.errors import RegZooError, end_on_signals, one_line, print_error
 
 
 class Phantom:
@@ -112,15 +118,18 @@ def register(
             two CTs together first).
         outputs: some of image,label,probability,field,statistics,picture instead of all but the probability.
         fixed_label: labels on the fixed image, for a bundle that aligns the two by an organ beforehand.
-        overlays: further configurations of the bundle, such as configs/variants/onnx.json, separated by commas.
+        overlays: further configurations of the bundle, such as configs/variants/onnx.json, separated by commas; as a
+            list, "['a.json']", if there is a comma in a name.
         overrides: any setting of the bundle's configs/inference.json, such as --checkpoint FILE.
     """
+    find_bundle(bundle)  # before MONAI is imported
     from regzoo.workflow import register as run
 
     if align is not None:
         overrides["align"] = align
-    overrides["overlays"] = _listed(overlays)
-    result = run(bundle, fixed, moving, label, out, outputs, fixed_label, **overrides)
+    settings = {name: as_value(name, value) for name, value in overrides.items()}
+    labels = [as_value("moving_label", name) for name in (label, fixed_label)]
+    result = run(bundle, fixed, moving, labels[0], out, outputs, labels[1], overlays=_listed(overlays), **settings)
     deformation = result.statistics.get("deformation")
     folds = f" (folded voxels: {deformation['folded_voxels_percent']:.3g} %)" if deformation else ""
     print(f"{result.case} → {out}{folds}")
@@ -140,14 +149,18 @@ def export(
         overlays: further configurations of the bundle, such as configs/variants/mix.json, separated by commas.
         overrides: any setting of the bundle's configs/inference.json, such as --checkpoint FILE or --size "[48,32,32]".
     """
+    find_bundle(bundle)
     from regzoo.workflow import export_network
 
-    print(export_network(bundle, format, out, _listed(overlays), **overrides))
+    settings = {name: as_value(name, value) for name, value in overrides.items()}
+    print(export_network(bundle, format, out, _listed(overlays), **settings))
 
 
 def _listed(files: str | Sequence[str]) -> list[str]:
-    """Files given as one, separated by commas, or as a list."""
-    return files.split(",") if isinstance(files, str) else list(files)
+    """Files given as one, separated by commas, or as a list, which names with commas need."""
+    if isinstance(files, str):
+        files = DefaultParseValue(files) if files.startswith("[") else files.split(",")
+    return [str(file) for file in files]
 
 
 def curves(folder: str, out: str = "training.png") -> None:
@@ -170,6 +183,7 @@ def verify(bundle: str) -> None:
     Args:
         bundle: a bundle's name or folder.
     """
+    _has_configs(bundle)
     from regzoo.zoo import as_table, failed, summary, verify
 
     rows = verify(bundle)
@@ -186,6 +200,7 @@ def package(bundle: str, out: str | None = None, large_files: str | None = None)
         out: the zip; NAME_vVERSION.zip in the working folder if not given.
         large_files: address from which models/model.pt can be downloaded; it is left out, and large_files.yml says so.
     """
+    _has_configs(bundle)
     from regzoo.zoo import package, sha256
 
     file = package(bundle, out, large_files)
@@ -202,6 +217,7 @@ def publish(bundle: str, repo: str, token: str | None = None, version: str | Non
         version: tag; the version in the bundle's metadata if not given.
         private: make the repository visible to its owners only; --noprivate for everybody.
     """
+    _has_configs(bundle)
     from regzoo.zoo import as_table, publish, summary
 
     address = publish(bundle, repo, token, version, private, report=lambda r: print(f"{as_table(r)}\n{summary(r)}"))
@@ -219,11 +235,92 @@ COMMANDS = {
 }
 
 
+def _has_configs(bundle: str) -> None:
+    """Refuse the name of no bundle, before MONAI is imported."""
+    if not (Path(bundle) / "configs").is_dir():
+        find_bundle(bundle)
+
+
+def _reader(name: str, kind: str) -> Callable[[str], Any]:
+    """What turns the text that was typed for an argument into its value, by the argument's annotation."""
+
+    def number(text: str) -> Any:
+        value = DefaultParseValue(text)
+        if value is None and "None" in kind:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int if kind.startswith("int") else (int, float)):
+            raise RegZooError(f"--{name} {text}: is not a {'whole ' * kind.startswith('int')}number; write one")
+        return value
+
+    def switch(text: str) -> bool:
+        if text.lower() not in {"true", "false"}:
+            raise RegZooError(f"--{name} {text}: is neither True nor False; write one of them")
+        return text.lower() == "true"
+
+    return number if kind.startswith(("int", "float")) else switch if kind == "bool" else str
+
+
+def _keep_names(command: Callable[..., None]) -> None:
+    """Let fire hand names to a command as they were typed: 2024, 007 and a,b are names of files as well."""
+    parameters = inspect.signature(command).parameters.values()
+    named = {p.name: _reader(p.name, str(p.annotation)) for p in parameters if p.kind is not p.VAR_KEYWORD}
+    fire.decorators.SetParseFns(**named)(command)
+    fire.decorators.SetParseFn(str)(command)
+
+
+def _joined(arguments: Sequence[str]) -> list[str]:
+    """Arguments with values that begin with a dash joined to their option: ``--moving -m.nii.gz``."""
+    joined: list[str] = []
+    for argument in arguments:
+        if joined and re.fullmatch(r"--[\w#-]+", joined[-1]) and re.match(r"-[^-]", argument):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
+def _check_arguments(arguments: Sequence[str]) -> None:
+    """Refuse options that a command does not have; fire would do so when the work is done.
+
+    Raises:
+        RegZooError: one line that names the option and the nearest one that there is.
+    """
+    command, rest = COMMANDS.get(arguments[0] if arguments else ""), list(arguments[1:])
+    if inspect.isclass(command) and rest:
+        command = getattr(command, rest.pop(0), None)
+    if not inspect.isfunction(command) or {"--help", "-h", "--"} & set(rest):
+        return
+    parameters = dict(inspect.signature(command).parameters)
+    parameters.pop("self", None)
+    anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    names = [name for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD]
+    free, positional, takes = list(names), 0, False
+    for argument in rest:
+        option = re.fullmatch(r"--?([A-Za-z][\w#-]*)(=.*)?", argument, re.DOTALL)
+        if option is None:
+            positional, takes = positional + (not takes), False
+            if positional > len(free):
+                raise RegZooError(f"{argument}: one argument too many; see regzoo {arguments[0]} --help")
+            continue
+        name, takes = option[1].replace("-", "_"), option[2] is None
+        if name in free:
+            free.remove(name)
+        elif name not in names and name.removeprefix("no") not in names and len(name) > 1 and not anything:
+            near = difflib.get_close_matches(name, names, 1)
+            mend = f"did you mean --{near[0]}?" if near else f"use one of --{', --'.join(names)}"
+            raise RegZooError(f"--{name}: no such option of {command.__name__}; {mend}")
+
+
 def main() -> None:
-    """Run a command; a `RegZooError` is one line on standard error and exit status 1."""
+    """Run a command; an error is one line on standard error and exit status 1."""
     end_on_signals()
+    for command in (*COMMANDS.values(), *vars(Phantom).values()):
+        if inspect.isfunction(command):
+            _keep_names(command)
     try:
-        fire.Fire(COMMANDS, name="regzoo")
-    except RegZooError as error:
-        print(f"error: {error}", file=sys.stderr)
+        arguments = _joined(sys.argv[1:])
+        _check_arguments(arguments)
+        fire.Fire(COMMANDS, command=arguments, name="regzoo")
+    except Exception as error:
+        print_error(one_line(error))
         sys.exit(1)

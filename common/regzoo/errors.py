@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
 import signal
 import sys
+import tempfile
 import threading
+import traceback
+from collections.abc import Iterator
 from os import PathLike
 from types import FrameType, TracebackType
 
@@ -20,13 +26,44 @@ def bad_file(path: str | PathLike[str], problem: str, mend: str) -> RegZooError:
 
 def user_error(error: BaseException | None) -> RegZooError | None:
     """The `RegZooError` behind an exception, however many layers of MONAI or Ignite wrapped it, or None."""
+    return next((cause for cause in _causes(error) if isinstance(cause, RegZooError)), None)
+
+
+def one_line(error: BaseException) -> str:
+    """Any exception in one line: a `RegZooError` as it is, of others the cause and where the traceback is kept.
+
+    With the environment variable ``REGZOO_TRACEBACK`` set, the traceback is printed above the line instead.
+    """
+    mine = user_error(error)
+    if mine is not None:
+        return str(mine)
+    causes = list(_causes(error))
+    cause, where = causes[-1], ""
+    for outer in causes[:-1]:  # MONAI names the component that it could not make
+        if found := re.search(r"component '([^']+)'|\$(@?[\w.]+)", str(outer)):
+            where = f"{found[1] or found[2]}: "
+    words = " ".join(str(cause).split()) or "no message"
+    if isinstance(cause, OSError) and cause.strerror:
+        words = f"{cause.filename or 'a file'}: {cause.strerror.lower()}"
+    if os.environ.get("REGZOO_TRACEBACK"):
+        traceback.print_exception(error)
+        kept = "the traceback is above"
+    else:
+        kept = "set REGZOO_TRACEBACK=1 to see the traceback"
+        with contextlib.suppress(OSError):
+            with tempfile.NamedTemporaryFile("w", prefix="regzoo-", suffix=".log", delete=False) as file:
+                traceback.print_exception(error, file=file)
+            kept = f"the traceback is in {file.name}"
+    return f"{where}{type(cause).__name__}: {words:.300}; {kept}"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and those behind it, the first cause last."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
-        if isinstance(error, RegZooError):
-            return error
+        yield error
         seen.add(id(error))
         error = error.__cause__ or error.__context__
-    return None
 
 
 def print_error(error: object) -> None:
@@ -38,7 +75,7 @@ def print_error(error: object) -> None:
 
 
 def one_line_errors() -> None:
-    """Print uncaught `RegZooError`s as one line instead of a traceback; other exceptions are shown as before.
+    """Print uncaught exceptions as one line instead of a traceback, see `one_line`.
 
     Called by the bundles' ``initialize``, so that ``python -m monai.bundle run`` answers bad input in one line. It also
     calls `end_on_signals`.
@@ -46,11 +83,10 @@ def one_line_errors() -> None:
     end_on_signals()
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        mine = user_error(error)
-        if mine is None:
-            sys.__excepthook__(kind, error, trace)
+        if isinstance(error, Exception):
+            print_error(one_line(error))
         else:
-            print_error(mine)
+            sys.__excepthook__(kind, error, trace)
 
     sys.excepthook = hook
 

@@ -118,9 +118,9 @@ def test_mistakes_are_one_line(
         ([WEAK, "--format", "onnx", "--checkpoint", str(tmp_path / "none.pt"), *out], "none.pt: no such checkpoint"),
         ([WEAK, "--format", "onnx", "--checkpoint", weights, *out], "holds the weights of another network"),
         ([WEAK, "--format", "onnx", "--overlays", "configs/variants/none.json", *out], "none.json: no such config"),
-        ([WEAK, "--format", "onnx", "--sizes", "3", *out], "no setting called ['sizes']"),
-        ([WEAK, "--format", "onnx", "--size", "[32,24]", *out], "three sizes"),
-        (["none", "--format", "onnx", *out], "is no bundle"),
+        ([WEAK, "--format", "onnx", "--sizes", "3", *out], "did you mean --size"),
+        ([WEAK, "--format", "onnx", "--size", "[32,24]", *out], "not 3"),
+        (["none", "--format", "onnx", *out], "is not a bundle"),
         (
             [WEAK, "--format", "torchscript", "--checkpoint", weights, *settings, "--out", str(tmp_path / "folder")],
             "folder",

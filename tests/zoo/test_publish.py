@@ -122,7 +122,7 @@ def test_mistakes_are_one_line_and_nothing_is_sent(
     (red / "LICENSE").write_text("none\n", encoding="utf-8")
     for bundle, repo, message in (
         (root, "ddmr", "organisation/name"),
-        (root / "none", "clinic/ddmr", "is no bundle"),
+        (root / "none", "clinic/ddmr", "is not a bundle"),
         (red, "clinic/ddmr", "these checks failed: licences"),
     ):
         assert message in refused(monkeypatch, capsys, str(bundle), "--repo", repo, "--token", TOKEN)

@@ -369,5 +369,5 @@ def test_command(copy_bundle: Copy, monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
 
 def test_no_bundle(tmp_path: Path) -> None:
-    with pytest.raises(RegZooError, match="is no bundle"):
+    with pytest.raises(RegZooError, match="is not a bundle"):
         verify(tmp_path)

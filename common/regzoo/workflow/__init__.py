@@ -1,5 +1,6 @@
 """The glue between this package and MONAI's engines, and registration from Python."""
 
+from regzoo.bundles import find_bundle
 from regzoo.workflow.batch import PreparePair
 from regzoo.workflow.checkpoint import TrainingCheckpoint, is_lower, load_weights, save_weights
 from regzoo.workflow.data import (
@@ -21,9 +22,10 @@ from regzoo.workflow.export import Export, export_network
 from regzoo.workflow.exported import ExportedNetwork, OnnxNetwork, TorchScriptNetwork
 from regzoo.workflow.inferer import LabelWiseInferer
 from regzoo.workflow.logs import LossTerms, ValidationImages
+from regzoo.workflow.options import check_options
 from regzoo.workflow.outputs import RegistrationResult, SaveRegistration
 from regzoo.workflow.plateau import EarlyStop, Schedule, key_metric
-from regzoo.workflow.registrar import Registrar, find_bundle, register
+from regzoo.workflow.registrar import Registrar, register
 from regzoo.workflow.serving import Answerd, served_weights, training_folder
 from regzoo.workflow.tracking import finish_evaluation
 
@@ -45,6 +47,7 @@ __all__ = [
     "TrainingCheckpoint",
     "ValidationImages",
     "case_names",
+    "check_options",
     "data_folder",
     "distributed",
     "evaluation_pairs",

@@ -47,7 +47,7 @@ class Source:
     @classmethod
     def read(cls, bundle: str | PathLike[str], overlays: Sequence[str], overrides: dict[str, Any]) -> Source:
         """From a bundle's folder, or its name."""
-        root, parser = inference_config(bundle, overlays, overrides)
+        root, parser = inference_config(bundle, overlays, overrides, ("network_def", "checkpoint", "spacing", "size"))
         try:
             network = parser.get_parsed_content("network_def").eval()
             checkpoint = Path(parser.get_parsed_content("checkpoint"))

@@ -9,37 +9,29 @@ from typing import Any
 
 import torch
 from monai.bundle import ConfigParser
+from regzoo.bundles import find_bundle
 from regzoo.errors import RegZooError, bad_file, user_error
 from regzoo.workflow.data import as_request, requested_records
+from regzoo.workflow.options import check_config, check_effect, unknown
 from regzoo.workflow.outputs import RegistrationResult, asked_outputs
 
-#: Where bundles are looked for by name: the working folder's and the source checkout's ``bundles/``.
-BUNDLE_FOLDERS = (Path("bundles"), Path(__file__).resolve().parents[3] / "bundles")
-
-
-def find_bundle(bundle: str | PathLike[str]) -> Path:
-    """The folder of a bundle given by path or by name.
-
-    Raises:
-        RegZooError: no such bundle; the line lists those that were found.
-    """
-    for folder in (Path(bundle), *(place / bundle for place in BUNDLE_FOLDERS)):
-        if (folder / "configs" / "inference.json").is_file():
-            return folder
-    known = sorted(
-        {path.parent.parent.name for place in BUNDLE_FOLDERS for path in place.glob("*/configs/inference.json")}
-    )
-    mend = f"name one of {', '.join(known)}, or a folder" if known else "name a folder with configs/inference.json"
-    raise bad_file(bundle, "is no bundle", mend)
+#: The ids of ``configs/inference.json`` that a registration uses.
+USED = ("device", "preprocessing", "network", "inferer", "postprocessing")
 
 
 def inference_config(
-    bundle: str | PathLike[str], overlays: Sequence[str], overrides: Mapping[str, Any]
+    bundle: str | PathLike[str], overlays: Sequence[str], overrides: Mapping[str, Any], used: Sequence[str] = USED
 ) -> tuple[Path, ConfigParser]:
     """A bundle's folder, and its ``configs/inference.json`` with overlays and settings put over it.
 
+    Args:
+        bundle: a bundle's folder or name.
+        overlays: further configuration files, relative to the bundle.
+        overrides: settings.
+        used: the ids that are going to be evaluated.
+
     Raises:
-        RegZooError: no such bundle, overlay or setting.
+        RegZooError: no such bundle, overlay or setting, or a setting of an impossible value or without effect.
     """
     root = find_bundle(bundle)
     parser = ConfigParser()
@@ -48,12 +40,14 @@ def inference_config(
         if not file.is_file():
             raise bad_file(file, "no such configuration", "check the name of the overlay")
     parser.read_config([str(file) for file in files])
-    unknown = sorted(key for key in overrides if key not in parser.config)
-    if unknown:
-        raise RegZooError(f"{root}: no setting called {unknown}; see the ids of configs/inference.json")
+    overrides = {name.replace("#", "::"): value for name, value in overrides.items()}
+    for name, value in overrides.items():
+        if name not in parser and name.rpartition("::")[0] not in parser:
+            raise unknown(name, list(parser.config), files[0])
+        parser[name] = value
+    check_config(parser, files[:1], overrides)
+    check_effect(parser, overrides, used)
     parser["bundle_root"] = str(root)
-    for key, value in overrides.items():
-        parser[key] = value
     return root, parser
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import regzoo
 from monai.bundle import ConfigParser
+from regzoo.bundles import find_bundle
 from regzoo.errors import RegZooError, bad_file
-from regzoo.workflow.registrar import find_bundle
 
 #: Where a bundle keeps what it was not handed out with: results, phantoms, what Python compiled.
 WORKING_FOLDERS = {"output", "data", "eval", "__pycache__"}
@@ -40,7 +40,7 @@ class Bundle:
     """A bundle's files, read when they are first asked for.
 
     Args:
-        bundle: a folder, or the name of a bundle that `regzoo.workflow.registrar.find_bundle` finds.
+        bundle: a folder, or the name of a bundle that `regzoo.bundles.find_bundle` finds.
 
     Raises:
         RegZooError: no such folder and no bundle of that name.

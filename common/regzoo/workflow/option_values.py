@@ -1,0 +1,125 @@
+"""The values that settings may have, by the setting's name and by its default."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, get_args
+
+import torch
+from regzoo.bundles import NAMES
+from regzoo.errors import RegZooError
+from regzoo.transforms.load import Alignment
+
+#: The least and the largest value of numbers, or of each number of a list; None: no such limit.
+LIMITS: dict[str, tuple[float | None, float | None]] = {
+    **dict.fromkeys(("batch_size", "max_epochs", "val_interval", "accumulation_steps", "roi_batch_size"), (1, None)),
+    **dict.fromkeys(("size", "channels", "kernel", "stride", "passes", "integration_steps"), (1, None)),
+    **dict.fromkeys(("supersampling", "label_values"), (1, None)),
+    **dict.fromkeys(("labels_per_pair", "labels_per_image", "samples_per_epoch", "max_pairs", "max_images"), (0, None)),
+    **dict.fromkeys(("seed", "fold", "num_workers", "warmup_steps", "pictures", "validation_pairs"), (0, None)),
+    **dict.fromkeys(("plateau_patience", "early_stop", "sigmas", "margin", "deformation_weight"), (0, None)),
+    **dict.fromkeys(("max_brightness", "max_rotation", "max_translation", "max_displacement"), (0, None)),
+    **dict.fromkeys(("alpha", "beta"), (0, None)),
+    **dict.fromkeys(("cache_rate", "balance", "max_corner_shift", "plateau_factor"), (0, 1)),
+    "control_points": (2, None),
+    "folds": (2, None),
+    "percentile": (0, 100),
+}
+#: Numbers that must be larger than zero.
+POSITIVE = {"spacing", "learning_rate", "gamma", "percentile", "plateau_factor", "lost_mm"}
+CHOICES: dict[str, tuple[str | None, ...]] = {
+    "norm": ("batch", "instance", None),
+    "align": get_args(Alignment),
+    "direction": ("mr_to_us", "us_to_mr"),
+    "interpolation": ("linear", "bspline"),
+    "label_mode": ("bilinear", "nearest"),
+}
+#: What a setting is whose default is an expression or null.
+KINDS: dict[str, Any] = {"amp": True, "label_values": [1], "providers": [""], "window": [0.0, 1.0]}
+#: Settings that may be null.
+NULLABLE = {"label_values", "providers", "window", "norm", "outputs"}
+
+
+def check_value(name: str, value: Any, default: Any) -> None:
+    """Refuse a value that is of another type than the setting's default, or out of its range.
+
+    Raises:
+        RegZooError: one line that names the setting, the value and what it may be.
+    """
+    if isinstance(value, str) and value.startswith(("$", "@", "%")):
+        return
+    if isinstance(default, str) and default.startswith(("$", "@")):
+        default = None
+    kind = KINDS.get(name, "" if name in NAMES else default)
+    wrong = _problem(name, value, kind)
+    if wrong:
+        shown = f"{value!r:.60}" if isinstance(value, str) else f"{value!s:.60}"
+        raise RegZooError(f"--{name} {shown}: {wrong}")
+
+
+def _problem(name: str, value: Any, kind: Any) -> str:
+    """What is wrong with a value, and what to write instead; empty if nothing is."""
+    if value is None and (name in NULLABLE or kind is None):
+        return ""
+    if name == "device":
+        return _device_problem(value)
+    if name in NAMES:
+        listed = name.endswith("label") and isinstance(value, list) and all(isinstance(item, str) for item in value)
+        return "" if isinstance(value, str) or listed else f"is not a name; write ./{value} or put it in quotes"
+    if name in CHOICES:
+        if value in CHOICES[name]:
+            return ""
+        return f"is not known; use one of {', '.join(str(choice) for choice in CHOICES[name] if choice)}"
+    if isinstance(kind, bool):
+        return "" if isinstance(value, bool) else "is neither True nor False; write one of them"
+    if isinstance(kind, dict):
+        return "" if isinstance(value, dict) else "is not a dictionary; write {'name': value}"
+    if isinstance(kind, list):
+        return _list_problem(name, value, kind)
+    if isinstance(kind, (int, float)):
+        return _number_problem(name, value, kind)
+    return ""
+
+
+def _device_problem(value: Any) -> str:
+    try:
+        device = torch.device(value)
+    except (RuntimeError, TypeError):
+        return "is not a device; write cpu, cuda or cuda:0"
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        return f"is not here, PyTorch finds {torch.cuda.device_count()} GPUs; write cpu"
+    return ""
+
+
+def _list_problem(name: str, value: Any, kind: list[Any]) -> str:
+    example = f'write "{kind}"' if kind else "write a list in quotes, such as \"['a', 'b']\""
+    if not isinstance(value, (list, tuple)):
+        return f"is not a list; {example}"
+    fixed = name in {"spacing", "size", "window", "gamma"}
+    if fixed and len(value) != len(kind):
+        return f"has {len(value)} values, not {len(kind)}; {example}"
+    if not value and kind and name != "label_values":
+        return f"is empty; {example}"
+    if kind and isinstance(kind[0], (int, float)):
+        problems = (_number_problem(name, item, kind[0]) for item in value)
+        if problem := next(filter(None, problems), ""):
+            return problem
+        if name in {"window", "gamma"} and value[0] >= value[1]:
+            return f"does not rise; {example}"
+    return ""
+
+
+def _number_problem(name: str, value: Any, kind: float) -> str:
+    whole = isinstance(kind, int)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return f"is not a number; write one such as {kind}"
+    if whole and value != int(value):
+        return f"is not a whole number; write one such as {kind}"
+    low, high = LIMITS.get(name, (None, None))
+    if name in POSITIVE and value <= 0:
+        return "is not above 0; name a larger value"
+    if low is not None and value < low:
+        return f"is less than {low}; name a larger value"
+    if high is not None and value > high:
+        return f"is more than {high}; name a smaller value"
+    return ""

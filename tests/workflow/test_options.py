@@ -1,0 +1,156 @@
+"""Settings of the bundles that are misspelt, have no effect or cannot be: one line before any work, in every bundle."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import fire
+import pytest
+from monai.bundle import ConfigWorkflow
+from monai.bundle.scripts import run
+from regzoo.errors import user_error
+
+BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
+ALL = sorted(path.name for path in BUNDLES.iterdir() if (path / "configs").is_dir())
+WEAK, DDMR = "prostate_mr_trus_weak_ddf", "abdominal_ct_ddmr"
+FILES = {
+    "train": "configs/train.json",
+    "evaluate": "['configs/train.json','configs/evaluate.json']",
+    "inference": "configs/inference.json",
+}
+READ = "/nowhere: no such data set"
+
+
+def answer(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, bundle: str, kind: str, *options: str, first: str = "run"
+) -> str:
+    """What `python -m monai.bundle run` answers, started in a bundle's folder; it must not write anything there."""
+    monkeypatch.chdir(BUNDLES / bundle)
+    arguments = ["run", first, "--config_file", FILES[kind], "--logging_file", "False"]
+    arguments += ["--output_dir", str(folder / "out"), *options]
+    if kind != "inference":  # were a setting let pass, nothing would be trained
+        arguments += ["--dataset_dir", "/nowhere"]
+    if kind == "evaluate":
+        arguments += ["--evaluation_dir", str(folder / "out")]
+    monkeypatch.setattr(sys, "argv", ["monai.bundle", *arguments])
+    with pytest.raises(Exception) as stop:
+        fire.Fire({"run": run})
+    line = user_error(stop.value)
+    assert line is not None, stop.value
+    assert "\n" not in str(line)
+    return str(line)
+
+
+@pytest.mark.parametrize("bundle", ALL)
+@pytest.mark.parametrize(
+    ("kind", "options", "said"),
+    [
+        (
+            "train",
+            ["--max_epoch", "1"],
+            "--max_epoch: no such setting in configs/train.json; did you mean --max_epochs?",
+        ),
+        ("train", ["--datasetdir", "X"], "did you mean --dataset_dir?"),
+        ("inference", ["--chekpoint", "X"], "did you mean --checkpoint?"),
+        ("train", ["--train#trainer#max_epoch", "1"], "did you mean --train#trainer#max_epochs?"),
+        ("train", ["--train#handlers#0#x", "1"], "no such setting"),
+        ("train", ["--validate#evalutor", "1"], "did you mean --validate#evaluator?"),
+        ("train", ["--experiment_name", "mine"], "--experiment_name: no such setting"),
+        ("train", ["--checkpoint", "X"], "it belongs to evaluate.json, leave it out"),
+        ("evaluate", ["--learning_rate", "0.1"], "--learning_rate: has no effect"),
+        ("evaluate", ["--phantoms#seed", "3"], "--phantoms#seed: has no effect with a data set of your own"),
+        ("inference", ["--split", "val"], "--split: has no effect without --dataset_dir"),
+        ("train", ["--batch_size", "0"], "--batch_size 0: is less than 1"),
+        ("train", ["--max_epochs", "0"], "--max_epochs 0: is less than 1"),
+        ("train", ["--val_interval", "0"], "--val_interval 0: is less than 1"),
+        ("train", ["--max_epochs", "1.5"], "--max_epochs 1.5: is not a whole number"),
+        ("train", ["--size", "32"], "--size 32: is not a list"),
+        ("train", ["--size", "[32,24]"], "has 2 values, not 3"),
+        ("train", ["--spacing", "[1,-1,2]"], "is not above 0"),
+        ("train", ["--norm", "bacth"], "--norm 'bacth': is not known; use one of batch, instance"),
+        ("train", ["--align", "centre"], "use one of header, center, label, region"),
+        ("train", ["--device", "gpu"], "is not a device"),
+        ("train", ["--device", "cuda:77"], "write cpu"),
+        ("train", ["--amp", "maybe"], "is neither True nor False"),
+        ("train", ["--folds", "1"], "is less than 2"),
+        ("train", ["--learning_rate", "abc"], "is not a number"),
+        ("train", ["--channels", "0"], "--channels 0: is "),
+        ("train", ["--cache_rate", "2"], "is more than 1"),
+        ("train", ["--label_values", "tumour"], "is not a list"),
+        ("train", ["--phantoms", "3"], "is not a dictionary"),
+        # Read as what they are: the next thing that is wrong is the data set.
+        ("train", ["--label_values", "null"], READ),
+        ("train", ["--label_values", "None"], READ),
+        ("train", ["--resume", "false"], READ),
+        ("train", ["--spacing", "3,3,3"], READ),
+        ("train", ["--train#trainer#max_epochs", "2"], READ),
+        ("train", ["--learning_rate", "1"], READ),
+        ("evaluate", ["--eval_split", "fold", "--fold", "1", "--checkpoint", "007"], READ),
+    ],
+)
+def test_settings(
+    bundle: str, kind: str, options: list[str], said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert said in answer(monkeypatch, tmp_path, bundle, kind, *options)
+    if said != READ:
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("bundle", ALL)
+@pytest.mark.parametrize(("name", "said"), [("train", "not something to run"), ("trainig", "write run training")])
+def test_what_is_run(bundle: str, name: str, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert said in answer(monkeypatch, tmp_path, bundle, "train", first=name)
+
+
+def test_settings_that_need_another_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Knobs of single bundles, or that depend on each other."""
+    for bundle, kind, options, said in (
+        (DDMR, "train", ["--integration_steps", "3"], "unless --diffeomorphic is True"),
+        (DDMR, "train", ["--diffeomorphic", "true", "--integration_steps", "3"], READ),
+        (DDMR, "train", ["--norm", "null"], READ),
+        (DDMR, "train", ["--window", "[3,1]"], "does not rise"),
+        *((bundle, "train", ["--sigmas", "2"], "--sigmas 2: is not a list") for bundle in ALL if "_seg" not in bundle),
+        (DDMR, "train", ["--eval_split", "val"], "--eval_split: has no effect"),
+        (WEAK, "evaluate", ["--fold", "1"], "--fold: has no effect unless --eval_split is fold"),
+        (WEAK, "inference", ["--direction", "us_to_mr", "--fixed_image", "a"], "without --dataset_dir"),
+    ):
+        assert said in answer(monkeypatch, tmp_path, bundle, kind, *options), options
+
+
+@pytest.mark.parametrize("typed", ["2024", "007", "1e5", "1_2", "True", "None", "a,b", "[1].nii.gz", "x;y z"])
+def test_names_stay_what_was_typed(typed: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    line = answer(monkeypatch, tmp_path, WEAK, "inference", "--fixed_image", typed, "--moving_image", "m")
+    assert line.startswith(f"{typed}: no such file")
+
+
+@pytest.mark.parametrize(
+    ("overlay", "said"),
+    [
+        ({"validate#evalutor": 1}, "did you mean --validate#evaluator?"),
+        ({"max_epoch": 1}, "did you mean --max_epochs?"),
+        ({"rate": 0.1, "learning_rate": "@rate"}, None),
+        ({"network_def#levels": [0]}, None),
+        ({"network_def#level": [0]}, "--network_def#level: no such setting"),
+        ({"checkpoint": "elsewhere.pt"}, None),  # of another run of the bundle
+    ],
+)
+def test_an_overlay(overlay: dict[str, object], said: str | None, tmp_path: Path) -> None:
+    """An id of the user's own is fine if something refers to it."""
+    (tmp_path / "mine.json").write_text(json.dumps(overlay))
+    configs = BUNDLES / WEAK / "configs"
+    workflow = ConfigWorkflow(
+        config_file=[str(configs / "train.json"), str(tmp_path / "mine.json")],
+        meta_file=str(configs / "metadata.json"),
+        logging_file=False,
+        workflow_type="train",
+        output_dir=str(tmp_path / "out"),
+        device="cpu",
+    )
+    if said is None:
+        workflow.initialize()
+        return
+    with pytest.raises(RuntimeError) as stop:
+        workflow.initialize()
+    assert said in str(user_error(stop.value))
