@@ -12,6 +12,7 @@ from monai.bundle import ConfigWorkflow
 from monai.bundle.scripts import run
 from regzoo.errors import user_error
 
+pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file")
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 ALL = sorted(path.name for path in BUNDLES.iterdir() if (path / "configs").is_dir())
 WEAK, DDMR = "prostate_mr_trus_weak_ddf", "abdominal_ct_ddmr"

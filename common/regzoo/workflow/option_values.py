@@ -35,9 +35,10 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "label_mode": ("bilinear", "nearest"),
 }
 #: What a setting is whose default is an expression or null.
-KINDS: dict[str, Any] = {"amp": True, "label_values": [1], "providers": [""], "window": [0.0, 1.0]}
+KINDS: dict[str, Any] = {"amp": True, "fold": 0, "folds": 2}
+KINDS |= {"label_values": [1], "providers": [""], "window": [0.0, 1.0]}
 #: Settings that may be null.
-NULLABLE = {"label_values", "providers", "window", "norm", "outputs"}
+NULLABLE = {"label_values", "providers", "window", "norm", "outputs", "fold", "folds"}
 
 
 def check_value(name: str, value: Any, default: Any) -> None:
