@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import sys
+import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from regzoo.spatial.nifti import AGAIN, MOST_DEFLATED, NiftiFile, nifti_file, op
 
 FORMATS = "NIfTI, NRRD, MetaImage or MGH"
 _ITK_SUFFIXES = {"NRRD": (".nrrd", ".nhdr"), "MetaImage": (".mha", ".mhd")}
+#: Cases are loaded by several threads, and the terminal is taken away from all of them at once.
+_ONE_AT_A_TIME = threading.Lock()
 _PICTURES = {
     b"\x89PNG": "a PNG picture",
     b"\xff\xd8\xff": "a JPEG picture",
@@ -290,16 +293,17 @@ def _refused(path: Path, error: RuntimeError) -> Exception:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep off the terminal what C++ libraries print there."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    kept = [os.dup(stream) for stream in (1, 2)]
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        for stream in (1, 2):
-            os.dup2(nowhere, stream)
-        yield
-    finally:
-        for stream, copy in zip((1, 2), kept, strict=True):
-            os.dup2(copy, stream)
-            os.close(copy)
-        os.close(nowhere)
+    with _ONE_AT_A_TIME:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        kept = [os.dup(stream) for stream in (1, 2)]
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        try:
+            for stream in (1, 2):
+                os.dup2(nowhere, stream)
+            yield
+        finally:
+            for stream, copy in zip((1, 2), kept, strict=True):
+                os.dup2(copy, stream)
+                os.close(copy)
+            os.close(nowhere)
