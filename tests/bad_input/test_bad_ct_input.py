@@ -118,7 +118,7 @@ def truncated(inputs: Inputs) -> str:
 
 def with_nan(inputs: Inputs) -> str:
     image = ct().astype(np.float32)
-    image[3, 4, 5] = np.nan
+    image[15:17, 13, 12] = np.nan
     return inputs.set("fixed_image", image)
 
 
@@ -147,7 +147,7 @@ ROWS: dict[str, tuple[Callable[[Inputs], str], str, str]] = {
         "not in Hounsfield units",
         "without a window",
     ),
-    "NaN": (with_nan, "NaN", "replace"),
+    "NaN in the body": (with_nan, "NaN or infinity in 2 voxels inside the body", "export"),
     "4-D": (lambda i: i.set("moving_image", np.stack([ct()] * 3, -1)), "4-D", "split"),
     "truncated": (truncated, "truncated", "again"),
     "constant": (lambda i: i.set("fixed_image", np.full(SHAPE, -1000, np.int16)), "constant", "check"),
@@ -257,3 +257,25 @@ def test_a_field_of_view_smaller_than_the_liver(inputs: Inputs, caplog: pytest.L
     # Nine voxels of 9 mm and 20 mm on either side.
     assert "121×121×121 mm are wanted" in line and "90×90×90 mm" in line
     assert set(np.unique(written["warped_label.nii.gz"])) <= {0, 1, 6}
+
+
+@pytest.mark.parametrize("padding", [-2000, -32768, np.nan])
+def test_padding_outside_the_circle_of_the_scanner(
+    padding: float, inputs: Inputs, caplog: pytest.LogCaptureFixture
+) -> None:
+    inputs.run()
+    plain = {file.name: np.asarray(nib.load(file).dataobj) for file in inputs.out.glob("*/*.nii.gz")}
+    x, y, _ = np.indices(SHAPE)
+    image = ct(seed=1).astype(np.float32)
+    outside = np.hypot(x - 16, y - 13) > 14.5
+    image[outside] = padding
+    path = inputs.set("moving_image", image)
+    inputs.out = inputs.folder / "padded"
+    inputs.config["output_dir"] = str(inputs.out)
+    padded = inputs.run()
+    (line,) = expect(inputs, caplog.records)
+    assert line.startswith(path) and f"{outside.sum()} voxels of padding" in line and "-1000 HU" in line
+    np.testing.assert_allclose(padded["field.nii.gz"], plain["field.nii.gz"], atol=0.2)
+    inner = plain["warped_image.nii.gz"] > -500
+    np.testing.assert_allclose(padded["warped_image.nii.gz"][inner], plain["warped_image.nii.gz"][inner], atol=1)
+    assert padded["warped_image.nii.gz"].min() >= -1030

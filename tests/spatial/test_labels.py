@@ -67,7 +67,10 @@ def test_soft_masks_are_cut_at_one_half(top: float, tmp_path: Path) -> None:
 REFUSED: dict[str, tuple[np.ndarray, list[str]]] = {
     "image": (smooth_noise(SHAPE, 1, 0), ["intensities", "is not a whole number; give a mask"]),
     "one value is off": (np.where(NODULE, np.float32(1.002), MAP), ["intensities", "1.002 is not a whole number"]),
-    "minus one": (np.where(NODULE, -1, MAP.astype(np.int16)), ["negative values, such as -1, in 7 voxels", "to 0"]),
+    "minus one": (
+        np.where(NODULE, -1, MAP.astype(np.int16)),
+        ["negative values, such as -1, in 7 voxels", "from 0, which is"],
+    ),
     "300 values": (
         np.arange(960, dtype=np.int16).reshape(SHAPE) % 301,
         ["holds 300 different values, more than the 256"],

@@ -71,14 +71,68 @@ def case(tmp_path: Path) -> Case:
     return Case(tmp_path)
 
 
-@pytest.mark.parametrize("padding", [-3024, -2000, None])
-def test_hounsfield_units_stay_as_they_are(padding: float | None, case: Case, caplog: pytest.LogCaptureFixture) -> None:
+def units(path: str) -> Any:
+    return HounsfieldUnitsd()(LoadPaird(allow_nan=True)({"fixed_image": path}))["fixed_image"]
+
+
+def test_hounsfield_units_stay_as_they_are(case: Case, caplog: pytest.LogCaptureFixture) -> None:
     image, _ = ct()
-    if padding is not None:
-        image[:4] = padding
-    item = HounsfieldUnitsd()(LoadPaird()({"fixed_image": case.file("image", image)}))
-    np.testing.assert_array_equal(item["fixed_image"][0].numpy(), image)
+    np.testing.assert_array_equal(units(case.file("image", image))[0].numpy(), image)
     assert not caplog.records
+
+
+X, Y, _ = np.indices(SHAPE)
+CORNERS = np.hypot((X - 30) * SPACING[0], (Y - 22) * SPACING[1]) > 130
+RAW = ct()[0].round() + 1024
+
+
+@pytest.mark.parametrize(
+    ("stored", "words"),
+    [
+        (np.where(CORNERS, -2000, ct()[0].round()).astype(np.int16), ["down to -2000"]),
+        (np.where(CORNERS, -3024, ct()[0].round()).astype(np.int16), ["down to -3024"]),
+        (np.where(CORNERS, -32768, ct()[0].round()).astype(np.int16), ["down to -32768"]),
+        (np.where(CORNERS, np.nan, ct()[0].round()), ["NaN or infinity"]),
+        (np.where(CORNERS, -np.inf, ct()[0].round()), ["NaN or infinity"]),
+        (np.where(CORNERS, -2000, RAW).astype(np.int16), ["1024 was subtracted", "down to -3024"]),
+        (np.where(CORNERS, np.nan, RAW), ["1024 was subtracted", "NaN or infinity"]),
+        (np.where(CORNERS, -976, RAW).astype(np.int32).astype(np.uint16), ["65536", "1024 was", "down to -2000"]),
+        (np.where(CORNERS, -2000, ct()[0].round()).astype(np.int16).astype(np.uint16), ["65536", "down to -2000"]),
+    ],
+)
+def test_padding_counts_as_air(
+    stored: np.ndarray, words: list[str], case: Case, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = case.file("image", stored.astype(np.float32) if stored.dtype == np.float64 else stored)
+    image = units(path)
+    np.testing.assert_array_equal(image[0].numpy(), np.where(CORNERS, -1000, ct()[0].round()))
+    np.testing.assert_allclose(image.affine.numpy(), case.affine, atol=1e-4)
+    (line,) = [entry.getMessage() for entry in caplog.records]
+    assert line.startswith(path) and f"{CORNERS.sum()} voxels of padding" in line
+    assert all(word in line for word in words) and ("1024" in line) == ("1024 was" in " ".join(words))
+
+
+def test_stray_nan_in_the_background_is_air_and_in_the_body_an_error(
+    case: Case, caplog: pytest.LogCaptureFixture
+) -> None:
+    image, _ = ct()
+    image[1, 1, 3] = image[58, 2, 30] = np.nan
+    image[:, :, :2] = np.inf  # whole slices
+    assert units(case.file("image", image))[0, 1, 1, 3] == -1000
+    assert f": {2 * 60 * 44 + 2} voxels of padding" in caplog.text
+    image[28:31, 20:22, 5] = np.nan
+    path = case.file("image", image)
+    with pytest.raises(RegZooError, match="NaN or infinity in 6 voxels inside the body; export") as caught:
+        units(path)
+    assert str(caught.value).startswith(path)
+    image = ct()[0]
+    image[28:31, 20:22, 0] = np.nan  # on the outermost slice too
+    with pytest.raises(RegZooError, match="in 6 voxels inside the body"):
+        units(case.file("image", image))
+    with pytest.raises(RegZooError, match="replace them by the background value: in most images the minimum, in CT -1"):
+        LoadPaird()({"fixed_image": case.file("image", image)})
+    with pytest.raises(RegZooError, match="every voxel is NaN"):
+        units(case.file("image", np.full(SHAPE, np.nan, np.float32)))
 
 
 def test_unsigned_values_are_shifted_with_one_warning(case: Case, caplog: pytest.LogCaptureFixture) -> None:

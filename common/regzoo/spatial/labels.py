@@ -125,7 +125,7 @@ def _whole_numbers(path: str | Path, stored: torch.Tensor) -> torch.Tensor:
         raise bad_file(path, f"holds intensities, not labels: {example:g} is not a whole number", _WHOLE)
     if low < -NEAR_WHOLE:
         problem = f"holds negative values, such as {round(low)}, in {int((labels < 0).sum())} voxels"
-        raise bad_file(path, problem, "set what is not labelled to 0 and number the labels from 1")
+        raise bad_file(path, problem, "give whole numbers from 0, which is the background")
     if high >= NOT_EXACT:
         raise bad_file(path, f"holds the label value {high:.0f}, which is too large", "number the labels from 1")
     if (count := len(label_values(labels))) > MAX_LABEL_VALUES:

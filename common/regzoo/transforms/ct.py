@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
+import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from regzoo.datasets.records import IMAGE_KEYS
@@ -21,6 +22,14 @@ logger = logging.getLogger(__name__)
 
 #: Added by scanners and converters that store no negative numbers.
 OFFSET = 1024.0
+#: How much higher a negative number becomes that is taken for an unsigned one of 16 bits.
+WRAPPED = 65536
+#: No tissue and no noise of air is below this, Hounsfield units: it is padding, and counts as air.
+PADDING, AIR = -1100.0, -1000.0
+#: Between this and fat a CT has something, the skin and the bowel at least, unless it is stored 1024 too high.
+LUNG = -900.0
+#: Least Hounsfield units of the body.
+SOLID = -500.0
 #: Every abdomen on a CT has voxels below this, Hounsfield units.
 FAT = -50.0
 #: What is sought on a coarse copy of an image, mm: voxels of about this size.
@@ -32,14 +41,18 @@ TALLER = 1.4
 
 
 class HounsfieldUnitsd(MapTransform):
-    """Make sure that the images are in Hounsfield units; nothing is cut off.
+    """Make sure that the images are in Hounsfield units, and that what is no measurement counts as air.
 
-    Values that are nowhere as low as fat, but for what interpolation leaves below 0, are either stored unsigned, 1024
-    too high, which is undone with a warning, or no Hounsfield units. They count as the former if there is air near 0
-    (≤ 50) and the most frequent value above 300, fat or soft tissue, lies from 900 to 1150.
+    Each of these is undone with a warning that names the file:
+
+    - negative numbers stored unsigned in 16 bits, so that they are 65536 too high;
+    - values 1024 too high, as scanners and converters store them that have no negative numbers. A CT counts as one of
+      these if it has air near 0 or below (≤ 50), hardly anything from −900 to −50 (≤ 3 %), and its most frequent value
+      above 300, fat or soft tissue, lies from 900 to 1150;
+    - padding, which becomes air, −1000: values below −1100, and NaN or infinity outside the body.
 
     Raises:
-        RegZooError: an image is not in Hounsfield units, for example windowed.
+        RegZooError: an image is not in Hounsfield units, for example windowed, or holds NaN inside the body.
     """
 
     def __init__(self) -> None:
@@ -49,24 +62,77 @@ class HounsfieldUnitsd(MapTransform):
         item = dict(data)
         for key in self.key_iterator(item):
             image = item[key]
-            values = plain(image)
-            if float(values.min()) < FAT:
-                continue
             name = file_of(image, str(key))
-            if not _stored_unsigned(values.cpu().numpy()):
-                problem = f"is not in Hounsfield units: its values go from {values.min():g} to {values.max():g}"
-                raise bad_file(name, problem, "export the CT anew, without a window")
-            logger.warning("%s: Hounsfield units stored unsigned; 1024 was subtracted", name)
-            item[key] = MetaTensor(values - OFFSET, affine=image.affine, meta={FILE: name})
+            values, notes = hounsfield_units(plain(image)[0].cpu().numpy(), Grid.of(image), name)
+            if notes:
+                logger.warning("%s: %s", name, "; ".join(notes))
+                item[key] = MetaTensor(torch.from_numpy(values)[None], affine=image.affine, meta={FILE: name})
         return item
+
+
+def hounsfield_units(values: np.ndarray, grid: Grid, name: str) -> tuple[np.ndarray, list[str]]:
+    """A CT in Hounsfield units without padding, see `HounsfieldUnitsd`.
+
+    Args:
+        values: (X, Y, Z), not changed.
+        grid: where they lie.
+        name: of the file, for errors.
+
+    Returns:
+        The values and what was done to them; the array that was given if that is nothing.
+
+    Raises:
+        RegZooError: as `HounsfieldUnitsd`.
+    """
+    notes: list[str] = []
+    known = np.isfinite(values)
+    whole = bool(known.all())
+    high = float(values.max() if whole else values[known].max())
+    if WRAPPED // 2 <= high < WRAPPED:
+        values = np.where(values >= WRAPPED // 2, values - WRAPPED, values)
+        notes.append("negative numbers stored unsigned: 65536 was subtracted from values above 32767")
+    finite = values if whole else values[known]
+    low, high = float(finite.min()), float(finite.max())
+    if _stored_unsigned(finite):
+        values = values - np.float32(OFFSET)
+        notes.append("Hounsfield units stored 1024 too high: 1024 was subtracted")
+    elif low >= FAT or high >= WRAPPED // 2:
+        problem = f"is not in Hounsfield units: its values go from {low:g} to {high:g}"
+        raise bad_file(name, problem, "export the CT anew, without a window")
+    padding = values < PADDING
+    if not whole:
+        _check_body_is_known(values, known, grid, name)
+        padding |= ~known
+    if padding.any():
+        lowest = float(values[known].min())
+        kinds = [f"down to {lowest:g}"] * (lowest < PADDING) + ["NaN or infinity"] * (not whole)
+        notes.append(f"{int(padding.sum())} voxels of padding ({', '.join(kinds)}) count as air, {AIR:g} HU")
+        values = np.where(padding, np.float32(AIR), values)
+    return values, notes
 
 
 def _stored_unsigned(values: np.ndarray) -> bool:
     tissue = values[values > 300]
-    if np.mean(values <= 50) < 0.01 or tissue.size == 0:
+    between = np.count_nonzero((values > LUNG) & (values < FAT))
+    inside = np.count_nonzero(values > LUNG)
+    if np.mean(values <= 50) < 0.01 or tissue.size < 0.02 * inside or between > 0.03 * inside or tissue.size == 0:
         return False
     counts, edges = np.histogram(tissue, bins=np.arange(300, 4100, 25))
-    return 900 <= edges[counts.argmax()] + 12.5 <= 1150
+    return bool(900 <= edges[counts.argmax()] + 12.5 <= 1150)
+
+
+def _check_body_is_known(values: np.ndarray, known: np.ndarray, grid: Grid, name: str) -> None:
+    """Raise `RegZooError` if voxels without a number lie in the body: enclosed by it in an axial slice."""
+    axis = int(np.argmax(nib.io_orientation(grid.affine)[:, 0] == 2))
+    solid, missing = (np.moveaxis(mask, axis, 0) for mask in (known & (values > SOLID), ~known))
+    count = sum(
+        int(np.count_nonzero(ndimage.binary_fill_holes(slice_) & gaps))
+        for slice_, gaps in zip(solid, missing, strict=True)
+        if gaps.any()
+    )
+    if count:
+        problem = f"holds NaN or infinity in {count} voxels inside the body"
+        raise bad_file(name, problem, "export the CT anew, or fill them in from their neighbours")
 
 
 class Region(NamedTuple):
@@ -104,7 +170,7 @@ class FieldOfViewd(MapTransform):
     Source: Pérez de Frutos et al. 2023, section "Preprocessing", and its code (margin 40 mm).
     """
 
-    def __init__(self, label: int | None = 6, margin: float = 20.0, threshold: float = -500.0) -> None:
+    def __init__(self, label: int | None = 6, margin: float = 20.0, threshold: float = SOLID) -> None:
         super().__init__(IMAGE_KEYS, allow_missing_keys=True)
         self.label = label
         self.margin = float(margin)
@@ -142,7 +208,7 @@ class FieldOfViewd(MapTransform):
         return _region(mask, Grid.of(label))
 
 
-def body_region(image: MetaTensor, threshold: float = -500.0) -> Region:
+def body_region(image: MetaTensor, threshold: float = SOLID) -> Region:
     """Where the body is on a CT: the largest connected thing that is not thin, without table and blankets.
 
     Args:
