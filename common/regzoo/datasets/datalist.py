@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import csv
 import difflib
-import functools
 import io
-import logging
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,10 +13,8 @@ from typing import Any
 
 from regzoo.datasets.folders import case_name
 from regzoo.datasets.records import IMAGE_KEYS, LABEL_KEYS, PATH_KEYS, Record, check_splits
-from regzoo.datasets.text import SPLIT_MEND, SPLIT_WORDS, read_json, read_text, split_of
+from regzoo.datasets.text import SPLIT_MEND, SPLIT_WORDS, read_json, read_text, split_of, warn_once
 from regzoo.errors import RegZooError, bad_file
-
-logger = logging.getLogger(__name__)
 
 DATALIST_SUFFIXES = (".json", ".csv", ".tsv")
 #: Between the paths or names of a cell of a table.
@@ -97,7 +93,7 @@ def read_lists(source: Path, single: bool = False) -> dict[str | None, list[Reco
     if is_table:
         _check_columns(source, list(every[0]) if every else [], known, single)
     if others:
-        _warn_once(f"{source}: ignores unknown {what}: {', '.join(map(repr, others))}")
+        warn_once(f"{source}: ignores unknown {what}: {', '.join(map(repr, others))}")
     found: dict[str | None, list[Record]] = {}
     for split, entries in lists.items():
         found[split] = []
@@ -189,12 +185,6 @@ def _known_names(
         mend = "rename them (the names are in lower case, see docs/data.md) or remove them"
         raise bad_file(source, f"has unknown {what}, which would be ignored: {listed}", mend)
     return known, others
-
-
-@functools.cache
-def _warn_once(message: str) -> None:
-    """A training reads a datalist once for each split; its user need not read this as often."""
-    logger.warning("%s", message)
 
 
 def likely_key(name: str, keys: Iterable[str] = KEYS) -> str | None:

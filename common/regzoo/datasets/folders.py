@@ -8,7 +8,6 @@ from pathlib import Path
 
 from regzoo.datasets.text import SPLIT_WORDS, split_of
 from regzoo.errors import bad_file
-from regzoo.spatial.reading import stored_shape
 
 #: Endings of the files that count as images in a folder. A header that names its data file counts, that file does not.
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".nhdr", ".hdr", ".mgz", ".mgh")
@@ -56,13 +55,3 @@ def split_folders(root: Path, has: Iterable[str]) -> dict[str, Path]:
             raise bad_file(path, f"and {found[split].name} are both the split {split!r}", "keep one of the folders")
         found[split] = path
     return {split: found[split] for split in SPLIT_WORDS if split in found}
-
-
-def label_volumes(path: str | os.PathLike[str]) -> int | None:
-    """How many volumes a file holds along its fourth axis, from its header alone; None for a 3-D file.
-
-    Raises:
-        RegZooError: the header cannot be read.
-    """
-    shape = stored_shape(path)
-    return shape[3] if len(shape) > 3 else None

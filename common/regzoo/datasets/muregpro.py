@@ -8,10 +8,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from regzoo.datasets.folders import IMAGE_SUFFIXES, image_files, is_junk, label_volumes, split_folders
+from regzoo.datasets.folders import IMAGE_SUFFIXES, image_files, is_junk, split_folders
 from regzoo.datasets.records import Record, check_splits
-from regzoo.datasets.text import read_json
+from regzoo.datasets.text import read_json, warn_once
 from regzoo.errors import RegZooError, bad_file
+from regzoo.spatial.reading import stored_shape
 
 IMAGES = ("mr_images", "us_images")
 FOLDERS = (*IMAGES, "mr_labels", "us_labels")
@@ -64,12 +65,29 @@ def read_muregpro(
     filled = [name for name, part in roots.items() if any(image_files(part / kind) for kind in IMAGES)]
     wanted = [split] if split else filled or list(roots)
     parts = {name: _read_split(roots[name], direction, cases) for name in roots if name in (*wanted, *filled)}
-    check_splits(root, parts)
+    _check_parts(root, parts, cases)
     records = [record for name in wanted for record in parts[name]]
     for record in records:
         if names := cases.get(record["case"], {}).get("label_names") or _default_names(record):
             record["label_names"] = list(names)
     return records
+
+
+def _check_parts(root: Path, parts: dict[str, list[Record]], cases: dict[str, Any]) -> None:
+    """Make sure that nobody is in two splits, by the manifest's patients or the names of the cases.
+
+    Sets are often numbered anew in ``test``, where a name alone proves nothing; it is warned of.
+    """
+    unknown = {str(record["case"]) for record in parts.get("test", ()) if record["case"] not in cases}
+    check_splits(
+        root, {name: [r for r in part if name != "test" or r["case"] in cases] for name, part in parts.items()}
+    )
+    others = {str(record["case"]) for name, part in parts.items() if name != "test" for record in part}
+    if shared := sorted(unknown & others):
+        names = ", ".join(shared[:3]) + (", …" if len(shared) > 3 else "")
+        warn_once(
+            f"{root}: test has cases of the same names as other splits ({names}); see that they are other patients"
+        )
 
 
 def _manifest_cases(root: Path) -> dict[str, dict[str, Any]]:
@@ -184,5 +202,5 @@ def _check_used(images: Path, labels: dict[str, Path], records: list[Record], si
 def _default_names(record: Record) -> list[str]:
     """Names for the channels of a pair's 4-D labels: the gland and landmarks; a 3-D file may be a map of anything."""
     path = record.get("fixed_label") or record.get("moving_label")
-    count = label_volumes(path) if path is not None else None
-    return ["gland", *(f"landmark_{i}" for i in range(1, count))] if count else []
+    volumes = stored_shape(path)[3:4] if path is not None else ()
+    return ["gland", *(f"landmark_{i}" for i in range(1, volumes[0]))] if volumes else []

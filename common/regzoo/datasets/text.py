@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import codecs
+import functools
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 from regzoo.errors import bad_file
+
+logger = logging.getLogger(__name__)
 
 #: What a split may be called, in any case: in the column ``split``, as a list of a JSON file and as a folder. The first
 #: word is MONAI's name for a list.
@@ -62,3 +66,9 @@ def read_json(path: Path) -> Any:
     except json.JSONDecodeError as error:
         mend = "correct it there; JSON has no comments, and no comma after the last value"
         raise bad_file(path, f"is not valid JSON ({error})", mend) from error
+
+
+@functools.cache
+def warn_once(message: str) -> None:
+    """Log a warning, the same only once: a training reads its data set several times."""
+    logger.warning("%s", message)
