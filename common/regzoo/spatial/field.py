@@ -12,12 +12,11 @@ from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from regzoo.errors import bad_file
 from regzoo.files import write_nifti
+from regzoo.spatial.field_file import VECTOR_INTENT, read_field
 from regzoo.spatial.grid import RAS_LPS, Grid
 from regzoo.spatial.volumes import read_image
 from regzoo.spatial.warp import (
@@ -33,8 +32,6 @@ from regzoo.spatial.warp import (
 )
 
 logger = logging.getLogger(__name__)
-
-VECTOR_INTENT = 1007  # NIFTI_INTENT_VECTOR
 
 
 class DisplacementField:
@@ -90,26 +87,18 @@ class DisplacementField:
         return cls(displacement, fixed)
 
     @classmethod
-    def load(cls, path: str | PathLike[str]) -> DisplacementField:
-        """Read an ITK-convention vector NIfTI (LPS mm, shape (X, Y, Z, 1, 3)).
+    def load(cls, path: str | PathLike[str], strict_headers: bool = False) -> DisplacementField:
+        """Read a vector NIfTI of shape (X, Y, Z, 1, 3), as ITK, ANTs, NiftyReg or SPM write it.
+
+        Args:
+            path: LPS mm with intent 1007, as `save` writes it; for the others see `regzoo.spatial.field_file`.
+            strict_headers: refuse a file that other programs may place elsewhere, instead of a warning.
 
         Raises:
-            RegZooError: not a readable vector field.
+            RegZooError: not a field that can be read; the line says what it is.
         """
-        if not Path(path).is_file():
-            raise bad_file(path, "no such file", "check the path")
-        try:
-            image = nib.load(path)
-            array = np.asarray(image.dataobj, dtype=np.float32)
-        except Exception as error:
-            raise bad_file(path, "cannot be read: truncated, damaged or not NIfTI", "write it again") from error
-        if array.ndim != 5 or array.shape[3:] != (1, 3):
-            raise bad_file(path, f"has shape {array.shape}", "give a vector field of shape (X, Y, Z, 1, 3) in LPS mm")
-        if int(image.header["intent_code"]) != VECTOR_INTENT:
-            problem = f"has NIfTI intent {int(image.header['intent_code'])}, so the frame of its vectors is not known"
-            raise bad_file(path, problem, f"write it as ITK does, in LPS mm with intent {VECTOR_INTENT}")
-        lps = torch.from_numpy(np.ascontiguousarray(array[:, :, :, 0].transpose(3, 0, 1, 2)))
-        return cls(lps * torch.tensor(RAS_LPS.diagonal()[:3]).view(3, 1, 1, 1), Grid(array.shape[:3], image.affine))
+        displacement, grid = read_field(path, strict_headers)
+        return cls(torch.from_numpy(displacement), grid)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the field as an ITK-convention vector NIfTI (LPS mm, float32), atomically."""

@@ -1,0 +1,100 @@
+"""Reading the displacement fields of several programs, each by its own convention, into RAS mm."""
+
+from __future__ import annotations
+
+from os import PathLike
+
+import nibabel as nib
+import numpy as np
+from regzoo.errors import bad_file
+from regzoo.spatial.grid import RAS_LPS, Grid
+from regzoo.spatial.reading import read_volume
+from regzoo.spatial.volumes import remark
+
+VECTOR_INTENT = 1007  # NIFTI_INTENT_VECTOR
+_DISPLACEMENT_INTENT = 1006  # NIFTI_INTENT_DISPVECT
+#: What NiftyReg writes into intent_p1.
+_NIFTYREG = (
+    "a deformation field",
+    "a displacement field",
+    "a cubic spline grid",
+    "a velocity field",
+    "a velocity field",
+    "a spline grid of velocities",
+    "a linear spline grid",
+)
+_FSL_INTENTS = range(2001, 2030)
+_WRITE = "write it as ITK does: shape (X, Y, Z, 1, 3), LPS mm, NIfTI intent 1007"
+
+
+def read_field(path: str | PathLike[str], strict_headers: bool = False) -> tuple[np.ndarray, Grid]:
+    """Displacements from fixed to moving, and where they lie.
+
+    ITK's and ANTs' displacement fields (intent 1007, LPS mm, or 1006, RAS mm), NiftyReg's deformation and displacement
+    fields and SPM's deformations (``Mapping``) are converted, those of other kinds refused by name.
+
+    Returns:
+        (3, X, Y, Z) float32, RAS mm; the grid.
+
+    Raises:
+        RegZooError: not a displacement field, or one whose convention is not known.
+    """
+    path = str(path)
+    volume = read_volume(path)
+    header, shape = volume.header, volume.values.shape
+    if header is None:
+        raise bad_file(path, "is not a NIfTI file, as a displacement field must be", _WRITE)
+    _refuse_fsl(path, header)
+    if volume.values.ndim != 5 or shape[3:] != (1, 3):
+        raise bad_file(path, f"has shape {shape}, so it is not a displacement field", _WRITE)
+    grid = Grid((shape[0], shape[1], shape[2]), volume.affine)
+    signs, absolute = _convention(path, header)
+    vectors = np.ascontiguousarray(np.moveaxis(volume.values[:, :, :, 0], -1, 0))
+    vectors *= signs.astype(np.float32).reshape(3, 1, 1, 1)
+    if not np.isfinite(vectors).all():
+        raise bad_file(path, "holds displacements that are NaN or infinite", "crop it or fill them in")
+    if absolute:
+        x, y, z = np.ogrid[tuple(slice(n) for n in grid.shape)]
+        for component, row in zip(vectors, grid.affine, strict=False):
+            component -= row[0] * x + row[1] * y + row[2] * z + row[3]
+    elif _looks_absolute(vectors, grid):
+        raise bad_file(path, "holds positions, not displacements, so that it would fold everything flat", _WRITE)
+    remark(path, volume.doubt, strict_headers)
+    return vectors, grid
+
+
+def _convention(path: str, header: nib.Nifti1Header) -> tuple[np.ndarray, bool]:
+    """The signs that take vectors to RAS, and whether they are positions."""
+    code, kind = int(header["intent_code"]), float(header["intent_p1"])
+    name = bytes(header["intent_name"].item()).decode("latin-1").strip()
+    about = bytes(header["descrip"].item()).decode("latin-1").strip()
+    if name.upper().startswith("NREG"):
+        if kind in (0, 1):
+            return np.ones(3), kind == 0
+        what = _NIFTYREG[int(kind)] if kind in range(len(_NIFTYREG)) else f"a transformation of kind {kind:g}"
+        raise bad_file(path, f"is {what} of NiftyReg", "convert it with reg_transform -disp")
+    if name.lower() == "mapping" and code in (VECTOR_INTENT, _DISPLACEMENT_INTENT):
+        return np.ones(3), True
+    if name or any(word in about.lower() for word in ("deformation", "velocity", "flow", "mapping", "dartel")):
+        problem = f"is marked {name or about!r}, so it is not known what its vectors are"
+        raise bad_file(path, problem, f"if it is a displacement field, {_WRITE}, without a name")
+    if code == VECTOR_INTENT:
+        return RAS_LPS.diagonal()[:3], False
+    if code == _DISPLACEMENT_INTENT:
+        return np.ones(3), False
+    raise bad_file(path, f"has NIfTI intent {code}, so the frame of its vectors is not known", _WRITE)
+
+
+def _refuse_fsl(path: str, header: nib.Nifti1Header) -> None:
+    if int(header["intent_code"]) in _FSL_INTENTS:
+        problem = f"is a warp of FSL (intent {int(header['intent_code'])}), in the coordinates of FSL"
+        raise bad_file(path, problem, _WRITE)
+
+
+def _looks_absolute(vectors: np.ndarray, grid: Grid) -> bool:
+    """Whether x + u(x) loses a dimension: what becomes of positions that are taken for displacements in LPS or RAS."""
+    some = tuple(slice(0, n, max(n // 16, 1)) for n in grid.shape)
+    places = grid.to_world(np.mgrid[some].reshape(3, -1).T)
+    there = places + vectors[(slice(None), *some)].reshape(3, -1).T
+    linear = np.linalg.lstsq(places - places.mean(0), there - there.mean(0), rcond=None)[0]
+    return bool(abs(np.linalg.det(linear)) < 0.02) or bool(np.abs(linear - 2 * np.eye(3)).max() < 0.1)
