@@ -33,8 +33,8 @@ class LoadPaird(MapTransform):
         label_values: labels of integer maps, one channel each, in this order; others that the record names are left
             out.
         need: keys of labels that must be there, as far as the record has the image.
-
         allow_nan: leave NaN in an image to a later step, `HounsfieldUnitsd`.
+        strict_headers: refuse files that other programs may place elsewhere, instead of a warning.
 
     Adds ``case``, a name for the pair, and of label maps ``label_values``, the value of each channel, with
     ``label_names`` to match. Adds the form of the moving label: ``moving_label_axes``, how many axes its file has, and
@@ -48,12 +48,17 @@ class LoadPaird(MapTransform):
     """
 
     def __init__(
-        self, label_values: Sequence[int] | None = None, need: Sequence[str] = (), allow_nan: bool = False
+        self,
+        label_values: Sequence[int] | None = None,
+        need: Sequence[str] = (),
+        allow_nan: bool = False,
+        strict_headers: bool = False,
     ) -> None:
         super().__init__(["fixed_image", "moving_image"])
         self.label_values = label_values
         self.allow_nan = allow_nan
         self.need = tuple(need)
+        self.strict_headers = strict_headers
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
@@ -62,10 +67,10 @@ class LoadPaird(MapTransform):
             if side == "moving" and data.get("moving_image") is None:
                 continue
             path = data[f"{side}_image"]
-            item[f"{side}_image"] = read_image(path, allow_nan=self.allow_nan)
+            item[f"{side}_image"] = read_image(path, self.strict_headers, allow_nan=self.allow_nan)
             label = item.pop(key := f"{side}_label", None)
             if label:
-                files[side] = read_label_file(label, Grid.of(item[f"{side}_image"]))
+                files[side] = read_label_file(label, Grid.of(item[f"{side}_image"]), strict_headers=self.strict_headers)
             elif key in self.need:
                 mend = f"name it as {key} (regzoo register: --label), or use a configuration that does without"
                 raise bad_file(path, "comes without its label, which is needed", mend)
