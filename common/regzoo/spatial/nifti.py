@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import struct
 import zlib
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -16,7 +17,6 @@ import nibabel as nib
 import numpy as np
 from nibabel.arrayproxy import ArrayProxy
 from nibabel.quaternions import quat2mat
-from nibabel.spatialimages import HeaderDataError
 from regzoo.errors import RegZooError, bad_file
 from regzoo.spatial.grid import RAS_LPS, Grid
 
@@ -74,15 +74,18 @@ def nifti_file(path: Path, header_file: Path, data: Path) -> NiftiFile:
     Raises:
         RegZooError: colour, complex or unknown voxels, impossible sizes, or fewer voxels than the header says.
     """
-    kind = nib.Nifti2Header if _is_nifti2(header_file) else nib.Nifti1Header
     with open_plain(header_file) as stream:
-        header = kind.from_fileobj(stream, check=False)
+        start = stream.read(nib.Nifti2Header.sizeof_hdr)
+    # By the first number, since nibabel goes by the number of axes, which may be the field that is wrong.
+    order = "<" if start[1] else ">"
+    kind = nib.Nifti1Header if struct.unpack(f"{order}i", start[:4])[0] == 348 else nib.Nifti2Header
+    header = kind(start[: kind.sizeof_hdr], order, check=False)
     code, count = int(header["datatype"]), int(header["dim"][0])
     if code in _COLOURS:
         raise bad_file(path, "is a colour image", "export it with one value in each voxel")
     try:
         voxel = header.get_data_dtype()
-    except HeaderDataError:
+    except KeyError:
         voxel = np.dtype("V0")
     if voxel.kind == "c":
         raise bad_file(path, "holds complex numbers", "export its magnitude")
@@ -275,11 +278,6 @@ def _tolerance(grid: Grid) -> float:
 
 def _usable(affine: np.ndarray) -> bool:
     return bool(np.isfinite(affine).all()) and abs(np.linalg.det(affine[:3, :3])) > 1e-18
-
-
-def _is_nifti2(path: Path) -> bool:
-    with open_plain(path) as stream:
-        return stream.read(4) in (b"\x1c\x02\0\0", b"\0\0\x02\x1c")
 
 
 def _truncated(path: Path, shape: tuple[int, ...]) -> RegZooError:
