@@ -4,7 +4,7 @@ import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from regzoo.spatial.reading import _quiet
+from regzoo.spatial.itk_files import _quiet
 
 
 def test_threads_that_read_at_once_give_the_terminal_back() -> None:

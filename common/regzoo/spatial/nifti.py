@@ -6,24 +6,21 @@ the centre of the volume at the origin with the first axis to the left. Lengths 
 
 from __future__ import annotations
 
-import gzip
 import math
 import struct
 import zlib
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
-from nibabel.arrayproxy import ArrayProxy
 from nibabel.quaternions import quat2mat
 from regzoo.errors import RegZooError, bad_file
 from regzoo.spatial.grid import RAS_LPS, Grid
+from regzoo.spatial.unzip import MOST_DEFLATED, Unzipped, is_zipped, open_plain
 
 #: Two placements agree if no corner of the volume is further apart than this share of a voxel, and than this in mm.
 SAME_VOXELS, SAME_MM = 0.1, 0.1
-#: A deflated byte never stands for more.
-MOST_DEFLATED = 1032
 AGAIN = "copy or export it again"
 _UNIT_MM = {1: 1e3, 3: 1e-3}  # metre and micrometre; 2 is mm, and 0, unknown, is taken for mm
 _COLOURS = {128, 2304}
@@ -60,14 +57,6 @@ class Placement(NamedTuple):
     doubt: tuple[str, str] | None
 
 
-def open_plain(path: Path) -> BinaryIO | gzip.GzipFile:
-    """A file opened for reading and, whatever it is called, unzipped if gzip wrote it."""
-    stream = path.open("rb")
-    zipped = stream.read(2) == b"\x1f\x8b"
-    stream.seek(0)
-    return gzip.open(stream, "rb") if zipped else stream
-
-
 def nifti_file(path: Path, header_file: Path, data: Path) -> NiftiFile:
     """Read the header of a NIfTI file, and refuse what cannot be an image or cannot be all there.
 
@@ -87,7 +76,7 @@ def nifti_file(path: Path, header_file: Path, data: Path) -> NiftiFile:
         voxel = header.get_data_dtype()
     except KeyError:
         voxel = np.dtype("V0")
-    if voxel.kind == "c":
+    if voxel.kind == "c" or code == 2048:
         raise bad_file(path, "holds complex numbers", "export its magnitude")
     if voxel.kind not in "iuf":
         raise bad_file(path, f"holds voxels of a type that is not known (NIfTI datatype {code})", AGAIN)
@@ -99,11 +88,9 @@ def nifti_file(path: Path, header_file: Path, data: Path) -> NiftiFile:
         raise bad_file(path, f"has an impossible start of its voxels in its header (vox_offset {offset:g})", AGAIN)
     if not data.is_file():
         raise bad_file(path, f"its voxels are missing, the file {data}", "put the two files of the pair together")
-    with data.open("rb") as stream:
-        zipped = stream.read(2) == b"\x1f\x8b"
-    needed = math.prod(shape) * voxel.itemsize
-    if needed > data.stat().st_size * (MOST_DEFLATED if zipped else 1) - (0 if zipped else offset):
-        raise _truncated(path, shape)
+    zipped = is_zipped(data)
+    held = data.stat().st_size - (0 if zipped else int(offset))
+    check_held(path, shape, voxel.itemsize, held * (MOST_DEFLATED if zipped else 1))
     return NiftiFile(path, header, data, shape, data != header_file)
 
 
@@ -122,16 +109,26 @@ def read_voxels(file: NiftiFile) -> np.ndarray:
     offset = int(header["vox_offset"]) or (0 if file.in_pair else header.single_vox_offset)
     try:
         with open_plain(file.data) as stream:
-            proxy = ArrayProxy(stream, (file.shape, header.get_data_dtype(), offset, slope, inter), mmap=False)
-            return np.asarray(proxy, dtype=np.float32)
+            raw = np.empty(math.prod(file.shape), header.get_data_dtype())
+            stream.seek(offset)
+            if stream.readinto(raw.view(np.uint8).data) < raw.nbytes:
+                raise EOFError
+            if isinstance(stream, Unzipped):
+                stream.finish()
+        values = raw.reshape(file.shape, order="F")
+        if (slope, inter) != (1.0, 0.0):
+            values = values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64)
+            values *= slope
+            values += inter
+        return values.astype(np.float32, order="C", copy=False)
     except MemoryError:
-        raise _too_large(file.path, file.shape) from None
+        raise too_large(file.path, file.shape) from None
     except EOFError:
         raise _truncated(file.path, file.shape) from None
-    except (gzip.BadGzipFile, zlib.error) as error:
+    except zlib.error as error:
         raise bad_file(file.path, f"is damaged ({error})", AGAIN) from error
     except OSError as error:
-        raise (_truncated(file.path, file.shape) if "Expected" in str(error) else error) from error
+        raise bad_file(file.path, f"cannot be read ({error.strerror})", "check the disk, or copy it again") from error
 
 
 def place(file: NiftiFile) -> Placement:
@@ -280,11 +277,20 @@ def _usable(affine: np.ndarray) -> bool:
     return bool(np.isfinite(affine).all()) and abs(np.linalg.det(affine[:3, :3])) > 1e-18
 
 
+def check_held(path: Path, shape: tuple[int, ...], itemsize: int, held: int) -> None:
+    """Refuse a file that cannot hold as many voxels as its header says, before any memory is taken for them."""
+    if math.prod(shape) * itemsize > held:
+        raise _truncated(path, shape)
+
+
 def _truncated(path: Path, shape: tuple[int, ...]) -> RegZooError:
-    size = "×".join(str(n) for n in shape)
-    return bad_file(path, f"is truncated: it ends before the last of the {size} voxels of its header", AGAIN)
+    return bad_file(path, f"is truncated: it ends before the last of the {_times(shape)} voxels of its header", AGAIN)
 
 
-def _too_large(path: Path, shape: tuple[int, ...]) -> RegZooError:
-    size = "×".join(str(n) for n in shape)
-    return bad_file(path, f"does not fit into memory ({size} voxels)", "crop it or use a larger machine")
+def too_large(path: Path, shape: tuple[int, ...]) -> RegZooError:
+    """The error for a volume that there is not enough memory for."""
+    return bad_file(path, f"does not fit into memory ({_times(shape)} voxels)", "crop it or use a larger machine")
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return "×".join(str(n) for n in shape)

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import os
 import struct
-import sys
-import threading
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
 from regzoo.errors import bad_file
-from regzoo.spatial.grid import RAS_LPS, Grid
-from regzoo.spatial.nifti import AGAIN, MOST_DEFLATED, NiftiFile, nifti_file, open_plain, orthogonal, place, read_voxels
+from regzoo.spatial.grid import Grid
+from regzoo.spatial.itk_files import itk_header, itk_shape, named_files, read_itk
+from regzoo.spatial.nifti import AGAIN, NiftiFile, check_held, nifti_file, orthogonal, place, read_voxels, too_large
+from regzoo.spatial.unzip import MOST_DEFLATED, open_plain
 
 FORMATS = "NIfTI, NRRD, MetaImage or MGH"
 _ITK_SUFFIXES = {"NRRD": (".nrrd", ".nhdr"), "MetaImage": (".mha", ".mhd")}
-#: Cases are loaded by several threads, and the terminal is taken away from all of them at once.
-_ONE_AT_A_TIME = threading.Lock()
 _PICTURES = {
     b"\x89PNG": "a PNG picture",
     b"\xff\xd8\xff": "a JPEG picture",
@@ -66,7 +62,7 @@ def read_volume(path: str | os.PathLike[str]) -> Volume:
         return Volume(read_voxels(file), affine, doubt, file.header)
     if isinstance(file, nib.MGHImage):
         return _read_mgh(path, file)
-    return _read_itk(path, file)
+    return Volume(*read_itk(path, file))
 
 
 def stored_shape(path: str | os.PathLike[str]) -> tuple[int, ...]:
@@ -74,7 +70,7 @@ def stored_shape(path: str | os.PathLike[str]) -> tuple[int, ...]:
     file = _opened(Path(path))
     if isinstance(file, (NiftiFile, nib.MGHImage)):
         return tuple(int(n) for n in file.shape)
-    return tuple(int(file.GetDimensions(axis)) for axis in range(file.GetNumberOfDimensions()))
+    return itk_shape(file)
 
 
 def files_of(path: str | os.PathLike[str]) -> list[Path]:
@@ -87,7 +83,7 @@ def files_of(path: str | os.PathLike[str]) -> list[Path]:
     file = _opened(path)
     if isinstance(file, NiftiFile):
         return [path, *({_header_of(path), file.data} - {path})]
-    return [path] if isinstance(file, nib.MGHImage) else [path, *_named_files(path)]
+    return [path] if isinstance(file, nib.MGHImage) else [path, *named_files(path)]
 
 
 def _opened(path: Path) -> Any:
@@ -113,10 +109,14 @@ def _opened(path: Path) -> Any:
     for kind, suffixes in _ITK_SUFFIXES.items():
         if start.startswith(b"NRRD0") if kind == "NRRD" else _is_metaimage(start):
             if not name.endswith(suffixes):
-                raise bad_file(path, f"is a {kind} file under another name", f"let its name end in {suffixes[0]}")
-            return _itk_header(path, kind, start)
+                raise bad_file(
+                    path,
+                    f"is {'an' if kind == 'NRRD' else 'a'} {kind} file under another name",
+                    f"let its name end in {suffixes[0]}",
+                )
+            return itk_header(path, kind, start)
     if name.endswith((".mgh", ".mgz")) and start[:4] == struct.pack(">i", 1):
-        return nib.MGHImage.from_filename(path)
+        return _mgh_header(path)
     raise _not_an_image(path, start)
 
 
@@ -134,12 +134,10 @@ def _start(path: Path) -> bytes:
 def _not_a_file(path: Path) -> Exception:
     if not path.is_dir():
         return bad_file(path, "no such file", "check the path")
-    slices = 0
-    for item in list(path.iterdir())[:2000]:
-        slices += item.is_file() and _is_dicom(item.open("rb").read(132), item.name.lower())
-    if slices:
-        mend = "convert the series to one NIfTI file, for example with dcm2niix"
-        return bad_file(path, f"is a folder of DICOM slices ({slices} files), not an image", mend)
+    for item in sorted(path.iterdir())[:100]:
+        if item.is_file() and _is_dicom(_start(item), item.name.lower()):
+            mend = "convert the series to one NIfTI file, for example with dcm2niix"
+            return bad_file(path, "is a folder of DICOM files, not an image", mend)
     return bad_file(path, "is a folder, not an image", "check the path")
 
 
@@ -194,116 +192,22 @@ def _partner(path: Path, suffix: str, other: str) -> Path:
     return zipped if zipped.is_file() and not name.is_file() else name
 
 
-def _named_files(path: Path) -> list[Path]:
-    """The files that a detached NRRD or MetaImage header names for its voxels."""
-    lines = path.read_bytes()[: 1 << 20].decode("latin-1").splitlines()
-    for index, line in enumerate(lines):
-        key, found, value = line.replace("=", ":", 1).partition(":")
-        if not line.strip():
-            break
-        if not found or key.strip().lower().replace(" ", "") not in ("elementdatafile", "datafile"):
-            continue
-        words = value.split()
-        if words[:1] == ["LOCAL"] or not words:
-            return []
-        if words[0] == "LIST":
-            named = [name.strip() for name in lines[index + 1 :] if name.strip()]
-        elif "%" in words[0]:
-            low, high, step = (int(word) for word in (*words[1:3], *(words[3:4] or ["1"])))
-            named = [words[0] % number for number in range(low, high + 1, step)]
-        else:
-            named = [value.strip()]
-        return [path.parent / name for name in named]
-    return []
+def _mgh_header(path: Path) -> nib.MGHImage:
+    try:
+        image = nib.MGHImage.from_filename(path)
+    except (EOFError, OSError, ValueError, zlib.error) as error:
+        raise bad_file(path, "is truncated or damaged: its header cannot be read", AGAIN) from error
+    held = path.stat().st_size * MOST_DEFLATED
+    check_held(path, image.shape, image.get_data_dtype().itemsize, held)
+    return image
 
 
 def _read_mgh(path: Path, image: nib.MGHImage) -> Volume:
     try:
         values = np.asarray(image.dataobj, dtype=np.float32)
+    except MemoryError:
+        raise too_large(path, image.shape) from None
     except (EOFError, OSError, ValueError, zlib.error) as error:
         raise bad_file(path, "is truncated: it ends before its last voxel", AGAIN) from error
     x, y, z = (*values.shape, 1, 1)[:3]
     return Volume(values, orthogonal(path, Grid((x, y, z), image.affine)).affine)
-
-
-def _itk_header(path: Path, kind: str, start: bytes) -> Any:
-    """ITK's reader of a file, its header read and found to hold one number in each voxel."""
-    import itk  # takes two seconds
-
-    itk.Object.GlobalWarningDisplayOff()
-    io = (itk.NrrdImageIO if kind == "NRRD" else itk.MetaImageIO).New()
-    io.SetFileName(str(path))
-    for file in _named_files(path):
-        if not file.is_file():
-            raise bad_file(path, f"its voxels are missing, the file {file}", "put the two files together")
-    with _quiet():
-        try:
-            io.ReadImageInformation()
-        except RuntimeError as error:
-            raise _refused(path, error) from error
-    count = int(io.GetNumberOfComponents())
-    if count > 1:
-        pixel = io.GetPixelTypeAsString(io.GetPixelType())
-        if pixel in ("rgb", "rgba"):
-            raise bad_file(path, "is a colour image", "export it with one value in each voxel")
-        if pixel == "complex":
-            raise bad_file(path, "holds complex numbers", "export its magnitude")
-        if b"Segment0_" in start:
-            mend = "in 3D Slicer export it as a label map, or each layer by itself"
-            raise bad_file(path, f"is a segmentation of {count} layers, whose segments overlap", mend)
-        raise bad_file(path, f"is a vector image ({count} values in each voxel)", "give one 3-D volume")
-    held = sum(file.stat().st_size for file in (path, *_named_files(path)))
-    if int(io.GetImageSizeInBytes()) > held * MOST_DEFLATED:
-        raise bad_file(path, "is truncated: it ends before the last voxel of its header", AGAIN)
-    return io
-
-
-def _read_itk(path: Path, io: Any) -> Volume:
-    """Read a volume of three axes, or of four of which the last is not in space."""
-    import itk
-
-    axes = int(io.GetNumberOfDimensions())
-    if axes not in (3, 4):
-        raise bad_file(path, f"is a {axes}-D image", "give a 3-D volume with at least two slices")
-    reader = itk.ImageFileReader[itk.Image[itk.F, axes]].New(FileName=str(path), ImageIO=io)
-    with _quiet():
-        try:
-            reader.Update()
-        except MemoryError:
-            raise bad_file(path, "does not fit into memory", "crop it or use a larger machine") from None
-        except RuntimeError as error:
-            raise _refused(path, error) from error
-    image = reader.GetOutput()
-    values = np.ascontiguousarray(itk.array_view_from_image(image).T)
-    lps = np.eye(4)
-    lps[:3, :3] = (itk.array_from_matrix(image.GetDirection()) * np.asarray(image.GetSpacing()))[:3, :3]
-    lps[:3, 3] = np.asarray(image.GetOrigin())[:3]
-    x, y, z = values.shape[:3]
-    return Volume(values, orthogonal(path, Grid((x, y, z), RAS_LPS @ lps)).affine)
-
-
-def _refused(path: Path, error: RuntimeError) -> Exception:
-    """ITK's own words for a file that it does not read, in one line."""
-    said = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason = " ".join((said[-1] if said else "no reason given").split())
-    words = reason.replace(str(path), "").replace("; ", ", ").partition("): ")
-    return bad_file(path, f"ITK cannot read it ({(words[2] or words[0])[:160].strip()})", AGAIN)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep off the terminal what C++ libraries print there."""
-    with _ONE_AT_A_TIME:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        kept = [os.dup(stream) for stream in (1, 2)]
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        try:
-            for stream in (1, 2):
-                os.dup2(nowhere, stream)
-            yield
-        finally:
-            for stream, copy in zip((1, 2), kept, strict=True):
-                os.dup2(copy, stream)
-                os.close(copy)
-            os.close(nowhere)

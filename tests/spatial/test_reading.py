@@ -1,0 +1,265 @@
+"""What a file is, by its content; each thing that cannot be read has words of its own."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from helpers import make_affine, to_sitk, write
+from regzoo.errors import RegZooError
+from regzoo.spatial import read_image, read_label_file
+from regzoo.spatial.reading import files_of, read_volume, stored_shape
+
+SHAPE = (9, 8, 7)
+AFFINE = make_affine(SHAPE, (1.5, 2, 3), (10, 20, 30), (2, 0, 1), (1, -1, 1), (5, 6, 7))
+VOXELS = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
+
+
+def nifti(path: Path, array: np.ndarray = VOXELS) -> Path:
+    return Path(write(path, array, AFFINE))
+
+
+def by_itk(path: Path, array: np.ndarray = VOXELS, compressed: bool = False) -> Path:
+    sitk.WriteImage(to_sitk(array, AFFINE), str(path), compressed)
+    return path
+
+
+def changed(path: Path, old: bytes, new: bytes) -> Path:
+    content = path.read_bytes()
+    assert old in content
+    path.write_bytes(content.replace(old, new, 1))
+    return path
+
+
+def cut(path: Path, length: int) -> Path:
+    path.write_bytes(path.read_bytes()[:length])
+    return path
+
+
+def content(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+def check(path: Path) -> None:
+    image = read_image(path)
+    np.testing.assert_array_equal(image[0].numpy(), VOXELS)
+    np.testing.assert_allclose(image.affine.numpy(), AFFINE, atol=1e-5)
+    assert stored_shape(path) == SHAPE
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "A.NII.GZ", "a.Nii", "without_suffix", "a.mgz", "a.nrrd"])
+@pytest.mark.parametrize("zipped", [False, True])
+def test_nifti_is_known_by_its_content(name: str, zipped: bool, tmp_path: Path) -> None:
+    plain = nifti(tmp_path / "plain.nii").read_bytes()
+    check(content(tmp_path / name, gzip.compress(plain) if zipped else plain))
+
+
+@pytest.mark.parametrize("tail", [b"\0" * 700, b"junk" * 200])
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+def test_what_follows_the_voxels_does_not_matter(name: str, tail: bytes, tmp_path: Path) -> None:
+    path = nifti(tmp_path / name)
+    check(content(path, path.read_bytes() + tail))
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Pair, nib.Nifti2Image, nib.Nifti2Pair, nib.MGHImage])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_other_forms_of_nifti_and_mgh(kind: type, order: str, tmp_path: Path) -> None:
+    header = kind.header_class(endianness=order) if kind is not nib.MGHImage else None
+    image = kind(VOXELS, AFFINE, header)
+    names = ["a.hdr", "a.img"] if kind in (nib.Nifti1Pair, nib.Nifti2Pair) else ["a.mgz" if header is None else "a.nii"]
+    nib.save(image, tmp_path / names[0])
+    for name in names:
+        check(tmp_path / name)
+        assert sorted(path.name for path in files_of(tmp_path / name)) == names
+
+
+@pytest.mark.parametrize("suffix", ["nrrd", "nhdr", "mha", "mhd"])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_nrrd_and_metaimage_are_read_by_itk(suffix: str, compressed: bool, tmp_path: Path) -> None:
+    path = by_itk(tmp_path / f"a.{suffix}", compressed=compressed)
+    check(path)
+    assert sorted(files_of(path)) == sorted(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", ["nrrd", "mha"])
+def test_masks_of_four_axes(suffix: str, tmp_path: Path) -> None:
+    masks = np.stack([VOXELS > 0, VOXELS > 1], -1)
+    images = [to_sitk(masks[..., channel].astype(np.float32), AFFINE) for channel in (0, 1)]
+    sitk.WriteImage(sitk.JoinSeries(images), str(tmp_path / f"a.{suffix}"))
+    label = read_label_file(tmp_path / f"a.{suffix}")
+    np.testing.assert_array_equal(label.volume.numpy(), masks.transpose(3, 0, 1, 2))
+    np.testing.assert_allclose(label.volume.affine.numpy(), AFFINE, atol=1e-5)
+
+
+def test_negative_spacing_of_metaimage(tmp_path: Path) -> None:
+    path = by_itk(tmp_path / "a.mha")
+    expected = read_image(path).affine.numpy()
+    lines = path.read_bytes().split(b"\n")
+    for index, line in enumerate(lines[:15]):
+        key, _, numbers = line.partition(b" = ")
+        if key in (b"TransformMatrix", b"ElementSpacing"):
+            values = [float(number) for number in numbers.split()]
+            rows = range(3, 6) if key == b"TransformMatrix" else [1]
+            lines[index] = key + b" = " + b" ".join(repr(-v if i in rows else v).encode() for i, v in enumerate(values))
+    np.testing.assert_allclose(read_image(content(path, b"\n".join(lines))).affine.numpy(), expected, atol=1e-6)
+
+
+def colour(path: Path) -> Path:
+    array = np.zeros(SHAPE, np.dtype([(channel, "u1") for channel in "RGB"]))
+    nib.save(nib.Nifti1Image(array, AFFINE), path)
+    return path
+
+
+def analyze(path: Path, kind: type = nib.AnalyzeImage) -> Path:
+    nib.save(kind(VOXELS.astype(np.int16), None), path)
+    return path
+
+
+def series(path: Path) -> Path:
+    path.mkdir()
+    content(path / "readme.txt", b"slices")
+    content(path / "slice1", bytes(128) + b"DICM" + bytes(300))
+    return path
+
+
+def layers(path: Path) -> Path:
+    sitk.WriteImage(sitk.Compose([to_sitk(VOXELS, AFFINE)] * 2), str(path))
+    return changed(path, b"type: float", b"Segment0_Name:=organ\ntype: float")
+
+
+ROWS: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "nothing there": (lambda d: d / "a.nii.gz", "no such file"),
+    "a folder": (lambda d: d, "is a folder, not an image; check"),
+    "a folder of slices": (lambda d: series(d / "series"), "is a folder of DICOM files.*dcm2niix"),
+    "empty": (lambda d: content(d / "a.nii", b""), "is empty"),
+    "text": (lambda d: content(d / "a.nii.gz", b'{"image": "a.nii"}'), "holds text, so it is not an image"),
+    "noise": (lambda d: content(d / "a.nii", b"\x07\x80" * 900), "is not an image: its content is not NIfTI, NRRD"),
+    "a picture": (lambda d: content(d / "a.png", b"\x89PNG\r\n\x1a\n" + bytes(99)), "is a PNG picture"),
+    "a slice": (lambda d: content(d / "a.nii", bytes(128) + b"DICM" + bytes(300)), "is a DICOM file.*dcm2niix"),
+    "colour": (lambda d: colour(d / "a.nii.gz"), "is a colour image"),
+    "complex": (lambda d: nifti(d / "a.nii", VOXELS.astype(np.complex64)), "complex numbers; export its magnitude"),
+    "vectors": (lambda d: nifti(d / "a.nii", np.stack([VOXELS] * 3, -1)[:, :, :, None]), r"is a vector image \(3"),
+    "vectors of ITK": (lambda d: by_itk(d / "a.mha", np.stack([VOXELS] * 3, -1)), "has 3 values in each voxel"),
+    "layers of 3D Slicer": (lambda d: layers(d / "a.seg.nrrd"), "is a segmentation of 2 layers.*3D Slicer"),
+    "Analyze": (lambda d: analyze(d / "a.img"), "is an Analyze 7.5 file, which does not say which side is left"),
+    "its header": (lambda d: analyze(d / "a.img").with_suffix(".hdr"), "is an Analyze 7.5 file"),
+    "Analyze of SPM": (lambda d: analyze(d / "a.img", nib.Spm99AnalyzeImage), "is an Analyze 7.5 file"),
+    "2-D of ITK": (lambda d: by_itk(d / "a.nrrd", VOXELS[:, :, :1]), "is a 2-D image"),
+    "NRRD as NIfTI": (
+        lambda d: by_itk(d / "a.nrrd").rename(d / "a.nii.gz"),
+        "is an NRRD file under another name.*.nrrd",
+    ),
+    "MetaImage as NRRD": (lambda d: by_itk(d / "a.mha").rename(d / "a.nrrd"), "is a MetaImage file under another name"),
+    "half a NIfTI": (lambda d: cut(nifti(d / "a.nii"), 900), "is truncated"),
+    "half a gzip": (lambda d: cut(nifti(d / "a.nii.gz"), 900), "is truncated"),
+    "half a header": (lambda d: cut(nifti(d / "a.nii"), 100), "is truncated: it ends within its header"),
+    "half an NRRD": (lambda d: cut(by_itk(d / "a.nrrd"), 1500), "is truncated"),
+    "half a zipped NRRD": (lambda d: cut(by_itk(d / "a.nrrd", compressed=True), 1500), "is truncated"),
+    "half a MetaImage": (lambda d: cut(by_itk(d / "a.mha"), 1500), "is truncated"),
+    "half a zipped MetaImage": (lambda d: cut(by_itk(d / "a.mha", compressed=True), 1500), "is truncated"),
+    "half an MGH": (lambda d: half_mgh(d / "a.mgz"), "is truncated"),
+    "NRRD zipped in an unknown way": (
+        lambda d: changed(by_itk(d / "a.nrrd"), b"encoding: raw", b"encoding: bzip2"),
+        "bzip2 encoding not available",
+    ),
+    "a huge NRRD": (lambda d: changed(by_itk(d / "a.nrrd"), b"sizes: 9 8 7", b"sizes: 90000 80000 7"), "is truncated"),
+    "a negative MetaImage": (lambda d: changed(by_itk(d / "a.mha"), b"Size = 9", b"Size = -9"), "impossible sizes"),
+    "no voxels of a MetaImage": (lambda d: alone(by_itk(d / "a.mhd")), "its voxels are missing, the file .*a.raw"),
+    "no voxels of a pair": (lambda d: alone(by_itk(d / "a.hdr")), "its voxels are missing, the file .*a.img"),
+    "no header of a pair": (lambda d: alone(by_itk(d / "a.img")), "its header .*a.hdr is missing"),
+    "a damaged gzip": (lambda d: damaged(nifti(d / "a.nii.gz")), "is damaged|is truncated or damaged"),
+}
+
+
+def half_mgh(path: Path) -> Path:
+    nib.save(nib.MGHImage(VOXELS, AFFINE), path)
+    return cut(path, 900)
+
+
+def alone(path: Path) -> Path:
+    for other in path.parent.iterdir():
+        if other != path:
+            other.unlink()
+    return path
+
+
+def damaged(path: Path) -> Path:
+    data = bytearray(path.read_bytes())
+    data[600:640] = bytes(40)
+    return content(path, bytes(data))
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_each_mistake_has_words_of_its_own(
+    row: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    make, words = ROWS[row]
+    path = make(tmp_path)
+    with pytest.raises(RegZooError, match=words) as error:
+        read_image(path)
+    line = str(error.value)
+    assert line.startswith(f"{path}: ") and line.count("; ") == 1 and "\n" not in line
+    assert ("truncated" in line or "damaged" in line) == (row.startswith("half") or "huge" in row or "damaged" in row)
+    assert capfd.readouterr() == ("", "")
+    assert not caplog.records
+
+
+def test_nrrd_of_sheared_axes_is_refused(tmp_path: Path) -> None:
+    plain = make_affine(SHAPE, (1, 1, 1), center=(0, 0, 0))
+    sitk.WriteImage(to_sitk(VOXELS, plain), str(tmp_path / "a.nrrd"))
+    start = (tmp_path / "a.nrrd").read_bytes().split(b"space directions: ")[1].split(b"\n")[0]
+    first, second, third = start.split(b" ")
+    changed(
+        tmp_path / "a.nrrd",
+        start,
+        b" ".join([first, second.replace(b"(0,", b"(0.3,").replace(b"(-0,", b"(0.3,"), third]),
+    )
+    with pytest.raises(RegZooError, match="not at right angles"):
+        read_image(tmp_path / "a.nrrd")
+
+
+def test_values_are_those_of_nibabel(tmp_path: Path) -> None:
+    for dtype in (np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64, np.float64):
+        array = np.round(VOXELS * 20).clip(0, 100).astype(dtype)
+        image = nib.Nifti1Image(array, AFFINE, dtype=dtype)
+        image.header.set_slope_inter(0.25, -3)
+        nib.save(image, tmp_path / "a.nii.gz")
+        np.testing.assert_allclose(
+            read_volume(tmp_path / "a.nii.gz").values, nib.load(tmp_path / "a.nii.gz").get_fdata(), atol=1e-5
+        )
+
+
+def test_files_that_a_header_names(tmp_path: Path) -> None:
+    """Numbered slices, a list, and an absolute path elsewhere."""
+    (tmp_path / "other").mkdir()
+    path = by_itk(tmp_path / "a.mhd")
+    raw = (tmp_path / "a.raw").read_bytes()
+    part = len(raw) // SHAPE[2]
+    names = [f"slice{number}.raw" for number in range(1, SHAPE[2] + 1)]
+    for index, name in enumerate(names):
+        content(tmp_path / name, raw[index * part : (index + 1) * part])
+    header = path.read_bytes()
+    for value in (b"slice%d.raw 1 7 1", b"LIST\n" + "\n".join(names).encode()):
+        content(path, header.replace(b"a.raw", value))
+        assert [file.name for file in files_of(path)] == ["a.mhd", *names]
+        check(path)
+    content(tmp_path / "other" / "far.raw", raw)
+    content(path, header.replace(b"a.raw", str(tmp_path / "other" / "far.raw").encode()))
+    assert files_of(path) == [path, tmp_path / "other" / "far.raw"]
+    check(path)
+
+
+def test_a_nifti_whose_start_of_voxels_is_nowhere(tmp_path: Path) -> None:
+    path = nifti(tmp_path / "a.nii")
+    data = bytearray(path.read_bytes())
+    for offset in (float("nan"), -4.0, 1e30):
+        data[108:112] = struct.pack("<f", offset)
+        with pytest.raises(RegZooError, match="impossible start of its voxels"):
+            read_image(content(path, bytes(data)))
