@@ -91,6 +91,20 @@ def test_nothing_is_said_beyond_the_network_s_field_of_view() -> None:
     assert out["cut_off"] == [0, 1]
 
 
+def test_small_labels_are_found_between_thick_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    thick = make_grid((37, 31, 7), (1.1, 1.4, 6.0), center=(20, -30, 10))
+    monkeypatch.setitem(globals(), "FIXED", thick)
+    item = prepared(empty=[2], network={"spacing": (1.2, 1.2, 1.2), "size": (34, 36, 34)})
+    # One lies between two slices and touches neither; the other is large enough for any.
+    where = ((20, -30, 13), 2.4), ((26, -33, 6), 9.0), ((14, -26, 15), 6.0)
+    out = propagated(item, 3 * depth(Grid.of(item["fixed_image"]), where))
+    small, large, none = out["warped_label"].numpy()
+    assert out["probability"][0].max() < 0.5 and none.sum() == 0
+    assert small.sum() * np.prod(thick.spacing) == pytest.approx(4 / 3 * np.pi * 2.4**3, rel=0.2)
+    np.testing.assert_allclose(thick.affine @ [*center_of_mass(small), 1], [20, -30, 13, 1], atol=3.1)
+    assert large.sum() * np.prod(thick.spacing) == pytest.approx(4 / 3 * np.pi * 9**3, rel=0.06)
+
+
 @pytest.mark.parametrize("native", [True, False])
 def test_a_label_that_is_not_there_stays_away(native: bool) -> None:
     item = prepared(native=native, empty=[1])

@@ -105,8 +105,8 @@ def _check_last_axis(path: str | Path, stored: torch.Tensor, image: Grid | None)
     """Raise `RegZooError` if the labels are the first axis of a 4-D file instead of the last."""
     first = image is not None and stored.shape[:3] != image.shape and stored.shape[1:] == image.shape
     if stored.ndim == 4 and (first or (stored.shape[0] == 1 and min(stored.shape[1:]) > 1)):
-        problem = f"has the axes of space last ({sizes(stored)})"
-        raise bad_file(path, problem, "make the labels the last axis, for example with numpy.moveaxis(array, 0, -1)")
+        problem = f"has its labels along the first axis ({sizes(stored)})"
+        raise bad_file(path, problem, "make that the last axis, for example with numpy.moveaxis(array, 0, -1)")
 
 
 def _whole_numbers(path: str | Path, stored: torch.Tensor) -> torch.Tensor:

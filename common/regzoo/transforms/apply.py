@@ -11,6 +11,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from regzoo.errors import bad_file
 from regzoo.spatial import DisplacementField, Grid, apply_matrix, carry_labels, plain, sample, voxel_coordinates, warp
+from regzoo.spatial.carry import TOLERANCE, subdivisions
 from regzoo.transforms.request import from_server
 
 #: Where `ResamplePaird(keep_native=True)` keeps the moving image and label.
@@ -144,7 +145,7 @@ def with_references(data: Mapping[Hashable, Any], device: torch.device, backgrou
         return item
     fixed = Grid.of(data["fixed_native"])
     # What was kept carries the edited affine: it is seen from where it lies.
-    still = DisplacementField(torch.zeros(1, device=device).expand(3, *fixed.shape), fixed)
+    still = _still(fixed, device)
     for kind, native in NATIVE.items():
         if native in data:
             item[f"unregistered_{kind}"] = (
@@ -176,8 +177,10 @@ class PropagatedLabelsd(MapTransform):
     with what `with_references` adds; otherwise, for quick validation, all of it on the network grid.
 
     Adds ``probability`` (C, X, Y, Z), 0 beyond the network's field of view and for labels that are empty there, and
-    ``warped_label``, where it reaches 0.5, each label by itself. ``unseen`` lists the channels that the network was
-    shown nothing of, ``cut_off`` those that it finds at the border of its field of view.
+    ``warped_label``, where it reaches 0.5, each label by itself. If the fixed image is coarser than the network grid, and
+    that changes the volume of a label, what reaches 0.5 on that grid is carried over instead, see `carry_labels`.
+    ``unseen`` lists the channels that the network was shown nothing of, ``cut_off`` those that it finds at the border of
+    its field of view.
 
     Args:
         preserve_volume: on the fixed image's grid, cut each label that reaches 0.5 where it has the volume of the
@@ -204,6 +207,8 @@ class PropagatedLabelsd(MapTransform):
         values = sample(logits[None], coordinates.float(), padding="border")[0]
         values.masked_fill_(~(inside & seen.view(-1, 1, 1, 1)), -torch.inf)
         chosen = values >= 0
+        if full and subdivisions(network, target) != (1, 1, 1):
+            _keep_volumes(chosen, (logits >= 0) & seen.view(-1, 1, 1, 1), network, target)
         if self.preserve_volume and full:
             found = chosen.flatten(1).any(1).view(-1, 1, 1, 1)
             chosen = (values >= self._cuts(data, values, target)) & found
@@ -224,3 +229,22 @@ class PropagatedLabelsd(MapTransform):
         cuts = [channel.flatten().topk(count).values[-1] for channel, count in zip(logits, counts, strict=True)]
         # A volume that is larger than what is visible does not reach beyond it.
         return torch.stack(cuts).clamp(min=torch.finfo(torch.float32).min).view(-1, 1, 1, 1)
+
+
+def _keep_volumes(chosen: torch.Tensor, found: torch.Tensor, network: Grid, target: Grid) -> None:
+    """Choose other voxels of the target for labels that are of another volume there than on the network grid.
+
+    Args:
+        chosen: (C, X, Y, Z) bool on the target, which is coarser; changed in place.
+        found: (C, X', Y', Z') bool on the network grid.
+    """
+    labels = MetaTensor(found.float(), affine=torch.as_tensor(network.affine))
+    carried = plain(carry_labels(_still(target, found.device), labels, exclusive=False)) > 0
+    counts, wanted = (masks.flatten(1).sum(1) for masks in (chosen, carried))
+    off = (counts - wanted).abs() > TOLERANCE * wanted
+    chosen[off] = carried[off]
+
+
+def _still(grid: Grid, device: torch.device) -> DisplacementField:
+    """The field that moves nothing."""
+    return DisplacementField(torch.zeros(1, device=device).expand(3, *grid.shape), grid)
