@@ -77,8 +77,8 @@ REFUSED: dict[str, tuple[np.ndarray, list[str]]] = {
     ),
     "too large": (MAP * np.int64(16777216), ["label value 33554432, which is too large", "number the labels from 1"]),
     "NaN": (np.where(NODULE, np.nan, MAP).astype(np.float32), ["NaN or infinity in 7 voxels", "to 0, the background"]),
-    "channels first": (np.stack([ORGAN, NODULE]).astype(np.uint8), ["first axis (2×12×10×8)", "make that the last axis"]),
-    "one channel first": (ORGAN[None].astype(np.uint8), ["first axis (1×12×10×8)", "make that the last axis"]),
+    "channels first": (np.stack([ORGAN, NODULE]).astype(np.uint8), ["first axis (2×12×10×8)", "the last axis"]),
+    "one channel first": (ORGAN[None].astype(np.uint8), ["first axis (1×12×10×8)", "the last axis"]),
     "maps in volumes": (
         np.stack([ORGAN, MAP], -1).astype(np.uint8),
         ["volume 2 holds the values 1, 2", "one mask per"],

@@ -177,9 +177,9 @@ class PropagatedLabelsd(MapTransform):
     with what `with_references` adds; otherwise, for quick validation, all of it on the network grid.
 
     Adds ``probability`` (C, X, Y, Z), 0 beyond the network's field of view and for labels that are empty there, and
-    ``warped_label``, where it reaches 0.5, each label by itself. If the fixed image is coarser than the network grid, and
-    that changes the volume of a label, what reaches 0.5 on that grid is carried over instead, see `carry_labels`.
-    ``unseen`` lists the channels that the network was shown nothing of, ``cut_off`` those that it finds at the border of
+    ``warped_label``, where it reaches 0.5, each label by itself. Where the fixed image is coarser than the network and
+    that changes the volume of a label, what reaches 0.5 on the network grid is carried over, see `carry_labels`.
+    ``unseen`` are the channels that the network was shown nothing of, ``cut_off`` those that it finds at the border of
     its field of view.
 
     Args:
