@@ -76,6 +76,35 @@ def test_decathlon_without_its_description(liver: Path) -> None:
     assert read_decathlon(liver, "train")[0]["label_names"] == ["liver"]
 
 
+def test_names_of_nnunet(liver: Path) -> None:
+    """The channel is in the names of the images alone; a label of nobody is not passed over."""
+    (liver / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "liver": 1}, "file_ending": ".nii.gz"}))
+    for number in (0, 1):
+        (liver / f"imagesTr/liver_{number}.nii.gz").rename(liver / f"imagesTr/liver_{number}_0000.nii.gz")
+    assert [Path(r["fixed_label"]).name for r in read_decathlon(liver, "train")] == ["liver_0.nii.gz", "liver_1.nii.gz"]
+    (liver / "labelsTr/liver_1.nii.gz").rename(liver / "labelsTr/liver_01.nii.gz")
+    with pytest.raises(RegZooError, match=r"liver_01.nii.gz: is the label of no image in .*imagesTr, where some have"):
+        read_decathlon(liver, "train")
+
+
+def test_nobody_is_in_two_splits(liver: Path, tmp_path: Path) -> None:
+    """In no layout of single images; any type of file counts."""
+    (liver / "dataset.json").unlink()
+    touch(liver, "imagesTs/liver_1.mha")
+    with pytest.raises(RegZooError, match="Task03_Liver: has the patient 'liver_1' in two splits, train and test"):
+        load_single_records(liver, "train")
+    names = ("IXI002-Guys-0828-T1", "IXI002-Guys-0900-T1")
+    touch(tmp_path / "ixi", f"{names[0]}.nii.gz", f"{names[1]}.nrrd")
+    assert len(load_single_records(tmp_path / "ixi", "train")) == 2
+    manifest = tmp_path / "ixi" / "manifest.json"
+    manifest.write_text(json.dumps({"cases": {names[0]: {"split": "Validation"}}}))
+    with pytest.raises(RegZooError, match="the patient 'IXI002' in two splits, train and val"):
+        load_single_records(tmp_path / "ixi", "train")
+    manifest.write_text(json.dumps({"cases": {names[0]: {"split": "rest"}}}))
+    with pytest.raises(RegZooError, match=r"manifest.json: IXI002-Guys-0828-T1 is of the split 'rest', .*; use train"):
+        load_single_records(tmp_path / "ixi", "train")
+
+
 def test_decathlon_that_is_wrong(liver: Path, tmp_path: Path) -> None:
     """One line each."""
     with pytest.raises(RegZooError, match="has no folder imagesTr; name the unpacked folder"):

@@ -105,6 +105,21 @@ def test_pairs_of_one_patient(tmp_path: Path) -> None:
     assert len(load_records(tmp_path)) == 3 and len(load_single_records(tmp_path, "train")) == 4
 
 
+def test_nobody_is_trained_and_tested_on(tmp_path: Path) -> None:
+    """Another image of a patient of the validation would be trained on."""
+    write_task(tmp_path)
+    path = tmp_path / image(5, 1)
+    path.touch()
+    training = [{"image": image(number)} for number in range(1, 7)] + [{"image": image(5, 1)}]
+    task = write_task(tmp_path, training=training)
+    for load in (load_records, load_single_records):
+        for split in ("train", "val"):
+            with pytest.raises(
+                RegZooError, match=f"{task}: has the patient 'Task_0005' in two splits, train and val or"
+            ):
+                load(tmp_path, split)
+
+
 def test_labels_by_modality(tmp_path: Path) -> None:
     """Some tasks name their labels for each modality."""
     write_task(tmp_path, labels={"0": {"0": "background", "1": "liver"}, "1": {"0": "background", "1": "liver"}})

@@ -45,6 +45,14 @@ def test_datalists(phantoms: Path, tmp_path: Path) -> None:
         load_records(table, "test")
 
 
+def test_two_datalists_in_one_folder(tmp_path: Path) -> None:
+    """None of them is passed over."""
+    for name in ("datalist.json", "datalist.csv"):
+        (tmp_path / name).write_text("[]")
+    with pytest.raises(RegZooError, match=r"holds datalist\.json and datalist\.csv; name the one"):
+        load_records(tmp_path, "train")
+
+
 def test_records_are_checked(phantoms: Path, tmp_path: Path) -> None:
     """A datalist that names a pair twice, and one whose file is gone."""
     record = read_muregpro(phantoms, split="val")[0]

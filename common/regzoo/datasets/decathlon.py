@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from regzoo.datasets.folders import case_name, image_files
+from regzoo.datasets.folders import case_name, check_labels, image_files
 from regzoo.datasets.records import Record, check_splits
 from regzoo.datasets.text import read_json
 from regzoo.errors import bad_file
@@ -58,11 +58,11 @@ def _images(root: Path, description: Mapping[str, Any], split: str) -> list[Reco
     section, images, labels = LISTS[split]
     entries = description.get(section)
     if entries is None:
-        paths = image_files(root / labels)
-        entries = [
-            {"image": path} | ({"label": paths[name]} if name in paths else {})
-            for name, path in image_files(root / images).items()
-        ]
+        found, paths = image_files(root / images), image_files(root / labels)
+        # nnU-Net puts the number of the channel into the name of the image alone.
+        known = {name: paths.get(name) or paths.get(name.removesuffix("_0000")) for name in found}
+        check_labels(root / images, paths.values(), known.values())
+        entries = [{"image": path} | ({"label": known[name]} if known[name] else {}) for name, path in found.items()]
     return [image_record(root / DESCRIPTION, entry) for entry in entries]
 
 

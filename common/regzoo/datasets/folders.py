@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from regzoo.datasets.text import SPLIT_WORDS, split_of
@@ -37,6 +37,23 @@ def image_files(folder: Path) -> dict[str, Path]:
             if other != path:
                 raise bad_file(path, f"and {other.name} have one name, so one of them would be ignored", "keep one")
     return found
+
+
+def check_labels(images: Path, labels: Iterable[Path], used: Collection[Path | None]) -> None:
+    """Make sure that label files are called as their images.
+
+    Args:
+        images: the folder of the images, for the error.
+        labels: the label files that there are.
+        used: the label of each image; None without one.
+
+    Raises:
+        RegZooError: one belongs to no image, while an image has none.
+    """
+    stray = [path for path in labels if path not in used]
+    if stray and None in used:
+        problem = f"is the label of no image in {images}, where some have none"
+        raise bad_file(stray[0], problem, "name it as its image, or remove it")
 
 
 def split_folders(root: Path, has: Iterable[str]) -> dict[str, Path]:

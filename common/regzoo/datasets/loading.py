@@ -121,7 +121,10 @@ def _datalist(root: Path) -> Path | None:
     """The datalist that a path names or a folder holds."""
     if root.is_file():
         return root if root.suffix.lower() in DATALIST_SUFFIXES and not is_learn2reg(root) else None
-    return next((root / name for name in DATALIST_NAMES if (root / name).is_file()), None)
+    found = [root / name for name in DATALIST_NAMES if (root / name).is_file()]
+    if len(found) > 1:
+        raise bad_file(root, f"holds {' and '.join(path.name for path in found)}", "name the one that counts")
+    return found[0] if found else None
 
 
 def _read_split(datalist: Path, split: str | None, single: bool = False) -> list[Record]:

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from regzoo.datasets.folders import IMAGE_SUFFIXES, image_files, is_junk, split_folders
+from regzoo.datasets.folders import IMAGE_SUFFIXES, check_labels, image_files, is_junk, split_folders
 from regzoo.datasets.records import Record, check_splits
 from regzoo.datasets.text import read_json, warn_once
 from regzoo.errors import RegZooError, bad_file
@@ -117,7 +117,8 @@ def _read_split(part: Path, direction: str, cases: dict[str, dict[str, Any]]) ->
         record["case"] = case
         records.append(record)
     for side, kind in _sides(fixed, moving):
-        _check_used(part / f"{kind}_images", labels[kind], records, side)
+        used = [Path(record[f"{side}_label"]) if f"{side}_label" in record else None for record in records]
+        check_labels(part / f"{kind}_images", labels[kind].values(), used)
     return records
 
 
@@ -188,15 +189,6 @@ def _label_of(name: str, kind: str, labels: dict[str, Path]) -> Path | None:
     if len(found) > 1:
         raise bad_file(found[1], f"and {found[0].name} may both be the label of {name}", "name one as its image")
     return found[0] if found else None
-
-
-def _check_used(images: Path, labels: dict[str, Path], records: list[Record], side: str) -> None:
-    """Refuse a label of no image where an image has no label: their names are meant to be alike."""
-    used = {record.get(f"{side}_label") for record in records}
-    stray = [path for path in labels.values() if str(path) not in used]
-    if stray and None in used:
-        problem = f"is the label of no image in {images}, where some have none"
-        raise bad_file(stray[0], problem, "name it as its image, or remove it")
 
 
 def _default_names(record: Record) -> list[str]:
