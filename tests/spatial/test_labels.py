@@ -75,6 +75,7 @@ REFUSED: dict[str, tuple[np.ndarray, list[str]]] = {
         np.arange(960, dtype=np.int16).reshape(SHAPE) % 301,
         ["holds 300 different values, more than the 256"],
     ),
+    "a CT": (np.arange(960, dtype=np.int16).reshape(SHAPE) - 500, ["holds 959 different values", "not an image"]),
     "too large": (MAP * np.int64(16777216), ["label value 33554432, which is too large", "number the labels from 1"]),
     "NaN": (np.where(NODULE, np.nan, MAP).astype(np.float32), ["NaN or infinity in 7 voxels", "to 0, the background"]),
     "channels first": (np.stack([ORGAN, NODULE]).astype(np.uint8), ["first axis (2×12×10×8)", "the last axis"]),

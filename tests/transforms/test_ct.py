@@ -112,6 +112,17 @@ def test_padding_counts_as_air(
     assert all(word in line for word in words) and ("1024" in line) == ("1024 was" in " ".join(words))
 
 
+@pytest.mark.parametrize("value", [0, 40])
+def test_padding_with_the_value_of_a_tissue_is_mentioned(
+    value: float, case: Case, caplog: pytest.LogCaptureFixture
+) -> None:
+    stored = np.where(CORNERS, value, ct()[0]).astype(np.float32)
+    path = case.file("image", stored)
+    np.testing.assert_array_equal(units(path)[0].numpy(), stored)
+    (line,) = [entry.getMessage() for entry in caplog.records]
+    assert line == f"{path}: its corners all hold {value} HU; if that is padding, replace it by -1000"
+
+
 def test_stray_nan_in_the_background_is_air_and_in_the_body_an_error(
     case: Case, caplog: pytest.LogCaptureFixture
 ) -> None:

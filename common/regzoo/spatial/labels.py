@@ -123,14 +123,14 @@ def _whole_numbers(path: str | Path, stored: torch.Tensor) -> torch.Tensor:
             return (stored >= 0.5).float()
         example = float(stored.flatten()[off.argmax()])
         raise bad_file(path, f"holds intensities, not labels: {example:g} is not a whole number", _WHOLE)
+    if (count := len(label_values(labels))) > MAX_LABEL_VALUES:
+        problem = f"holds {count} different values, more than the {MAX_LABEL_VALUES} labels that a map may have"
+        raise bad_file(path, problem, "give a map of fewer labels, or check that it is not an image")
     if low < -NEAR_WHOLE:
         problem = f"holds negative values, such as {round(low)}, in {int((labels < 0).sum())} voxels"
         raise bad_file(path, problem, "give whole numbers from 0, which is the background")
     if high >= NOT_EXACT:
         raise bad_file(path, f"holds the label value {high:.0f}, which is too large", "number the labels from 1")
-    if (count := len(label_values(labels))) > MAX_LABEL_VALUES:
-        problem = f"holds {count} different values, more than the {MAX_LABEL_VALUES} labels that a map may have"
-        raise bad_file(path, problem, "give a map of fewer labels, or check that it is not an image")
     return labels
 
 

@@ -51,6 +51,8 @@ class HounsfieldUnitsd(MapTransform):
       above 300, fat or soft tissue, lies from 900 to 1150;
     - padding, which becomes air, −1000: values below −1100, and NaN or infinity outside the body.
 
+    Corners that all have one value of a tissue, such as 0, get a warning only.
+
     Raises:
         RegZooError: an image is not in Hounsfield units, for example windowed, or holds NaN inside the body.
     """
@@ -108,6 +110,10 @@ def hounsfield_units(values: np.ndarray, grid: Grid, name: str) -> tuple[np.ndar
         kinds = [f"down to {lowest:g}"] * (lowest < PADDING) + ["NaN or infinity"] * (not whole)
         notes.append(f"{int(padding.sum())} voxels of padding ({', '.join(kinds)}) count as air, {AIR:g} HU")
         values = np.where(padding, np.float32(AIR), values)
+    corners = np.unique(values[tuple(slice(None, None, n - 1) for n in values.shape)])
+    if len(corners) == 1 and corners[0] > SOLID:
+        # It might be anything in the body, so it is not changed.
+        notes.append(f"its corners all hold {corners[0]:g} HU; if that is padding, replace it by {AIR:g}")
     return values, notes
 
 
