@@ -129,7 +129,10 @@ def test_other_words_are_refused(tmp_path: Path, rows: Rows) -> None:
 @pytest.mark.parametrize(
     "name, key",
     [
-        *[(name, "patient") for name in ("patient_id", "PatientID", "subject", "Subject ID", "patients", "pateint")],
+        *[
+            (name, "patient")
+            for name in ("patient_id", "PatientID", "subject", "Subject ID", "patients", "pateint", "sub_id")
+        ],
         *[("fixed_labels", "fixed_label"), ("Fixed_Image", "fixed_image"), ("fixed image", "fixed_image")],
         *[("fixedImage", "fixed_image"), ("moving", "moving_image"), ("moving_mask", "moving_label")],
         *[("fixed_lable", "fixed_label"), ("label_moving", "moving_label"), ("target_image", "fixed_image")],
@@ -148,6 +151,8 @@ def test_misspelt_columns_are_refused(tmp_path: Path, rows: Rows) -> None:
     refused(tmp_path / "list.csv", table(rows, header=header), message)
     title = ["Fixed_Image", "Moving_Image", "Fixed_Label", "Moving_Label", "Patient"]
     refused(tmp_path / "case.csv", table(rows, header=title), r"'Fixed_Image' \(for fixed_image\?\).*lower case")
+    phase = [row | {"phase": "Train" if number else "dev"} for number, row in enumerate(rows)]
+    refused(tmp_path / "phase.csv", table(phase), r"'phase' \(for split\?\)")
     rows[3]["PatientID"] = rows[3].pop("patient")
     refused(tmp_path / "list.json", json.dumps({"training": rows}), r"unknown keys, .*: 'PatientID' \(for patient\?\)")
 

@@ -192,6 +192,7 @@ def test_label_names_of_other_file_types(tmp_path: Path) -> None:
         ("mr_case1", "us_case1"),
         ("MR_Case1", "case1_US"),
         ("case1.MRI", "case1.TRUS"),
+        ("case1_T2", "case1_US"),
         ("case1_mr_image", "case1_us_image"),
         ("case1", "case1_us"),
     ],

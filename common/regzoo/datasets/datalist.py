@@ -26,14 +26,16 @@ KEYS = (*PATH_KEYS, *NAME_KEYS, "label_names", "label_values", "align", "split",
 SINGLE = {"image": "fixed_image", "label": "fixed_label"}
 #: Words in names of columns that mean one of ours; empty for those that add nothing.
 WORDS = {
-    **dict.fromkeys(("subject", "participant", "person", "pat", "pid", "patients", "subjects"), "patient"),
+    **dict.fromkeys(
+        ("subject", "participant", "person", "pat", "pid", "sub", "subj", "mrn", "patients", "subjects"), "patient"
+    ),
     **dict.fromkeys(("labels", "mask", "masks", "seg", "segs", "segmentation", "annotation", "roi"), "label"),
     **dict.fromkeys(("images", "img"), "image"),
     **dict.fromkeys(("folds", "kfold", "cv"), "fold"),
     **dict.fromkeys(("splits", "subset", "partition", "set"), "split"),
     **dict.fromkeys(("target", "reference"), "fixed"),
     **dict.fromkeys(("source", "floating"), "moving"),
-    **dict.fromkeys(("id", "ids", "no", "nr", "name", "names", "number", "path", "file", "filename"), ""),
+    **dict.fromkeys(("id", "ids", "no", "nr", "name", "names", "number", "path", "file", "filename", "data", "k"), ""),
 }
 SHORT = {"fixed": "fixed_image", "moving": "moving_image"}
 
@@ -179,6 +181,11 @@ def _known_names(
     known = {name for name in names if str(name).strip() in ours}
     others = [name for name in names if name not in known]
     meant = {name: key for name in others if (key := likely_key(str(name), ours))}
+    for name in others:
+        # Whatever it is called, a column of words for splits is one.
+        words = {str(entry[name]).strip() for entry in entries if name in entry} - {""}
+        if words and all(split_of(word) for word in words):
+            meant[name] = "split"
     has = [{str(name).strip() for name in entry} | set(entry) for entry in entries] if meant else []
     if wrong := [name for name, key in meant.items() if any(name in e and key not in e for e in has)]:
         listed = ", ".join(f"{name!r} (for {meant[name]}?)" for name in wrong)

@@ -17,7 +17,7 @@ from regzoo.spatial.reading import stored_shape
 IMAGES = ("mr_images", "us_images")
 FOLDERS = (*IMAGES, "mr_labels", "us_labels")
 #: Words in the name of a file that say of what, and what kind of file it is: not part of the case's name.
-TOKENS = {"mr": "mri?", "us": "us|trus"}
+TOKENS = {"mr": "mri?|t2w?", "us": "us|trus"}
 KIND = "images?|img|labels?|masks?|seg|segmentation"
 #: What `direction` may be: moving to fixed.
 DIRECTIONS = ("mr_to_us", "us_to_mr")
