@@ -99,7 +99,7 @@ def _list_problem(name: str, value: Any, kind: list[Any]) -> str:
     fixed = name in {"spacing", "size", "window", "gamma"}
     if fixed and len(value) != len(kind):
         return f"has {len(value)} values, not {len(kind)}; {example}"
-    if not value and kind and name != "label_values":
+    if not value and kind and name not in {"label_values", "need"}:
         return f"is empty; {example}"
     if kind and isinstance(kind[0], (int, float)):
         problems = (_number_problem(name, item, kind[0]) for item in value)
