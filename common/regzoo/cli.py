@@ -201,10 +201,11 @@ def package(bundle: str, out: str | None = None, large_files: str | None = None)
         large_files: address from which models/model.pt can be downloaded; it is left out, and large_files.yml says so.
     """
     _has_configs(bundle)
-    from regzoo.zoo import package, sha256
+    from regzoo.files import file_hash
+    from regzoo.zoo import package
 
     file = package(bundle, out, large_files)
-    print(f"{file}: {file.stat().st_size / 1e6:.1f} MB, SHA-256 {sha256(file)}")
+    print(f"{file}: {file.stat().st_size / 1e6:.1f} MB, SHA-256 {file_hash(file)}")
 
 
 def publish(bundle: str, repo: str, token: str | None = None, version: str | None = None, private: bool = True) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import hashlib
 import json
 import os
 import platform
@@ -42,6 +43,15 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
 def file_name(case: str) -> str:
     """A case's name made fit for a file name."""
     return re.sub(r"[^\w.+-]+", "_", case).strip("._") or "case"
+
+
+def file_hash(path: Path, kind: str = "sha256") -> str:
+    """The hash of a file's content, in hexadecimal digits."""
+    digest = hashlib.new(kind)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 #: Folders of this process that are still to be removed.

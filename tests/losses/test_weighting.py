@@ -12,7 +12,7 @@ import torch.distributed as dist
 from ignite.engine import Engine
 from monai.bundle import ConfigParser
 from regzoo.losses import LearnedWeights, RegistrationLoss, SoftmaxWeights, UncertaintyWeights
-from regzoo.workflow import LossTerms, TrainingCheckpoint
+from regzoo.workflow import EventWriter, LossTerms, TrainingCheckpoint
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
@@ -143,7 +143,7 @@ def test_curves_of_values_and_weights(tmp_path: Path) -> None:
 
     engine = Engine(step)
     engine.optimizer = optimizer  # type: ignore[attr-defined]
-    LossTerms(loss, tmp_path).attach(engine)
+    LossTerms(loss, EventWriter(tmp_path)).attach(engine)
     engine.run([0, 1, 2], max_epochs=2)
     events = EventAccumulator(str(tmp_path)).Reload()
     tags = {"loss/total", "loss/a", "loss/b", "loss/penalty", "weight/a", "weight/b", "learning_rate"}

@@ -15,7 +15,7 @@ from monai.bundle import ConfigWorkflow
 from regzoo.errors import RegZooError, user_error
 from regzoo.losses import RegistrationLoss
 from regzoo.transforms import WarpOnNetworkGridd
-from regzoo.workflow import LossTerms, TrainingCheckpoint, load_weights
+from regzoo.workflow import EventWriter, LossTerms, TrainingCheckpoint, load_weights
 from regzoo.workflow import divergence as module
 from regzoo.workflow.divergence import DivergenceCheck, flat_tensors, non_finite
 from torch import nn
@@ -107,7 +107,7 @@ class Trainer:
         self.engine.network = nn.Linear(1, 1, bias=False)
         self.engine.optimizer = torch.optim.SGD(self.engine.network.parameters(), lr=0.25)
         self.losses, self.weights = losses, weights
-        LossTerms(self.loss, folder).attach(self.engine)
+        LossTerms(self.loss, EventWriter(folder)).attach(self.engine)
         TrainingCheckpoint(folder, self.engine.network).attach(self.engine)
 
     def step(self, engine: Engine, index: int) -> dict[str, torch.Tensor]:

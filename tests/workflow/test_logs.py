@@ -13,7 +13,7 @@ from helpers import ball, smooth_noise
 from ignite.engine import Engine
 from matplotlib.image import imread
 from regzoo.losses import RegistrationLoss
-from regzoo.workflow import LossTerms, ValidationImages
+from regzoo.workflow import EventWriter, LossTerms, ValidationImages
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 SHAPE = (9, 7, 5)
@@ -31,7 +31,7 @@ def case() -> dict[str, Any]:
 def written(item: dict[str, Any], folder: Path) -> dict[str, np.ndarray]:
     """The pictures in TensorBoard's files: tag → (H, W, channels), 0 to 255."""
     evaluator = Engine(lambda *_: [item])
-    ValidationImages(folder).attach(evaluator)
+    ValidationImages(EventWriter(folder)).attach(evaluator)
     evaluator.run([[{}]])
     events = EventAccumulator(str(folder)).Reload()
     encoded = {tag: events.Images(tag)[-1].encoded_image_string for tag in events.Tags()["images"]}
@@ -74,7 +74,7 @@ def test_panels_that_are_there(tmp_path: Path, keys: tuple[str, ...]) -> None:
 
 
 def test_an_epoch_that_was_broken_off_is_forgotten(tmp_path: Path) -> None:
-    handler = LossTerms(RegistrationLoss({}), tmp_path)
+    handler = LossTerms(RegistrationLoss({}), EventWriter(tmp_path))
 
     def train(losses: list[float]) -> dict[str, float]:
         def step(_: Engine, loss: float) -> dict[str, torch.Tensor]:

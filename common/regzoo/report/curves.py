@@ -39,17 +39,14 @@ def read_curves(folder: str | PathLike[str]) -> dict[str, Curve]:
     Raises:
         RegZooError: there is no log of a training in the folder.
     """
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator, ScalarEvent
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    found: dict[str, list[ScalarEvent]] = {}
-    for file in Path(folder).glob("events.out.tfevents.*"):
-        events = EventAccumulator(str(file), size_guidance={"scalars": 0}).Reload()
-        for tag in events.Tags()["scalars"]:
-            found.setdefault(tag, []).extend(events.Scalars(tag))
-    # Each handler has files of its own, and each resumed part of a training: of an epoch the latest value counts.
+    # All files of the folder as TensorBoard reads them, without what a resumed training has repeated.
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
     curves = {
-        tag: {event.step: event.value for event in sorted(found[tag], key=lambda event: event.wall_time)}
-        for tag in sorted(found)
+        # A log of an earlier version has such values still: of an epoch the latest value counts.
+        tag: {event.step: event.value for event in sorted(events.Scalars(tag), key=lambda event: event.wall_time)}
+        for tag in sorted(events.Tags()["scalars"])
     }
     if _TOTAL not in curves:
         raise bad_file(folder, "holds no log of a training", "name the --output_dir of one")

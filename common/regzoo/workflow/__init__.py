@@ -21,10 +21,11 @@ from regzoo.workflow.distributed import distributed, rank_device, share_cases, s
 from regzoo.workflow.export import Export, export_network
 from regzoo.workflow.exported import ExportedNetwork, OnnxNetwork, TorchScriptNetwork
 from regzoo.workflow.inferer import LabelWiseInferer
-from regzoo.workflow.logs import LossTerms, ValidationImages
+from regzoo.workflow.logs import EventWriter, LossTerms, ValidationImages
 from regzoo.workflow.options import check_options
 from regzoo.workflow.outputs import RegistrationResult, SaveRegistration
 from regzoo.workflow.plateau import EarlyStop, Schedule, key_metric
+from regzoo.workflow.record import RunRecord
 from regzoo.workflow.registrar import Registrar, register
 from regzoo.workflow.serving import Answerd, served_weights, training_folder
 from regzoo.workflow.tracking import finish_evaluation
@@ -33,6 +34,7 @@ __all__ = [
     "Answerd",
     "CaseStream",
     "EarlyStop",
+    "EventWriter",
     "Export",
     "ExportedNetwork",
     "LabelWiseInferer",
@@ -41,6 +43,7 @@ __all__ = [
     "PreparePair",
     "Registrar",
     "RegistrationResult",
+    "RunRecord",
     "SaveRegistration",
     "Schedule",
     "TorchScriptNetwork",

@@ -24,6 +24,7 @@ from regzoo.datasets.records import patient_of
 from regzoo.errors import RegZooError, user_error
 from regzoo.files import make_folder
 from regzoo.workflow.distributed import check_processes
+from regzoo.workflow.record import capture_log
 from torch.utils.data import IterableDataset
 
 logger = logging.getLogger(__name__)
@@ -330,4 +331,5 @@ def output_folder(path: str | Path) -> str:
         RegZooError: it cannot be written to, or other processes are about to do the same work.
     """
     check_processes()
+    capture_log()
     return str(path) if is_served() else str(make_folder(path))

@@ -21,6 +21,39 @@ logger = logging.getLogger(__name__)
 _FIXED, _PROPAGATED = (0.21, 0.82, 1.0), (1.0, 0.37, 0.69)  # as in the quality-control picture
 
 
+class EventWriter:
+    """The TensorBoard file of a run, shared by its handlers and opened with the first value.
+
+    What earlier files of the folder hold of that step and later ones is marked as void: a training that was killed
+    repeats an epoch when it is resumed, and one that starts anew begins its curves anew.
+
+    Args:
+        folder: TensorBoard folder.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = str(folder)
+        self.writer: SummaryWriter | None = None
+
+    def add_scalar(self, tag: str, value: float, step: int) -> None:
+        """Write a value of a curve."""
+        self._opened(step).add_scalar(tag, value, step)
+
+    def add_image(self, tag: str, picture: np.ndarray, step: int) -> None:
+        """Write a picture (C, Y, X)."""
+        self._opened(step).add_image(tag, picture, step)
+
+    def flush(self) -> None:
+        """Bring what was written onto the disk."""
+        if self.writer is not None:
+            self.writer.flush()
+
+    def _opened(self, step: int) -> SummaryWriter:
+        if self.writer is None:
+            self.writer = SummaryWriter(self.folder, purge_step=step)
+        return self.writer
+
+
 class LossTerms:
     """Ignite handler of a trainer: logs the loss and each term of a `RegistrationLoss`, mean over the epoch.
 
@@ -35,16 +68,15 @@ class LossTerms:
 
     Args:
         loss: the loss of the trainer.
-        log_dir: TensorBoard folder.
+        writer: where the curves go.
 
     Raises:
         RegZooError: while training, if it diverges.
     """
 
-    def __init__(self, loss: RegistrationLoss, log_dir: str | Path) -> None:
+    def __init__(self, loss: RegistrationLoss, writer: EventWriter) -> None:
         self.loss = loss
-        self.log_dir = str(log_dir)
-        self.writer: SummaryWriter | None = None
+        self.writer = writer
         self.sums: dict[str, torch.Tensor] = {}
         self.count = 0
         self.check = DivergenceCheck()
@@ -81,8 +113,6 @@ class LossTerms:
         engine.state.metrics.update(means)
         if not is_writer():
             return
-        if self.writer is None:
-            self.writer = SummaryWriter(self.log_dir)
         for name, value in means.items():
             self.writer.add_scalar(name, value, engine.state.epoch)
         self.writer.add_scalar("learning_rate", _rate(engine), engine.state.epoch)
@@ -114,12 +144,11 @@ class ValidationImages:
     image its place is taken by the fixed image with the outlines of the fixed (cyan) and the propagated labels (pink).
 
     Args:
-        log_dir: TensorBoard folder.
+        writer: where the pictures go.
     """
 
-    def __init__(self, log_dir: str | Path) -> None:
-        self.log_dir = str(log_dir)
-        self.writer: SummaryWriter | None = None
+    def __init__(self, writer: EventWriter) -> None:
+        self.writer = writer
 
     def attach(self, engine: Engine) -> None:
         """Register with an evaluator."""
@@ -130,8 +159,6 @@ class ValidationImages:
         """Write the picture of the current iteration."""
         if not is_writer():
             return
-        if self.writer is None:
-            self.writer = SummaryWriter(self.log_dir)
         case = cases_of(engine)[0]
         kinds = {"fixed": "reference", "unregistered": "unregistered", "warped": "warped"}
         present = {name: case[f"{kind}_image"] for name, kind in kinds.items() if f"{kind}_image" in case}

@@ -14,7 +14,10 @@ def running_workflow() -> ConfigWorkflow | None:
     latter, however the workflow was started: from the command line, from Python or by MONAI Label. MONAI does not hand
     it over, so it is looked up on the call stack.
     """
-    frame = inspect.currentframe()
+    # Not this frame itself: looking at its variables would make it refer to itself, and keep the workflow alive.
+    own = inspect.currentframe()
+    frame = None if own is None else own.f_back
+    del own
     while frame is not None:
         caller = frame.f_locals.get("self")
         if isinstance(caller, ConfigWorkflow):

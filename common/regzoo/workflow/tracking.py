@@ -10,13 +10,15 @@ from typing import Any
 from ignite.engine import Engine
 from regzoo.report import summary_figure
 from regzoo.report.engine import is_writer
+from regzoo.workflow.record import describe_run
+from regzoo.workflow.running import running_workflow
 
 # MLflow tells its makers how it is used. Whoever trains on patients' images has to ask for that.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 
 def finish_evaluation(evaluator: Engine, handlers: Iterable[Any], folder: str | Path) -> None:
-    """The end of an evaluation: draws ``summary.png`` from ``cases.csv``, and ends its run in MLflow.
+    """The end of an evaluation: draws ``summary.png`` from ``cases.csv``, writes its record, ends its run in MLflow.
 
     MONAI ends the run of a training and of an inference only; a training that is tracked in the same place would go on
     in the run of the evaluation.
@@ -31,6 +33,7 @@ def finish_evaluation(evaluator: Engine, handlers: Iterable[Any], folder: str | 
     """
     if is_writer() and evaluator.state.iteration > 0:
         summary_figure(Path(folder) / "summary.png", Path(folder) / "cases.csv")
+        describe_run(folder, {"evaluated": evaluator.data_loader.dataset.data}, running_workflow())
     for handler in handlers:
         if hasattr(handler, "close"):
             handler.close()

@@ -1,8 +1,7 @@
 """Bundles as the MONAI Model Zoo takes them: checked, packed into a zip that runs on its own, and published."""
 
-from regzoo.zoo.bundle import sha256
 from regzoo.zoo.packing import package, stage
 from regzoo.zoo.publishing import publish
 from regzoo.zoo.verification import Row, as_table, failed, summary, verify
 
-__all__ = ["Row", "as_table", "failed", "package", "publish", "sha256", "stage", "summary", "verify"]
+__all__ = ["Row", "as_table", "failed", "package", "publish", "stage", "summary", "verify"]

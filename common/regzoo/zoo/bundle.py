@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 from collections.abc import Iterator
@@ -134,20 +133,6 @@ class Bundle:
         pair = (self.tensor("inputs", "image"), self.tensor("outputs", "pred"))
         first, second = ([batch, tensor["num_channels"], *tensor["spatial_shape"]] for tensor in pair)
         return first, second
-
-
-def file_hash(path: Path, kind: str) -> str:
-    """The hash of a file, in hexadecimal digits."""
-    digest = hashlib.new(kind)
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal digits."""
-    return file_hash(path, "sha256")
 
 
 def code_files(folder: Path) -> dict[str, Path]:

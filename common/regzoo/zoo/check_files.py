@@ -13,7 +13,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from regzoo.zoo.bundle import CONFIGS, WEIGHTS, Bundle, CheckError, NotCheckedError, file_hash
+from regzoo.files import file_hash
+from regzoo.zoo.bundle import CONFIGS, WEIGHTS, Bundle, CheckError, NotCheckedError
 
 #: The zoo's limits for what lies in ``models/`` and for any other file, bytes: those of its releases and of its
 #: repository (1024 kB).

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from regzoo.errors import RegZooError, bad_file
-from regzoo.files import atomic_path
-from regzoo.zoo.bundle import LARGE_FILES, WEIGHTS, Bundle, known_bundle, own_code, sha256
+from regzoo.files import atomic_path, file_hash
+from regzoo.zoo.bundle import LARGE_FILES, WEIGHTS, Bundle, known_bundle, own_code
 from regzoo.zoo.travelling import copy_pages
 
 #: The release of PyYAML that a bundle asks for which has files to be fetched.
@@ -127,7 +127,7 @@ def stage_weights(bundle: Bundle, target: Path, url: str | None) -> None:
     others = [name for name in LARGE_FILES if (target / name).is_file()]
     if others:
         raise bad_file(bundle.root / others[0], "is there already", "edit it, or leave --large_files out")
-    entry = {"path": WEIGHTS, "url": url, "hash_val": sha256(weights), "hash_type": "sha256"}
+    entry = {"path": WEIGHTS, "url": url, "hash_val": file_hash(weights), "hash_type": "sha256"}
     lines = [f"{'  - ' if key == 'path' else '    '}{key}: {json.dumps(value)}" for key, value in entry.items()]
     text = "\n".join(["large_files:", *lines]) + "\n"
     (target / LARGE_FILES[0]).write_text(text, encoding="utf-8", newline="\n")
