@@ -102,6 +102,7 @@ def test_finished_labels_train_and_leave_the_released_weights_alone(
     assert after["models/monai_label.pt"] == after[str((run / "model.pt").relative_to(copy))]
     assert digests(tmp_path / "studies") == seen  # no phantoms, nothing in the studies
     assert torch.load(run / "last.pt", weights_only=True)["epoch"] == 2
+    assert {"run.json", "config.json", "data.json", "log.txt", "epochs.csv"} <= {path.name for path in run.iterdir()}
     released = torch.load(copy / "models" / "model.pt", weights_only=True)
     trained = torch.load(copy / "models" / "monai_label.pt", weights_only=True)
     assert released.keys() == trained.keys()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -295,6 +296,9 @@ def test_two_processes_train_and_evaluate(bundle: str, dataset: Path, tmp_path: 
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = run(bundle, [*torchrun, *arguments], env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert read_csv(tmp_path / "epochs.csv")["epoch"] == ["1"]
+    assert json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))["runs"][0]["versions"]["processes"] == "2"
+    assert (tmp_path / "log.txt").read_text(encoding="utf-8").count("epoch 1/1: loss total") == 1
     overlays = "['configs/train.json','configs/evaluate.json','configs/multi_gpu_evaluate.json']"
     arguments = [overlays if "multi_gpu_train" in word else word for word in arguments if word != "training"]
     # Three cases for two processes: one has nothing to do while the other measures its second.
