@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import logging
@@ -160,6 +161,7 @@ def test_warnings_are_shown_and_logged(tmp_path: Path) -> None:
         workflow.initialize()
         workflow.run()
 
+    gc.collect()  # workflows that ended in an exception in other tests
     with pytest.warns(UserWarning, match="the") as shown:
         handlers = list(logging.getLogger().handlers)
         once()
