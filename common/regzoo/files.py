@@ -40,6 +40,22 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
     return folder
 
 
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Make sure that an output folder can be created and written to, without leaving it behind.
+
+    Raises:
+        RegZooError: see `make_folder`.
+    """
+    folder = Path(path).absolute()
+    new = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    try:
+        make_folder(folder)
+    finally:
+        for parent in new:
+            if parent.is_dir():
+                parent.rmdir()
+
+
 def file_name(case: str) -> str:
     """A case's name made fit for a file name."""
     return re.sub(r"[^\w.+-]+", "_", case).strip("._") or "case"

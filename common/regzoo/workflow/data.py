@@ -20,6 +20,7 @@ from regzoo.datasets import (
     split_fold,
     test_pairs,
 )
+from regzoo.datasets.folders import case_name
 from regzoo.datasets.records import patient_of
 from regzoo.errors import RegZooError, user_error
 from regzoo.files import make_folder
@@ -281,6 +282,11 @@ def as_request(record: Mapping[str, Any]) -> dict[str, Any]:
     return {"image" if key == "fixed_image" else key: value for key, value in record.items()}
 
 
+def name_of(record: Mapping[str, Any]) -> str:
+    """The name of a case, which is that of its fixed image unless it has one of its own."""
+    return str(record.get("case") or case_name(record.get("fixed_image") or record["image"]))
+
+
 class CaseStream(IterableDataset):
     """Transforms cases one after another; a bad one is logged in one line, remembered, and the next one follows.
 
@@ -290,12 +296,20 @@ class CaseStream(IterableDataset):
 
     Attributes:
         failures: one line per case that could not be loaded, or that a handler could not write.
+        on_failure: called with the record of a case that fails.
     """
 
     def __init__(self, data: Sequence[Mapping[str, Any]], transform: Callable[[Any], Any]) -> None:
         self.data = [as_request(record) for record in data]
         self.transform = transform
         self.failures: list[str] = []
+        self.on_failure: Callable[[Mapping[str, Any]], None] = lambda record: None
+
+    def fail(self, record: Mapping[str, Any], error: RegZooError) -> None:
+        """Log and remember a case that has failed."""
+        self.failures.append(str(error))
+        logger.error("%s", error)
+        self.on_failure(record)
 
     def __iter__(self) -> Iterator[Any]:
         self.failures.clear()
@@ -306,8 +320,7 @@ class CaseStream(IterableDataset):
                 mine = user_error(error)
                 if mine is None:
                     raise
-                self.failures.append(str(mine))
-                logger.error("%s", mine)
+                self.fail(record, mine)
             else:
                 yield item
 

@@ -14,14 +14,17 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
+from regzoo.datasets.records import IMAGE_KEYS, LABEL_KEYS
 from regzoo.errors import RegZooError, bad_file
 from regzoo.files import file_name, make_folder, partial_folder, write_json, write_nifti
 from regzoo.metrics import deformation_statistics
+from regzoo.ownership import check_folder, discard, own_files, sign
 from regzoo.report.engine import cases_of
 from regzoo.report.figures import case_figure
 from regzoo.spatial import DisplacementField, Grid, centroids, plain
 from regzoo.transforms import label_map, warped_masks
-from regzoo.workflow.data import CaseStream
+from regzoo.workflow.data import CaseStream, name_of
+from regzoo.workflow.running import running_workflow
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +68,7 @@ class RegistrationResult:
         statistics: ``deformation`` (with a field), per label its volume and centroid, and ``warnings``.
         pictured: what the quality-control picture shows.
         transformation, moved_image: behind `field` and `warped_image`; None where there are none.
+        bundle: the name of the bundle that registered the pair, for the record of the files.
     """
 
     case: str
@@ -78,6 +82,7 @@ class RegistrationResult:
     pictured: Mapping[str, Any] = dataclasses.field(repr=False, default_factory=dict)
     mask_values: list[int] | None = None
     label_axes: int = 3
+    bundle: str = ""
 
     @classmethod
     def of(cls, item: Mapping[str, Any]) -> RegistrationResult:
@@ -139,6 +144,8 @@ class RegistrationResult:
     def save(self, folder: str | PathLike[str], outputs: Sequence[str] | str | None = None) -> Path:
         """Write the result into a folder; nothing of it if something fails, and nothing of an earlier result remains.
 
+        Only files that an earlier result left there, and that nobody has changed since, are replaced or removed.
+
         Args:
             folder: where to.
             outputs: some of ``image`` (``warped_image.nii.gz``, float32), ``label`` (``warped_label.nii.gz``, in the
@@ -147,17 +154,20 @@ class RegistrationResult:
                 (``statistics.json``) and ``picture`` (``quality.png``); None: all there are but the probability.
 
         Raises:
-            RegZooError: one is asked for that there is not.
+            RegZooError: one is asked for that there is not, or there is another file in its place.
         """
         target = Path(folder)
         wanted = self._wanted(outputs)
+        check_folder(target, [OUTPUTS[name] for name in wanted], self.bundle)
         new = not target.exists()
         try:
             with partial_folder(make_folder(target)) as part:
                 self._write(part, wanted)
-                written = [file.replace(target / file.name) for file in part.iterdir()]
-            for stale in set(OUTPUTS.values()) - {file.name for file in written}:
-                (target / stale).unlink(missing_ok=True)
+                sign(part, self.bundle)
+                stale = own_files(target)
+                written = {file.replace(target / file.name).name for file in part.iterdir()}
+            for name in stale - written:
+                (target / name).unlink(missing_ok=True)
         except BaseException:
             if new and target.exists() and not any(target.iterdir()):
                 target.rmdir()
@@ -197,6 +207,25 @@ class RegistrationResult:
     def draw(self, path: str | Path) -> None:
         """Write the quality-control picture, see `regzoo.report.registration_figure`."""
         case_figure(path, self.pictured)
+
+
+def check_target(
+    folder: str | PathLike[str], outputs: Sequence[str] | str | None, bundle: str, record: Mapping[str, Any]
+) -> None:
+    """Refuse a folder for a result before the work is done.
+
+    Args:
+        folder: where the result is to go.
+        outputs: as for `RegistrationResult.save`.
+        bundle: the name of the bundle.
+        record: whose images and labels are going to be read.
+
+    Raises:
+        RegZooError: an input or somebody else's file lies where an output goes, or a result of another bundle.
+    """
+    names = asked_outputs(outputs) or [name for name in OUTPUTS if name not in ON_REQUEST]
+    inputs = [value for key, value in record.items() if key in {"image", *IMAGE_KEYS, *LABEL_KEYS}]
+    check_folder(Path(folder), {OUTPUTS[name] for name in names}, bundle, inputs)
 
 
 def asked_outputs(outputs: Sequence[str] | str | None) -> list[str] | None:
@@ -295,7 +324,10 @@ class SaveRegistration:
         output_dir: folder to write to.
         outputs: which files, see `RegistrationResult.save`.
         dataset: where the cases come from; one that cannot be written is added to its failures and the next one
-            follows. Without it, the run ends there.
+            follows. Without it, the run ends there. An earlier result of a case that fails is removed.
+
+    Raises:
+        RegZooError: see `check_target`.
     """
 
     def __init__(
@@ -307,6 +339,15 @@ class SaveRegistration:
         self.outputs = asked_outputs(outputs)
         self.output_dir = make_folder(output_dir)
         self.dataset = dataset
+        workflow = running_workflow()
+        self.bundle = workflow.config_root_path.resolve().parent.name if workflow is not None else ""
+        if dataset is not None:
+            dataset.on_failure = lambda record: discard(self._folder(name_of(record)), self.bundle)
+            for record in dataset.data:
+                check_target(self._folder(name_of(record)), self.outputs, self.bundle, record)
+
+    def _folder(self, case: str) -> Path:
+        return self.output_dir / file_name(case)
 
     def attach(self, engine: Engine) -> None:
         """Register with an evaluator."""
@@ -316,13 +357,13 @@ class SaveRegistration:
         """Write the cases of the current iteration."""
         for item in cases_of(engine):
             result = RegistrationResult.of(item)
+            result.bundle = self.bundle
             try:
-                folder = result.save(self.output_dir / file_name(result.case), self.outputs)
+                folder = result.save(self._folder(result.case), self.outputs)
             except RegZooError as error:
                 if self.dataset is None:
                     raise
-                self.dataset.failures.append(str(error))
-                logger.error("%s", error)
+                self.dataset.fail(item, error)
                 continue
             print(f"{result.case}: {folder}", flush=True)
             for line in result.statistics["warnings"]:

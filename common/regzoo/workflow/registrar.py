@@ -11,9 +11,10 @@ import torch
 from monai.bundle import ConfigParser
 from regzoo.bundles import find_bundle
 from regzoo.errors import RegZooError, bad_file, user_error
+from regzoo.files import check_writable
 from regzoo.workflow.data import as_request, requested_records
 from regzoo.workflow.options import check_config, check_effect, unknown
-from regzoo.workflow.outputs import RegistrationResult, asked_outputs
+from regzoo.workflow.outputs import RegistrationResult, asked_outputs, check_target
 
 #: The ids of ``configs/inference.json`` that a registration uses.
 USED = ("device", "preprocessing", "network", "inferer", "postprocessing")
@@ -68,7 +69,8 @@ class Registrar:
     """
 
     def __init__(self, bundle: str | PathLike[str], overlays: Sequence[str] = (), **overrides: Any) -> None:
-        _, parser = inference_config(bundle, overlays, overrides)
+        root, parser = inference_config(bundle, overlays, overrides)
+        self.bundle = root.resolve().name
         try:
             self.takes_fixed_label = "fixed_label" in parser.config
             self.device = torch.device(parser.get_parsed_content("device"))
@@ -106,7 +108,9 @@ class Registrar:
             raise user_error(error) or error from None
         with torch.inference_mode():
             item["pred"] = self.inferer(item["image"][None].to(self.device), self.network)[0]
-            return RegistrationResult.of(self.postprocessing(item))
+            result = RegistrationResult.of(self.postprocessing(item))
+        result.bundle = self.bundle
+        return result
 
 
 def _paths(label: Label | None) -> str | list[str] | None:
@@ -129,7 +133,12 @@ def register(
     For many pairs make one `Registrar`, which loads the network once. Arguments as `Registrar` and
     `Registrar.register`; the files written are those of `RegistrationResult.save`.
     """
-    asked_outputs(outputs)  # before any work is done
+    # Before any work is done.
+    (record,) = requested_records(str(fixed), str(moving), _paths(label), fixed_label=_paths(fixed_label))
+    asked_outputs(outputs)
+    if out is not None:
+        check_target(out, outputs, find_bundle(bundle).resolve().name, record)
+        check_writable(out)
     result = Registrar(bundle, **overrides).register(fixed, moving, label, fixed_label)
     if out is not None:
         result.save(out, outputs)

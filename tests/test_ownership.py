@@ -1,0 +1,196 @@
+"""Nothing that is not ours is deleted or overwritten, and no stale result looks like a new one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from helpers import ball, make_affine, smooth_noise, write
+from monai.bundle import ConfigWorkflow
+from regzoo.cli import main
+from regzoo.errors import RegZooError, user_error
+from regzoo.networks import LocalNet
+from regzoo.ownership import check_folder, discard, own_files, sign
+from regzoo.workflow import register, save_weights
+
+WEAK, SEG = "prostate_mr_trus_weak_ddf", "prostate_mr_trus_conditional_seg"
+CONFIGS = Path(__file__).resolve().parents[1] / "bundles" / WEAK / "configs"
+SHAPE = (20, 18, 16)
+AFFINE = make_affine(SHAPE, (2, 2, 2.5), center=(10, 20, 30))
+IMAGE = smooth_noise(SHAPE, 2, 0)
+LABEL = ball(SHAPE, (10, 9, 8), 5).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("weights") / "tiny.pt"
+    save_weights(LocalNet(channels=2), path)
+    return str(path)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, str]:
+    return {
+        "fixed": write(tmp_path / "fixed.nii.gz", IMAGE, AFFINE),
+        "moving": write(tmp_path / "moving.nii.gz", IMAGE[::-1].copy(), AFFINE),
+        "label": write(tmp_path / "label.nii.gz", LABEL, AFFINE),
+    }
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def refused(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *options: str) -> str:
+    """The line of a registration that is refused before the weights are looked for."""
+    arguments = ["register", WEAK, "--checkpoint", "none.pt", "--device", "cpu", *options]
+    monkeypatch.setattr(sys, "argv", ["regzoo", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    error = capfd.readouterr().err
+    assert stop.value.code == 1 and error.count("\n") == 1
+    return error
+
+
+@pytest.mark.parametrize("name", ["warped_image.nii.gz", "warped_label.nii.gz", "field.nii.gz"])
+@pytest.mark.parametrize("linked", [False, True])
+def test_an_input_under_the_name_of_an_output(
+    name: str,
+    linked: bool,
+    files: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    key = "label" if "label" in name else "moving"
+    if linked:
+        (out / name).symlink_to(files[key])
+    else:
+        files[key] = str(Path(files[key]).rename(out / name))
+    before = content(tmp_path)
+    options = [f"--{key}={value}" for key, value in files.items()]
+    error = refused(monkeypatch, capfd, *options, "--out", str(out))
+    assert error == (f"error: {files[key]}: is an input, and lies where {name} is to be written; name another folder\n")
+    assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["statistics.json", "quality.png", "field.nii.gz"])
+@pytest.mark.parametrize("mine", [b'{"mine": "statistics of my own study"}\n', b"", b'{"written_by": {"files": []}}'])
+def test_a_file_of_somebody_else(
+    name: str,
+    mine: bytes,
+    files: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_bytes(mine)
+    options = [f"--{key}={value}" for key, value in files.items()]
+    error = refused(monkeypatch, capfd, *options, "--out", str(tmp_path / "out"))
+    assert f"{tmp_path / 'out' / name}: is there already" in error and "name another folder" in error
+    assert (tmp_path / "out" / name).read_bytes() == mine
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [name]
+
+
+def test_our_own_result_is_replaced_until_somebody_changes_it(
+    files: dict[str, str], weights: str, tmp_path: Path
+) -> None:
+    out, settings = tmp_path / "out", {"checkpoint": weights, "channels": 2, "device": "cpu"}
+    register(WEAK, files["fixed"], files["moving"], files["label"], out, **settings)
+    record = json.loads((out / "statistics.json").read_text())["written_by"]
+    assert record["bundle"] == WEAK and len(record["files"]) == 5
+    (out / "notes.txt").write_text("mine")
+    (out / "probability.nii.gz").write_text("mine")  # is not written here
+    register(WEAK, files["fixed"], files["moving"], None, out, "image,field", **settings)
+    names = {"warped_image.nii.gz", "field.nii.gz", ".regzoo.json", "notes.txt", "probability.nii.gz"}
+    assert {path.name for path in out.iterdir()} == names
+    register(WEAK, files["fixed"], files["moving"], files["label"], out, **settings)
+    assert not (out / ".regzoo.json").exists()
+    # A label corrected by hand, in whatever program; and the statistics with a word of one's own.
+    for name in ("warped_label.nii.gz", "statistics.json"):
+        shutil.copytree(out, tmp_path / name)
+        if name == "statistics.json":
+            text = (tmp_path / name / name).read_text()
+            (tmp_path / name / name).write_text(text.replace('"warnings"', '"notes": "mine", "warnings"'))
+        else:
+            labels = nib.load(tmp_path / name / name)
+            array = np.asarray(labels.dataobj).copy()
+            array[0, 0, 0] = 1
+            nib.save(nib.Nifti1Image(array, labels.affine, labels.header), tmp_path / name / name)
+        before = content(tmp_path / name)
+        with pytest.raises(RegZooError, match=f"{name}: is there already, and RegZoo did not write it or it was cha"):
+            register(WEAK, files["fixed"], files["moving"], files["label"], tmp_path / name, **settings)
+        assert content(tmp_path / name) == before
+    with pytest.raises(RegZooError, match=f"holds a result of {WEAK}; name another folder for that of {SEG}"):
+        register(SEG, files["fixed"], files["moving"], files["label"], out, device="cpu")
+
+
+def test_the_record_itself(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text(name)
+    sign(tmp_path, "mine")
+    assert own_files(tmp_path) == {"a.txt", "b.txt", ".regzoo.json"}
+    (tmp_path / "b.txt").write_text("changed")
+    (tmp_path / "c.txt").symlink_to(tmp_path / "a.txt")
+    assert own_files(tmp_path) == {"a.txt", ".regzoo.json"}
+    check_folder(tmp_path, ["a.txt", "d.txt"], "mine")
+    with pytest.raises(RegZooError, match=r"b\.txt: is there already"):
+        check_folder(tmp_path, ["a.txt", "b.txt"], "mine")
+    discard(tmp_path, "another")
+    assert len(names(tmp_path)) == 4
+    discard(tmp_path, "mine")
+    assert names(tmp_path) == ["b.txt", "c.txt"]
+
+
+def batch(data: list[dict[str, str]], out: Path, weights: str) -> str:
+    """Register a datalist as `monai.bundle run` does; returns the line it ends with."""
+    (out.parent / "datalist.json").write_text(json.dumps(data))
+    workflow = ConfigWorkflow(
+        config_file=str(CONFIGS / "inference.json"),
+        meta_file=str(CONFIGS / "metadata.json"),
+        logging_file=False,
+        workflow_type="infer",
+        dataset_dir=str(out.parent / "datalist.json"),
+        output_dir=str(out),
+        checkpoint=weights,
+        channels=2,
+        device="cpu",
+    )
+    try:
+        for step in (workflow.initialize, workflow.run, workflow.finalize):
+            step()
+    except Exception as error:
+        return str(user_error(error))
+    return ""
+
+
+def test_a_case_that_fails_leaves_no_older_result(files: dict[str, str], weights: str, tmp_path: Path) -> None:
+    pair = {"case": "A", "fixed_image": files["fixed"], "moving_image": files["moving"], "moving_label": files["label"]}
+    data = [pair, {"case": "B", "fixed_image": files["moving"], "moving_image": files["fixed"]}]
+    out = tmp_path / "out"
+    assert batch(data, out, weights) == ""
+    assert names(out) == ["A", "B"]
+    (out / "B" / "notes.txt").write_text("mine")
+    constant = write(tmp_path / "constant.nii.gz", np.full(SHAPE, 7, np.int16), AFFINE)
+    data[1]["moving_image"] = constant
+    before = (out / "A" / "statistics.json").stat().st_mtime_ns
+    assert batch(data, out, weights).startswith(f"1 of 2 cases failed: {constant}")
+    assert names(out / "B") == ["notes.txt"]
+    assert (out / "A" / "statistics.json").stat().st_mtime_ns > before
+    # Somebody else's file is found before the first case is registered.
+    (out / "B" / "field.nii.gz").write_text("mine")
+    before = (out / "A" / "statistics.json").stat().st_mtime_ns
+    assert f"{out / 'B' / 'field.nii.gz'}: is there already" in batch(data, out, weights)
+    assert (out / "A" / "statistics.json").stat().st_mtime_ns == before
