@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import logging
 import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -17,6 +18,8 @@ from regzoo.errors import RegZooError, bad_file
 from regzoo.workflow.option_values import check_value
 from regzoo.workflow.running import running_workflow
 
+logger = logging.getLogger(__name__)
+
 #: The configurations that a run starts from.
 BASES = ("train", "evaluate", "inference")
 #: What `monai.bundle run` takes for itself.
@@ -29,10 +32,6 @@ IDLE: dict[str, tuple[Callable[[Mapping[str, Any]], Any], str]] = {
     "phantoms": (lambda config: config.get("dataset_dir"), "with a data set of your own"),
     "split": (lambda config: "fixed_image" in config and not config["dataset_dir"], "without --dataset_dir"),
     "direction": (lambda config: "fixed_image" in config and not config["dataset_dir"], "without --dataset_dir"),
-    **dict.fromkeys(
-        ("fold", "folds"),
-        (lambda config: "evaluation_dir" in config and config["eval_split"] != "fold", "unless --eval_split is fold"),
-    ),
     "integration_steps": (lambda config: config["diffeomorphic"] is False, "unless --diffeomorphic is True"),
 }
 
@@ -99,6 +98,9 @@ def check_effect(parser: ConfigParser, given: Collection[str], roots: Sequence[s
         idle, when = IDLE.get(name.partition("::")[0], (lambda _: False, ""))
         if name not in {"bundle_root", "output_dir"} and not _covered(name, used):
             when = "here: nothing that is run reads it"
+            if "evaluation_dir" in parser.config:  # the training's settings may be repeated for its evaluation
+                logger.warning("--%s has no effect in an evaluation", name.replace("::", "#"))
+                continue
         elif not idle(parser.config):
             continue
         raise RegZooError(f"--{name.replace('::', '#')}: has no effect {when}; leave it out")
