@@ -8,7 +8,8 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-from helpers import ball, make_affine, make_grid, smooth_noise, write
+import SimpleITK as sitk
+from helpers import ball, make_affine, make_grid, smooth_noise, to_sitk, write
 from regzoo.errors import RegZooError
 from regzoo.spatial import Grid, label_values, read_label_file, to_channels
 
@@ -131,3 +132,23 @@ def test_a_label_may_lie_a_tenth_of_a_voxel_away(shift: float, fits: bool, tmp_p
     else:
         with pytest.raises(RegZooError, match=r"elsewhere .* by up to 0\.52 mm"):
             read_label_file(path, grid)
+
+
+@pytest.mark.parametrize(("inside", "slices"), [(True, 8), (True, 1), (False, 8)])
+def test_segmentations_of_slicer_come_cropped(inside: bool, slices: int, tmp_path: Path) -> None:
+    drawn = MAP * (np.arange(8) < 4 + slices) * (np.arange(8) >= 5 - slices)
+    low, high = (np.argwhere(drawn).min(0), np.argwhere(drawn).max(0) + 1)
+    crop = drawn[tuple(slice(a, b) for a, b in zip(low, high, strict=True))].astype(np.uint8)
+    affine = AFFINE.copy()
+    affine[:3, 3] += AFFINE[:3, :3] @ (low if inside else low - 20)
+    path = tmp_path / "Segmentation.seg.nrrd"
+    sitk.WriteImage(to_sitk(crop, affine), str(path))
+    if inside:
+        label = read_label_file(path, IMAGE)
+        np.testing.assert_array_equal(label.volume[0].numpy(), drawn)
+        np.testing.assert_allclose(label.volume.affine.numpy(), AFFINE, atol=1e-5)
+    else:
+        with pytest.raises(RegZooError, match="voxels where its image has"):
+            read_label_file(path, IMAGE)
+    with pytest.raises(RegZooError, match=r"voxels where its image has|2-D image"):
+        read_label_file(path.rename(tmp_path / "Segmentation.nrrd"), IMAGE)

@@ -12,6 +12,7 @@ from monai.data import MetaTensor
 from regzoo.errors import bad_file
 from regzoo.spatial.grid import Grid
 from regzoo.spatial.volumes import STORED_AXES, check_finite, check_spatial, read_checked, sizes
+from torch.nn import functional
 
 #: A label map with more values than this is taken for an image given by mistake.
 MAX_LABEL_VALUES = 256
@@ -64,6 +65,9 @@ def read_label_file(
     if not isinstance(path, (str, Path)):
         return _joined(path, image, may_be_empty, strict_headers)
     volume = read_checked(path, strict_headers)
+    axes = min(int(volume.meta[STORED_AXES]), 4)
+    if image is not None and str(path).lower().endswith(".seg.nrrd"):
+        volume = _uncropped(volume, image)
     stored = volume.as_tensor()
     _check_last_axis(path, stored, image)
     check_spatial(path, stored)
@@ -82,7 +86,7 @@ def read_label_file(
     label = MetaTensor(values, affine=volume.affine)
     if image is not None:
         check_on_grid(path, label, image)
-    return LabelFile(label, is_map, mask_values, min(int(volume.meta[STORED_AXES]), 4))
+    return LabelFile(label, is_map, mask_values, axes)
 
 
 def _joined(paths: Sequence[str | Path], image: Grid | None, may_be_empty: bool, strict_headers: bool) -> LabelFile:
@@ -99,6 +103,18 @@ def _joined(paths: Sequence[str | Path], image: Grid | None, may_be_empty: bool,
     if not bool(joined.any()) and not may_be_empty:
         raise bad_file(paths[0], "and the other masks of its list hold no labelled voxel", _DRAW)
     return LabelFile(MetaTensor(joined, affine=affine), False, values, 4)
+
+
+def _uncropped(label: MetaTensor, image: Grid) -> MetaTensor:
+    """A segmentation of 3D Slicer, which saves it cropped to its segments, on all voxels of its image again."""
+    affine = np.array(label.affine, dtype=np.float64)
+    before = np.rint(image.to_voxels(affine[:3, 3])).astype(int)
+    after = np.asarray(image.shape) - before - label.shape[:3]
+    if label.ndim != 3 or min(*before, *after) < 0:
+        return label
+    affine[:3, 3] -= affine[:3, :3] @ before
+    sides = [int(n) for pair in zip(before[::-1], after[::-1], strict=True) for n in pair]
+    return MetaTensor(functional.pad(label.as_tensor(), sides), affine=torch.as_tensor(affine))
 
 
 def _check_last_axis(path: str | Path, stored: torch.Tensor, image: Grid | None) -> None:
