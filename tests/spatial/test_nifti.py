@@ -149,6 +149,17 @@ def test_units(unit: str, factor: float, codes: tuple[int, int], tmp_path: Path)
         np.testing.assert_allclose(affine, sitk_affine(path), atol=1e-4)
 
 
+def test_a_length_is_the_same_in_every_unit(tmp_path: Path) -> None:
+    affine = np.diag([1.6, 1.6, 1.6, 1])
+    affine[:3, 3] = -35.6, -32.2, -27.0
+    found = []
+    for unit, factor in (("mm", 1), ("meter", 1e-3), ("micron", 1e3)):
+        scaled = np.diag([factor, factor, factor, 1]) @ affine
+        found.append(read_image(save(tmp_path / "image.nii", scaled, scaled, unit=unit)).affine.numpy())
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[0], found[2])
+
+
 @pytest.mark.parametrize("codes", [(1, 0), (0, 1), (2, 1)])
 def test_images_and_labels_of_four_axes_lie_alike(codes: tuple[int, int], tmp_path: Path) -> None:
     """MONAI takes the translation for a voxel size, and the unused qform for the affine, if there are four axes."""

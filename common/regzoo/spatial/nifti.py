@@ -151,7 +151,7 @@ def place(file: NiftiFile) -> Placement:
                 raise bad_file(file.path, "its affine is not invertible", "write a valid sform into its header")
     if affine is None:
         affine, source = _by_voxel_size(file, coded["qform"]), "qform" if coded["qform"] else "neither"
-    grid = orthogonal(file.path, Grid(_three(file.shape), np.diag([unit, unit, unit, 1.0]) @ affine))
+    grid = orthogonal(file.path, Grid(_three(file.shape), _in_mm(affine, unit, header["srow_x"].dtype)))
     doubt = doubt or _doubt(header, grid, source, coded, unit)
     if doubt is None and not math.isfinite(slope := float(header["scl_slope"])):
         doubt = (f"the scale of its values is {slope}, so they are taken as stored", "write a number as scl_slope")
@@ -225,6 +225,15 @@ def _doubt(
         if not apart <= _tolerance(grid):
             return f"its sform and qform differ by up to {apart:.3g} mm, the sform is used as in ITK", _WRITE_BOTH
     return None
+
+
+def _in_mm(affine: np.ndarray, unit: float, stored: np.dtype) -> np.ndarray:
+    """Through decimals, so that 0.0016 m, which float32 cannot hold, is the same as 1.6 mm, which it cannot hold."""
+    if unit == 1 or not np.isfinite(affine).all():
+        return affine
+    scaled = np.eye(4)
+    scaled[:3] = (affine[:3].astype(stored).astype(str).astype(np.float64) * unit).astype(stored)
+    return scaled
 
 
 def _sform(header: nib.Nifti1Header) -> np.ndarray:
