@@ -25,6 +25,7 @@ BUNDLE = "prostate_mr_trus_weak_ddf"
 SHAPE = (20, 18, 16)
 AFFINE = make_affine(SHAPE, (2, 2, 2.5), (5, 0, 10), center=(10, 20, 30))
 FAR = make_affine(SHAPE, (2, 2, 2.5), (5, 0, 10), center=(510, 20, 30))
+SHEAR = np.eye(4) + np.pad([[0.2]], ((0, 3), (1, 2)))
 IMAGE = smooth_noise(SHAPE, 2, 0)
 LABEL = ball(SHAPE, (10, 9, 8), 5).astype(np.uint8)
 
@@ -130,6 +131,28 @@ def same_twice(inputs: Inputs) -> str:
     return inputs.options["fixed"]
 
 
+def two_places(inputs: Inputs) -> str:
+    """A sform of code 2, as SPM writes it, and a qform 12 mm away, which ITK takes."""
+    path = inputs.options["moving"]
+    image = nib.load(path)
+    image.set_sform(AFFINE, 2)
+    image.set_qform(AFFINE + np.pad([[12.0]], ((1, 2), (3, 0))), 1)
+    Path(path).write_bytes(image.to_bytes())
+    inputs.options["strict_headers"] = "True"
+    return path
+
+
+def colour(inputs: Inputs) -> str:
+    return inputs.set("moving", np.zeros(SHAPE, np.dtype([(channel, "u1") for channel in "RGB"])))
+
+
+def slices(inputs: Inputs) -> str:
+    inputs.options["moving"] = str(inputs.folder / "series")
+    Path(inputs.options["moving"]).mkdir()
+    (inputs.folder / "series" / "1.dcm").write_bytes(bytes(128) + b"DICM")
+    return inputs.options["moving"]
+
+
 ROWS: dict[str, tuple[Callable[[Inputs], str], str, str]] = {
     # what is wrong: how, in the message, the mend
     "missing file": (missing, "no such file", "path"),
@@ -150,6 +173,11 @@ ROWS: dict[str, tuple[Callable[[Inputs], str], str, str]] = {
     "label with no voxel": (lambda i: i.set("label", 0 * LABEL), "no labelled voxel", "draw"),
     "all labels of a case empty": (lambda i: i.set("label", np.stack([0 * LABEL] * 3, -1)), "no labelled", "draw"),
     "an image for a label": (lambda i: i.set("label", IMAGE), "intensities", "mask"),
+    "sheared image": (lambda i: i.set("fixed", IMAGE, AFFINE @ SHEAR), "right angles", "resample"),
+    "sheared label": (lambda i: i.set("label", LABEL, AFFINE @ SHEAR), "right angles", "resample"),
+    "two places, strictly": (two_places, "up to 12 mm away", "as both sform and qform"),
+    "colour": (colour, "colour", "one value"),
+    "folder of slices": (slices, "folder of DICOM", "dcm2niix"),
     "no overlap": (far_away, "overlap", "--align center"),
     "the same file twice": (same_twice, "both the fixed and the moving", "two images"),
     "checkpoint of another network": (another_network, "another network", "configuration"),
