@@ -19,6 +19,7 @@ from typing import Any
 from regzoo.datasets.folders import case_name
 from regzoo.errors import RegZooError, bad_file
 from regzoo.files import file_name
+from regzoo.spatial.reading import not_a_file
 
 Record = dict[str, Any]
 
@@ -143,6 +144,8 @@ def check_records(records: Sequence[Record]) -> None:
     for record in records:
         real = {key: tuple(os.path.realpath(file) for file in record_files(record, [key])) for key in PATH_KEYS}
         for file in record_files(record):
+            if Path(file).is_dir():
+                raise not_a_file(Path(file))
             if not Path(file).is_file():
                 raise bad_file(file, "no such file", "correct the path or take the pair off the list")
         fixed, moving = real["fixed_image"], real["moving_image"]

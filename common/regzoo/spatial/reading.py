@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
-from regzoo.errors import bad_file
+from regzoo.errors import RegZooError, bad_file
 from regzoo.spatial.grid import Grid
 from regzoo.spatial.itk_files import itk_header, itk_shape, named_files, read_itk
 from regzoo.spatial.nifti import AGAIN, NiftiFile, check_held, nifti_file, orthogonal, place, read_voxels, too_large
@@ -28,6 +28,7 @@ _PICTURES = {
     b"%PDF": "a PDF document",
     b"PK\x03\x04": "a zip archive",
     b"\x89HDF": "an HDF5 file",
+    b"\x93NUMPY": "a NumPy array",
 }
 
 
@@ -89,7 +90,7 @@ def files_of(path: str | os.PathLike[str]) -> list[Path]:
 def _opened(path: Path) -> Any:
     """The header of a file: a `NiftiFile`, a nibabel MGH image or an ITK reader."""
     if not path.is_file():
-        raise _not_a_file(path)
+        raise not_a_file(path)
     start = _start(path)
     name = path.name.lower()
     if not start:
@@ -131,7 +132,8 @@ def _start(path: Path) -> bytes:
         raise bad_file(path, "is truncated or damaged: it cannot be unzipped", AGAIN) from error
 
 
-def _not_a_file(path: Path) -> Exception:
+def not_a_file(path: Path) -> RegZooError:
+    """What is wrong with a path that is not that of a file."""
     if not path.is_dir():
         return bad_file(path, "no such file", "check the path")
     for item in sorted(path.iterdir())[:100]:
@@ -141,14 +143,14 @@ def _not_a_file(path: Path) -> Exception:
     return bad_file(path, "is a folder, not an image", "check the path")
 
 
-def _not_an_image(path: Path, start: bytes) -> Exception:
+def _not_an_image(path: Path, start: bytes) -> RegZooError:
     """What a file is instead, as far as its first bytes tell."""
     if _is_dicom(start, path.name.lower()):
         mend = "convert its series to one NIfTI file, for example with dcm2niix"
         return bad_file(path, "is a DICOM file", mend)
     for magic, what in _PICTURES.items():
         if start.startswith(magic):
-            return bad_file(path, f"is {what}, not a 3-D image", f"give a {FORMATS} file")
+            return bad_file(path, f"is {what}, which cannot be read here", f"give a {FORMATS} file")
     if path.name.lower().endswith((".mgh", ".mgz")):
         return bad_file(path, "is not an MGH image, whatever its name says", AGAIN)
     try:
