@@ -10,12 +10,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from helpers import ball, make_affine, smooth_ddf, smooth_noise
+from helpers import ball, make_affine, make_grid, smooth_ddf, smooth_noise, write
 from ignite.engine import Engine
 from monai.data import MetaTensor
 from regzoo.errors import RegZooError
 from regzoo.spatial import DisplacementField, Grid
-from regzoo.transforms import AlignPaird, ApplyFieldd, PropagatedLabelsd, ResamplePaird
+from regzoo.transforms import AlignPaird, ApplyFieldd, LoadPaird, PropagatedLabelsd, ResamplePaird
 from regzoo.workflow import RegistrationResult, SaveRegistration
 from scipy.ndimage import center_of_mass
 
@@ -147,6 +147,33 @@ def test_labels_are_written_in_the_form_they_came_in(tmp_path: Path) -> None:
     assert written.shape == (*FIXED, 1) and flat is not None
     np.testing.assert_array_equal(written[..., 0], flat)
     assert set(np.unique(written)) == {0, 2, 300}
+
+
+@pytest.mark.parametrize("form", ["map", "masks"])
+def test_small_structures_survive_thick_slices(form: str, tmp_path: Path) -> None:
+    thick, thin = make_grid((60, 56, 10), (0.7, 0.7, 6.0)), make_grid((48, 40, 36), (1.6, 1.6, 1.6), center=(2, -1, 1))
+    world = np.moveaxis(np.indices(thin.shape), 0, -1) @ thin.affine[:3, :3].T + thin.affine[:3, 3]
+    centres = [(x, y, z) for x in (-10, 0, 10) for y in (-8, 8) for z in (-7.0, 6.0)]
+    balls = np.stack([np.linalg.norm(world - centre, axis=-1) <= 2.4 for centre in centres], -1).astype(np.uint8)
+    record = {
+        "fixed_image": write(tmp_path / "fixed.nii.gz", smooth_noise(thick.shape, 2, 0), thick.affine),
+        "moving_image": write(tmp_path / "moving.nii.gz", smooth_noise(thin.shape, 2, 1), thin.affine),
+        "moving_label": write(
+            tmp_path / "balls.nii.gz",
+            balls if form == "masks" else (balls @ np.arange(1, 13)).astype(np.uint8),
+            thin.affine,
+        ),
+    }
+    item = ResamplePaird((3, 3, 3), (16, 16, 16), keep_native=True)(AlignPaird()(LoadPaird()(record)))
+    item["pred"] = torch.zeros(3, 16, 16, 16)
+    result = RegistrationResult.of(ApplyFieldd()(item))
+    result.save(tmp_path / "out", "label")
+    written = np.asarray(nib.load(tmp_path / "out" / "warped_label.nii.gz").dataobj)
+    found = [written[..., i] > 0 if form == "masks" else written == i + 1 for i in range(12)]
+    volumes = [mask.sum() * np.prod(thick.spacing) for mask in found]
+    np.testing.assert_allclose(volumes, balls.sum((0, 1, 2)) * np.prod(thin.spacing), rtol=0.2)
+    np.testing.assert_allclose([entry["volume_mm3"] for entry in result.statistics["labels"]], volumes, atol=1e-2)
+    assert result.statistics["warnings"] == []
 
 
 @pytest.mark.parametrize("labels", [1, 3])
