@@ -12,7 +12,9 @@ import torch
 from ignite.engine import Engine, Events
 from regzoo.files import file_name
 from regzoo.report.engine import cases_of, name_of_case
-from regzoo.spatial import plain
+from regzoo.report.volumes import Labels
+from regzoo.spatial import DisplacementField, plain
+from regzoo.spatial.held import is_map
 
 
 def registration_figure(
@@ -20,10 +22,10 @@ def registration_figure(
     fixed: np.ndarray,
     moving: np.ndarray,
     warped: np.ndarray | None = None,
-    fixed_label: np.ndarray | None = None,
-    moving_label: np.ndarray | None = None,
-    warped_label: np.ndarray | None = None,
-    ddf: np.ndarray | None = None,
+    fixed_label: np.ndarray | Labels | None = None,
+    moving_label: np.ndarray | Labels | None = None,
+    warped_label: np.ndarray | Labels | None = None,
+    ddf: np.ndarray | DisplacementField | None = None,
     spacing: Sequence[float] = (1.0, 1.0, 1.0),
     title: str = "",
     affine: np.ndarray | None = None,
@@ -43,9 +45,10 @@ def registration_figure(
         path: PNG file to write.
         fixed, moving: images (X, Y, Z) on the fixed grid.
         warped: the same, or None for labels propagated without a transformation.
-        fixed_label, moving_label, warped_label: labels (X, Y, Z) or (C, X, Y, Z) on the fixed grid, channel 0 the
-            gland; the planes go through the centroid of the fixed one, else of any, else through the image centre.
-        ddf: (3, X, Y, Z), voxels; without it the last two columns are left out.
+        fixed_label, moving_label, warped_label: labels (X, Y, Z) or (C, X, Y, Z) on the fixed grid, or `Labels`,
+            channel 0 the gland; the planes go through the centroid of the fixed one, else of any, else through the
+            image centre.
+        ddf: (3, X, Y, Z), voxels, or a field; without it the last two columns are left out.
         spacing: voxel size along X, Y, Z, mm.
         title: usually the name of the case.
         affine: 4×4, voxel → RAS mm; turns the picture to radiological convention and letters its edges.
@@ -107,6 +110,14 @@ def case_figure(path: str | PathLike[str], item: Mapping[str, Any]) -> None:
         value = item.get(key)
         return None if value is None else plain(torch.as_tensor(value)).detach().float().cpu().numpy()
 
+    def labels(who: str) -> Labels | np.ndarray | None:
+        held = item.get(f"{who}_label")
+        if held is None or held.is_floating_point():
+            return array(f"{who}_label")
+        count = len(item["label_values"]) if is_map(held) else len(held)
+        volume = plain(held).cpu().numpy()
+        return Labels(volume[0], count) if is_map(held) else Labels(volume, count)
+
     def image(kind: str) -> np.ndarray:
         volume = array(f"{kind}_image")
         if volume is None:
@@ -122,10 +133,10 @@ def case_figure(path: str | PathLike[str], item: Mapping[str, Any]) -> None:
         image("reference"),
         image("unregistered"),
         None if propagated else image("warped"),
-        array("reference_label"),
-        array("unregistered_label"),
-        array("warped_label"),
-        array("ddf"),
+        labels("reference"),
+        labels("unregistered"),
+        labels("warped"),
+        item["field"] if "field" in item else array("ddf"),
         spacing=(1, 1, 1) if affine is None else np.linalg.norm(affine[:3, :3], axis=0).tolist(),
         title=name_of_case(item) if "case" in item else "",
         affine=affine,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any
 
@@ -17,9 +18,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from monai.data import MetaTensor
 from regzoo.files import atomic_path
-from regzoo.metrics.labels import TargetRegistrationError, dice
+from regzoo.metrics.labels import TargetRegistrationError
 from regzoo.report.planes import PLANES, Orientation, Plane
-from regzoo.spatial import jacobian_determinant
+from regzoo.report.volumes import Deformation, Labels, overlap, some_of
+from regzoo.spatial import DisplacementField
 
 _BACKGROUND, _TEXT, _MUTED = "#14171c", "#f2f4f7", "#9aa4b2"
 _FIXED, _MOVING, _PROPAGATED, _FOLDED = "#35d0ff", "#ffb02e", "#ff5fb0", "#7dff3a"
@@ -37,40 +39,38 @@ class Picture:
     def __init__(
         self,
         images: dict[str, np.ndarray],
-        labels: dict[str, np.ndarray],
-        ddf: np.ndarray | None,
+        volumes: Mapping[str, np.ndarray | Labels],
+        ddf: np.ndarray | DisplacementField | None,
         spacing: Sequence[float],
         affine: np.ndarray | None,
         probability: np.ndarray | None = None,
         label_map: bool = False,
     ) -> None:
-        labels = {k: v[None] if v.ndim == 3 else v for k, v in labels.items()}
-        if "warped" not in images and "moving" in labels:  # a point to propagate may be smaller than a fixed voxel
-            largest = labels["moving"].max(axis=(1, 2, 3), keepdims=True)
-            labels["moving"] = labels["moving"] / np.where(largest > 0, largest, 1)
+        labels = {key: Labels.of(volume) for key, volume in volumes.items()}
+        if "warped" not in images and "moving" in labels and not labels["moving"].is_map:
+            # A point to propagate may be smaller than a fixed voxel.
+            soft = labels["moving"].volume
+            largest = soft.max(axis=(1, 2, 3), keepdims=True)
+            labels["moving"] = Labels(soft / np.where(largest > 0, largest, 1), len(soft))
         self.label_map = label_map
         self.spacing = np.asarray(spacing, dtype=float)
         self.oriented = affine is not None
-        if affine is not None:
-            turn = Orientation.of(affine)
+        turn = None if affine is None else Orientation.of(affine)
+        if turn is not None:
             images = {k: turn.volume(v) for k, v in images.items()}
-            labels = {k: turn.volume(v) for k, v in labels.items()}
-            ddf = None if ddf is None else turn.field(ddf)
+            labels = {k: v.turned(turn) for k, v in labels.items()}
             probability = None if probability is None else turn.volume(probability)
             self.spacing = self.spacing[turn.source]
         self.images = {k: np.asarray(v, dtype=np.float32) for k, v in images.items()}
         self.labels = labels
-        self.ddf = None if ddf is None else np.asarray(ddf, dtype=np.float32)
-        self.det = None
-        if self.ddf is not None:
-            self.det = jacobian_determinant(torch.from_numpy(self.ddf.copy())[None])[0, 0].numpy()
+        self.deformation = None if ddf is None else Deformation(ddf, turn)
         self.heat = None if probability is None else _heat(probability)
         self.shape = np.asarray(self.images["fixed"].shape)
         self.center, self.view = self._center_and_view()
-        self.windows = {k: _window(self.images[k]) for k in ("fixed", "moving")}
+        self.windows = {k: _window(some_of(self.images[k])) for k in ("fixed", "moving")}
         self.windows["warped"] = self.windows["moving"]
         self._silhouettes = False
-        self._single = "warped" not in self.images and all(len(label) == 1 for label in labels.values())
+        self._single = "warped" not in self.images and all(label.count == 1 for label in labels.values())
         self.result = "registered" if "warped" in self.images else "propagated"
 
     def _center_and_view(self) -> tuple[np.ndarray, np.ndarray]:
@@ -78,29 +78,30 @@ class Picture:
         whole = np.stack([np.zeros(3), self.shape - 1.0], axis=1)
         center, view = (self.shape - 1) // 2, whole
         for label in self.labels.values():
-            masks = [mask >= 0.5 for mask in label if mask.max() >= 0.5]
-            if masks:
-                inside = np.argwhere(max(masks, key=np.sum) if self.label_map else masks[0])
-                center = np.round(inside.mean(0)).astype(int)
-                break
-        masks = [label.max(0) >= 0.5 for label in self.labels.values() if label.max() >= 0.5]
-        if masks:
-            inside = np.argwhere(np.any(masks, axis=0))
+            boxes = label.boxes()
+            there = [(index, box) for index, box in enumerate(boxes) if box is not None]
+            if not there:
+                continue
+            masks = [(label.mask(index)[box], box) for index, box in (there if self.label_map else there[:1])]
+            inside, box = max(masks, key=lambda found: int(found[0].sum()))
+            center = np.round(np.argwhere(inside).mean(0) + [side.start for side in box]).astype(int)
+            ends = np.array([[(side.start, side.stop - 1) for side in box] for _, box in there], dtype=float)
             margin = _MARGIN_MM / self.spacing
-            view = np.stack([inside.min(0) - margin, inside.max(0) + margin], axis=1)
+            view = np.stack([ends[..., 0].min(0) - margin, ends[..., 1].max(0) + margin], axis=1)
             view = np.clip(view, whole[:, :1], whole[:, 1:])
+            break
         return center, view
 
     def write(self, path: str | PathLike[str], title: str) -> None:
         """Lay out all panels and write the PNG file."""
         columns = ["fixed", "unregistered", self.result]
         columns += ["checkerboard"] if "warped" in self.images else []
-        columns += [] if self.ddf is None else ["deformed grid", "volume change (det J)"]
+        columns += [] if self.deformation is None else ["deformed grid", "volume change (det J)"]
         extent = (self.view[:, 1] - self.view[:, 0] + 1) * self.spacing
         scale = _PANEL / max(extent[plane.right] for plane in PLANES)  # inches per mm
         heights = [extent[plane.up] * scale for plane in PLANES]
         left, top, bottom, gap = 0.34, 0.78, 0.42, 0.05
-        right = 0.12 if self.ddf is None and self.heat is None else 0.72
+        right = 0.12 if self.deformation is None and self.heat is None else 0.72
         width = left + right + len(columns) * (_PANEL + gap)
         height = top + bottom + sum(heights) + 2 * gap
         figure = Figure(figsize=(width, height), dpi=120, facecolor=_BACKGROUND)
@@ -122,7 +123,7 @@ class Picture:
             middle = (y + heights[row] / 2) / height
             figure.text(0.17 / width, middle, name, color=_MUTED, fontsize=9, rotation=90, va="center", ha="center")
             y -= gap
-        bars = ([] if self.heat is None else [_probability_bar]) + ([] if self.det is None else [self._det_bar])
+        bars = ([] if self.heat is None else [_probability_bar]) + ([] if self.deformation is None else [self._det_bar])
         high = sum(heights) / max(len(bars), 1)
         for number, draw in enumerate(bars):
             draw(figure.add_axes(place(width - right + 0.08, bottom + (number + 0.25) * high, 0.11, high / 2)))
@@ -204,21 +205,21 @@ class Picture:
         if key not in self.labels:
             return
         x, y = (np.arange(self.shape[a]) * self.spacing[a] for a in (plane.right, plane.up))
-        for channel, mask in enumerate(plane.of(self.labels[key], self.center)):
+        for channel, mask in enumerate(self.labels[key].planes(plane, self.center)):
             width = 1.5 if channel == 0 and not self.label_map else 0.9
             if mask.max() > 0.5 > mask.min():
                 axes.contour(x, y, mask.T, levels=[0.5], colors=[color], linewidths=width)
             elif self._single:  # the only label lies before or behind this plane: its silhouette
-                mask = self.labels[key][channel].max(axis=plane.cut)
+                mask = self.labels[key].values(channel).max(axis=plane.cut)
                 if mask.max() > 0.5 > mask.min():
                     axes.contour(x, y, mask.T, levels=[0.5], colors=[color], linewidths=width, linestyles="dotted")
                     self._silhouettes = True
 
     def _grid(self, axes: Axes, plane: Plane) -> None:
-        assert self.ddf is not None
+        assert self.deformation is not None
         shown = (self.view[:, 1] - self.view[:, 0]) * self.spacing
         step = np.maximum(np.round(shown.max() / _GRID_LINES / self.spacing), 1).astype(int)
-        field = plane.of(self.ddf, self.center)
+        field = self.deformation.plane(plane, self.center)
         axis_x, axis_y = plane.right, plane.up
         x = (np.arange(self.shape[axis_x])[:, None] + field[axis_x]) * self.spacing[axis_x]
         y = (np.arange(self.shape[axis_y])[None] + field[axis_y]) * self.spacing[axis_y]
@@ -227,14 +228,14 @@ class Picture:
         axes.add_collection(LineCollection(lines, colors=_TEXT, linewidths=0.65, alpha=0.8), autolim=False)
 
     def _norm(self) -> TwoSlopeNorm:
-        assert self.det is not None
-        spread = float(np.nanpercentile(np.abs(self.det - 1), 99.5))
+        assert self.deformation is not None
+        spread = float(np.nanpercentile(np.abs(some_of(self.deformation.determinant) - 1), 99.5))
         reach = float(np.clip(np.ceil(spread * 5) / 5, 0.2, 1.0))
         return TwoSlopeNorm(1.0, 1 - reach, 1 + reach)
 
     def _determinant(self, axes: Axes, plane: Plane) -> None:
-        assert self.det is not None
-        det = plane.of(self.det, self.center)
+        assert self.deformation is not None
+        det = plane.of(self.deformation.determinant, self.center)
         self._show(axes, plane, det, cmap="RdBu_r", norm=self._norm(), interpolation="nearest")
         folded = np.ma.masked_where(det > 0, np.ones_like(det))
         self._show(axes, plane, folded, cmap=ListedColormap([_FOLDED]), interpolation="nearest")
@@ -247,23 +248,27 @@ class Picture:
         """Dice of the gland, or mean Dice, before and after; folded voxels; of propagated labels what landmarks do."""
         facts = []
         if "fixed" in self.labels:
-            some = slice(None) if self.label_map else slice(1)
-            fixed = torch.from_numpy(np.ascontiguousarray(self.labels["fixed"][some]))
-            moved = [self.labels[k][some] for k in ("moving", "warped") if k in self.labels]
-            scores = [dice(torch.from_numpy(np.ascontiguousarray(m)), fixed).nanmean().item() for m in moved]
+            fixed = self.labels["fixed"]
+            moved = [self.labels[k] for k in ("moving", "warped") if k in self.labels]
+            with warnings.catch_warnings():  # of nothing there is no mean
+                warnings.simplefilter("ignore", RuntimeWarning)
+                scores = [np.nanmean(overlap(m, fixed, fixed.count if self.label_map else 1)) for m in moved]
             if scores and np.isfinite(scores).all():
                 name = "DSC" if self._single else "mean DSC" if self.label_map else "gland DSC"
                 facts.append(f"{name} " + " → ".join(f"{s:.2f}" for s in scores))
         facts += self._landmark_facts() if self.result == "propagated" else []
-        if self.det is not None:
-            facts.append(f"{100 * np.mean(~(self.det > 0)):.2f} % of voxels folded")
+        if self.deformation is not None:
+            facts.append(f"{100 * np.mean(~(self.deformation.determinant > 0)):.2f} % of voxels folded")
         return "   ·   ".join(facts)
 
     def _landmark_facts(self) -> list[str]:
         """Target registration error before and after, and how many labels were not found."""
         facts: list[str] = []
         affine = torch.diag(torch.tensor([*self.spacing, 1.0]))
-        labels = {k: MetaTensor(torch.from_numpy(np.ascontiguousarray(v)), affine) for k, v in self.labels.items()}
+        labels = {
+            k: MetaTensor(torch.from_numpy(np.stack([v.values(i) for i in range(v.count)]).astype(np.float32)), affine)
+            for k, v in self.labels.items()
+        }
         fixed, moving, warped = (labels.get(key) for key in ("fixed", "moving", "warped"))
         if moving is None or warped is None or moving.shape != warped.shape:
             return facts
@@ -286,7 +291,7 @@ class Picture:
             handles.append(Line2D([], [], color=_PROPAGATED, lw=2, label="propagated label"))
         if self._silhouettes:
             handles.append(Line2D([], [], color=_MUTED, lw=1.5, ls="dotted", label="outside this plane"))
-        if self.det is not None:
+        if self.deformation is not None:
             handles.append(Patch(color=_FOLDED, label="folded (det J ≤ 0)"))
         if handles:
             figure.legend(

@@ -102,9 +102,8 @@ class DisplacementField:
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the field as an ITK-convention vector NIfTI (LPS mm, float32), atomically."""
-        lps = self.displacement.cpu().numpy() * RAS_LPS.diagonal()[:3].reshape(3, 1, 1, 1)
-        array = np.ascontiguousarray(lps.transpose(1, 2, 3, 0)[:, :, :, None], dtype=np.float32)
-        write_nifti(path, array, self.grid.affine, intent=VECTOR_INTENT)
+        lps = self.displacement.cpu().numpy() * RAS_LPS.diagonal()[:3].reshape(3, 1, 1, 1).astype(np.float32)
+        write_nifti(path, lps.transpose(1, 2, 3, 0)[:, :, :, None], self.grid.affine, intent=VECTOR_INTENT)
 
     def points(self) -> torch.Tensor:
         """Where each voxel of the grid goes in the moving image's world, (3, X, Y, Z) float64, RAS mm."""
@@ -196,9 +195,12 @@ class DisplacementField:
 
     def ddf(self) -> MetaTensor:
         """The displacement in voxels of the field's own grid, along its axes, (3, X, Y, Z)."""
+        return MetaTensor(self.voxel_displacement(slice(None)), affine=torch.as_tensor(self.grid.affine))
+
+    def voxel_displacement(self, rows: slice) -> torch.Tensor:
+        """Of a slab along the first axis what `ddf` is of the whole, (3, rows, Y, Z)."""
         to_voxels = torch.as_tensor(np.linalg.inv(self.grid.affine[:3, :3])).to(self.displacement)
-        voxels = torch.einsum("ij,jxyz->ixyz", to_voxels, self.displacement)
-        return MetaTensor(voxels, affine=torch.as_tensor(self.grid.affine))
+        return torch.einsum("ij,jxyz->ixyz", to_voxels, self.displacement[:, rows])
 
     def jacobian(self) -> MetaTensor:
         """Determinant of the Jacobian of x → x + u(x) with respect to the world, (1, X, Y, Z); ≤ 0 is a fold."""

@@ -11,7 +11,8 @@ import torch
 from monai.data import MetaTensor
 from regzoo.errors import bad_file
 from regzoo.spatial.grid import Grid
-from regzoo.spatial.volumes import STORED_AXES, check_finite, check_spatial, read_checked, sizes
+from regzoo.spatial.volumes import STORED_AXES, check_finite, check_spatial, plain, read_checked, sizes
+from regzoo.spatial.warp import SLAB
 from torch.nn import functional
 
 #: A label map with more values than this is taken for an image given by mistake.
@@ -166,7 +167,10 @@ def _only_value(path: str | Path, mask: torch.Tensor, what: str) -> int:
 
 def label_values(volume: torch.Tensor) -> list[int]:
     """The labels of an integer map: its non-zero values, sorted."""
-    return [int(value) for value in torch.unique(torch.as_tensor(volume)).tolist() if value != 0]
+    found = set[float]()
+    for part in plain(torch.as_tensor(volume)).reshape(-1).split(SLAB):  # of a slab only the runs of a value are sorted
+        found.update(torch.unique_consecutive(part).unique().tolist())
+    return sorted(int(value) for value in found if value != 0)
 
 
 def to_channels(volume: MetaTensor, values: Sequence[int]) -> MetaTensor:

@@ -11,7 +11,10 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from regzoo.errors import bad_file
 from regzoo.spatial import DisplacementField, Grid, apply_matrix, carry_labels, plain, sample, voxel_coordinates, warp
-from regzoo.spatial.carry import TOLERANCE, subdivisions
+from regzoo.spatial.carry import TOLERANCE, carry_held, subdivisions
+from regzoo.spatial.held import is_map, one_mask
+from regzoo.spatial.warp import slabs
+from regzoo.transforms.load import REQUESTED
 from regzoo.transforms.request import from_server
 
 #: Where `ResamplePaird(keep_native=True)` keeps the moving image and label.
@@ -37,18 +40,29 @@ def label_masks(labels: torch.Tensor, exclusive: bool) -> torch.Tensor:
 
 
 def warped_masks(item: Mapping[Any, Any]) -> torch.Tensor:
-    """The masks (C, X, Y, Z) uint8 of the ``warped_label`` of a case.
+    """The masks (C, X, Y, Z) uint8 of the soft ``warped_label`` of a case.
 
     Those of a label map that a field has carried over exclude each other; labels predicted one by one may overlap.
     """
     return label_masks(plain(item["warped_label"]), "moving_label_values" in item and "probability" not in item)
 
 
-def label_map(masks: torch.Tensor, values: Sequence[int]) -> torch.Tensor:
-    """One map (X, Y, Z) int32 of masks (C, X, Y, Z), each shown by its value; where they overlap the smallest shows."""
-    shown = torch.zeros(masks.shape[1:], dtype=torch.int32, device=masks.device)
-    for channel in masks.flatten(1).sum(1).argsort(descending=True, stable=True).tolist():
-        shown.masked_fill_(masks[channel] > 0, int(values[channel]))
+def label_map(labels: torch.Tensor, values: Sequence[int]) -> torch.Tensor:
+    """One map of labels, each shown by its value; where they overlap the smallest shows.
+
+    Args:
+        labels: masks (C, X, Y, Z) bool, or a map of numbers (1, X, Y, Z), see `regzoo.spatial.held`.
+        values: of each label.
+
+    Returns:
+        (X, Y, Z) int32.
+    """
+    if is_map(labels):
+        table = torch.tensor([0, *(int(value) for value in values)], dtype=torch.int32, device=labels.device)
+        return torch.cat([table[labels[0, rows].int()] for rows in slabs(labels.shape[1:])])
+    shown = torch.zeros(labels.shape[1:], dtype=torch.int32, device=labels.device)
+    for channel in torch.stack([mask.sum() for mask in labels]).argsort(descending=True, stable=True).tolist():
+        shown.masked_fill_(labels[channel] > 0, int(values[channel]))
     return shown
 
 
@@ -120,14 +134,22 @@ class ApplyFieldd(MapTransform):
         field = DisplacementField.from_ddf(ddf, network, fixed, _edit(data))
         item = with_references(data, ddf.device, self.background)
         item["field"] = field
-        item["ddf"] = field.ddf()
+        if not data.get(REQUESTED):
+            item["ddf"] = field.ddf()
         for kind, moving in _moving(data):
-            item[f"warped_{kind}"] = (
-                field.warp(moving, background=self.background)
-                if kind == "image"
-                else carry_labels(field, moving, "moving_label_values" in data)
-            )
+            item[f"warped_{kind}"] = _carried(field, moving, data, self.background if kind == "image" else None)
         return item
+
+
+def _carried(
+    field: DisplacementField, moving: MetaTensor, data: Mapping[Hashable, Any], background: float | None
+) -> MetaTensor:
+    """A moving image, which has a background, or a moving label, in the form it has, through a field."""
+    if background is not None:
+        return field.warp(moving, background=background)
+    if data.get(REQUESTED):
+        return carry_held(field, moving, len(data["moving_label"]))
+    return carry_labels(field, moving, "moving_label_values" in data)
 
 
 def with_references(data: Mapping[Hashable, Any], device: torch.device, background: float = 0.0) -> dict[Hashable, Any]:
@@ -148,11 +170,7 @@ def with_references(data: Mapping[Hashable, Any], device: torch.device, backgrou
     still = _still(fixed, device)
     for kind, native in NATIVE.items():
         if native in data:
-            item[f"unregistered_{kind}"] = (
-                still.warp(data[native], background=background)
-                if kind == "image"
-                else carry_labels(still, data[native], "moving_label_values" in data)
-            )
+            item[f"unregistered_{kind}"] = _carried(still, data[native], data, background if kind == "image" else None)
     return item
 
 
@@ -224,8 +242,8 @@ class PropagatedLabelsd(MapTransform):
         """The logit (C, 1, 1, 1) at which each label has the volume of the moving label."""
         moving = data["moving_label_native"]
         voxel, fixed_voxel = (abs(np.linalg.det(grid.affine[:3, :3])) for grid in (Grid.of(moving), target))
-        volumes = plain(moving).flatten(1).sum(1).double() * (voxel / fixed_voxel)
-        counts = volumes.round().long().clamp(1, logits[0].numel()).tolist()
+        sizes = [float(one_mask(moving, index).sum(dtype=torch.float64)) for index in range(len(logits))]
+        counts = [min(max(round(size * voxel / fixed_voxel), 1), logits[0].numel()) for size in sizes]
         cuts = [channel.flatten().topk(count).values[-1] for channel, count in zip(logits, counts, strict=True)]
         # A volume that is larger than what is visible does not reach beyond it.
         return torch.stack(cuts).clamp(min=torch.finfo(torch.float32).min).view(-1, 1, 1, 1)

@@ -14,6 +14,7 @@ from monai.transforms import MapTransform
 from regzoo.datasets.records import IMAGE_KEYS
 from regzoo.errors import bad_file
 from regzoo.spatial import Grid, plain
+from regzoo.spatial.held import one_mask
 from regzoo.spatial.volumes import FILE
 from regzoo.transforms.load import SIDES, file_of
 from scipy import ndimage
@@ -206,7 +207,7 @@ class FieldOfViewd(MapTransform):
         values = list(item.get("label_values") or [])
         if self.label is None or label is None or not values:
             return None
-        mask = plain(label)[values.index(self.label)].cpu().numpy() > 0 if self.label in values else None
+        mask = one_mask(label, values.index(self.label)).cpu().numpy() > 0 if self.label in values else None
         if mask is None or not mask.any():
             name = file_of(label, f"the {side} label")
             logger.warning("%s: nothing has the value %d; the body is sought instead", name, self.label)

@@ -13,12 +13,15 @@ from monai.transforms import MapTransform
 from regzoo.datasets.records import case_name, record_files
 from regzoo.errors import RegZooError, bad_file
 from regzoo.spatial import Grid, LabelFile, centroids, label_values, read_image, read_label_file, to_channels
+from regzoo.spatial.held import hold, one_mask
 from regzoo.spatial.volumes import FILE
 
 logger = logging.getLogger(__name__)
 
 Alignment = Literal["header", "center", "label", "region"]
 SIDES = ("fixed", "moving")
+#: Marks a pair that is to be registered, not measured: labels are held small, what only metrics need is not made.
+REQUESTED = "requested"
 
 
 class LoadPaird(MapTransform):
@@ -41,7 +44,8 @@ class LoadPaird(MapTransform):
     ``moving_label_values``, the same as ``label_values``, if it is a map, or else ``moving_mask_values``, the value of
     each mask in its file.
 
-    Results: images (1, X, Y, Z) float32, labels (C, X, Y, Z) of 0 and 1, each with its own affine (voxel → RAS mm).
+    Results: images (1, X, Y, Z) float32, labels (C, X, Y, Z) of 0 and 1, each with its own affine (voxel → RAS mm). In
+    an inference labels are held small, see `regzoo.spatial.held`.
 
     Raises:
         RegZooError: one line that names the file, what is wrong with it and what to do.
@@ -62,6 +66,8 @@ class LoadPaird(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
+        if "image" in data:  # as an inference names the fixed image
+            item[REQUESTED] = True
         files: dict[str, LabelFile] = {}
         for side in SIDES:
             if side == "moving" and data.get("moving_image") is None:
@@ -77,7 +83,10 @@ class LoadPaird(MapTransform):
         maps = {str(data[f"{side}_label"]): file for side, file in files.items() if file.is_map}
         values = self._values(data, maps)
         for side, file in files.items():
-            label = to_channels(file.volume, values) if file.is_map else file.volume
+            if REQUESTED in item:
+                label = hold(file.volume, values if file.is_map else None)
+            else:
+                label = to_channels(file.volume, values) if file.is_map else file.volume
             key = f"{side}_label"
             label.meta[FILE] = record_files({key: data[key]})[0]
             item[key] = label
@@ -90,10 +99,11 @@ class LoadPaird(MapTransform):
             item["moving_label_values" if is_map else "moving_mask_values"] = (
                 list(values) if is_map else files["moving"].mask_values
             )
-        if len(files) == 2 and len(item["fixed_label"]) != len(item["moving_label"]):
+        counts = [len(values) if file.is_map else len(file.volume) for file in files.values()]
+        if len(set(counts)) > 1:
             raise bad_file(
                 data["fixed_label"],
-                f"holds {len(item['fixed_label'])} labels, {data['moving_label']} holds {len(item['moving_label'])}",
+                f"holds {counts[0]} labels, {data['moving_label']} holds {counts[1]}",
                 "give both the same labels in the same order, empty where one is not labelled",
             )
         item["case"] = data.get("case") or case_name(data["fixed_image"])
@@ -193,7 +203,7 @@ def _middle(item: Mapping[Hashable, Any], by_label: bool) -> np.ndarray:
         if by_label:
             logger.warning("%s: no moving label; its image's centre is aligned instead", item.get("case"))
         return Grid.of(item["moving_image"]).center
-    (centre,) = centroids(label[:1], label.affine).cpu().numpy()
+    (centre,) = centroids(one_mask(label, 0)[None], label.affine).cpu().numpy()
     if not np.isfinite(centre).all():
         raise bad_file(file_of(label, "the moving label"), "its first label is empty", "draw it, or --align center")
     return centre

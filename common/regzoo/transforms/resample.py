@@ -13,7 +13,8 @@ from monai.transforms import MapTransform
 from regzoo.datasets.records import LABEL_KEYS, is_of_kind
 from regzoo.errors import RegZooError, bad_file
 from regzoo.filters import gaussian_filter, voxel_sigmas
-from regzoo.spatial import Grid, centroids, plain, resample
+from regzoo.spatial import Grid, plain, resample
+from regzoo.spatial.held import boxes, is_map, one_mask, part_of, sizes_and_centres
 from regzoo.spatial.volumes import FILE
 from regzoo.transforms.load import file_of, overlap
 
@@ -21,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 #: A label of less than this many voxels of the network grid counts as absent: it lies outside, all but a trace.
 MIN_VOXELS = 0.1
+#: How far the blur that goes before coarser sampling carries a label, standard deviations.
+REACH = 6.0
 
 
 class ResamplePaird(MapTransform):
@@ -80,13 +83,10 @@ class ResamplePaird(MapTransform):
             native, label = item[key], key in LABEL_KEYS
             if self.keep_native:
                 item[key.replace("_image", "") + "_native"] = native
-            values = resample(
-                native.as_tensor(),
-                Grid.of(native),
-                target,
-                mode="bilinear" if label else self.mode,
-                padding="zeros" if label else "border",
-                anti_alias=True,
+            values = (
+                _labels_on(target, native, len(item["label_values"]) if is_map(native) else len(native))
+                if label
+                else resample(native.as_tensor(), Grid.of(native), target, self.mode, "border", anti_alias=True)
             )
             if label and self.binarise:
                 values = (values >= 0.5).float()
@@ -146,6 +146,21 @@ class SelectLabelsd(MapTransform):
         return item
 
 
+def _labels_on(target: Grid, labels: MetaTensor, count: int) -> torch.Tensor:
+    """Labels (C, X, Y, Z) float32 on the network grid: one after the other, each from what lies round it."""
+    grid = Grid.of(labels)
+    steps = np.abs(np.linalg.solve(grid.affine, target.affine))[:3, :3].max(axis=1)
+    margin = np.ceil(REACH * np.maximum(steps - 1, 0) / 2) + 1
+    values = torch.zeros(count, *target.shape, device=labels.device)
+    for index, box in enumerate(boxes(labels, count)):
+        if box is not None:
+            ends = zip(box, margin.astype(int).tolist(), grid.shape, strict=True)
+            x, y, z = (slice(max(side.start - more, 0), min(side.stop + more, n)) for side, more, n in ends)
+            mask = one_mask(labels, index, (x, y, z)).float()
+            values[index] = resample(mask[None], part_of(grid, (x, y, z)), target, anti_alias=True)[0]
+    return values
+
+
 def of_kind(item: Mapping[Hashable, Any], kinds: Sequence[str], count: int) -> list[bool]:
     """Which of the labels of a case are of certain kinds.
 
@@ -181,7 +196,8 @@ class RegionInputd(MapTransform):
         scale = torch.where(top > 0, 1 / top.clamp(min=torch.finfo(torch.float32).tiny), 0.0)
         if "moving_label_native" in item:
             native, grid = item["moving_label_native"], Grid.of(label)
-            voxels = grid.to_voxels(centroids(native, native.affine).cpu().numpy())
+            _, centres = sizes_and_centres(native, boxes(native, len(top)))
+            voxels = grid.to_voxels(centres)
             inside = ((voxels >= -0.5) & (voxels <= np.asarray(grid.shape) - 0.5)).all(axis=1)
             scale = scale * torch.as_tensor(inside, device=scale.device)
         item["moving_label"] = label * scale.view(-1, 1, 1, 1)

@@ -21,7 +21,8 @@ from regzoo.metrics import deformation_statistics
 from regzoo.ownership import check_folder, discard, own_files, sign
 from regzoo.report.engine import cases_of
 from regzoo.report.figures import case_figure
-from regzoo.spatial import DisplacementField, Grid, centroids, plain
+from regzoo.spatial import DisplacementField, Grid, plain
+from regzoo.spatial.held import Box, as_masks, boxes, is_map, sizes_and_centres
 from regzoo.transforms import label_map, warped_masks
 from regzoo.workflow.data import CaseStream, name_of
 from regzoo.workflow.running import running_workflow
@@ -60,7 +61,8 @@ class RegistrationResult:
     Attributes:
         case: name of the pair.
         fixed_image: (1, X, Y, Z), as loaded.
-        warped_label: (C, X, Y, Z) uint8 masks, or None without a moving label.
+        labels: the warped labels, held small (see `regzoo.spatial.held`), or None without a moving label.
+        label_count: how many labels they are.
         probability: (C, X, Y, Z) in [0, 1], of labels that were predicted without a transformation, else None.
         label_values: for labels that came as an integer map, the value of each channel.
         mask_values: for labels that came as masks, the value of each in its file; None stands for 1.
@@ -73,7 +75,8 @@ class RegistrationResult:
 
     case: str
     fixed_image: MetaTensor
-    warped_label: MetaTensor | None
+    labels: MetaTensor | None
+    label_count: int
     probability: MetaTensor | None
     label_values: list[int] | None
     statistics: dict[str, Any]
@@ -87,16 +90,17 @@ class RegistrationResult:
     @classmethod
     def of(cls, item: Mapping[str, Any]) -> RegistrationResult:
         """From what `regzoo.transforms.ApplyFieldd` or `regzoo.transforms.PropagatedLabelsd` leaves in a dict."""
-        mask = propagated_masks(item)
-        keys = ["case", "ddf", "probability", "moving_label_values"]
+        labels = propagated_labels(item)
+        keys = ["case", "field", "probability", "moving_label_values", "label_values"]
         keys += [f"{who}_{kind}" for who in WHO for kind in ("image", "label")]
         return cls(
             case=str(item.get("case", "case")),
             fixed_image=item["reference_image"],
-            warped_label=mask,
+            labels=labels,
+            label_count=label_count(item, labels),
             probability=item.get("probability"),
             label_values=item.get("moving_label_values"),
-            statistics=registration_statistics(item, mask),
+            statistics=registration_statistics(item, labels),
             transformation=item.get("field"),
             moved_image=item.get("warped_image"),
             pictured={key: item[key] for key in keys if key in item},
@@ -126,19 +130,25 @@ class RegistrationResult:
             raise _missing(self.case, "image")
         return self.moved_image
 
+    @property
+    def warped_label(self) -> MetaTensor | None:
+        """(C, X, Y, Z) uint8 masks, made anew at each call, or None without a moving label."""
+        return None if self.labels is None else as_masks(self.labels, self.label_count)
+
     def label_map(self) -> MetaTensor | None:
         """The warped labels in the form they came in: an integer map (X, Y, Z), or masks along the last axis.
 
         A map that was the only volume of a 4-D file is one again: (X, Y, Z, 1). Masks have the values they came with.
         """
-        if self.warped_label is None:
+        if self.labels is None:
             return None
-        masks, affine = self.warped_label.as_tensor().cpu(), self.warped_label.affine
+        labels, affine = self.labels.as_tensor().cpu(), self.labels.affine
         if self.label_values is None:
-            values = torch.tensor([int(value) for value in self.mask_values or [1] * len(masks)])
-            shown = masks if bool((values == 1).all()) else masks * values.int().view(-1, 1, 1, 1)
+            values = torch.tensor([int(value) for value in self.mask_values or [1] * len(labels)])
+            ones = bool((values == 1).all())
+            shown = labels.to(torch.uint8) if ones else labels * values.int().view(-1, 1, 1, 1)
             return MetaTensor(shown.movedim(0, -1), affine=affine)
-        shown = label_map(masks, self.label_values)
+        shown = label_map(labels, self.label_values)
         return MetaTensor(shown[..., None] if self.label_axes > 3 else shown, affine=affine)
 
     def save(self, folder: str | PathLike[str], outputs: Sequence[str] | str | None = None) -> Path:
@@ -175,7 +185,7 @@ class RegistrationResult:
         return target
 
     def _wanted(self, outputs: Sequence[str] | str | None) -> list[str]:
-        has = {"image": self.moved_image, "label": self.warped_label, "probability": self.probability}
+        has = {"image": self.moved_image, "label": self.labels, "probability": self.probability}
         missing = {name for name, value in (has | {"field": self.transformation}).items() if value is None}
         wanted = asked_outputs(outputs)
         if wanted is None:
@@ -257,7 +267,7 @@ def registration_statistics(
 
     Args:
         item: what `regzoo.transforms.ApplyFieldd` or `regzoo.transforms.PropagatedLabelsd` leaves.
-        labels: its `propagated_masks`.
+        labels: its `propagated_labels`.
         values: what each of them is called; by default its value in a label map, or its number from 0.
 
     Returns:
@@ -266,55 +276,64 @@ def registration_statistics(
     """
     found: dict[str, Any] = {}
     if "field" in item:
-        deformation = deformation_statistics(item["ddf"], item["field"].grid.spacing.tolist())
+        deformation = deformation_statistics(item["field"])
         # JSON has no NaN, which the logarithm gives where every voxel folds.
         found["deformation"] = {k: v if math.isfinite(v) else None for k, v in deformation.items()}
     found["warnings"] = []
     if labels is not None:
-        found["labels"] = _label_statistics(item, labels, values)
-        found["warnings"] = _warnings(item, labels, found["labels"])
+        places = boxes(labels, label_count(item, labels))
+        found["labels"] = _label_statistics(item, labels, values, places)
+        found["warnings"] = _warnings(item, labels.shape[1:], places, found["labels"])
     return found
 
 
-def propagated_masks(item: Mapping[Any, Any]) -> MetaTensor | None:
-    """The propagated labels of a case as masks (C, X, Y, Z) uint8, if there are any."""
+def propagated_labels(item: Mapping[Any, Any]) -> MetaTensor | None:
+    """The propagated labels of a case, held small, if there are any; see `regzoo.spatial.held`."""
     label = item.get("warped_label")
-    return None if label is None else MetaTensor(warped_masks(item), affine=label.affine)
+    if label is None or not label.is_floating_point():
+        return label
+    return MetaTensor(warped_masks(item) > 0, affine=label.affine)
+
+
+def label_count(item: Mapping[Any, Any], labels: MetaTensor | None) -> int:
+    """How many labels the `propagated_labels` of a case are."""
+    return 0 if labels is None else len(item["moving_label_values"]) if is_map(labels) else len(labels)
 
 
 def _label_statistics(
-    item: Mapping[str, Any], labels: MetaTensor, values: Sequence[int] | None
+    item: Mapping[str, Any], labels: MetaTensor, values: Sequence[int] | None, found: Sequence[Box | None]
 ) -> list[dict[str, Any]]:
-    affine = Grid.of(labels).affine
-    voxel = float(abs(np.linalg.det(affine[:3, :3])))
+    voxel = float(abs(np.linalg.det(Grid.of(labels).affine[:3, :3])))
     values, names = values or item.get("moving_label_values"), item.get("label_names")
     return [
         {
             "label": values[index] if values else index,
             **({"name": str(names[index])} if names and index < len(names) else {}),
-            "volume_mm3": round(float(mask.sum()) * voxel, 3),
-            "centroid_ras_mm": None if not bool(mask.any()) else [round(float(x), 3) for x in centre],
+            "volume_mm3": round(size * voxel, 3),
+            "centroid_ras_mm": None if size == 0 else [round(float(x), 3) for x in centre],
         }
-        for index, (mask, centre) in enumerate(zip(labels, centroids(labels, torch.as_tensor(affine)), strict=True))
+        for index, (size, centre) in enumerate(zip(*sizes_and_centres(labels, found), strict=True))
     ]
 
 
-def _warnings(item: Mapping[str, Any], labels: torch.Tensor, entries: Sequence[Mapping[str, Any]]) -> list[str]:
+def _warnings(
+    item: Mapping[str, Any], shape: Sequence[int], found: Sequence[Box | None], entries: Sequence[Mapping[str, Any]]
+) -> list[str]:
     """A line for each label that was there and is now empty, or that reaches the end of what could be seen."""
-    masks, found = plain(labels), list[str]()
-    was_there = plain(item["moving_label_native"]).flatten(1).any(1).tolist()
-    for index, entry in enumerate(entries):
+    lines = list[str]()
+    before = boxes(item["moving_label_native"], len(found))
+    for index, (entry, box) in enumerate(zip(entries, found, strict=True)):
         name = f"label {entry['label']}" + (f" ({entry['name']})" if "name" in entry else "")
-        faces = [masks[index].select(axis, at) for axis in range(3) for at in (0, -1)]
-        if was_there[index] and index in item.get("unseen", ()):
-            found.append(f"{name}: lies outside the network's field of view, so it is not looked for")
-        elif was_there[index] and entry["centroid_ras_mm"] is None:
-            found.append(f"{name}: nothing of it is found in the fixed image")
-        elif any(bool(face.any()) for face in faces):
-            found.append(f"{name}: touches the border of the fixed image, part of it may lie beyond")
+        was_there = before[index] is not None
+        if was_there and index in item.get("unseen", ()):
+            lines.append(f"{name}: lies outside the network's field of view, so it is not looked for")
+        elif was_there and box is None:
+            lines.append(f"{name}: nothing of it is found in the fixed image")
+        elif box is not None and any(side.start == 0 or side.stop == n for side, n in zip(box, shape, strict=True)):
+            lines.append(f"{name}: touches the border of the fixed image, part of it may lie beyond")
         elif index in item.get("cut_off", ()):
-            found.append(f"{name}: touches the border of the network's field of view, part of it may lie beyond")
-    return found
+            lines.append(f"{name}: touches the border of the network's field of view, part of it may lie beyond")
+    return lines
 
 
 class SaveRegistration:

@@ -13,7 +13,7 @@ from monai.transforms import MapTransform
 from regzoo.datasets import is_served
 from regzoo.errors import RegZooError
 from regzoo.transforms import from_server, label_map
-from regzoo.workflow.outputs import propagated_masks, registration_statistics
+from regzoo.workflow.outputs import propagated_labels, registration_statistics
 
 
 class Answerd(MapTransform):
@@ -36,17 +36,17 @@ class Answerd(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
-        masks = propagated_masks(item)
+        labels = propagated_labels(item)
         values = None
-        if masks is None:
+        if labels is None:
             item["pred"] = item["warped_image"]
         else:
-            values = item.get("moving_label_values") or list(range(1, len(masks) + 1))
-            item["pred"] = MetaTensor(label_map(masks.as_tensor(), values)[None], affine=masks.affine)
+            values = item.get("moving_label_values") or list(range(1, len(labels) + 1))
+            item["pred"] = MetaTensor(label_map(labels.as_tensor(), values)[None], affine=labels.affine)
         if from_server(item):
             _check_type(item.get("result_dtype"), item["pred"])
-            answer = {"case": item.get("case"), "answer": "image" if masks is None else "label"}
-            item["result"] = answer | registration_statistics(item, masks, values)
+            answer = {"case": item.get("case"), "answer": "image" if labels is None else "label"}
+            item["result"] = answer | registration_statistics(item, labels, values)
         return item
 
 
