@@ -52,9 +52,12 @@ def check(path: Path) -> None:
     np.testing.assert_array_equal(image[0].numpy(), VOXELS)
     np.testing.assert_allclose(image.affine.numpy(), AFFINE, atol=1e-5)
     assert stored_shape(path) == SHAPE
+    assert all(file.is_file() for file in files_of(path))
 
 
-@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "A.NII.GZ", "a.Nii", "without_suffix", "a.mgz", "a.nrrd"])
+@pytest.mark.parametrize(
+    "name", ["a.nii", "a.nii.gz", "A.NII.GZ", "a.Nii", "without_suffix", "a.mgz", "a.nrrd", "a.img"]
+)
 @pytest.mark.parametrize("zipped", [False, True])
 def test_nifti_is_known_by_its_content(name: str, zipped: bool, tmp_path: Path) -> None:
     plain = nifti(tmp_path / "plain.nii").read_bytes()
@@ -66,6 +69,14 @@ def test_nifti_is_known_by_its_content(name: str, zipped: bool, tmp_path: Path) 
 def test_what_follows_the_voxels_does_not_matter(name: str, tail: bytes, tmp_path: Path) -> None:
     path = nifti(tmp_path / name)
     check(content(path, path.read_bytes() + tail))
+
+
+def test_gzip_in_blocks(tmp_path: Path) -> None:
+    """As bgzip and pigz write it: several members, one after the other."""
+    plain = nifti(tmp_path / "plain.nii").read_bytes()
+    check(
+        content(tmp_path / "a.nii.gz", b"".join(gzip.compress(plain[i : i + 300]) for i in range(0, len(plain), 300)))
+    )
 
 
 @pytest.mark.parametrize("kind", [nib.Nifti1Pair, nib.Nifti2Image, nib.Nifti2Pair, nib.MGHImage])

@@ -83,7 +83,7 @@ def files_of(path: str | os.PathLike[str]) -> list[Path]:
     path = Path(path)
     file = _opened(path)
     if isinstance(file, NiftiFile):
-        return [path, *({_header_of(path), file.data} - {path})]
+        return [path, *({_header_of(path), file.data} - {path})] if file.in_pair else [path]
     return [path] if isinstance(file, nib.MGHImage) else [path, *named_files(path)]
 
 
@@ -95,7 +95,8 @@ def _opened(path: Path) -> Any:
     name = path.name.lower()
     if not start:
         raise bad_file(path, "is empty", AGAIN)
-    if (header_file := _header_of(path)) != path:
+    header_file = path if _is_nifti(start) else _header_of(path)
+    if header_file != path:
         start = _start(header_file) if header_file.is_file() else b""
         if not start:
             raise bad_file(path, f"its header {header_file} is missing", "put the two files of the pair together")
