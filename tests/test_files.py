@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
-from regzoo.files import partial_folder, write_text
+from regzoo.errors import RegZooError
+from regzoo.files import partial_folder, write_nifti, write_text
+from regzoo.report.tables import write_csv
+from regzoo.workflow import save_weights
+from torch import nn
 
 WRITER = """
 import sys, time
@@ -123,3 +131,27 @@ def test_time_that_a_write_takes(tmp_path: Path) -> None:
         write_text(tmp_path / f"{number}.txt", "x")
     assert time.process_time() - start < 1
     assert not list(tmp_path.glob(".partial-*"))
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    if (
+        os.geteuid() != 0
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(tmp_path)], check=False, capture_output=True
+        ).returncode
+    ):
+        pytest.skip("a small disk cannot be mounted here")
+    try:
+        array = np.random.default_rng(0).random((40, 40, 40))
+        writers: dict[str, Callable[[Path], object]] = {
+            "weights.pt": lambda path: save_weights(nn.Linear(400, 400), path),
+            "image.nii.gz": lambda path: write_nifti(path, array, np.eye(4)),
+            "table.csv": lambda path: write_csv(path, ["a"], [["x" * 300_000]]),
+        }
+        for name, write in writers.items():
+            (tmp_path / name).write_text("before")
+            with pytest.raises(RegZooError, match=rf"{re.escape(name)}: cannot be written, the disk is full; "):
+                write(tmp_path / name)
+            assert (tmp_path / name).read_text() == "before" and not list(tmp_path.glob(".partial-*"))
+    finally:
+        subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)

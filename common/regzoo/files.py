@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import hashlib
 import json
 import os
@@ -119,13 +120,29 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary name beside `path` that is renamed to it when the block ends well, and removed when it does not.
 
     The temporary name keeps all suffixes, so libraries that choose a format by suffix still do.
+
+    Raises:
+        RegZooError: the folder cannot be written to, or the disk is full.
     """
     target = Path(path)
     make_folder(target.parent)
     with partial_folder(target.parent) as folder:
         temporary = folder / target.name
-        yield temporary
+        try:
+            yield temporary
+        except (OSError, RuntimeError) as error:
+            # PyTorch has no error of its own for a full disk.
+            full = error.errno == errno.ENOSPC if isinstance(error, OSError) else disk_is_full(folder)
+            if not full:
+                raise
+            mend = "free some space, or name another folder"
+            raise bad_file(target, "cannot be written, the disk is full", mend) from error
         temporary.replace(target)
+
+
+def disk_is_full(folder: Path) -> bool:
+    """Whether there is less than a megabyte left."""
+    return shutil.disk_usage(folder).free < 1 << 20
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import ball, smooth_noise
-from regzoo.networks import CompositeNet, GlobalNet, LocalNet
+from regzoo.networks import CompositeNet, GlobalNet, LocalNet, PyramidNet
+from regzoo.networks.blocks import normalisation
 from regzoo.spatial import warp
 from scipy.ndimage import map_coordinates
 from torch import nn
@@ -228,3 +230,21 @@ def test_composite_is_its_parts_one_after_the_other() -> None:
     expected = local + np.einsum("ij,jxyz->ixyz", matrix, points)
     assert min(np.abs(local).max(), np.abs(first).max()) > 0.01
     np.testing.assert_allclose(whole, expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("make", [LocalNet, GlobalNet, PyramidNet])
+def test_one_sample_on_a_grid_whose_coarsest_level_is_one_voxel(make: Callable[..., nn.Module]) -> None:
+    """PyTorch's batch normalisation refuses it; elsewhere ours is PyTorch's."""
+    network = make(2, channels=2).train()
+    output = network(torch.rand(1, 2, 8, 8, 8))
+    (output[-1] if isinstance(output, (list, tuple)) else output).sum().backward()
+    ours, theirs = normalisation("batch", 3), nn.BatchNorm3d(3)
+    for training in (True, False):
+        values = torch.rand(2, 3, 4, 1, 1)
+        torch.testing.assert_close(ours.train(training)(values), theirs.train(training)(values))
+    assert {name: value.tolist() for name, value in ours.state_dict().items()} == {
+        name: value.tolist() for name, value in theirs.state_dict().items()
+    }
+    values = torch.rand(1, 3, 1, 1, 1)
+    torch.testing.assert_close(ours.train()(values), theirs.eval()(values))
+    torch.testing.assert_close(torch.jit.script(ours)(values), theirs(values))

@@ -42,6 +42,9 @@ def load_records(
     """
     root = _existing(dataset_dir, split)
     datalist = _datalist(root)
+    if direction != "mr_to_us" and (datalist is not None or is_learn2reg(root)):
+        mend = "leave it out, the data say themselves which image is fixed"
+        raise RegZooError(f"--direction {direction}: has no effect with {datalist or root}; {mend}")
     if datalist is not None:
         records = _read_split(datalist, split)
     elif is_learn2reg(root):

@@ -18,10 +18,27 @@ class ConvNorm(nn.Sequential):
         super().__init__(*layers, *([nn.ReLU(inplace=True)] if relu else []))
 
 
+class BatchNorm3d(nn.BatchNorm3d):
+    """PyTorch's, which refuses a batch with one value per channel: that is normalised by the running statistics.
+
+    So a last batch of one sample can be trained on where the network's coarsest level has a single voxel.
+    """
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """Normalise (B, C, X, Y, Z)."""
+        learn = self.training and values.numel() > values.size(1)
+        if learn and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        momentum = 0.1 if self.momentum is None else self.momentum
+        return F.batch_norm(
+            values, self.running_mean, self.running_var, self.weight, self.bias, learn, momentum, self.eps
+        )
+
+
 def normalisation(kind: str, channels: int) -> nn.Module:
     """A 3-D ``batch`` (running statistics at inference) or ``instance`` normalisation with affine parameters."""
     if kind == "batch":
-        return nn.BatchNorm3d(channels)
+        return BatchNorm3d(channels)
     if kind == "instance":
         return nn.InstanceNorm3d(channels, affine=True)
     raise ValueError(f"norm must be 'batch' or 'instance', not {kind!r}")
