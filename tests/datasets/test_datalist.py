@@ -185,7 +185,7 @@ def test_other_columns_are_named_once_and_left_out(
         ("l.csv", b"\xe4,b\n", "is not UTF-8 text"),
         ("l.csv", "fixed_image,moving_image".encode("utf-16-le"), "it holds zero bytes"),
         ("l.csv", "fixed_image,moving_image,fold\na,b,-1\n", "entry 1 is of fold -1; number the folds from 0"),
-        ("l.csv", "fixed_image,moving_image,fold\na,b,one\n", "entry 1: fold are not integers; number the folds"),
+        ("l.csv", "fixed_image,moving_image,fold\na,b,one\n", "entry 1: fold is not an integer; number the folds"),
         ("l.json", "", "is not valid JSON"),
         ("l.json", '{"training": [],}', "line 1 column 17.*no comma after the last value"),
         ("l.json", '{"training": []} // mine', "line 1 column 18.*JSON has no comments"),
@@ -194,6 +194,16 @@ def test_other_columns_are_named_once_and_left_out(
         ("l.json", '[{"fixed_image": "a", "moving_image": "b", "patient": ["p"]}]', "has a patient that is not a name"),
         ("l.json", '[{"fixed_image": "a", "moving_image": "b", "patient": true}]', "has a patient that is not a name"),
         ("l.json", '[{"fixed_image": "a", "moving_image": "b", "patient": NaN}]', "patient is NaN"),
+        (
+            "l.json",
+            '[{"fixed_image": "a", "moving_image": "b", "label_names": {"1": "x"}}]',
+            "a name of a label that is",
+        ),
+        (
+            "l.csv",
+            "fixed_image,moving_image,label_names,label_values\na,b,x;y,1\n",
+            "has 2 label_names and 1 label_val",
+        ),
         (
             "l.json",
             '[{"fixed_image": "a", "moving_image": "b", "label_values": [1.5]}]',

@@ -69,7 +69,11 @@ def section_of(source: Path, lists: Mapping[str | None, list[Record]], section: 
         records = lists[split]
     else:
         known = ", ".join(repr(SPLIT_WORDS[name][0]) for name in lists if name) or "none"
-        raise bad_file(source, f"has no list {section!r} (it has: {known})", f"add a list named {section!r}")
+        raise bad_file(
+            source,
+            f"has no list {section!r} (it has: {known})",
+            f"add a list named {section!r}, or ask for another split",
+        )
     if not records:
         raise bad_file(source, "lists no pairs", "give it at least one entry with fixed_image and moving_image")
     return records
@@ -256,10 +260,7 @@ class _Entry:
             value = record.get(key)
             if isinstance(value, str) and SEPARATOR in value and not self._is_file(key, value):
                 record[key] = [part.strip() for part in value.split(SEPARATOR) if part.strip()]
-        if isinstance(record.get("label_names"), str):
-            record["label_names"] = [record["label_names"]]
-        if "label_values" in record:
-            record["label_values"] = self._integers("label_values", record["label_values"])
+        self._add_labels(record)
         if "fold" in record:
             fold = record["fold"]
             if isinstance(fold, list) or (number := self._integers("fold", fold)[0]) < 0:
@@ -275,6 +276,17 @@ class _Entry:
                 record[key] = self._resolved(key, record[key])
         record.setdefault("case", case_name(record["fixed_image"]))
         return record
+
+    def _add_labels(self, record: Record) -> None:
+        """Make lists of the names and values of labels."""
+        if (names := record.get("label_names")) is not None:
+            names = names if isinstance(names, list) else [names]
+            record["label_names"] = [self._name("name of a label", name) for name in names]
+        if (values := record.get("label_values")) is not None:
+            record["label_values"] = self._integers("label_values", values)
+            if names is not None and len(names) != len(record["label_values"]):
+                counts = f"{len(names)} label_names and {len(record['label_values'])} label_values"
+                raise self._wrong(f"has {counts}", "give each value its name, in the same order")
 
     def _wrong(self, problem: str, mend: str) -> RegZooError:
         return bad_file(self.source, f"{self.where} {problem}", mend)
@@ -302,8 +314,9 @@ class _Entry:
         except (TypeError, ValueError):
             numbers = []
         if len(numbers) < len(values) or not all(number.is_integer() for number in numbers):
-            mend = "write them as [1, 2, 5]" if key == "label_values" else "number the folds from 0"
-            raise bad_file(self.source, f"{self.where}: {key} are not integers", mend)
+            if key == "fold":
+                raise bad_file(self.source, f"{self.where}: fold is not an integer", "number the folds from 0")
+            raise bad_file(self.source, f"{self.where}: {key} are not integers", "write them as [1, 2, 5]")
         return [int(number) for number in numbers]
 
     def _resolved(self, key: str, value: Any) -> Any:
