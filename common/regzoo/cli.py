@@ -163,6 +163,61 @@ def _listed(files: str | Sequence[str]) -> list[str]:
     return [str(file) for file in files]
 
 
+def check(data: str, bundle: str | None = None, strict: bool = False, out: str | None = None, **overrides: Any) -> None:
+    """Check your own data before hours of training on them: every file, label and pair, and what the network will see.
+
+    Lists everything that is wrong, proposes spacing, size and folds, and estimates time and memory. The exit status is
+    1 if there is an error. Nothing is written without --out.
+
+    Args:
+        data: a folder in a known layout, or a datalist.
+        bundle: the bundle to train, by name or folder; without it only what does not depend on one is checked.
+        strict: exit with status 1 for warnings too.
+        out: folder for check.json and contact_sheet.png, slices of up to 40 cases with the outlines of their labels.
+        overrides: any setting of the bundle's configs/train.json, such as --size "[40,32,32]" or --align center.
+    """
+    if bundle is not None:
+        find_bundle(bundle)
+    from regzoo.checking import as_text, check_data
+
+    report = check_data(data, bundle, out, **{name: as_value(name, value) for name, value in overrides.items()})
+    print(as_text(report))
+    if report.failed(strict):
+        sys.exit(1)
+
+
+def datalist(
+    *folders: str,
+    fixed: str,
+    moving: str | None = None,
+    fixed_label: str | None = None,
+    moving_label: str | None = None,
+    patient: str | None = None,
+    out: str = "datalist.csv",
+) -> None:
+    """Write a datalist of plain folders, pairing files by patterns of their names.
+
+    Patterns are paths from a folder on, in which {case}, {patient} and * stand for any part of a name: --fixed
+    "us/*.nii.gz" --moving "mr/*.nii.gz", or --fixed "{case}/us.nii.gz" --moving "{case}/mr.nii.gz". Quote them.
+
+    Args:
+        folders: where the patterns start, one or several.
+        fixed: pattern of the fixed images, or of all images for a bundle that trains on single ones.
+        moving: pattern of the moving images.
+        fixed_label: pattern of the labels of the fixed images.
+        moving_label: pattern of the labels of the moving images.
+        patient: regular expression that finds the patient in the name of a case, such as "^p[0-9]+".
+        out: the table to write, .csv or .tsv; it must not exist.
+    """
+    from regzoo.datasets import write_datalist
+
+    patterns = {"fixed_image": fixed, "moving_image": moving, "fixed_label": fixed_label, "moving_label": moving_label}
+    count, left = write_datalist(folders, out, {key: text for key, text in patterns.items() if text}, patient)
+    for line in left:
+        print(f"warning: {line}; it is left out", file=sys.stderr)
+    print(f"{out}: {count} {'pairs' if moving else 'images'}")
+
+
 def curves(folder: str, out: str = "training.png") -> None:
     """Draw the loss and the validation of a training over its epochs, from the TensorBoard files that it wrote.
 
@@ -228,6 +283,8 @@ def publish(bundle: str, repo: str, token: str | None = None, version: str | Non
 COMMANDS = {
     "register": register,
     "export": export,
+    "check": check,
+    "datalist": datalist,
     "phantom": Phantom,
     "curves": curves,
     "verify": verify,
@@ -294,13 +351,14 @@ def _check_arguments(arguments: Sequence[str]) -> None:
     parameters = dict(inspect.signature(command).parameters)
     parameters.pop("self", None)
     anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    names = [name for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD]
+    several = any(p.kind is p.VAR_POSITIONAL for p in parameters.values())
+    names = [name for name, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
     free, positional, takes = list(names), 0, False
     for argument in rest:
         option = re.fullmatch(r"--?([A-Za-z][\w#-]*)(=.*)?", argument, re.DOTALL)
         if option is None:
             positional, takes = positional + (not takes), False
-            if positional > len(free):
+            if positional > len(free) and not several:
                 raise RegZooError(f"{argument}: one argument too many; see regzoo {arguments[0]} --help")
             continue
         name, takes = option[1].replace("-", "_"), option[2] is None

@@ -11,8 +11,12 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from os import PathLike
 from types import FrameType, TracebackType
+
+_collected: ContextVar[list[RegZooError] | None] = ContextVar("collected", default=None)
 
 
 class RegZooError(ValueError):
@@ -22,6 +26,25 @@ class RegZooError(ValueError):
 def bad_file(path: str | PathLike[str], problem: str, mend: str) -> RegZooError:
     """The error for a file: ``<path>: <problem>; <mend>``."""
     return RegZooError(f"{path}: {problem}; {mend}")
+
+
+@contextmanager
+def collected_problems() -> Iterator[list[RegZooError]]:
+    """Within the block, problems of a data set are put on the list that it gives instead of being raised one by one."""
+    problems: list[RegZooError] = []
+    token = _collected.set(problems)
+    try:
+        yield problems
+    finally:
+        _collected.reset(token)
+
+
+def refuse(error: RegZooError) -> None:
+    """Raise an error, or within `collected_problems` note it, after which the caller goes on."""
+    problems = _collected.get()
+    if problems is None:
+        raise error
+    problems.append(error)
 
 
 def user_error(error: BaseException | None) -> RegZooError | None:

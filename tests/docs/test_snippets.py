@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 import regzoo
 from mlflow import MlflowClient
+from regzoo.cli import main
 from regzoo.datasets import load_records
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -94,6 +97,25 @@ def test_datalists(tmp_path: Path) -> None:
         assert [{k: v for k, v in record.items() if k != "split"} for record in from_csv] == from_json
     first = json.loads(listing)["training"][0]
     assert load_records(tmp_path / "list.csv", "train")[0]["label_names"] == first["label_names"]
+
+
+def test_plain_folders_are_listed_and_checked(
+    prostate_phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The commands of the page on data, on folders of its names."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("us", "mr"):
+        shutil.copytree(prostate_phantoms / "train" / f"{folder}_images", f"mydata/{folder}")
+        shutil.copytree(prostate_phantoms / "train" / f"{folder}_labels", f"mydata/{folder}_labels")
+    commands = [
+        line for block in blocks("data.md", "bash") for line in block.splitlines() if line.startswith("regzoo ")
+    ]
+    assert [command.split()[1] for command in commands] == ["datalist", "check"]
+    for command in commands:
+        monkeypatch.setattr(sys, "argv", shlex.split(command))
+        main()
+    assert "8 pairs (train 8)" in capsys.readouterr().out
+    assert {path.name for path in Path("mycheck").iterdir()} == {"check.json", "contact_sheet.png"}
 
 
 @pytest.mark.filterwarnings("ignore:executing the bundle", "ignore:This DataLoader", "ignore:'pin_memory'")

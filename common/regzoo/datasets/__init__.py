@@ -6,6 +6,7 @@ from regzoo.datasets.ixi import read_ixi
 from regzoo.datasets.learn2reg import read_learn2reg, read_learn2reg_images
 from regzoo.datasets.loading import load_records, load_single_records, load_validation
 from regzoo.datasets.muregpro import read_muregpro
+from regzoo.datasets.patterns import write_datalist
 from regzoo.datasets.phantoms import (
     embedded_phantoms,
     write_abdomen_phantoms,
@@ -42,5 +43,6 @@ __all__ = [
     "test_pairs",
     "write_abdomen_phantoms",
     "write_brain_phantoms",
+    "write_datalist",
     "write_prostate_phantoms",
 ]

@@ -14,7 +14,7 @@ from typing import Any
 from regzoo.datasets.folders import case_name
 from regzoo.datasets.records import IMAGE_KEYS, LABEL_KEYS, PATH_KEYS, Record, check_splits
 from regzoo.datasets.text import SPLIT_MEND, SPLIT_WORDS, read_json, read_text, split_of, warn_once
-from regzoo.errors import RegZooError, bad_file
+from regzoo.errors import RegZooError, bad_file, refuse
 
 DATALIST_SUFFIXES = (".json", ".csv", ".tsv")
 #: Between the paths or names of a cell of a table.
@@ -105,10 +105,14 @@ def read_lists(source: Path, single: bool = False) -> dict[str | None, list[Reco
         found[split] = []
         for number, entry in enumerate(entries, start=1):
             where = f"entry {number}" + (f" of {SPLIT_WORDS[split][0]!r}" if split in ("val", "test") else "")
-            record = _Entry(source, where, entry, known, single, is_table).record()
+            try:
+                record = _Entry(source, where, entry, known, single, is_table).record()
+            except RegZooError as error:
+                refuse(error)
+                continue
             if split is not None and record.pop("split", split) != split:
                 problem = f"{where}: its split is {entry.get('split')!r}, but its list says otherwise"
-                raise bad_file(source, problem, "move the entry, or remove its split")
+                refuse(bad_file(source, problem, "move the entry, or remove its split"))
             found[split].append(record)
     _check_split_values(source, found.get(None, []))
     check_splits(source, found if None not in found else by_split(found[None]))

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from regzoo.datasets.text import SPLIT_WORDS, split_of
-from regzoo.errors import bad_file
+from regzoo.errors import bad_file, refuse
 
 #: Endings of the files that count as images in a folder. A header that names its data file counts, that file does not.
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".nhdr", ".hdr", ".mgz", ".mgh")
@@ -51,9 +51,9 @@ def check_labels(images: Path, labels: Iterable[Path], used: Collection[Path | N
         RegZooError: one belongs to no image, while an image has none.
     """
     stray = [path for path in labels if path not in used]
-    if stray and None in used:
+    for path in stray if None in used else ():
         problem = f"is the label of no image in {images}, where some have none"
-        raise bad_file(stray[0], problem, "name it as its image, or remove it")
+        refuse(bad_file(path, problem, "name it as its image, or remove it"))
 
 
 def split_folders(root: Path, has: Iterable[str]) -> dict[str, Path]:

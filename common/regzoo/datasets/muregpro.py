@@ -11,7 +11,7 @@ from typing import Any
 from regzoo.datasets.folders import IMAGE_SUFFIXES, check_labels, image_files, is_junk, split_folders
 from regzoo.datasets.records import Record, check_splits
 from regzoo.datasets.text import read_json, warn_once
-from regzoo.errors import RegZooError, bad_file
+from regzoo.errors import RegZooError, bad_file, refuse
 from regzoo.spatial.reading import stored_shape
 
 IMAGES = ("mr_images", "us_images")
@@ -144,8 +144,10 @@ def _pairs(part: Path, images: dict[str, dict[str, Path]]) -> dict[str, dict[str
             if key not in left[other]:
                 path = images[kind][name]
                 partner = part / f"{other}_images" / path.name.replace(name, _common_part(name, kind))
-                raise bad_file(path, f"its partner {partner} is missing", "add the file or remove this one")
+                refuse(bad_file(path, f"its partner {partner} is missing", "add the file or remove this one"))
     for key, name in left[next(iter(images))].items():
+        if not all(key in names for names in left.values()):
+            continue
         names = {kind: left[kind][key] for kind in images}
         case = _common_part(name, next(iter(images)))
         if case.lower() in {known.lower() for known in found}:
@@ -194,5 +196,9 @@ def _label_of(name: str, kind: str, labels: dict[str, Path]) -> Path | None:
 def _default_names(record: Record) -> list[str]:
     """Names for the channels of a pair's 4-D labels: the gland and landmarks; a 3-D file may be a map of anything."""
     path = record.get("fixed_label") or record.get("moving_label")
-    volumes = stored_shape(path)[3:4] if path is not None else ()
+    try:
+        volumes = stored_shape(path)[3:4] if path is not None else ()
+    except RegZooError as error:
+        refuse(error)
+        return []
     return ["gland", *(f"landmark_{i}" for i in range(1, volumes[0]))] if volumes else []

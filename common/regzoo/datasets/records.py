@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from regzoo.datasets.folders import case_name
-from regzoo.errors import RegZooError, bad_file
+from regzoo.errors import RegZooError, bad_file, refuse
 from regzoo.files import file_name
 from regzoo.spatial.reading import not_a_file
 
@@ -147,21 +147,23 @@ def check_records(records: Sequence[Record]) -> None:
             if Path(file).is_dir():
                 raise not_a_file(Path(file))
             if not Path(file).is_file():
-                raise bad_file(file, "no such file", "correct the path or take the pair off the list")
+                refuse(bad_file(file, "no such file", "correct the path or take the pair off the list"))
         fixed, moving = real["fixed_image"], real["moving_image"]
         if fixed == moving:
-            raise bad_file(record["fixed_image"], "is both the fixed and the moving image of a pair", "name two images")
+            refuse(
+                bad_file(record["fixed_image"], "is both the fixed and the moving image of a pair", "name two images")
+            )
         if fixed + moving in pairs:
             with_what = "" if is_single(record) else f" with the moving image {record['moving_image']}"
             problem = f"is listed twice{with_what}"
-            raise bad_file(record["fixed_image"], problem, "keep one of the two entries")
+            refuse(bad_file(record["fixed_image"], problem, "keep one of the two entries"))
         pairs.add(fixed + moving)
         case = file_name(record.get("case") or case_name(record["fixed_image"]))
         if case in cases:
             problem = (
                 f"is the fixed image of another pair called {case!r}, and their results would overwrite each other"
             )
-            raise bad_file(record["fixed_image"], problem, "give each pair a name of its own as case")
+            refuse(bad_file(record["fixed_image"], problem, "give each pair a name of its own as case"))
         cases.add(case)
         for side in ("fixed", "moving"):
             patient = record.get(f"{side}_patient", record.get("patient"))
@@ -169,7 +171,7 @@ def check_records(records: Sequence[Record]) -> None:
                 owner = owners.setdefault(file, str(patient))
                 if owner != str(patient):
                     problem = f"belongs to two patients, {owner} and {patient}, and would be in two folds"
-                    raise bad_file(file, problem, "give the pairs that share it the same patient")
+                    refuse(bad_file(file, problem, "give the pairs that share it the same patient"))
 
 
 def patients_of(record: Record) -> set[str]:
@@ -200,4 +202,4 @@ def check_splits(source: str | os.PathLike[str], splits: Mapping[Any, Iterable[R
             home = homes.setdefault(key, split)
             if home != split:
                 problem = f"has {what} in two splits, {home} and {split}, so that what is trained on would be tested on"
-                raise bad_file(source, problem, "keep each patient in one split")
+                refuse(bad_file(source, problem, "keep each patient in one split"))

@@ -30,7 +30,7 @@ def patient_folds(records: Sequence[Record], folds: int, seed: int = 0) -> list[
     """
     if folds < 2:
         raise RegZooError(f"cross-validation with {folds} fold(s) leaves nothing to learn or to test; use at least 2")
-    groups = _groups(sorted(records, key=_key))
+    groups = linked_groups(sorted(records, key=_key))
     if len(groups) < folds:
         patients = {patient for record in records for patient in patients_of(record)}
         linked = " (those that share a pair or an image count as one)" if len(groups) < len(patients) else ""
@@ -100,7 +100,7 @@ def _own_folds(records: Sequence[Record], folds: int | None) -> dict[int, list[R
     return parts
 
 
-def _groups(records: Sequence[Record]) -> dict[str, list[Record]]:
+def linked_groups(records: Sequence[Record]) -> dict[str, list[Record]]:
     """Records that share a patient or an image, directly or through others, by the name of their first patient."""
     real = {file: os.path.realpath(file) for file in {f for r in records for f in record_files(r, IMAGE_KEYS)}}
     names = [

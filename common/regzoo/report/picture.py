@@ -23,8 +23,8 @@ from regzoo.report.planes import PLANES, Orientation, Plane
 from regzoo.report.volumes import Deformation, Labels, overlap, some_of
 from regzoo.spatial import DisplacementField
 
-_BACKGROUND, _TEXT, _MUTED = "#14171c", "#f2f4f7", "#9aa4b2"
-_FIXED, _MOVING, _PROPAGATED, _FOLDED = "#35d0ff", "#ffb02e", "#ff5fb0", "#7dff3a"
+BACKGROUND, TEXT, MUTED = "#14171c", "#f2f4f7", "#9aa4b2"
+FIXED, MOVING, _PROPAGATED, _FOLDED = "#35d0ff", "#ffb02e", "#ff5fb0", "#7dff3a"
 _HEAT = LinearSegmentedColormap.from_list("probability", ["#ff2f8a00", "#ff2f8a68", "#ffd84a88"])
 _LARGE = 0.1  # a label above this part of the largest one's volume would cover the others with its probability
 _MARGIN_MM = 18.0  # around the labels
@@ -104,7 +104,7 @@ class Picture:
         right = 0.12 if self.deformation is None and self.heat is None else 0.72
         width = left + right + len(columns) * (_PANEL + gap)
         height = top + bottom + sum(heights) + 2 * gap
-        figure = Figure(figsize=(width, height), dpi=120, facecolor=_BACKGROUND)
+        figure = Figure(figsize=(width, height), dpi=120, facecolor=BACKGROUND)
         canvas = FigureCanvasAgg(figure)
 
         def place(x: float, y: float, wide: float, high: float) -> tuple[float, float, float, float]:
@@ -118,19 +118,17 @@ class Picture:
                 axes = figure.add_axes(place(left + column * (_PANEL + gap), y, _PANEL, heights[row]))
                 self._panel(axes, name, plane)
                 if row == 0:
-                    axes.set_title(name, color=_TEXT, fontsize=9.5, pad=5)
+                    axes.set_title(name, color=TEXT, fontsize=9.5, pad=5)
             name = plane.name if self.oriented else f"axis {plane.cut}"
             middle = (y + heights[row] / 2) / height
-            figure.text(0.17 / width, middle, name, color=_MUTED, fontsize=9, rotation=90, va="center", ha="center")
+            figure.text(0.17 / width, middle, name, color=MUTED, fontsize=9, rotation=90, va="center", ha="center")
             y -= gap
         bars = ([] if self.heat is None else [_probability_bar]) + ([] if self.deformation is None else [self._det_bar])
         high = sum(heights) / max(len(bars), 1)
         for number, draw in enumerate(bars):
             draw(figure.add_axes(place(width - right + 0.08, bottom + (number + 0.25) * high, 0.11, high / 2)))
-        figure.text(left / width, 1 - 0.16 / height, title, color=_TEXT, fontsize=12, weight="bold", va="top")
-        figure.text(
-            1 - 0.12 / width, 1 - 0.18 / height, self._facts(), color=_MUTED, fontsize=9.5, va="top", ha="right"
-        )
+        figure.text(left / width, 1 - 0.16 / height, title, color=TEXT, fontsize=12, weight="bold", va="top")
+        figure.text(1 - 0.12 / width, 1 - 0.18 / height, self._facts(), color=MUTED, fontsize=9.5, va="top", ha="right")
         self._legend(figure)
         with atomic_path(path) as temporary:
             canvas.print_png(str(temporary))
@@ -142,7 +140,7 @@ class Picture:
         elif name == "deformed grid":
             self._image(axes, "moving", plane, dim=0.55)
             self._grid(axes, plane)
-            self._outline(axes, "moving", plane, _MOVING)
+            self._outline(axes, "moving", plane, MOVING)
         elif name.startswith("volume"):
             self._determinant(axes, plane)
             self._outline(axes, "fixed", plane, "#1d2733")
@@ -152,9 +150,9 @@ class Picture:
             if name == "propagated" and self.heat is not None:
                 heat = plane.of(self.heat, self.center)
                 self._show(axes, plane, heat, cmap=_HEAT, vmin=0, vmax=1, interpolation="bilinear")
-            self._outline(axes, "fixed", plane, _FIXED)
+            self._outline(axes, "fixed", plane, FIXED)
             if key != "fixed":
-                self._outline(axes, key, plane, _PROPAGATED if name == "propagated" else _MOVING)
+                self._outline(axes, key, plane, _PROPAGATED if name == "propagated" else MOVING)
         self._frame(axes, plane, lettered=name == "fixed")
 
     def _frame(self, axes: Axes, plane: Plane, lettered: bool) -> None:
@@ -173,7 +171,7 @@ class Picture:
             places = ((0.03, 0.5), (0.97, 0.5), (0.5, 0.03), (0.5, 0.97))
             aligned = (("left", "center"), ("right", "center"), ("center", "bottom"), ("center", "top"))
             for letter, place, (ha, va) in zip(plane.edges, places, aligned, strict=True):
-                axes.text(*place, letter, transform=axes.transAxes, color=_TEXT, fontsize=8, ha=ha, va=va, alpha=0.9)
+                axes.text(*place, letter, transform=axes.transAxes, color=TEXT, fontsize=8, ha=ha, va=va, alpha=0.9)
 
     def _extent(self, plane: Plane) -> tuple[float, float, float, float]:
         width, height = (self.shape[axis] * self.spacing[axis] for axis in (plane.right, plane.up))
@@ -225,7 +223,7 @@ class Picture:
         y = (np.arange(self.shape[axis_y])[None] + field[axis_y]) * self.spacing[axis_y]
         points = np.stack([x, y], axis=-1)
         lines = [*points[:: step[axis_x]], *points[:, :: step[axis_y]].transpose(1, 0, 2)]
-        axes.add_collection(LineCollection(lines, colors=_TEXT, linewidths=0.65, alpha=0.8), autolim=False)
+        axes.add_collection(LineCollection(lines, colors=TEXT, linewidths=0.65, alpha=0.8), autolim=False)
 
     def _norm(self) -> TwoSlopeNorm:
         assert self.deformation is not None
@@ -283,19 +281,19 @@ class Picture:
     def _legend(self, figure: Figure) -> None:
         handles: list[Any] = []
         if "fixed" in self.labels:
-            handles.append(Line2D([], [], color=_FIXED, lw=2, label="fixed label"))
+            handles.append(Line2D([], [], color=FIXED, lw=2, label="fixed label"))
         propagated = {"warped"} if self.result == "propagated" else set()
         if self.labels.keys() & {"moving", "warped"} - propagated:
-            handles.append(Line2D([], [], color=_MOVING, lw=2, label="moving label"))
+            handles.append(Line2D([], [], color=MOVING, lw=2, label="moving label"))
         if self.labels.keys() & propagated:
             handles.append(Line2D([], [], color=_PROPAGATED, lw=2, label="propagated label"))
         if self._silhouettes:
-            handles.append(Line2D([], [], color=_MUTED, lw=1.5, ls="dotted", label="outside this plane"))
+            handles.append(Line2D([], [], color=MUTED, lw=1.5, ls="dotted", label="outside this plane"))
         if self.deformation is not None:
             handles.append(Patch(color=_FOLDED, label="folded (det J ≤ 0)"))
         if handles:
             figure.legend(
-                handles=handles, loc="lower center", ncols=len(handles), frameon=False, labelcolor=_TEXT, fontsize=9
+                handles=handles, loc="lower center", ncols=len(handles), frameon=False, labelcolor=TEXT, fontsize=9
             )
 
 
@@ -306,14 +304,14 @@ def _color_bar(axes: Axes, colors: Any, norm: Normalize, ticks: list[float]) -> 
     axes.set_xticks([])
     axes.yaxis.tick_right()
     axes.set_yticks(ticks)
-    axes.tick_params(colors=_TEXT, labelsize=8, length=2)
+    axes.tick_params(colors=TEXT, labelsize=8, length=2)
 
 
 def _probability_bar(axes: Axes) -> None:
     axes.set_facecolor("#55585e")  # as over a grey image
     _color_bar(axes, _HEAT, Normalize(0, 1), [0, 0.5, 1])
     axes.yaxis.set_label_position("right")
-    axes.set_ylabel("probability", color=_MUTED, fontsize=8.5, labelpad=2)
+    axes.set_ylabel("probability", color=MUTED, fontsize=8.5, labelpad=2)
 
 
 def _heat(probability: np.ndarray) -> np.ndarray:

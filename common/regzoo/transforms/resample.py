@@ -20,6 +20,8 @@ from regzoo.transforms.load import file_of, overlap
 
 logger = logging.getLogger(__name__)
 
+#: A training warns if less than this share of a label lies in the network's field of view.
+IN_VIEW = 0.98
 #: A label of less than this many voxels of the network grid counts as absent: it lies outside, all but a trace.
 MIN_VOXELS = 0.1
 #: How far the blur that goes before coarser sampling carries a label, standard deviations.
@@ -42,6 +44,9 @@ class ResamplePaird(MapTransform):
         binarise: cut the resampled labels at 0.5.
         keep_native: keep what was loaded as ``fixed_native``, ``moving_native``, ``…_label_native`` for full-resolution
             outputs.
+
+    Adds ``fixed_label_in_view`` and ``moving_label_in_view``, how much of each label lies on the network grid (C,), for
+    a training, which does not keep what was loaded.
 
     Raises:
         RegZooError: the moving image lies outside the network grid.
@@ -69,18 +74,14 @@ class ResamplePaird(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
-        target = self._target(item)
-        if "moving_image" in item and not overlap(target, Grid.of(item["moving_image"])):
-            raise bad_file(
-                file_of(item["moving_image"], "the moving image"),
-                f"lies outside the network's field of view on {file_of(item['fixed_image'], 'the fixed image')}",
-                "align the centres with --align center, or enlarge size and spacing",
-            )
+        target = self.target(item)
         affine = torch.as_tensor(target.affine)
         for key in ("fixed_image", "moving_image", *LABEL_KEYS):
             if key not in item:
                 continue
             native, label = item[key], key in LABEL_KEYS
+            if label and not self.keep_native:
+                item[f"{key}_in_view"] = share_in_view(native, target)
             if self.keep_native:
                 item[key.replace("_image", "") + "_native"] = native
             values = (
@@ -93,18 +94,41 @@ class ResamplePaird(MapTransform):
             item[key] = MetaTensor(values, affine=affine, meta={FILE: file_of(native)})
         return item
 
-    def _target(self, item: Mapping[Hashable, Any]) -> Grid:
-        """The network grid of a case."""
+    def target(self, item: Mapping[Hashable, Any]) -> Grid:
+        """The network grid of a case, which its moving image reaches.
+
+        Raises:
+            RegZooError: the moving image lies outside.
+        """
         grid = Grid.of(item["fixed_image"]).network_grid(self.spacing, self.size)
-        if "view_center" not in item:
-            return grid
-        affine = grid.affine.copy()
-        affine[:3, 3] += np.asarray(item["view_center"]) - grid.center
-        extent, view = item.get("view_extent"), np.multiply(self.spacing, self.size)
-        if extent is not None and (np.asarray(extent) > view).any():
-            sides = ["×".join(f"{mm:.0f}" for mm in box) for box in (np.asarray(extent), view)]
-            logger.warning("%s: %s mm are wanted, the network's field of view has %s mm", item.get("case"), *sides)
-        return Grid(grid.shape, affine)
+        if "view_center" in item:
+            affine = grid.affine.copy()
+            affine[:3, 3] += np.asarray(item["view_center"]) - grid.center
+            extent, view = item.get("view_extent"), np.multiply(self.spacing, self.size)
+            if extent is not None and (np.asarray(extent) > view).any():
+                sides = ["×".join(f"{mm:.0f}" for mm in box) for box in (np.asarray(extent), view)]
+                logger.warning("%s: %s mm are wanted, the network's field of view has %s mm", item.get("case"), *sides)
+            grid = Grid(grid.shape, affine)
+        if "moving_image" in item and not overlap(grid, Grid.of(item["moving_image"])):
+            raise bad_file(
+                file_of(item["moving_image"], "the moving image"),
+                f"lies outside the network's field of view on {file_of(item['fixed_image'], 'the fixed image')}",
+                "align the centres with --align center, or enlarge size and spacing",
+            )
+        return grid
+
+
+def share_in_view(label: MetaTensor, view: Grid) -> torch.Tensor:
+    """How much of each label (C, X, Y, Z) lies in the voxels of a grid, from 0 to 1, shape (C,); NaN if it is empty."""
+    masks, affine = plain(label), np.linalg.inv(view.affine) @ Grid.of(label).affine
+    total = masks.flatten(1).sum(1)
+    inside = torch.ones(masks.shape[1:], dtype=torch.bool, device=masks.device)
+    for row, count in zip(affine[:3], view.shape, strict=True):
+        steps = [torch.arange(n, device=masks.device) * float(step) for n, step in zip(inside.shape, row, strict=False)]
+        place = steps[0][:, None, None] + steps[1][:, None] + (steps[2] + float(row[3]))
+        inside &= (place >= -0.5) & (place <= count - 0.5)
+    seen = masks.flatten(1) @ inside.flatten().float()
+    return torch.where(total > 0, seen / total, torch.nan)
 
 
 class SelectLabelsd(MapTransform):
@@ -143,6 +167,9 @@ class SelectLabelsd(MapTransform):
                     problem = f"label {channel} (from 0) is empty or outside the network's field of view, but needed"
                     raise bad_file(file_of(item[key], key), problem, "draw it, or align the images otherwise (--align)")
             item[key] = item[key][kept]
+            if (shares := item.get(f"{key}_in_view")) is not None:  # of those left out nobody need know
+                item[f"{key}_in_view"] = torch.full_like(shares, torch.nan)
+                item[f"{key}_in_view"][kept] = shares[kept]
         return item
 
 
@@ -230,7 +257,8 @@ class AdHocLabelsd(MapTransform):
 class MatchLabelsd(MapTransform):
     """Keep the labels that are non-empty in both images: the label pairs a training step may draw.
 
-    Of a single image those that are non-empty in it; without labels there is nothing to do.
+    Of a single image those that are non-empty in it; without labels there is nothing to do. The first label of a data
+    set of which less than 98 % lies in the network's field of view is warned about, as `ResamplePaird` found it.
 
     Raises:
         RegZooError: no label of the case is left.
@@ -238,6 +266,7 @@ class MatchLabelsd(MapTransform):
 
     def __init__(self) -> None:
         super().__init__(LABEL_KEYS)
+        self._warned = False
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
@@ -254,7 +283,23 @@ class MatchLabelsd(MapTransform):
             )
         for key in keys:
             item[key] = item[key][present]
+            self._warn(item, key)
         return item
+
+    def _warn(self, item: Mapping[Hashable, Any], key: str) -> None:
+        """Say once for all cases that a label is cut off."""
+        shares = item.get(f"{key}_in_view")
+        if self._warned or shares is None or not bool((shares < IN_VIEW).any()):
+            return
+        self._warned = True
+        worst = int(torch.nan_to_num(shares, nan=1.0).argmin())
+        logger.warning(
+            "%s: only %.0f %% of label %d (from 0) lies in the network's field of view; enlarge size or spacing, or "
+            "align otherwise (said once; regzoo check lists all)",
+            file_of(item[key], key),
+            100 * float(shares[worst]),
+            worst,
+        )
 
 
 class FilterLabelsd(MapTransform):

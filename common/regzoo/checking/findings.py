@@ -1,0 +1,80 @@
+"""What a check has found, and how errors and warnings of the package become findings."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+Severity = Literal["error", "warning"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One problem of a data set.
+
+    Attributes:
+        severity: an ``error`` stops a training or spoils it; a ``warning`` is to be looked at.
+        file: the file, or the data set where it is none in particular.
+        problem: what is wrong.
+        fix: what to do about it.
+        case: which case, empty where it is none in particular.
+        channel: which label, from 0; None where it is none in particular.
+    """
+
+    severity: Severity
+    file: str
+    problem: str
+    fix: str
+    case: str = ""
+    channel: int | None = None
+
+    def line(self) -> str:
+        """The finding as one line."""
+        label = "" if self.channel is None else f"label {self.channel} (from 0) "
+        return f"{self.severity}: {self.file}: {label}{self.problem}" + (f"; {self.fix}" if self.fix else "")
+
+
+def finding_of(
+    text: object, severity: Severity, files: Iterable[str], case: str = "", otherwise: object = ""
+) -> Finding:
+    """The finding that an error or a warning, ``<file>: <problem>; <fix>``, is about.
+
+    Args:
+        text: the error or the warning.
+        severity: of the finding.
+        files: the files that it may be about.
+        case: which case.
+        otherwise: what it is about if it names none of them.
+    """
+    message = str(text)
+    file = next((file for file in sorted(files, key=len, reverse=True) if message.startswith(f"{file}: ")), None)
+    if file is None:
+        file = str(otherwise)
+        message = message.removeprefix(f"{case}: ").removeprefix(f"{file}: ")
+    problem, _, fix = message.removeprefix(f"{file}: ").rpartition("; ")
+    return Finding(severity, file, problem or fix, fix if problem else "", case)
+
+
+class _Collector(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+@contextmanager
+def collected_warnings() -> Iterator[list[str]]:
+    """Within the block, warnings of this package are put on the list that it gives instead of on the terminal."""
+    logger, collector = logging.getLogger("regzoo"), _Collector()
+    propagated, logger.propagate = logger.propagate, False
+    logger.addHandler(collector)
+    try:
+        yield collector.lines
+    finally:
+        logger.removeHandler(collector)
+        logger.propagate = propagated

@@ -1,0 +1,116 @@
+"""A contact sheet: one slice of each case, fixed and moving, with the outlines of the labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from regzoo.files import atomic_path
+from regzoo.spatial import Grid, centroids, plain, resample
+
+#: Pixels along the longer side of a slice.
+PIXELS = 128
+#: Cases in a row, and inches of a slice.
+ACROSS, INCHES = 4, 1.5
+
+
+class Thumbnail(NamedTuple):
+    """One axial slice of a case, the patient's right on the left.
+
+    Attributes:
+        case: name.
+        images: by side, uint8 (W, H).
+        labels: by side, bool (C, W, H).
+    """
+
+    case: str
+    images: dict[str, np.ndarray]
+    labels: dict[str, np.ndarray]
+
+
+def thumbnail(item: Mapping[Any, Any], view: Grid, case: str) -> Thumbnail:
+    """Cut a case, aligned but not resampled, in the middle of its first label, or of the view where it has none.
+
+    Args:
+        item: the case.
+        view: the network grid, which is shown from side to side.
+        case: its name.
+    """
+    plane = _plane(view, _height(item, view))
+    images: dict[str, np.ndarray] = {}
+    labels: dict[str, np.ndarray] = {}
+    for side in ("fixed", "moving"):
+        for key, found in ((f"{side}_image", images), (f"{side}_label", labels)):
+            if key in item:
+                values = resample(torch.nan_to_num(plain(item[key])), Grid.of(item[key]), plane)
+                found[side] = values[..., 0].numpy()[:, ::-1]
+    for side, pixels in images.items():
+        low, high = np.percentile(plain(item[f"{side}_image"]).flatten()[::97].nan_to_num().numpy(), (1, 99.5))
+        images[side] = (255 * np.clip((pixels[0] - low) / max(high - low, 1e-6), 0, 1)).astype(np.uint8)
+    return Thumbnail(case, images, {side: values >= 0.5 for side, values in labels.items()})
+
+
+def _height(item: Mapping[Any, Any], view: Grid) -> float:
+    """At which voxel of the view's third axis to cut."""
+    middle = (view.shape[2] - 1) / 2
+    label = item.get("fixed_label", item.get("moving_label"))
+    if label is None:
+        return middle
+    places = centroids(label, label.affine).numpy()
+    places = places[np.isfinite(places).all(axis=1)]
+    return float(np.clip(view.to_voxels(places[0])[2], 0, view.shape[2] - 1)) if len(places) else middle
+
+
+def _plane(view: Grid, height: float) -> Grid:
+    """One slice of a view, in square pixels."""
+    extent = view.spacing[:2] * view.shape[:2]
+    pixel = float(extent.max()) / PIXELS
+    width, high = (max(8, round(float(mm) / pixel)) for mm in extent)
+    affine = np.eye(4)
+    affine[:3, :3] = view.affine[:3, :3] / view.spacing * pixel
+    middle = view.to_world([(view.shape[0] - 1) / 2, (view.shape[1] - 1) / 2, height])
+    affine[:3, 3] = middle - affine[:3, :3] @ [(width - 1) / 2, (high - 1) / 2, 0]
+    return Grid((width, high, 1), affine)
+
+
+def contact_sheet(path: str | PathLike[str], thumbnails: Sequence[Thumbnail], title: str) -> None:
+    """Draw slices side by side and write them as a PNG file.
+
+    Args:
+        path: PNG file to write.
+        thumbnails: of each case.
+        title: over all.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from regzoo.report.picture import BACKGROUND, FIXED, MOVING, MUTED, TEXT
+
+    sides = 1 + any(len(one.images) > 1 for one in thumbnails)
+    across = min(ACROSS, len(thumbnails))
+    rows = -(-len(thumbnails) // across)
+    width, height = across * (sides * INCHES + 0.1), rows * (INCHES + 0.25) + 0.7
+    figure = Figure(figsize=(width, height), dpi=120, facecolor=BACKGROUND)
+    canvas = FigureCanvasAgg(figure)
+    for number, one in enumerate(thumbnails):
+        row, column = divmod(number, across)
+        left, bottom = column * (sides * INCHES + 0.1) + 0.05, height - 0.65 - (row + 1) * (INCHES + 0.25) + 0.03
+        figure.text(left / width, (bottom + INCHES + 0.03) / height, one.case[:34], color=MUTED, fontsize=7)
+        for place, (side, image) in enumerate(one.images.items()):
+            box = (left + place * INCHES) / width, bottom / height, 0.98 * INCHES / width, INCHES / height
+            axes = figure.add_axes(box)
+            axes.set_axis_off()
+            axes.imshow(image.T, origin="lower", cmap="gray", vmin=0, vmax=255)
+            for name, color in (("fixed", FIXED), ("moving", MOVING)):
+                for mask in one.labels.get(name, ()) if side == "moving" or name == "fixed" else ():
+                    if mask.any() and not mask.all():
+                        axes.contour(mask.T.astype(float), levels=[0.5], colors=[color], linewidths=0.8)
+    figure.text(0.05 / width, 1 - 0.12 / height, title, color=TEXT, fontsize=9, va="top")
+    outlines = "outlines: fixed labels" + (" in both" if sides > 1 else "")
+    figure.text(0.05 / width, 1 - 0.34 / height, outlines, color=FIXED, fontsize=7.5, va="top")
+    if sides > 1:
+        figure.text(0.4, 1 - 0.34 / height, "moving labels", color=MOVING, fontsize=7.5, va="top")
+    with atomic_path(path) as temporary:
+        canvas.print_png(str(temporary))
