@@ -34,6 +34,7 @@ def itk_header(path: Path, kind: str, start: bytes) -> Any:
     with _quiet():
         try:
             io.ReadImageInformation()
+            itemsize = int(io.GetComponentSize())
         except RuntimeError as error:
             raise _refused(path, error) from error
     count = int(io.GetNumberOfComponents())
@@ -52,7 +53,7 @@ def itk_header(path: Path, kind: str, start: bytes) -> Any:
         raise bad_file(path, "has impossible sizes in its header", AGAIN)
     held = sum(file.stat().st_size for file in (path, *named_files(path)))
     plain = re.search(rb"encoding: *raw|CompressedData *= *False", start) is not None
-    check_held(path, shape, int(io.GetComponentSize()), held * (1 if plain else MOST_DEFLATED))
+    check_held(path, shape, itemsize, held * (1 if plain else MOST_DEFLATED))
     return io
 
 

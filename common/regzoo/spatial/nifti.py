@@ -66,8 +66,10 @@ def nifti_file(path: Path, header_file: Path, data: Path) -> NiftiFile:
     with open_plain(header_file) as stream:
         start = stream.read(nib.Nifti2Header.sizeof_hdr)
     # By the first number, since nibabel goes by the number of axes, which may be the field that is wrong.
-    order = "<" if start[1] else ">"
-    kind = nib.Nifti1Header if struct.unpack(f"{order}i", start[:4])[0] == 348 else nib.Nifti2Header
+    kind = nib.Nifti2Header if start[5:7] == b"+2" or start[5:7] == b"i2" else nib.Nifti1Header
+    order = {struct.pack(f"{order}i", kind.sizeof_hdr): order for order in "<>"}.get(start[:4])
+    if order is None:
+        raise bad_file(path, "has a damaged header, which does not start with its own size", AGAIN)
     header = kind(start[: kind.sizeof_hdr], order, check=False)
     code, count = int(header["datatype"]), int(header["dim"][0])
     if code in _COLOURS:
@@ -94,6 +96,7 @@ def nifti_file(path: Path, header_file: Path, data: Path) -> NiftiFile:
     return NiftiFile(path, header, data, shape, data != header_file)
 
 
+@np.errstate(all="ignore")  # what comes of a damaged header is refused where it is found, without NumPy's warning
 def read_voxels(file: NiftiFile) -> np.ndarray:
     """The values of a file, scaled as its header says: float32, of the shape that is stored.
 
@@ -131,6 +134,7 @@ def read_voxels(file: NiftiFile) -> np.ndarray:
         raise bad_file(file.path, f"cannot be read ({error.strerror})", "check the disk, or copy it again") from error
 
 
+@np.errstate(all="ignore")
 def place(file: NiftiFile) -> Placement:
     """Where the voxels of a file lie, and whether that may be doubted.
 

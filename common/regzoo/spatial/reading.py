@@ -198,10 +198,10 @@ def _partner(path: Path, suffix: str, other: str) -> Path:
 def _mgh_header(path: Path) -> nib.MGHImage:
     try:
         image = nib.MGHImage.from_filename(path)
-    except (EOFError, OSError, ValueError, zlib.error) as error:
+        itemsize = image.get_data_dtype().itemsize
+    except (EOFError, KeyError, OSError, ValueError, zlib.error) as error:
         raise bad_file(path, "is truncated or damaged: its header cannot be read", AGAIN) from error
-    held = path.stat().st_size * MOST_DEFLATED
-    check_held(path, image.shape, image.get_data_dtype().itemsize, held)
+    check_held(path, image.shape, itemsize, path.stat().st_size * MOST_DEFLATED)
     return image
 
 
