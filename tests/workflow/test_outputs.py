@@ -15,7 +15,8 @@ from ignite.engine import Engine
 from monai.data import MetaTensor
 from regzoo.errors import RegZooError
 from regzoo.spatial import DisplacementField, Grid
-from regzoo.transforms import AlignPaird, ApplyFieldd, LoadPaird, PropagatedLabelsd, ResamplePaird
+from regzoo.transforms import AlignPaird, ApplyFieldd, LoadPaird, PropagatedLabelsd, ResamplePaird, SelectLabelsd
+from regzoo.transforms.load import REQUESTED
 from regzoo.workflow import RegistrationResult, SaveRegistration
 from scipy.ndimage import center_of_mass
 
@@ -149,8 +150,12 @@ def test_labels_are_written_in_the_form_they_came_in(tmp_path: Path) -> None:
     assert set(np.unique(written)) == {0, 2, 300}
 
 
+@pytest.mark.parametrize("selected", [None, [0]])  # a network may be shown the first label alone
+@pytest.mark.parametrize("requested", [True, False])
 @pytest.mark.parametrize("form", ["map", "masks"])
-def test_small_structures_survive_thick_slices(form: str, tmp_path: Path) -> None:
+def test_small_structures_survive_thick_slices(
+    form: str, requested: bool, selected: list[int] | None, tmp_path: Path
+) -> None:
     thick, thin = make_grid((60, 56, 10), (0.7, 0.7, 6.0)), make_grid((48, 40, 36), (1.6, 1.6, 1.6), center=(2, -1, 1))
     world = np.moveaxis(np.indices(thin.shape), 0, -1) @ thin.affine[:3, :3].T + thin.affine[:3, 3]
     centres = [(x, y, z) for x in (-10, 0, 10) for y in (-8, 8) for z in (-7.0, 6.0)]
@@ -164,7 +169,9 @@ def test_small_structures_survive_thick_slices(form: str, tmp_path: Path) -> Non
             thin.affine,
         ),
     }
-    item = ResamplePaird((3, 3, 3), (16, 16, 16), keep_native=True)(AlignPaird()(LoadPaird()(record)))
+    loaded = LoadPaird()(record | ({REQUESTED: True} if requested else {}))
+    item = ResamplePaird((3, 3, 3), (16, 16, 16), keep_native=True)(AlignPaird()(loaded))
+    item = SelectLabelsd(selected)(item)
     item["pred"] = torch.zeros(3, 16, 16, 16)
     result = RegistrationResult.of(ApplyFieldd()(item))
     result.save(tmp_path / "out", "label")

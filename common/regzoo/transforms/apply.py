@@ -148,7 +148,8 @@ def _carried(
     if background is not None:
         return field.warp(moving, background=background)
     if data.get(REQUESTED):
-        return carry_held(field, moving, len(data["moving_label"]))
+        # On the network grid some of the labels may have been left out.
+        return carry_held(field, moving, len(data.get("moving_label_values") or moving))
     return carry_labels(field, moving, "moving_label_values" in data)
 
 
