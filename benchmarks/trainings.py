@@ -21,7 +21,7 @@ import torch
 from measure import machine
 from regzoo.errors import bad_file
 from regzoo.files import write_json, write_text
-from regzoo.workflow.checkpoint import read_checkpoint
+from regzoo.workflow.weights import read_checkpoint
 
 HERE = Path(__file__).resolve().parent
 BUNDLES, DATA, RESULTS = HERE.parent / "bundles", HERE / "data", HERE / "results"

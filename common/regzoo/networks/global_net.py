@@ -33,6 +33,10 @@ class GlobalNet(nn.Module):
         initialise(self)
         nn.init.zeros_(self.theta.weight)
 
+    def contracting_path(self) -> list[nn.Module]:
+        """The encoder."""
+        return [self.encoder]
+
     def affine(self, image: torch.Tensor) -> torch.Tensor:
         """The change from identity (B, 3, 4) in coordinates that run from -1 to 1 along each axis, array order."""
         bottom, _ = self.encoder(image.contiguous(memory_format=torch.channels_last_3d))
@@ -70,6 +74,10 @@ class CompositeNet(nn.Module):
         super().__init__()
         self.global_net = GlobalNet(2, global_channels, depth, norm)
         self.local_net = LocalNet(2, 3, channels, depth, levels, additive_upsampling, norm)
+
+    def contracting_path(self) -> list[nn.Module]:
+        """The encoders of both networks."""
+        return [*self.global_net.contracting_path(), *self.local_net.contracting_path()]
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """(B, 2, X, Y, Z), fixed image first → DDF (B, 3, X, Y, Z) float32, voxels."""

@@ -59,6 +59,10 @@ class LocalNet(nn.Module):
             if isinstance(head, nn.Conv3d):
                 nn.init.zeros_(head.weight)
 
+    def contracting_path(self) -> list[nn.Module]:
+        """The encoder with its bottom."""
+        return [self.encoder]
+
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """(B, in_channels, X, Y, Z) → (B, out_channels, X, Y, Z) float32."""
         # Channels last is the layout in which convolutions are fastest, on the CPU and on tensor cores.

@@ -94,6 +94,10 @@ class PyramidNet(nn.Module):
             if isinstance(module, FieldHead):
                 nn.init.zeros_(module.weight)
 
+    def contracting_path(self) -> list[nn.Module]:
+        """The encoder with its bottom."""
+        return [*self.encoder, self.bottom]
+
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """(B, in_channels, X, Y, Z), fixed image first → (B, out_channels, X, Y, Z) float32."""
         # Channels last is the layout in which convolutions are fastest, on the CPU and on tensor cores.

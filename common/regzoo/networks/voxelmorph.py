@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -117,20 +117,14 @@ class VoxelMorphNet(nn.Module):
             field = self.stride * F.interpolate(field, scale_factor=float(self.stride), mode="trilinear")
         return field
 
-    def encoder(self) -> Iterator[nn.Module]:
-        """The convolutions of the contracting path, full resolution first."""
-        block = self.unet.net[0]
+    def contracting_path(self) -> list[nn.Module]:
+        """The convolutions of the encoder, full resolution first; the decoder begins with the bottom."""
+        parts, block = [], self.unet.net[0]
         while True:
-            yield block[0]
+            parts.append(block[0])
             block = block[1].submodule
             if not isinstance(block[1], SkipConnection):
-                return  # the bottom, which the decoder begins with
-
-    def freeze_encoder(self) -> VoxelMorphNet:
-        """Leave the encoder out of the training, for the first step of a fine-tuning; returns the network."""
-        for module in self.encoder():
-            module.requires_grad_(False)
-        return self
+                return parts
 
 
 def space_to_channels(image: torch.Tensor, n: int) -> torch.Tensor:

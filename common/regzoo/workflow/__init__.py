@@ -2,10 +2,9 @@
 
 from regzoo.bundles import find_bundle
 from regzoo.workflow.batch import PreparePair
-from regzoo.workflow.checkpoint import TrainingCheckpoint, is_lower, load_weights, save_weights
+from regzoo.workflow.checkpoint import TrainingCheckpoint, is_lower
 from regzoo.workflow.data import (
     CaseStream,
-    case_names,
     data_folder,
     evaluation_pairs,
     evaluation_records,
@@ -20,15 +19,18 @@ from regzoo.workflow.data import (
 from regzoo.workflow.distributed import distributed, rank_device, share_cases, start_process_group, stop_process_group
 from regzoo.workflow.export import Export, export_network
 from regzoo.workflow.exported import ExportedNetwork, OnnxNetwork, TorchScriptNetwork
+from regzoo.workflow.identity import fingerprints
 from regzoo.workflow.inferer import LabelWiseInferer
 from regzoo.workflow.logs import EventWriter, LossTerms, ValidationImages
 from regzoo.workflow.options import check_options
+from regzoo.workflow.origin import as_trained, not_trained_on
 from regzoo.workflow.outputs import RegistrationResult, SaveRegistration
 from regzoo.workflow.plateau import EarlyStop, Schedule, key_metric
 from regzoo.workflow.record import RunRecord
 from regzoo.workflow.registrar import Registrar, register
 from regzoo.workflow.serving import Answerd, served_weights, training_folder
 from regzoo.workflow.tracking import finish_evaluation
+from regzoo.workflow.weights import load_weights, save_weights, starting_hash, starting_network, trainable
 
 __all__ = [
     "Answerd",
@@ -49,7 +51,7 @@ __all__ = [
     "TorchScriptNetwork",
     "TrainingCheckpoint",
     "ValidationImages",
-    "case_names",
+    "as_trained",
     "check_options",
     "data_folder",
     "distributed",
@@ -57,10 +59,12 @@ __all__ = [
     "evaluation_records",
     "export_network",
     "find_bundle",
+    "fingerprints",
     "finish_evaluation",
     "is_lower",
     "key_metric",
     "load_weights",
+    "not_trained_on",
     "output_folder",
     "rank_device",
     "register",
@@ -72,7 +76,10 @@ __all__ = [
     "split_images",
     "split_pairs",
     "start_process_group",
+    "starting_hash",
+    "starting_network",
     "stop_process_group",
+    "trainable",
     "training_folder",
     "training_images",
     "training_records",

@@ -1,4 +1,4 @@
-"""Checkpoints that survive a kill at any moment, and weights that are never loaded in silence onto another network."""
+"""Checkpoints that survive a kill at any moment and are resumed only by the training that wrote them."""
 
 from __future__ import annotations
 
@@ -15,65 +15,16 @@ from ignite.engine import Engine, Events
 from regzoo.errors import bad_file
 from regzoo.files import atomic_path, make_folder
 from regzoo.report.engine import is_writer
-from regzoo.workflow.divergence import first_few, flat_tensors, non_finite, stop_if_any
+from regzoo.workflow.divergence import flat_tensors, non_finite, stop_if_any
+from regzoo.workflow.identity import data_difference
+from regzoo.workflow.origin import origin
+from regzoo.workflow.weights import bare, load_state, read_checkpoint, save_weights
 from torch import nn
 
 logger = logging.getLogger(__name__)
 
-
-def bare(network: nn.Module) -> nn.Module:
-    """The network inside a `DistributedDataParallel` or compiled wrapper."""
-    inner = getattr(network, "module", network)
-    return getattr(inner, "_orig_mod", inner)
-
-
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a file written by `torch.save` onto the CPU, tensors and plain values only.
-
-    Raises:
-        RegZooError: missing or damaged file.
-    """
-    if not Path(path).is_file():
-        raise bad_file(path, "no such checkpoint", "train first, or name a file with --checkpoint")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the unpickler raises whatever a damaged file leads it to
-        raise bad_file(path, "cannot be read as a checkpoint", "copy it again, or name another one") from error
-    if not isinstance(content, dict):
-        raise bad_file(path, "holds no state dict", "name a file of weights")
-    return content
-
-
-def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
-    """Load the weights of a network strictly, from a plain state dict or a training checkpoint, and return it.
-
-    Raises:
-        RegZooError: missing or damaged file, or weights of another network.
-    """
-    load_state(network, read_checkpoint(path), path)
-    return network
-
-
-def load_state(network: nn.Module, content: Mapping[str, Any], path: str | Path) -> None:
-    """Load what `read_checkpoint` read from `path` into a network, strictly; NaN and infinite weights are refused."""
-    state = content.get("network", content)
-    if isinstance(state, Mapping) and (names := non_finite(state)):
-        raise bad_file(path, f"holds NaN or infinity in {first_few(names)}", "use weights of a training that converged")
-    try:
-        bare(network).load_state_dict(state, strict=True)
-    except (RuntimeError, AttributeError, TypeError) as error:
-        raise bad_file(
-            path,
-            f"holds the weights of another network than this {type(bare(network)).__name__}",
-            "use the configuration it was trained with (channels, variant overlay), or another file",
-        ) from error
-
-
-def save_weights(network: nn.Module, path: str | Path) -> None:
-    """Write the weights of a network as a plain float32 state dict on the CPU, atomically."""
-    state = {name: value.detach().cpu() for name, value in bare(network).state_dict().items()}
-    with atomic_path(path) as temporary:
-        torch.save(state, temporary)
+#: Settings that are fingerprints of cases, and what those are for.
+CASES = {"data": "train on", "validation": "validate on"}
 
 
 def is_lower(current: float, best: float) -> bool:
@@ -95,7 +46,9 @@ class TrainingCheckpoint:
         objects: name → anything else with a state dict, such as the optimiser and the schedule.
         evaluator: MONAI evaluator whose key metric picks the best weights. Without one, and as long as the metric is
             NaN, the latest weights are kept.
-        settings: what makes this training what it is, as plain values; a training is not resumed with others.
+        settings: what makes this training what it is, as plain values; a training is not resumed with others. The
+            cases of ``data`` and ``validation`` are `fingerprints`. The optimiser with its own settings, the kind of
+            the schedule and the precision of the trainer are added.
         resume: continue from ``last.pt`` if there is one.
         serve_as: another file for the best weights, written when the training has ended well.
     """
@@ -114,8 +67,9 @@ class TrainingCheckpoint:
         self.network = network
         self.objects = dict(objects or {})
         self.evaluator = evaluator
-        # Through JSON, so that a tuple and a list, or 1 and 1.0, do not differ after they were read back.
-        self.settings: dict[str, Any] = json.loads(json.dumps(dict(settings or {})))
+        self.settings = _through_json(
+            {**{name: _described(value) for name, value in self.objects.items()}, **(settings or {})}
+        )
         self.resume = resume
         self.serve_as = serve_as
 
@@ -130,6 +84,10 @@ class TrainingCheckpoint:
     def attach(self, engine: Engine) -> None:
         """Register with a trainer, which there is once its data are in order."""
         make_folder(self.folder)
+        if hasattr(engine, "amp"):
+            dtype = (engine.amp_kwargs or {}).get("dtype", "its default") if engine.amp else torch.float32
+            self.settings["precision"] = str(dtype).removeprefix("torch.")
+        self.origin = origin(self.settings)
         engine.add_event_handler(Events.STARTED, self.restore)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
         if self.serve_as is not None:
@@ -149,16 +107,18 @@ class TrainingCheckpoint:
         # On the CPU: each object moves its state where it belongs, and Adam's step counts belong on the CPU.
         content = read_checkpoint(self.last_file)
         mend = "train with those settings, name another --output_dir, or start anew with --resume False"
-        before = content.get("settings", {})
-        changed = sorted(
-            key for key in before.keys() | self.settings.keys() if before.get(key) != self.settings.get(key)
-        )
-        if changed:
-            raise bad_file(self.last_file, f"was written by a training with another {', '.join(changed)}", mend)
+        # Weights alone have no settings; what else they lack is told below.
+        if changed := differences(content.get("settings", self.settings), self.settings):
+            raise bad_file(self.last_file, f"was written by a training with {changed}", mend)
         load_state(self.network, content, self.last_file)
         try:
             for name, value in self.objects.items():
+                # The length of a schedule is how long the training is to be, not what it has come to.
+                length = getattr(value, "t_total", None)
                 value.load_state_dict(content["objects"][name])
+                if length is not None and length != value.t_total:
+                    logger.info("%s: planned for %s steps, now for %s", name, value.t_total, length)
+                    value.t_total = length
             engine.state.epoch = content["epoch"]
             engine.state.iteration = content["iteration"]
             if self.evaluator is not None:
@@ -167,6 +127,9 @@ class TrainingCheckpoint:
         except (KeyError, ValueError, RuntimeError) as error:
             raise bad_file(self.last_file, "was written by another kind of training", mend) from error
         logger.info("resumed from %s at epoch %d", self.last_file, content["epoch"])
+        if self.settings.get("init_weights"):
+            logger.info("it goes on with its own weights; those of --init_weights were its start")
+        self._say_if_done(engine)
 
     def save(self, engine: Engine) -> None:
         """Write the best weights if this epoch's are, then the state to resume from; nothing that is not finite.
@@ -178,6 +141,7 @@ class TrainingCheckpoint:
             "network": bare(self.network).state_dict(),
             "objects": {name: value.state_dict() for name, value in self.objects.items()},
             "settings": self.settings,
+            "origin": self.origin,
             "epoch": engine.state.epoch,
             "iteration": engine.state.iteration,
         }
@@ -189,7 +153,7 @@ class TrainingCheckpoint:
         if not is_writer():
             return
         if self._is_best(engine):
-            save_weights(self.network, self.best_file)
+            save_weights(self.network, self.best_file, self.origin | {"epoch": engine.state.epoch})
         with atomic_path(self.last_file) as temporary:
             torch.save(content, temporary)
 
@@ -199,6 +163,11 @@ class TrainingCheckpoint:
             with atomic_path(self.serve_as) as temporary:
                 shutil.copyfile(self.best_file, temporary)
             logger.info("the best weights are in %s", self.serve_as)
+
+    def _say_if_done(self, engine: Engine) -> None:
+        done, wanted = engine.state.epoch, engine.state.max_epochs
+        if wanted is not None and done >= wanted:
+            logger.warning("%d of %d epochs done; raise --max_epochs to train on", done, wanted)
 
     def _is_best(self, engine: Engine) -> bool:
         if self.evaluator is None:
@@ -214,3 +183,30 @@ class TrainingCheckpoint:
         # A training too short for its first validation still leaves weights.
         short = state.best_metric_epoch < 0 and engine.state.epoch == engine.state.max_epochs
         return short or state.best_metric_epoch == engine.state.epoch
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """How the settings of two trainings differ, in words; empty if they do not."""
+    plain, parts = [], []
+    for key in sorted(before.keys() | now.keys()):
+        was, is_ = before.get(key), now.get(key)
+        if key in CASES and was is not None and is_ is not None:
+            if difference := data_difference(was, is_):
+                parts.append(f"other cases to {CASES[key]}: {difference}")
+        elif isinstance(was, dict) and isinstance(is_, dict):
+            # An option that only one version of PyTorch knows does not count.
+            plain += [f"{key} {name}" for name in sorted(was.keys() & is_.keys()) if was[name] != is_[name]]
+        elif was != is_:
+            plain.append(key)
+    return " and ".join(([f"another {', '.join(plain)}"] if plain else []) + parts)
+
+
+def _described(value: Any) -> Any:
+    """What kind of optimiser, schedule or other object it is, and an optimiser's own settings."""
+    defaults = value.defaults if isinstance(value, torch.optim.Optimizer) else {}
+    return {"class": type(value).__name__, **defaults}
+
+
+def _through_json(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """So that a tuple and a list, or 1 and 1.0, do not differ after they were read back."""
+    return dict(json.loads(json.dumps(settings, default=str)))

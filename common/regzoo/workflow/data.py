@@ -235,11 +235,6 @@ def evaluation_pairs(
     return test_pairs(records, pairs_file, count or None, seed)
 
 
-def case_names(records: Sequence[Record]) -> list[str]:
-    """The names of the cases, in order."""
-    return [str(record["case"]) for record in records]
-
-
 def requested_records(
     fixed_image: str | None = None,
     moving_image: str | None = None,

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from regzoo import __version__
 from regzoo.errors import user_error
 from regzoo.transforms import ResamplePaird
-from regzoo.workflow.checkpoint import load_weights
 from regzoo.workflow.exported import INPUT, OUTPUT, bundle_metadata, weights_digest
 from regzoo.workflow.registrar import inference_config
+from regzoo.workflow.weights import load_weights
 from torch import nn
 
 

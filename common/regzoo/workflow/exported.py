@@ -16,7 +16,7 @@ import torch
 from monai.utils import optional_import
 from regzoo.errors import RegZooError, bad_file
 from regzoo.spatial import plain
-from regzoo.workflow.checkpoint import bare, load_weights
+from regzoo.workflow.weights import bare, load_weights
 from torch import nn
 
 logger = logging.getLogger(__name__)

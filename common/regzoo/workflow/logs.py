@@ -11,8 +11,8 @@ from ignite.engine import Engine, Events
 from regzoo.losses import RegistrationLoss
 from regzoo.report.engine import cases_of, is_writer
 from regzoo.spatial import plain
-from regzoo.workflow.checkpoint import bare
 from regzoo.workflow.divergence import DivergenceCheck, check_start, non_finite, stop_if_any
+from regzoo.workflow.weights import bare
 from scipy.ndimage import binary_erosion
 from torch.utils.tensorboard import SummaryWriter
 

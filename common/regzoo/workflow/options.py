@@ -51,7 +51,7 @@ def check_options() -> None:
     parser, files = workflow.parser, _base_files(workflow.config_root_path, workflow.parser.config)
     if not files:
         return
-    given = _command_line()
+    given = command_line()
     for name, value in given.items():
         if name in parser and (read := as_value(name, value)) is not parser[name]:
             parser[name] = read
@@ -211,7 +211,7 @@ def _check_runs(config: Mapping[str, Any], name: str, optional: bool) -> None:
     raise bad_file(f"run {name}", what, f"write run {near[0] if near else 'run'}")
 
 
-def _command_line() -> dict[str, Any]:
+def command_line() -> dict[str, Any]:
     """The settings that a running `monai.bundle.run` was called with, names as they were typed if it was by command."""
     frame, given, by_command = inspect.currentframe(), dict[str, Any](), False
     while frame is not None:

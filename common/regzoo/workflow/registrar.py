@@ -14,6 +14,7 @@ from regzoo.errors import RegZooError, bad_file, user_error
 from regzoo.files import check_writable
 from regzoo.workflow.data import as_request, requested_records
 from regzoo.workflow.options import check_config, check_effect, unknown
+from regzoo.workflow.origin import adopt
 from regzoo.workflow.outputs import RegistrationResult, asked_outputs, check_target
 
 #: The ids of ``configs/inference.json`` that a registration uses.
@@ -49,7 +50,15 @@ def inference_config(
     check_config(parser, files[:1], overrides)
     check_effect(parser, overrides, used)
     parser["bundle_root"] = str(root)
+    adopt(parser, _resolved(parser, "checkpoint"), files[0], overrides)
     return root, parser
+
+
+def _resolved(parser: ConfigParser, key: str) -> Any:
+    """A setting of a configuration, which is then as if nothing had been read of it."""
+    value = parser.get_parsed_content(key, default=None)
+    parser.ref_resolver.reset()
+    return value
 
 
 #: One file, or a file for each label.
@@ -65,7 +74,8 @@ class Registrar:
         overrides: any id of ``configs/inference.json``, such as ``align="center"`` or ``checkpoint=…``.
 
     Raises:
-        RegZooError: no such bundle, or weights that do not fit it.
+        RegZooError: no such bundle, weights that do not fit it, or settings that contradict those the weights were
+            trained with, which are used unless others are given.
     """
 
     def __init__(self, bundle: str | PathLike[str], overlays: Sequence[str] = (), **overrides: Any) -> None:

@@ -1,0 +1,105 @@
+"""What cases are by the content of their files, so that they are known again under another path, and only then."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from regzoo.datasets.records import PATH_KEYS, Record, record_files
+from regzoo.errors import RegZooError
+
+#: Hexadecimal digits of a hash that are kept: enough to tell millions of files apart.
+DIGITS = 20
+PATIENT_KEYS = ("patient", "fixed_patient", "moving_patient")
+IMAGE_KEYS = ("fixed_image", "moving_image")
+
+
+def file_hash(path: str | PathLike[str]) -> str:
+    """SHA-256 of a file's bytes, shortened to `DIGITS`.
+
+    A file is read once per run, unless its size or time changes: some hundred MB a second.
+    """
+    real = Path(path).resolve()
+    state = real.stat()
+    return _hash(real, state.st_size, state.st_mtime_ns)
+
+
+@cache
+def _hash(path: Path, size: int, time: int) -> str:
+    with path.open("rb") as stream:
+        digest = hashlib.sha256()
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:DIGITS]
+
+
+def fingerprints(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
+    """What the cases of a data set are: the hash of each file, whose they are, and how their labels are read.
+
+    Args:
+        records: of pairs or of single images.
+
+    Returns:
+        case → plain values; folders and file names do not count.
+    """
+    return {str(record["case"]): _fingerprint(record) for record in records}
+
+
+def _fingerprint(record: Record) -> dict[str, Any]:
+    files = {key: [file_hash(file) for file in record_files(record, [key])] for key in PATH_KEYS if record.get(key)}
+    kept = (*PATIENT_KEYS, "label_names", "label_values")
+    return files | {key: record[key] for key in kept if record.get(key) is not None}
+
+
+def data_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """How the cases of two `fingerprints` differ, in words; empty if they do not."""
+    changed = [
+        f"{case} changed ({', '.join(_changed(before[case], now[case]))})"
+        for case in sorted(before.keys() & now.keys())
+        if before[case] != now[case]
+    ]
+    parts = changed[:3] + ([f"{len(changed) - 3} more changed"] if len(changed) > 3 else [])
+    for word, cases in (("added", now.keys() - before.keys()), ("removed", before.keys() - now.keys())):
+        if cases:
+            parts.append(f"{len(cases)} {word} ({_some(sorted(cases))})")
+    return ", ".join(parts)
+
+
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
+def refuse_shared(trained: Mapping[str, Mapping[str, Any]], records: Sequence[Record], weights: object) -> None:
+    """Refuse to measure weights on what they were trained on.
+
+    Args:
+        trained: `fingerprints` of the training.
+        records: the cases to measure on.
+        weights: their file, for the message.
+
+    Raises:
+        RegZooError: a case has an image or a patient of the training; the line names one.
+    """
+    hashes = {value: case for case, print_ in trained.items() for key in IMAGE_KEYS for value in print_.get(key, [])}
+    patients = {str(print_[key]): case for case, print_ in trained.items() for key in PATIENT_KEYS if key in print_}
+    fix = "evaluate other cases, or the fold that the training held out (--eval_split fold with its --fold)"
+    for record in records:
+        for file in record_files(record, IMAGE_KEYS):
+            if (case := hashes.get(file_hash(file))) is not None:
+                raise RegZooError(f"{file}: {weights} was trained on this image, as case {case}; {fix}")
+        for patient in _patients(record):
+            if (case := patients.get(patient)) is not None:
+                problem = f"case {record['case']} is of patient {patient}, on whom {weights} was trained (case {case})"
+                raise RegZooError(f"{problem}; {fix}")
+
+
+def _patients(record: Record) -> Iterable[str]:
+    return (str(record[key]) for key in PATIENT_KEYS if record.get(key) is not None)
