@@ -111,6 +111,10 @@ def phantoms(kind: str, options: argparse.Namespace) -> Data:
     return Data(kind, folder, pairs, (float(spacing),) * 3, tuple(size), overlays, split, align)
 
 
+#: Settings of a training that its evaluation needs, too.
+USED = ("spacing", "size", "channels", "align")
+
+
 class Trained:
     """A design as a stage trains it, in a folder that its recipe names.
 
@@ -140,7 +144,7 @@ class Trained:
         if self.data.align:
             self.settings["align"] = self.data.align
         if self.parent:
-            self.settings["checkpoint"] = self.parent.checkpoint
+            self.settings["init_weights"] = self.parent.checkpoint
         recipe = fingerprint(*contents(self.configs), json.dumps(self.settings, default=str).encode())
         self.folder = DATA / "ablation" / f"{stage}_{DESIGNS[design]}_{recipe}"
 
@@ -165,7 +169,8 @@ class Trained:
         recipe = fingerprint(*contents(configs[-1:]), json.dumps(measured, default=str).encode())
         folder = self.folder / f"evaluation_{recipe}"
         here = {"output_dir": self.folder, "checkpoint": self.checkpoint, "evaluation_dir": folder, "pictures": 0}
-        return [*RUN, "--config_file", str(configs), *words(self.settings | measured | here)], folder
+        grid = {key: self.settings[key] for key in ("dataset_dir", *USED) if key in self.settings}
+        return [*RUN, "--config_file", str(configs), *words(grid | measured | here)], folder
 
     def train(self) -> None:
         """Train it, after what it starts from, as far as that is not done."""
@@ -200,7 +205,7 @@ class Trained:
             BUNDLES / BUNDLE,
             [f"configs/variants/{name}.json" for name in self.data.overlays],
             checkpoint=str(self.checkpoint),
-            **{key: self.settings[key] for key in ("spacing", "size", "channels", "align") if key in self.settings},
+            **{key: self.settings[key] for key in USED if key in self.settings},
         )
         pairs = self.data.test_pairs()
         times = []

@@ -120,7 +120,7 @@ def test_all_of_the_ablation_and_nothing_twice(script: ModuleType, fake: FakeRun
     stages: dict[str, str] = {}
     for options in trained:
         design = Path(options["output_dir"]).name.rpartition("_")[0]
-        parent = Path(options["checkpoint"]).parent.name.rpartition("_")[0] if "checkpoint" in options else ""
+        parent = Path(options["init_weights"]).parent.name.rpartition("_")[0] if "init_weights" in options else ""
         stages[design] = parent
         assert options["max_epochs"] == options["early_stop"]
     assert len(stages) == 30

@@ -34,13 +34,13 @@ def test_transfer_in_one_and_in_two_steps(abdomen_phantoms: Path, tmp_path: Path
     brains = write_brain_phantoms(tmp_path / "brain", cases=4, held_out=0, seed=1, spacing=8.0, workers=1)
     train(DDMR, brains, tmp_path / "pretrained", "variants/pretrain_brain.json", **SHORT)
     start = torch.load(tmp_path / "pretrained/model.pt", weights_only=True)
-    checkpoint = {"checkpoint": str(tmp_path / "pretrained/model.pt")}
-    train(DDMR, abdomen_phantoms, tmp_path / "decoder", "variants/finetune_decoder.json", **SHORT, **checkpoint)
+    start_from = {"init_weights": str(tmp_path / "pretrained/model.pt")}
+    train(DDMR, abdomen_phantoms, tmp_path / "decoder", "variants/finetune_decoder.json", **SHORT, **start_from)
     decoder = torch.load(tmp_path / "decoder/model.pt", weights_only=True)
-    train(DDMR, abdomen_phantoms, tmp_path / "whole", "variants/finetune.json", **SHORT, **checkpoint)
+    train(DDMR, abdomen_phantoms, tmp_path / "whole", "variants/finetune.json", **SHORT, **start_from)
     whole = torch.load(tmp_path / "whole/model.pt", weights_only=True)
-    checkpoint["checkpoint"] = str(tmp_path / "decoder/model.pt")
-    train(DDMR, abdomen_phantoms, tmp_path / "both", "variants/finetune.json", **SHORT, **checkpoint)
+    start_from["init_weights"] = str(tmp_path / "decoder/model.pt")
+    train(DDMR, abdomen_phantoms, tmp_path / "both", "variants/finetune.json", **SHORT, **start_from)
     both = torch.load(tmp_path / "both/model.pt", weights_only=True)
     assert sum(changed(start, decoder)) == len(changed(start, decoder)) - ENCODER
     assert all(changed(start, whole)) and all(changed(decoder, both)) and all(changed(whole, both))
@@ -50,7 +50,7 @@ def test_finetuning_needs_weights_that_fit(abdomen_phantoms: Path, tmp_path: Pat
     for missing in ("nowhere.pt", "other.pt"):
         torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pt")
         with pytest.raises(RuntimeError) as caught:
-            given = {"checkpoint": str(tmp_path / missing)}
+            given = {"init_weights": str(tmp_path / missing)}
             train(DDMR, abdomen_phantoms, tmp_path / "out", "variants/finetune.json", **SHORT, **given)
         line = str(user_error(caught.value))
         assert missing in line and "\n" not in line

@@ -13,7 +13,7 @@ from regzoo.errors import RegZooError
 from regzoo.networks import VoxelMorphNet
 from regzoo.networks.voxelmorph import integrate, space_to_channels
 from regzoo.spatial import compose, jacobian_determinant, warp
-from regzoo.workflow import load_weights, save_weights
+from regzoo.workflow import load_weights, save_weights, starting_network
 from scipy.linalg import expm
 from torch import nn
 
@@ -134,7 +134,7 @@ def test_weights_are_not_taken_for_what_they_are_not(other: dict[str, Any], tmp_
 
 @pytest.mark.parametrize("norm", [None, "batch", "instance"])
 def test_freezing_the_encoder_leaves_the_decoder_and_the_head(norm: str | None) -> None:
-    network = lively(norm=norm).freeze_encoder()
+    network = starting_network(lively(norm=norm), None, ".", freeze_encoder=True)
     norms = [m for m in network.modules() if isinstance(m, (nn.BatchNorm3d, nn.InstanceNorm3d))]
     assert [m.weight.requires_grad for m in norms] == ([] if norm is None else [False] * 3 + [True] * (len(norms) - 3))
     convolutions = [module for module in network.modules() if isinstance(module, nn.Conv3d)]
