@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -204,3 +205,16 @@ def test_datalists_that_are_wrong(pairs: PairSet, tmp_path: Path) -> None:
     assert [f.severity for f in findings] == ["error", "error", "warning"]
     assert "entry 1 has no moving_image" in findings[0].problem and "entry 2 is of fold -3" in findings[1].problem
     assert all(f.file == str(tmp_path / "datalist.csv") for f in findings[:2])
+
+
+def test_a_ct_that_is_not_in_hounsfield_units(abdomen_phantoms: Path, tmp_path: Path) -> None:
+    """The bundle's own steps find it, and only in the file that is windowed."""
+    folder = tmp_path / "ct"
+    shutil.copytree(abdomen_phantoms, folder)
+    path = sorted((folder / "imagesTr").iterdir())[0]
+    image = nib.load(path)
+    windowed = np.clip((image.get_fdata(dtype=np.float32) + 160) / 400, 0, 1)
+    nib.save(nib.Nifti1Image(windowed, image.affine), path)
+    report = check_data(folder, "abdominal_ct_ddmr", estimate=False, workers=1, folds=2)
+    (finding,) = [finding for finding in report.findings if finding.severity == "error"]
+    assert finding.file == str(path) and "is not in Hounsfield units" in finding.problem and "window" in finding.fix
