@@ -194,3 +194,34 @@ def test_a_case_that_fails_leaves_no_older_result(files: dict[str, str], weights
     before = (out / "A" / "statistics.json").stat().st_mtime_ns
     assert f"{out / 'B' / 'field.nii.gz'}: is there already" in batch(data, out, weights)
     assert (out / "A" / "statistics.json").stat().st_mtime_ns == before
+
+
+def test_an_evaluation_measures_the_remaining_cases(prostate_phantoms: Path, weights: str, tmp_path: Path) -> None:
+    data, out = tmp_path / "set", tmp_path / "out"
+    shutil.copytree(prostate_phantoms, data)
+    bad, *_ = sorted((data / "val" / "us_images").iterdir())
+    bad.write_bytes(b"not an image")
+
+    def evaluate() -> str:
+        workflow = ConfigWorkflow(
+            config_file=[str(CONFIGS / name) for name in ("train.json", "evaluate.json")],
+            meta_file=str(CONFIGS / "metadata.json"),
+            logging_file=False,
+            workflow_type="infer",
+            dataset_dir=str(data),
+            evaluation_dir=str(out),
+            checkpoint=weights,
+            channels=2,
+            pictures=0,
+            device="cpu",
+        )
+        with pytest.raises(Exception) as stop:
+            for step in (workflow.initialize, workflow.run, workflow.finalize):
+                step()
+        return str(user_error(stop.value))
+
+    assert evaluate().startswith(f"1 of 4 cases failed: {bad}")
+    assert len((out / "cases.csv").read_text().splitlines()) == 1 + 3 and (out / "summary.png").is_file()
+    for path in (data / "val" / "us_images").iterdir():
+        path.write_bytes(b"not an image")
+    assert evaluate().startswith("none of the 4 cases can be evaluated: ")

@@ -63,7 +63,7 @@ def one_line(error: BaseException) -> str:
     causes = list(_causes(error))
     cause, where = causes[-1], ""
     for outer in causes[:-1]:  # MONAI names the component that it could not make
-        if found := re.search(r"component '([^']+)'|\$(@?[\w.]+)", str(outer)):
+        if found := re.search(r"component '([^']+)'|\$(@?[a-z][\w.]+)", str(outer)):
             where = f"{found[1] or found[2]}: "
     words = " ".join(str(cause).split()) or "no message"
     if isinstance(cause, OSError) and cause.strerror:

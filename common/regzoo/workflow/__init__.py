@@ -5,6 +5,7 @@ from regzoo.workflow.batch import PreparePair
 from regzoo.workflow.checkpoint import TrainingCheckpoint, is_lower
 from regzoo.workflow.data import (
     CaseStream,
+    EvaluationStream,
     data_folder,
     evaluation_pairs,
     evaluation_records,
@@ -36,6 +37,7 @@ __all__ = [
     "Answerd",
     "CaseStream",
     "EarlyStop",
+    "EvaluationStream",
     "EventWriter",
     "Export",
     "ExportedNetwork",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 from regzoo.datasets import (
     Record,
     check_records,
@@ -24,6 +25,7 @@ from regzoo.datasets.folders import case_name
 from regzoo.datasets.records import patient_of
 from regzoo.errors import RegZooError, user_error
 from regzoo.files import make_folder
+from regzoo.report.engine import gather_strings
 from regzoo.workflow.distributed import check_processes
 from regzoo.workflow.record import capture_log
 from torch.utils.data import IterableDataset
@@ -300,6 +302,10 @@ class CaseStream(IterableDataset):
         self.failures: list[str] = []
         self.on_failure: Callable[[Mapping[str, Any]], None] = lambda record: None
 
+    def share(self) -> Sequence[dict[str, Any]]:
+        """The records of this process."""
+        return self.data
+
     def fail(self, record: Mapping[str, Any], error: RegZooError) -> None:
         """Log and remember a case that has failed."""
         self.failures.append(str(error))
@@ -308,7 +314,7 @@ class CaseStream(IterableDataset):
 
     def __iter__(self) -> Iterator[Any]:
         self.failures.clear()
-        for record in self.data:
+        for record in self.share():
             try:
                 item = self.transform(dict(record))
             except Exception as error:
@@ -320,14 +326,40 @@ class CaseStream(IterableDataset):
                 yield item
 
 
+class EvaluationStream(CaseStream):
+    """The same for an evaluation, of which each process takes a share of the cases.
+
+    Raises:
+        RegZooError: when the cases are read, if there are fewer than processes, or if none of this process's is good.
+    """
+
+    def __init__(self, data: Sequence[Mapping[str, Any]], transform: Callable[[Any], Any]) -> None:
+        super().__init__([], transform)
+        self.data = [dict(record) for record in data]
+
+    def share(self) -> Sequence[dict[str, Any]]:
+        """The records of this process."""
+        rank, count = idist.get_rank(), idist.get_world_size()
+        if len(self.data) < count:
+            raise RegZooError(
+                f"{count} processes share {len(self.data)} cases to evaluate; "
+                f"start at most {len(self.data)} with --nproc_per_node"
+            )
+        return self.data[rank::count]
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from super().__iter__()
+        if len(self.failures) == len(self.share()):
+            raise RegZooError(f"none of the {len(self.failures)} cases can be evaluated: " + " | ".join(self.failures))
+
+
 def report_failures(dataset: CaseStream) -> None:
     """End a run that met bad cases with an error that counts them, after the good ones are done."""
-    if len(dataset.failures) == 1 and len(dataset.data) == 1:
-        raise RegZooError(dataset.failures[0])
-    if dataset.failures:
-        raise RegZooError(
-            f"{len(dataset.failures)} of {len(dataset.data)} cases failed: " + " | ".join(dataset.failures)
-        )
+    failures = [line for line in gather_strings(dataset.failures) if line]  # a process without any counts as empty
+    if len(failures) == 1 and len(dataset.data) == 1:
+        raise RegZooError(failures[0])
+    if failures:
+        raise RegZooError(f"{len(failures)} of {len(dataset.data)} cases failed: " + " | ".join(failures))
 
 
 def output_folder(path: str | Path) -> str:

@@ -36,14 +36,7 @@ OVERLAY_IDS = {
         *("device", "network", "train#trainer#train_handlers", "validate#evaluator#val_handlers"),
         *("initialize", "run", "finalize"),
     ),
-    "multi_gpu_evaluate": (
-        "device",
-        "validate#sampler",
-        "validate#dataloader#sampler",
-        "initialize",
-        "run",
-        "finalize",
-    ),
+    "multi_gpu_evaluate": ("device", "initialize", "run", "finalize"),
 }
 #: Phantoms to check a workflow with: few and coarse.
 FEW = {"pairs": 4, "cases": 4, "held_out": 2}
