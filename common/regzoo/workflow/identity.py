@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from regzoo import files
 from regzoo.datasets.records import PATH_KEYS, Record, record_files
 from regzoo.errors import RegZooError
 
@@ -30,11 +30,7 @@ def file_hash(path: str | PathLike[str]) -> str:
 
 @cache
 def _hash(path: Path, size: int, time: int) -> str:
-    with path.open("rb") as stream:
-        digest = hashlib.sha256()
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()[:DIGITS]
+    return files.file_hash(path)[:DIGITS]
 
 
 def fingerprints(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
@@ -50,9 +46,9 @@ def fingerprints(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
 
 
 def _fingerprint(record: Record) -> dict[str, Any]:
-    files = {key: [file_hash(file) for file in record_files(record, [key])] for key in PATH_KEYS if record.get(key)}
+    hashes = {key: [file_hash(file) for file in record_files(record, [key])] for key in PATH_KEYS if record.get(key)}
     kept = (*PATIENT_KEYS, "label_names", "label_values")
-    return files | {key: record[key] for key in kept if record.get(key) is not None}
+    return hashes | {key: record[key] for key in kept if record.get(key) is not None}
 
 
 def data_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
