@@ -58,6 +58,11 @@ def answer(
         ("train", ["--train#trainer#max_epoch", "1"], "did you mean --train#trainer#max_epochs?"),
         ("train", ["--train#handlers#0#x", "1"], "no such setting"),
         ("train", ["--validate#evalutor", "1"], "did you mean --validate#evaluator?"),
+        ("train", ["--init_id", "initialise"], "--init_id initialise: is nothing to start with; leave it out"),
+        ("inference", ["--init_id", "x"], "--init_id x: is nothing to start with"),
+        ("evaluate", ["--init_id", "x"], "--init_id x: is nothing to start with"),
+        ("evaluate", ["--final_id", "finalise"], "--final_id finalise: no such id; leave it out"),
+        ("train", ["--run_id", "training"], "--init_id run: is nothing to start with"),  # beside `run run`
         ("train", ["--experiment_name", "mine"], "--experiment_name: no such setting"),
         ("train", ["--checkpoint", "X"], "it belongs to evaluate.json, leave it out"),
         ("evaluate", ["--learning_rate", "0.1"], READ),  # repeated from the training

@@ -16,11 +16,13 @@ import pytest
 import torch
 from ignite.engine import Engine
 from monai.bundle import ConfigWorkflow
+from regzoo import files
 from regzoo.datasets import load_records
 from regzoo.errors import RegZooError
 from regzoo.report import read_csv, read_curves
 from regzoo.workflow import EventWriter, RunRecord, TrainingCheckpoint
-from regzoo.workflow.record import set_aside
+from regzoo.workflow.identity import fingerprints
+from regzoo.workflow.record import describe_run, set_aside
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_divergence import ALL, BUNDLES, tiny
 
@@ -54,6 +56,18 @@ def run(bundle: str, dataset: Path, output: Path, *files: str, **overrides: Any)
 
 def content(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_a_file_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The record and the checkpoint need the hashes of all files; large sets are not read twice for that."""
+    read = []
+    (tmp_path / "a.nii").write_bytes(b"a")
+    monkeypatch.setattr(files, "file_hash", lambda path: read.append(path) or "0123456789" * 4)
+    records = [{"case": "a", "fixed_image": str(tmp_path / "a.nii"), "moving_image": str(tmp_path / "a.nii")}]
+    fingerprints(records)
+    describe_run(tmp_path, {"training": records}, None)
+    assert read == [tmp_path / "a.nii"]
+    assert content(tmp_path / "data.json")["training"][0]["files"] == {str(tmp_path / "a.nii"): "0123456789" * 4}
 
 
 @pytest.mark.parametrize("bundle", ALL)

@@ -23,7 +23,7 @@ from regzoo.workflow.exported import ExportedNetwork, OnnxNetwork, TorchScriptNe
 from regzoo.workflow.identity import fingerprints
 from regzoo.workflow.inferer import LabelWiseInferer
 from regzoo.workflow.logs import EventWriter, LossTerms, ValidationImages
-from regzoo.workflow.options import check_options
+from regzoo.workflow.options import check_ids, check_options
 from regzoo.workflow.origin import as_trained, not_trained_on
 from regzoo.workflow.outputs import RegistrationResult, SaveRegistration
 from regzoo.workflow.plateau import EarlyStop, Schedule, key_metric
@@ -54,6 +54,7 @@ __all__ = [
     "TrainingCheckpoint",
     "ValidationImages",
     "as_trained",
+    "check_ids",
     "check_options",
     "data_folder",
     "distributed",

@@ -18,8 +18,8 @@ PATIENT_KEYS = ("patient", "fixed_patient", "moving_patient")
 IMAGE_KEYS = ("fixed_image", "moving_image")
 
 
-def file_hash(path: str | PathLike[str]) -> str:
-    """SHA-256 of a file's bytes, shortened to `DIGITS`.
+def whole_hash(path: str | PathLike[str]) -> str:
+    """SHA-256 of a file's bytes.
 
     A file is read once per run, unless its size or time changes: some hundred MB a second.
     """
@@ -28,9 +28,14 @@ def file_hash(path: str | PathLike[str]) -> str:
     return _hash(real, state.st_size, state.st_mtime_ns)
 
 
+def file_hash(path: str | PathLike[str]) -> str:
+    """`whole_hash`, shortened to `DIGITS`."""
+    return whole_hash(path)[:DIGITS]
+
+
 @cache
 def _hash(path: Path, size: int, time: int) -> str:
-    return files.file_hash(path)[:DIGITS]
+    return files.file_hash(path)
 
 
 def fingerprints(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
@@ -87,6 +92,7 @@ def refuse_shared(trained: Mapping[str, Mapping[str, Any]], records: Sequence[Re
     hashes = {value: case for case, print_ in trained.items() for key in IMAGE_KEYS for value in print_.get(key, [])}
     patients = {str(print_[key]): case for case, print_ in trained.items() for key in PATIENT_KEYS if key in print_}
     fix = "evaluate other cases, or the fold that the training held out (--eval_split fold with its --fold)"
+    unless = ". If they are two people, give them different names in the column patient of a datalist"
     for record in records:
         for file in record_files(record, IMAGE_KEYS):
             if (case := hashes.get(file_hash(file))) is not None:
@@ -94,7 +100,7 @@ def refuse_shared(trained: Mapping[str, Mapping[str, Any]], records: Sequence[Re
         for patient in _patients(record):
             if (case := patients.get(patient)) is not None:
                 problem = f"case {record['case']} is of patient {patient}, on whom {weights} was trained (case {case})"
-                raise RegZooError(f"{problem}; {fix}")
+                raise RegZooError(f"{problem}; {fix}{unless}")
 
 
 def _patients(record: Record) -> Iterable[str]:

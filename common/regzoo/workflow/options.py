@@ -14,7 +14,7 @@ from typing import Any
 
 from monai.bundle import ConfigComponent, ConfigParser
 from regzoo.bundles import NAMES, as_value
-from regzoo.errors import RegZooError, bad_file
+from regzoo.errors import RegZooError, bad_file, one_line_errors
 from regzoo.workflow.option_values import check_value
 from regzoo.workflow.running import running_workflow
 
@@ -25,6 +25,8 @@ BASES = ("train", "evaluate", "inference")
 #: What `monai.bundle run` takes for itself.
 MONAI = {"workflow_name", "config_file", "args_file", "meta_file", "logging_file", "init_id", "run_id", "final_id"}
 MONAI |= {"tracking", "workflow_type", "properties_path"}
+#: What a workflow may run.
+RUNS = ("run", "training")
 #: What MONAI adds to a configuration for its tracking, or its federated client without it.
 TRACKING = {"tracking_uri", "experiment_name", "run_name", "is_not_rank0", "save_execute_config"}
 #: Settings that have no effect: when, and how to say so.
@@ -55,10 +57,30 @@ def check_options() -> None:
     for name, value in given.items():
         if name in parser and (read := as_value(name, value)) is not parser[name]:
             parser[name] = read
-    for use in (workflow.run_id, workflow.final_id):
-        _check_runs(parser.config, str(use), optional=use == workflow.final_id)
+    check_ids()
     check_config(parser, files, given)
     check_effect(parser, given, [str(workflow.init_id), str(workflow.run_id), str(workflow.final_id), "imports"])
+
+
+def check_ids() -> None:
+    """Check what the running workflow is to start, run and end with; the first step of a bundle's ``run`` as well.
+
+    MONAI leaves out an ``--init_id`` that is not there, and with it `check_options`; so does ``run training --run_id
+    train``, which to MONAI says that it is to start with ``training``.
+
+    Raises:
+        RegZooError: an id is not there or cannot be run.
+    """
+    workflow = running_workflow()
+    if workflow is None:
+        return
+    one_line_errors()
+    config, start, end = workflow.parser.config, str(workflow.init_id), str(workflow.final_id)
+    if start != "initialize" and (start not in workflow.parser or start in RUNS):
+        raise RegZooError(f"--init_id {start}: is nothing to start with; leave it out, and name one id to run")
+    if end != "finalize" and end not in workflow.parser:
+        raise RegZooError(f"--final_id {end}: no such id; leave it out")
+    _check_runs(config, str(workflow.run_id))
 
 
 def check_config(parser: ConfigParser, files: Sequence[Path], given: Collection[str]) -> None:
@@ -198,12 +220,12 @@ def _reached(config: Mapping[str, Any], roots: Sequence[str]) -> set[str]:
     return reached
 
 
-def _check_runs(config: Mapping[str, Any], name: str, optional: bool) -> None:
+def _check_runs(config: Mapping[str, Any], name: str) -> None:
     """Refuse to run an id that is not there, or that evaluates to something that does nothing."""
     values = dict(_walk(config))
     value = values.get(name.replace("#", "::"))
     steps = value if isinstance(value, list) else [value]
-    if (optional and value is None) or (value is not None and all(str(step).startswith("$") for step in steps)):
+    if value is not None and all(str(step).startswith("$") for step in steps):
         return
     runs = [key for key, one in config.items() if key.startswith(("run", "train")) and not isinstance(one, dict)]
     near = difflib.get_close_matches(name, [key for key in runs if key != name], 1)

@@ -25,9 +25,10 @@ from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
 from regzoo.datasets.records import PATH_KEYS, Record, record_files
 from regzoo.errors import bad_file
-from regzoo.files import file_hash, make_folder, write_json
+from regzoo.files import make_folder, write_json
 from regzoo.report.engine import is_writer
 from regzoo.report.tables import read_csv, write_csv
+from regzoo.workflow.identity import whole_hash
 from regzoo.workflow.plateau import just_validated
 from regzoo.workflow.running import running_workflow
 
@@ -147,7 +148,7 @@ def _starts(path: Path) -> list[Any]:
 def _described(record: Record) -> dict[str, Any]:
     """A case by its names and the contents of its files."""
     named = {key: value for key, value in record.items() if key not in PATH_KEYS and key.endswith(("case", "patient"))}
-    files = {str(path): file_hash(Path(path)) for path in record_files(record)}
+    files = {str(path): whole_hash(path) for path in record_files(record)}
     return named | {"files": files}
 
 
