@@ -82,6 +82,29 @@ def test_positions_without_a_mark_are_not_displacements(code: int, signs: int, t
         DisplacementField.load(save(tmp_path / "field.nii.gz", POINTS * signs, code))
 
 
+@pytest.mark.parametrize("code", [1006, 1007])
+@pytest.mark.parametrize("signs", [1, LPS])
+def test_positions_under_a_strong_deformation_are_not_displacements(code: int, signs: int, tmp_path: Path) -> None:
+    points = nib.affines.apply_affine(AFFINE, np.stack(np.indices(SHAPE), -1))
+    strained = points + (points - points.mean((0, 1, 2))) @ np.diag([0.3, -0.2, 0.15])
+    with pytest.raises(RegZooError, match="positions, not displacements"):
+        DisplacementField.load(save(tmp_path / "field.nii.gz", strained * signs, code))
+
+
+@pytest.mark.parametrize("turn", [[[-1, 0, 0], [0, -1, 0], [0, 0, 1]], [[0, 1, 0], [-1, 0, 0], [0, 0, 1]]])
+def test_a_field_may_turn_an_image_round(turn: list[list[int]], tmp_path: Path) -> None:
+    points = nib.affines.apply_affine(AFFINE, np.stack(np.indices(SHAPE), -1))
+    field = DisplacementField.load(save(tmp_path / "field.nii.gz", points @ np.transpose(turn) - points, 1006))
+    np.testing.assert_allclose(field.transform_points(points[3, 4, 5][None])[0], turn @ points[3, 4, 5], atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["field.mha", "field.nrrd"])
+def test_a_field_in_another_format_is_told_to_be_nifti(name: str, tmp_path: Path) -> None:
+    sitk.WriteImage(sitk.GetImageFromArray(MOVES, isVector=True), str(tmp_path / name))
+    with pytest.raises(RegZooError, match="is not a NIfTI file, as a displacement field must be"):
+        DisplacementField.load(tmp_path / name)
+
+
 def test_a_field_lies_where_an_image_of_that_header_lies(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     image = nib.load(save(tmp_path / "field.nii", MOVES * LPS))
     elsewhere = AFFINE.copy()

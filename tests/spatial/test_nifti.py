@@ -137,6 +137,14 @@ def test_odd_headers(row: str, tmp_path: Path, caplog: pytest.LogCaptureFixture)
     assert (line or "") in caplog.text
 
 
+def test_a_sign_that_is_not_1_is_told_of(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.nii", codes=(0, 1), pixdim=pixdim(-2, *SIZE))
+    volume = read_volume(path)
+    assert apart(volume.affine, sitk_affine(path)) < 0.01
+    assert volume.doubt is not None and "pixdim[0] is -2" in volume.doubt[0]
+    assert apart(nib.load(path).affine, volume.affine) > 10
+
+
 @pytest.mark.parametrize(("unit", "factor"), [("meter", 1e-3), ("micron", 1e3), ("mm", 1), ("unknown", 1)])
 @pytest.mark.parametrize("codes", [(1, 1), (0, 1), (1, 0), (0, 0)])
 def test_units(unit: str, factor: float, codes: tuple[int, int], tmp_path: Path) -> None:

@@ -300,3 +300,26 @@ def test_damaged_headers_are_read_or_refused(name: str, tmp_path: Path) -> None:
             refused += 1
             assert "\n" not in str(error)
     assert refused
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (b"space: left-posterior-superior\n", b"space: scanner-xyz\n", "names the space scanner-xyz"),
+        (b"space: left-posterior-superior\n", b"space dimension: 3\n", "does not say which side is left"),
+        (b"kinds:", b'space units: "cm" "cm" "cm"\nkinds:', "space units are cm, which ITK takes for mm"),
+    ],
+)
+def test_a_nrrd_header_that_itk_guesses_at_is_told_of(old: bytes, new: bytes, said: str, tmp_path: Path) -> None:
+    path = changed(by_itk(tmp_path / "a.nrrd"), old, new)
+    volume = read_volume(path)
+    assert volume.doubt is not None and said in volume.doubt[0]
+    np.testing.assert_allclose(volume.affine, AFFINE, atol=1e-5)
+    with pytest.raises(RegZooError, match=said):
+        read_image(path, strict_headers=True)
+
+
+@pytest.mark.parametrize("space", [b"left-posterior-superior", b"LPS", b"Left-Posterior-Superior"])
+def test_a_nrrd_header_that_says_all_is_not_doubted(space: bytes, tmp_path: Path) -> None:
+    path = changed(by_itk(tmp_path / "a.nrrd"), b"left-posterior-superior", space)
+    assert read_volume(changed(path, b"kinds:", b'space units: "mm" "mm" "mm"\nkinds:')).doubt is None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from os import PathLike
 
 import nibabel as nib
 import numpy as np
 from regzoo.errors import bad_file
 from regzoo.spatial.grid import RAS_LPS, Grid
+from regzoo.spatial.itk_files import ITK_SUFFIXES
 from regzoo.spatial.reading import read_volume
 from regzoo.spatial.volumes import remark
 
@@ -40,10 +42,10 @@ def read_field(path: str | PathLike[str], strict_headers: bool = False) -> tuple
         RegZooError: not a displacement field, or one whose convention is not known.
     """
     path = str(path)
-    volume = read_volume(path)
-    header, shape = volume.header, volume.values.shape
-    if header is None:
+    volume = None if path.lower().endswith(tuple(chain(*ITK_SUFFIXES.values()))) else read_volume(path)
+    if volume is None or volume.header is None:
         raise bad_file(path, "is not a NIfTI file, as a displacement field must be", _WRITE)
+    header, shape = volume.header, volume.values.shape
     _refuse_fsl(path, header)
     if volume.values.ndim != 5 or shape[3:] != (1, 3):
         raise bad_file(path, f"has shape {shape}, so it is not a displacement field", _WRITE)
@@ -92,9 +94,13 @@ def _refuse_fsl(path: str, header: nib.Nifti1Header) -> None:
 
 
 def _looks_absolute(vectors: np.ndarray, grid: Grid) -> bool:
-    """Whether x + u(x) loses a dimension: what becomes of positions that are taken for displacements in LPS or RAS."""
+    """Whether vectors grow with the place as positions do that are taken for displacements, in LPS or RAS.
+
+    A rotation, however large, is further than 1.7 from that, a scale of all axes less than 1.65 further than 0.6.
+    """
     some = tuple(slice(0, n, max(n // 16, 1)) for n in grid.shape)
     places = grid.to_world(np.mgrid[some].reshape(3, -1).T)
-    there = places + vectors[(slice(None), *some)].reshape(3, -1).T
-    linear = np.linalg.lstsq(places - places.mean(0), there - there.mean(0), rcond=None)[0]
-    return bool(abs(np.linalg.det(linear)) < 0.02) or bool(np.abs(linear - 2 * np.eye(3)).max() < 0.1)
+    moved = vectors[(slice(None), *some)].reshape(3, -1).T
+    linear = np.linalg.lstsq(places - places.mean(0), moved - moved.mean(0), rcond=None)[0]
+    flat = abs(np.linalg.det(linear + np.eye(3))) < 0.02
+    return bool(flat) or any(np.linalg.norm(linear - np.diag(s)) < 0.6 for s in ((1, 1, 1), (-1, -1, 1)))

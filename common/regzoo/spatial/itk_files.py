@@ -17,6 +17,10 @@ from regzoo.spatial.grid import RAS_LPS, Grid
 from regzoo.spatial.nifti import AGAIN, check_held, orthogonal, too_large
 from regzoo.spatial.unzip import MOST_DEFLATED
 
+ITK_SUFFIXES = {"NRRD": (".nrrd", ".nhdr"), "MetaImage": (".mha", ".mhd")}
+#: The spaces of NRRD that ITK knows; all others it takes for LPS.
+_SPACES = {"rightanteriorsuperior", "leftanteriorsuperior", "leftposteriorsuperior", "ras", "las", "lps"}
+_AS_LPS = "write 'space: left-posterior-superior', or what is right, into its header"
 #: Cases are loaded by several threads, and the terminal is taken away from all of them at once.
 _ONE_AT_A_TIME = threading.Lock()
 
@@ -62,8 +66,8 @@ def itk_shape(io: Any) -> tuple[int, ...]:
     return tuple(int(io.GetDimensions(axis)) for axis in range(io.GetNumberOfDimensions()))
 
 
-def read_itk(path: Path, io: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Values (float32) and affine of a volume of three axes, or of four of which the last is not in space."""
+def read_itk(path: Path, io: Any) -> tuple[np.ndarray, np.ndarray, tuple[str, str] | None]:
+    """Values (float32), affine and doubt of a volume of three axes, or of four of which the last is not in space."""
     import itk
 
     shape = itk_shape(io)
@@ -83,7 +87,34 @@ def read_itk(path: Path, io: Any) -> tuple[np.ndarray, np.ndarray]:
     lps[:3, :3] = (itk.array_from_matrix(image.GetDirection()) * np.asarray(image.GetSpacing()))[:3, :3]
     lps[:3, 3] = np.asarray(image.GetOrigin())[:3]
     x, y, z = values.shape[:3]
-    return values, orthogonal(path, Grid((x, y, z), RAS_LPS @ lps)).affine
+    return values, orthogonal(path, Grid((x, y, z), RAS_LPS @ lps)).affine, _doubt(path)
+
+
+def _doubt(path: Path) -> tuple[str, str] | None:
+    """(problem, what to do) where ITK guesses what a NRRD header does not say, or passes over what it says."""
+    if not path.name.lower().endswith(ITK_SUFFIXES["NRRD"]):
+        return None
+    fields = dict[str, str]()
+    for line in _header_lines(path):
+        key, _, value = line.partition(": ")
+        fields[key.strip().lower()] = value.strip()
+    space = fields.get("space", "")
+    if space.lower().replace("-", "").replace("_", "").removesuffix("time") not in _SPACES:
+        said = f"names the space {space}, which has no left and right" if space else "does not say which side is left"
+        return f"its header {said}, ITK takes its axes for left, posterior, superior", _AS_LPS
+    units = set(re.findall(r'"([^"]*)"', fields.get("space units", ""))) - {"", "mm", "millimeter", "millimetre"}
+    if units:
+        problem = f"its space units are {', '.join(sorted(units))}, which ITK takes for mm"
+        return problem, "write its voxel size and origin in mm"
+    return None
+
+
+def _header_lines(path: Path) -> list[str]:
+    """The lines of a text header, up to the first empty one."""
+    with path.open("rb") as file:
+        lines = file.read(1 << 20).decode("latin-1").splitlines()
+    ends = [index for index, line in enumerate(lines) if not line.strip()]
+    return lines[: ends[0]] if ends else lines
 
 
 def _refused(path: Path, error: RuntimeError) -> Exception:
@@ -117,11 +148,9 @@ def _quiet() -> Iterator[None]:
 
 def named_files(path: Path) -> list[Path]:
     """The files that a detached NRRD or MetaImage header names for its voxels."""
-    lines = path.read_bytes()[: 1 << 20].decode("latin-1").splitlines()
+    lines = _header_lines(path)
     for index, line in enumerate(lines):
         key, found, value = line.replace("=", ":", 1).partition(":")
-        if not line.strip():
-            break
         if not found or key.strip().lower().replace(" ", "") not in ("elementdatafile", "datafile"):
             continue
         words = value.split()

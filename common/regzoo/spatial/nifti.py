@@ -228,6 +228,9 @@ def _doubt(
         apart = grid.distance(Grid(grid.shape, scale @ _qform(header, size)))
         if not apart <= _tolerance(grid):
             return f"its sform and qform differ by up to {apart:.3g} mm, the sform is used as in ITK", _WRITE_BOTH
+    sign = float(header["pixdim"][0])
+    if source == "qform" and sign < 0 and sign != -1:
+        return f"its pixdim[0] is {sign:g}, which is -1 for ITK and here, but 1 for nibabel", "write -1 or 1"
     return None
 
 

@@ -12,12 +12,11 @@ import nibabel as nib
 import numpy as np
 from regzoo.errors import RegZooError, bad_file
 from regzoo.spatial.grid import Grid
-from regzoo.spatial.itk_files import itk_header, itk_shape, named_files, read_itk
+from regzoo.spatial.itk_files import ITK_SUFFIXES, itk_header, itk_shape, named_files, read_itk
 from regzoo.spatial.nifti import AGAIN, NiftiFile, check_held, nifti_file, orthogonal, place, read_voxels, too_large
 from regzoo.spatial.unzip import MOST_DEFLATED, open_plain
 
 FORMATS = "NIfTI, NRRD, MetaImage or MGH"
-_ITK_SUFFIXES = {"NRRD": (".nrrd", ".nhdr"), "MetaImage": (".mha", ".mhd")}
 _PICTURES = {
     b"\x89PNG": "a PNG picture",
     b"\xff\xd8\xff": "a JPEG picture",
@@ -108,7 +107,7 @@ def _opened(path: Path) -> Any:
             raise bad_file(path, "is truncated: it ends within its header", AGAIN)
         problem = "is an Analyze 7.5 file, which does not say which side is left"
         raise bad_file(path, problem, "convert it to NIfTI with the program that wrote it")
-    for kind, suffixes in _ITK_SUFFIXES.items():
+    for kind, suffixes in ITK_SUFFIXES.items():
         if start.startswith(b"NRRD0") if kind == "NRRD" else _is_metaimage(start):
             if not name.endswith(suffixes):
                 raise bad_file(
