@@ -147,6 +147,10 @@ def test_nobody_is_in_two_splits(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     assert caplog.messages == [
         f"{tmp_path}: test has cases of the same names as other splits (case1); see that they are other patients"
     ]
+    together = load_records(tmp_path)
+    assert [(record["case"], record["patient"]) for record in together] == [
+        (name, name) for name in ("case1", "case2", "test_case1")
+    ]
     cases = {"case1": {"patient": 1}, "case2": {"patient": 2}}
     (tmp_path / "manifest.json").write_text(json.dumps({"cases": cases}), encoding="utf-8-sig")
     for name in ("mr", "us"):

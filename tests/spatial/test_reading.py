@@ -323,3 +323,10 @@ def test_a_nrrd_header_that_itk_guesses_at_is_told_of(old: bytes, new: bytes, sa
 def test_a_nrrd_header_that_says_all_is_not_doubted(space: bytes, tmp_path: Path) -> None:
     path = changed(by_itk(tmp_path / "a.nrrd"), b"left-posterior-superior", space)
     assert read_volume(changed(path, b"kinds:", b'space units: "mm" "mm" "mm"\nkinds:')).doubt is None
+
+
+def test_four_axes_as_itk_writes_them_are_not_doubted(tmp_path: Path) -> None:
+    sitk.WriteImage(sitk.JoinSeries([to_sitk(VOXELS, AFFINE)] * 2), str(tmp_path / "a.nrrd"))
+    volume = read_volume(tmp_path / "a.nrrd")
+    assert volume.doubt is None and volume.values.shape == (*SHAPE, 2)
+    np.testing.assert_allclose(volume.affine, AFFINE, atol=1e-5)

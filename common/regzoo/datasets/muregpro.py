@@ -37,7 +37,8 @@ def read_muregpro(
     ``{train,val,test}/{mr_images,mr_labels,us_images,us_labels}/<name>``, in any image format. The files of a pair have
     one name, or names that are alike but for ``mr`` and ``us`` (``case1_mr``, ``case1_us``). The ``train`` level and
     the label folders may be missing. Patients and names of labels are taken from ``manifest.json`` where there is one;
-    otherwise every case is its own patient, and the labels of a 4-D file are ``gland``, ``landmark_1`` and so on.
+    otherwise every case is its own patient, and the labels of a 4-D file are ``gland``, ``landmark_1`` and so on. Where
+    all splits are read, a case of ``test`` whose name another split has, too, is called ``test_<name>``.
 
     Args:
         folder: of the data set.
@@ -65,18 +66,25 @@ def read_muregpro(
     filled = [name for name, part in roots.items() if any(image_files(part / kind) for kind in IMAGES)]
     wanted = [split] if split else filled or list(roots)
     parts = {name: _read_split(roots[name], direction, cases) for name in roots if name in (*wanted, *filled)}
-    _check_parts(root, parts, cases)
+    shared = _check_parts(root, parts, cases)
     records = [record for name in wanted for record in parts[name]]
     for record in records:
         if names := cases.get(record["case"], {}).get("label_names") or _default_names(record):
             record["label_names"] = list(names)
+    if len(wanted) > 1:
+        for record in parts.get("test", ()):
+            if record["case"] in shared:
+                record["case"] = record["patient"] = f"test_{record['case']}"
     return records
 
 
-def _check_parts(root: Path, parts: dict[str, list[Record]], cases: dict[str, Any]) -> None:
+def _check_parts(root: Path, parts: dict[str, list[Record]], cases: dict[str, Any]) -> list[str]:
     """Make sure that nobody is in two splits, by the manifest's patients or the names of the cases.
 
     Sets are often numbered anew in ``test``, where a name alone proves nothing; it is warned of.
+
+    Returns:
+        these names.
     """
     unknown = {str(record["case"]) for record in parts.get("test", ()) if record["case"] not in cases}
     check_splits(
@@ -88,6 +96,7 @@ def _check_parts(root: Path, parts: dict[str, list[Record]], cases: dict[str, An
         warn_once(
             f"{root}: test has cases of the same names as other splits ({names}); see that they are other patients"
         )
+    return shared
 
 
 def _manifest_cases(root: Path) -> dict[str, dict[str, Any]]:

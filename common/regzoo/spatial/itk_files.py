@@ -99,7 +99,9 @@ def _doubt(path: Path) -> tuple[str, str] | None:
         key, _, value = line.partition(": ")
         fields[key.strip().lower()] = value.strip()
     space = fields.get("space", "")
-    if space.lower().replace("-", "").replace("_", "").removesuffix("time") not in _SPACES:
+    # ITK itself does not name the space of four axes.
+    written_by_itk = not space and fields.get("space dimension") == "4"
+    if not written_by_itk and space.lower().replace("-", "").removesuffix("time") not in _SPACES:
         said = f"names the space {space}, which has no left and right" if space else "does not say which side is left"
         return f"its header {said}, ITK takes its axes for left, posterior, superior", _AS_LPS
     units = set(re.findall(r'"([^"]*)"', fields.get("space units", ""))) - {"", "mm", "millimeter", "millimetre"}
