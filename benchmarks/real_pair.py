@@ -11,11 +11,10 @@ and after the registration. A dash: the label is not there, or has left the fixe
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import math
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +25,10 @@ from measure import machine
 from monai.data import MetaTensor
 from regzoo import DisplacementField, Registrar
 from regzoo.errors import RegZooError, bad_file, one_line_errors
-from regzoo.files import write_nifti, write_text
+from regzoo.files import write_text
 from regzoo.metrics import LabelHausdorff, centroid_distances, dice
-from regzoo.spatial import (
-    Grid,
-    apply_matrix,
-    check_on_grid,
-    label_values,
-    plain,
-    read_image,
-    read_label_file,
-    resample,
-    to_channels,
-)
+from regzoo.spatial import Grid, check_on_grid, label_values, plain, read_image, read_label_file, to_channels
+from regzoo.transforms import AlignPaird
 from regzoo.workflow import RegistrationResult
 from regzoo.workflow.data import as_request, requested_records
 from same_world import world_of_copy
@@ -64,18 +54,24 @@ def register(options: argparse.Namespace) -> tuple[RegistrationResult, np.ndarra
         start = time.perf_counter()
         result = registrar.register(options.fixed, options.moving)
         return result, edit, time.perf_counter() - start
-    edit = affine_edit(prepared) @ edit
-    moving = read_image(options.moving)
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "moving.nii.gz"
-        write_nifti(copy, plain(moving)[0].numpy(), edit @ Grid.of(moving).affine)
-        registrar = Registrar(options.bundle, options.overlay, **overrides | {"align": "header"})
-        start = time.perf_counter()
-        result = registrar.register(options.fixed, copy)
-        seconds = time.perf_counter() - start
-    points = apply_matrix(torch.as_tensor(np.linalg.inv(edit)), result.field.points()[None])[0]
-    whole = DisplacementField.from_points(points, result.field.grid)
-    return dataclasses.replace(result, transformation=whole), edit, seconds
+    affine = affine_edit(prepared)
+    inner = registrar.preprocessing.transforms[0].steps
+    after = 1 + next(index for index, step in enumerate(inner.transforms) if isinstance(step, AlignPaird))
+    inner.transforms = (*inner.transforms[:after], partial(moved, matrix=affine), *inner.transforms[after:])
+    start = time.perf_counter()
+    result = registrar.register(options.fixed, options.moving)
+    return result, affine @ edit, time.perf_counter() - start
+
+
+def moved(item: dict[str, Any], matrix: np.ndarray) -> dict[str, Any]:
+    """A pair whose moving world a matrix (4×4, RAS mm) takes further than its pre-alignment has.
+
+    Not by a file with that affine: a file's axes are at right angles.
+    """
+    image = item["moving_image"]
+    affine = torch.as_tensor(matrix @ Grid.of(image).affine)
+    edit = torch.as_tensor(matrix @ plain(item["prealignment"]).numpy())
+    return item | {"moving_image": MetaTensor(plain(image), affine=affine, meta=image.meta), "prealignment": edit}
 
 
 def affine_edit(prepared: Mapping[str, Any]) -> np.ndarray:
@@ -107,8 +103,7 @@ def affine_edit(prepared: Mapping[str, Any]) -> np.ndarray:
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(32)
     for side, set_mask in (("fixed", method.SetMetricFixedMask), ("moving", method.SetMetricMovingMask)):
-        native = prepared[f"{side}_native"]
-        set_mask(as_sitk((resample(torch.ones_like(plain(native)), Grid.of(native), grid) > 0.5).to(torch.uint8)))
+        set_mask(as_sitk(inside(Grid.of(prepared[f"{side}_native"]), grid)))
     method.SetInterpolator(sitk.sitkLinear)
     method.SetOptimizerAsGradientDescentLineSearch(1.0, 60, convergenceWindowSize=8)
     method.SetOptimizerScalesFromPhysicalShift()
@@ -128,6 +123,14 @@ def affine_edit(prepared: Mapping[str, Any]) -> np.ndarray:
     matrix[:3, :3] = np.asarray(transform.GetMatrix()).reshape(3, 3)
     matrix[:3, 3] = np.asarray(transform.TransformPoint((0.0, 0.0, 0.0)))
     return np.linalg.inv(matrix)
+
+
+def inside(image: Grid, grid: Grid) -> torch.Tensor:
+    """Which voxels of a grid lie in those of an image, not only on their outer faces: (1, X, Y, Z) uint8."""
+    voxels = image.to_voxels(grid.to_world(np.stack(np.indices(grid.shape), axis=-1)))
+    return torch.as_tensor(
+        (np.abs(voxels - (np.array(image.shape) - 1) / 2) < np.array(image.shape) / 2).all(-1)[None]
+    ).to(torch.uint8)
 
 
 def read_labels(options: argparse.Namespace) -> tuple[MetaTensor, MetaTensor, list[int]]:

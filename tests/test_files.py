@@ -20,9 +20,11 @@ from regzoo.workflow import save_weights
 from torch import nn
 
 WRITER = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from regzoo.errors import end_on_signals
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs the tests in the background may ignore these
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from regzoo.files import atomic_path
 end_on_signals()
 with atomic_path(Path(sys.argv[1]) / "result.txt") as temporary:

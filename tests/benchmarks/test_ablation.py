@@ -284,7 +284,8 @@ def test_tukey_and_mann_whitney_of_known_values(script: ModuleType) -> None:
 def in_process(command: list[str], bundle: str, log: Path) -> None:
     """Run a command of the bundle without starting Python anew."""
     options: dict[str, Any] = overrides(command)
-    for key in ("config_file", "spacing", "size", "channels", "max_epochs", "samples_per_epoch", "early_stop"):
+    numbers = {"config_file", "spacing", "size", "channels", "max_epochs", "samples_per_epoch", "early_stop"}
+    for key in numbers & options.keys():
         options[key] = ast.literal_eval(options[key])
     options["config_file"] = [str(BUNDLE / file) for file in options["config_file"]]
     options |= {key: int(options[key]) for key in ("eval_pairs", "pictures") if key in options}

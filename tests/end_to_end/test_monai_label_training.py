@@ -92,7 +92,7 @@ def test_finished_labels_train_and_leave_the_released_weights_alone(
     start(copy, studies[:-2], studies[-2:])
     (run,) = (copy / "output" / "monai_label").iterdir()
     settings = torch.load(run / "last.pt", weights_only=True)["settings"]
-    assert settings["cases"] == [
+    assert list(settings["data"]) == [
         f"ct{number}" if bundle == DDMR else f"fixed{number:02d}" for number in settings_range(bundle)
     ]
     after = digests(copy)

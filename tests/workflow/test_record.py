@@ -6,6 +6,8 @@ import gc
 import hashlib
 import json
 import logging
+import shlex
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,7 +77,7 @@ def test_a_training_and_its_evaluation(bundle: str, dataset: Path, tmp_path: Pat
     run(bundle, dataset, tmp_path, learning_rate=1e-3)
     assert {path.name for path in tmp_path.iterdir()} >= RECORD
     (start,) = content(tmp_path / "run.json")["runs"]
-    assert "pytest" in start["command"] and start["first_epoch"] == 1
+    assert shlex.split(start["command"]) == sys.orig_argv and start["first_epoch"] == 1
     assert start["versions"]["torch"] == torch.__version__ and start["versions"]["numpy"] == np.__version__
     assert len(start["versions"]["commit"].removesuffix("-dirty")) == 40
     config = content(tmp_path / "config.json")
