@@ -127,10 +127,10 @@ def affine_edit(prepared: Mapping[str, Any]) -> np.ndarray:
 
 def inside(image: Grid, grid: Grid) -> torch.Tensor:
     """Which voxels of a grid lie in those of an image, not only on their outer faces: (1, X, Y, Z) uint8."""
-    voxels = image.to_voxels(grid.to_world(np.stack(np.indices(grid.shape), axis=-1)))
-    return torch.as_tensor(
-        (np.abs(voxels - (np.array(image.shape) - 1) / 2) < np.array(image.shape) / 2).all(-1)[None]
-    ).to(torch.uint8)
+    points = np.stack(np.meshgrid(*[np.arange(n) for n in grid.shape], indexing="ij"), axis=-1)
+    half = np.asarray(image.shape) / 2
+    apart = np.abs(image.to_voxels(grid.to_world(points)) - (half - 0.5))
+    return torch.from_numpy((apart < half).min(axis=-1)[None].astype(np.uint8))
 
 
 def read_labels(options: argparse.Namespace) -> tuple[MetaTensor, MetaTensor, list[int]]:

@@ -136,6 +136,8 @@ def test_names_stay_what_was_typed(typed: str, monkeypatch: pytest.MonkeyPatch, 
         ({"validate#evalutor": 1}, "did you mean --validate#evaluator?"),
         ({"max_epoch": 1}, "did you mean --max_epochs?"),
         ({"rate": 0.1, "learning_rate": "@rate"}, None),
+        ({"train": {"handlers": []}}, "train of an overlay: replaces the whole section, without dataloader, dataset, "),
+        ({"+train": {"trainer": {"epoch_length": 2}}}, None),
         ({"network_def#levels": [0]}, None),
         ({"network_def#level": [0]}, "--network_def#level: no such setting"),
         ({"checkpoint": "elsewhere.pt"}, None),  # of another run of the bundle

@@ -102,6 +102,12 @@ def check_config(parser: ConfigParser, files: Sequence[Path], given: Collection[
     elsewhere = {name for config in others for name in _ids(config)} | TRACKING
     for name in _unread(parser.config, known | (elsewhere - set(given))):
         raise unknown(name, known, files[-1])
+    for name, section in base.items():
+        parts, now = _items(section), parser.config[name]
+        gone = section.keys() - now.keys() if isinstance(now, dict) else section
+        if gone and any("_target_" in part for part in parts):
+            lost = f"replaces the whole section, without {', '.join(sorted(gone))}"
+            raise bad_file(f"{name} of an overlay", lost, f"write +{name} to add to it, or {name}#… to change one id")
     for name, value in parser.config.items():
         if name in base and value != base[name]:
             check_value(name, value, base[name])
@@ -147,6 +153,12 @@ def _base_files(folder: Path, config: Mapping[str, Any]) -> list[Path]:
 
 def _bases(folder: Path) -> list[Path]:
     return [file for name in BASES if (file := folder / f"{name}.json").is_file()]
+
+
+def _items(section: Any) -> list[Any]:
+    """The dictionaries in a section of a configuration; none in a component or a value."""
+    inside = section.values() if isinstance(section, dict) and "_target_" not in section else ()
+    return [item for item in inside if isinstance(item, dict)]
 
 
 def _walk(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
