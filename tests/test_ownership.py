@@ -15,8 +15,8 @@ from monai.bundle import ConfigWorkflow
 from regzoo.cli import main
 from regzoo.errors import RegZooError, user_error
 from regzoo.networks import LocalNet
-from regzoo.ownership import check_folder, discard, own_files, sign
-from regzoo.workflow import register, save_weights
+from regzoo.ownership import check_file, check_folder, claim, discard, own_files, settle, sign
+from regzoo.workflow import export_network, register, save_weights
 
 WEAK, SEG = "prostate_mr_trus_weak_ddf", "prostate_mr_trus_conditional_seg"
 CONFIGS = Path(__file__).resolve().parents[1] / "bundles" / WEAK / "configs"
@@ -225,3 +225,78 @@ def test_an_evaluation_measures_the_remaining_cases(prostate_phantoms: Path, wei
     for path in (data / "val" / "us_images").iterdir():
         path.write_bytes(b"not an image")
     assert evaluate().startswith("none of the 4 cases can be evaluated: ")
+
+
+def foreign_file_survives(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *command: str) -> None:
+    """A command refuses, before any work and in one line, to write its last argument over what is there."""
+    target = Path(command[-1])
+    target.write_bytes(b"mine")
+    monkeypatch.setattr(sys, "argv", ["regzoo", *command])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    error = capfd.readouterr().err
+    assert stop.value.code == 1 and error.count("\n") == 1
+    assert f"{target}: is there already" in error and error.endswith("move it, or name another file\n")
+    assert target.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("export", WEAK, "--format", "onnx", "--checkpoint", "none.pt", "--out", "model.onnx"),
+        ("curves", "no_training", "--out", "training.png"),
+        ("package", WEAK, "--out", "bundle.zip"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_command_never_writes_over_the_file_of_somebody_else(
+    command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    foreign_file_survives(monkeypatch, capfd, *command[:-1], str(tmp_path / command[-1]))
+
+
+def test_an_export_may_be_repeated_but_not_over_its_own_weights(
+    weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    options = {"checkpoint": weights, "network_def#channels": 2, "size": [16, 16, 16]}
+    for _ in range(2):
+        export_network(WEAK, "torchscript", tmp_path / "model.ts", **options)
+    (tmp_path / "model.ts").write_bytes(b"changed")
+    with pytest.raises(RegZooError, match=r"model\.ts: is there already"):
+        export_network(WEAK, "torchscript", tmp_path / "model.ts", **options)
+    before = Path(weights).read_bytes()
+    claim(Path(weights).parent, [])
+    with pytest.raises(RegZooError, match=r"tiny\.pt: is there already"):
+        export_network(WEAK, "torchscript", weights, **options)
+    assert Path(weights).read_bytes() == before
+
+
+def test_what_was_claimed_is_ours_until_it_is_settled_and_changed(tmp_path: Path) -> None:
+    claim(tmp_path, ["cases.csv", "a.png"], WEAK)
+    (tmp_path / "cases.csv").write_text("of a run that was killed", encoding="utf-8")
+    claim(tmp_path, ["cases.csv", "a.png"], WEAK)
+    with pytest.raises(RegZooError, match=f"holds a result of {WEAK}; name another folder for that of {SEG}"):
+        claim(tmp_path, ["cases.csv"], SEG)
+    with pytest.raises(RegZooError, match=r"cases\.csv: is there already"):
+        check_file(tmp_path / "cases.csv")  # another kind of command
+    settle(tmp_path)
+    check_folder(tmp_path, ["cases.csv"], WEAK)
+    (tmp_path / "cases.csv").write_text("mine", encoding="utf-8")
+    (tmp_path / "a.png").write_text("mine", encoding="utf-8")  # claimed, but not written
+    for name in ("cases.csv", "a.png"):
+        with pytest.raises(RegZooError, match=f"{name}: is there already, and RegZoo did not write it"):
+            claim(tmp_path, [name], WEAK)
+
+
+@pytest.mark.parametrize("name", ["model.pt", "last.pt", "data.json", "config.json", "epochs.csv", "log.txt"])
+def test_a_training_refuses_a_folder_with_files_of_somebody_else(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / name).write_bytes(b"mine")
+    workflow = ConfigWorkflow(
+        str(CONFIGS / "train.json"), workflow_type="train", output_dir=str(tmp_path), dataset_dir="none", resume=False
+    )
+    with pytest.raises(Exception) as caught:  # MONAI wraps it
+        workflow.initialize()
+    assert f"{tmp_path / name}: is there already" in str(user_error(caught.value))
+    assert content(tmp_path) == {str(tmp_path / name): b"mine"}

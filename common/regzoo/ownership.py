@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from regzoo import __version__
 from regzoo.errors import bad_file
-from regzoo.files import write_json
+from regzoo.files import atomic_path, write_json
 
 #: Where a folder's record is: in the statistics, if there are any, under `KEY`, or else in a file of its own.
 STATISTICS, RECORD, KEY = "statistics.json", ".regzoo.json", "written_by"
+#: The record of files that are no result of a registration, such as tables, exported networks and weights.
+CLAIMS = ".regzoo.files.json"
 
 
 def _digest(path: Path) -> str:
@@ -49,9 +52,9 @@ def sign(folder: Path, bundle: str) -> None:
     write_json(path, content)
 
 
-def _records(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+def _records(folder: Path, names: Iterable[str] = (STATISTICS, RECORD)) -> list[tuple[Path, dict[str, Any]]]:
     found = []
-    for name in (STATISTICS, RECORD):
+    for name in names:
         try:
             content = json.loads((folder / name).read_text(encoding="utf-8"))
             if isinstance(content[KEY]["files"], dict):
@@ -76,6 +79,66 @@ def own_files(folder: Path) -> set[str]:
     return own
 
 
+def _claimed(folder: Path) -> dict[str, str | None]:
+    """The files that were recorded by `claim` or `own_path`, with their hashes; None is one that is being written."""
+    return {name: digest for _, content in _records(folder, [CLAIMS]) for name, digest in content[KEY]["files"].items()}
+
+
+def _is_claimed(file: Path, claimed: Mapping[str, str | None]) -> bool:
+    if file.name not in claimed or not file.is_file() or file.is_symlink():
+        return False
+    return claimed[file.name] is None or claimed[file.name] == _digest(file)
+
+
+def _record(folder: Path, files: Mapping[str, str | None], bundle: str = "") -> None:
+    there = {name: digest for name, digest in _claimed(folder).items() if (folder / name).exists()}
+    bundle = bundle or next((content[KEY].get("bundle", "") for _, content in _records(folder, [CLAIMS])), "")
+    write_json(folder / CLAIMS, {KEY: {"regzoo": __version__, "bundle": bundle, "files": {**there, **files}}})
+
+
+def claim(folder: Path, names: Collection[str], bundle: str = "") -> None:
+    """Record files that are about to be written, which so are ours even if the work is cut short.
+
+    Raises:
+        RegZooError: see `check_folder`.
+    """
+    check_folder(folder, names, bundle)
+    _record(folder, dict.fromkeys(names), bundle)
+
+
+def settle(folder: Path) -> None:
+    """Record the content of the files that were claimed: whoever changes them from now on makes them theirs."""
+    if claimed := _claimed(folder):
+        _record(folder, {name: _digest(folder / name) for name in claimed if (folder / name).is_file()})
+
+
+@contextmanager
+def own_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """As `regzoo.files.atomic_path`, for a file that is recorded as ours, and never in place of somebody else's.
+
+    Raises:
+        RegZooError: see `check_file` and `atomic_path`.
+    """
+    target = Path(path)
+    check_file(target)
+    with atomic_path(target) as temporary:
+        yield temporary
+        _record(target.parent, {target.name: _digest(temporary)})
+
+
+def check_file(path: str | os.PathLike[str]) -> None:
+    """Refuse to write a file over another one than `own_path` has written there.
+
+    Raises:
+        RegZooError: one line that names the file.
+    """
+    target = Path(path)
+    claimed = _claimed(target.parent)
+    if os.path.lexists(target) and not (claimed.get(target.name) and _is_claimed(target, claimed)):
+        problem = "is there already, and is not an earlier result of this command or was changed since"
+        raise bad_file(target, problem, "move it, or name another file")
+
+
 def check_folder(folder: Path, names: Collection[str], bundle: str = "", inputs: Iterable[Any] = ()) -> None:
     """Refuse to write files that would take the place of somebody else's, or of an input.
 
@@ -96,11 +159,13 @@ def check_folder(folder: Path, names: Collection[str], bundle: str = "", inputs:
         for name in flat:
             if Path(name).exists() and path.exists() and path.samefile(name):
                 raise bad_file(name, f"is an input, and lies where {path.name} is to be written", "name another folder")
-    for _, content in _records(folder):
+    for _, content in _records(folder, (STATISTICS, RECORD, CLAIMS)):
         other = content[KEY].get("bundle")
         if bundle and other and other != bundle:
             raise bad_file(folder, f"holds a result of {other}", f"name another folder for that of {bundle}")
-    for name in sorted({path.name for path in there} - own_files(folder)):
+    claimed = _claimed(folder)
+    foreign = {path.name for path in there if not _is_claimed(path, claimed)}
+    for name in sorted(foreign - own_files(folder)) if foreign else ():
         problem = "is there already, and RegZoo did not write it or it was changed since"
         raise bad_file(folder / name, problem, "move it, or name another folder")
 

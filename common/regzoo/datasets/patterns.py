@@ -67,9 +67,7 @@ def write_datalist(
     images = [key for key in ("fixed_image", "moving_image") if key in found]
     whole = [words for words in found["fixed_image"] if all(words in found[key] for key in images)]
     left = [
-        f"{match.file}: has no {' and no '.join(k for k in images if words not in found[k])} of its name"
-        if key in images
-        else f"{match.file}: is the {key} of no image"
+        f"{match.file}: " + (_lacks(images, found, words) if key in images else f"is the {key} of no image")
         for key, matches in found.items()
         for words, match in matches.items()
         if words not in whole

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from regzoo.errors import bad_file
-from regzoo.files import atomic_path
+from regzoo.ownership import check_file, own_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,11 +66,12 @@ def training_figure(path: str | PathLike[str], folder: str | PathLike[str]) -> i
         The number of epochs.
 
     Raises:
-        RegZooError: there is no log of a training in the folder.
+        RegZooError: there is no log of a training in the folder, or somebody else's file where the picture is to go.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    check_file(path)
     curves = read_curves(folder)
     terms = {tag.removeprefix(_LOSS): curves[tag] for tag in curves if tag.startswith(_LOSS) and tag != _TOTAL}
     metrics = {tag: curve for tag, curve in curves.items() if "/" not in tag and tag not in _NOT_DRAWN}
@@ -88,7 +89,7 @@ def training_figure(path: str | PathLike[str], folder: str | PathLike[str]) -> i
         _draw(axis, title, drawn, kept if title.startswith("validation") else None)
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
-    with atomic_path(path) as temporary:
+    with own_path(path) as temporary:
         canvas.print_png(str(temporary))
     return len(curves[_TOTAL])
 

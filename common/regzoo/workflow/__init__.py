@@ -30,7 +30,7 @@ from regzoo.workflow.plateau import EarlyStop, Schedule, key_metric
 from regzoo.workflow.record import RunRecord
 from regzoo.workflow.registrar import Registrar, register
 from regzoo.workflow.serving import Answerd, served_weights, training_folder
-from regzoo.workflow.tracking import finish_evaluation
+from regzoo.workflow.tracking import claim_evaluation, finish_evaluation
 from regzoo.workflow.weights import load_weights, save_weights, starting_hash, starting_network, trainable
 
 __all__ = [
@@ -56,6 +56,7 @@ __all__ = [
     "as_trained",
     "check_ids",
     "check_options",
+    "claim_evaluation",
     "data_folder",
     "distributed",
     "evaluation_pairs",

@@ -25,9 +25,12 @@ from regzoo.datasets.folders import case_name
 from regzoo.datasets.records import patient_of
 from regzoo.errors import RegZooError, user_error
 from regzoo.files import make_folder
+from regzoo.ownership import CLAIMS, check_folder
 from regzoo.report.engine import gather_strings
 from regzoo.workflow.distributed import check_processes
-from regzoo.workflow.record import capture_log
+from regzoo.workflow.record import TRAINED, capture_log
+from regzoo.workflow.running import bundle_name, running_workflow
+from regzoo.workflow.weights import is_training_state
 from torch.utils.data import IterableDataset
 
 logger = logging.getLogger(__name__)
@@ -368,8 +371,15 @@ def output_folder(path: str | Path) -> str:
     Under MONAI Label the training makes it once it has data: nobody there would clear away what a failed one left.
 
     Raises:
-        RegZooError: it cannot be written to, or other processes are about to do the same work.
+        RegZooError: it cannot be written to, a training would write over somebody else's file in it, or other
+            processes are about to do the same work.
     """
     check_processes()
     capture_log()
+    folder, workflow = Path(path), running_workflow()
+    config = {} if workflow is None else workflow.parser.config
+    trains = "train" in config and "evaluation_dir" not in config
+    # A training of a version that kept no such record goes on.
+    if trains and ((folder / CLAIMS).is_file() or not is_training_state(folder / "last.pt")):
+        check_folder(folder, TRAINED, bundle_name(workflow))
     return str(path) if is_served() else str(make_folder(path))

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from regzoo.bundles import find_bundle
 from regzoo.errors import RegZooError, bad_file
-from regzoo.files import atomic_path
+from regzoo.ownership import check_file, own_path
 from regzoo.workflow.export_formats import FILES, write_network
 from regzoo.workflow.export_source import Source
 from regzoo.workflow.exported import INPUT, OUTPUT, ExportedNetwork, OnnxNetwork, TorchScriptNetwork
@@ -86,17 +87,18 @@ def export_network(
     """
     if format not in FILES:
         raise RegZooError(f"{format!r} is no format to export to; use one of {', '.join(FILES)}")
-    source = Source.read(bundle, overlays, overrides)
-    path = Path(out) if out is not None else source.root / "models" / FILES[format]
+    path = Path(out) if out is not None else find_bundle(bundle) / "models" / FILES[format]
     if path.is_dir():
         raise bad_file(path, "is a folder", "name a file")
+    check_file(path)
+    source = Source.read(bundle, overlays, overrides)
     examples = [source.images(1), source.images(3)]
     if format == "torchscript":
         examples.append(source.images(1, larger=3))
     with torch.inference_mode():
         expected = [source.network(example) for example in examples]
     outputs = list(expected[0].shape[1:])
-    with atomic_path(path) as temporary:
+    with own_path(path) as temporary:
         write_network(source, format, temporary, source.described(format, outputs))
         written = _open(format, temporary, source)
         with torch.inference_mode():

@@ -93,7 +93,7 @@ def _device_problem(value: Any) -> str:
 
 
 def _list_problem(name: str, value: Any, kind: list[Any]) -> str:
-    example = f'write "{kind}"' if kind else "write a list in quotes, such as \"['a', 'b']\""
+    example = 'write "' + str(kind) + '"' if kind else "write a list in quotes, such as \"['a', 'b']\""
     if not isinstance(value, (list, tuple)):
         return f"is not a list; {example}"
     fixed = name in {"spacing", "size", "window", "gamma"}

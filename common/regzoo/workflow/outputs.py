@@ -25,7 +25,7 @@ from regzoo.spatial import DisplacementField, Grid, plain
 from regzoo.spatial.held import Box, as_masks, boxes, is_map, sizes_and_centres
 from regzoo.transforms import label_map, warped_masks
 from regzoo.workflow.data import CaseStream, name_of
-from regzoo.workflow.running import running_workflow
+from regzoo.workflow.running import bundle_name, running_workflow
 
 logger = logging.getLogger(__name__)
 
@@ -358,8 +358,7 @@ class SaveRegistration:
         self.outputs = asked_outputs(outputs)
         self.output_dir = make_folder(output_dir)
         self.dataset = dataset
-        workflow = running_workflow()
-        self.bundle = workflow.config_root_path.resolve().parent.name if workflow is not None else ""
+        self.bundle = bundle_name(running_workflow())
         if dataset is not None:
             dataset.on_failure = lambda record: discard(self._folder(name_of(record)), self.bundle)
             for record in dataset.data:

@@ -8,6 +8,7 @@ import logging
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -26,17 +27,20 @@ from monai.bundle import ConfigWorkflow
 from regzoo.datasets.records import PATH_KEYS, Record, record_files
 from regzoo.errors import bad_file
 from regzoo.files import make_folder, write_json
+from regzoo.ownership import CLAIMS, claim
 from regzoo.report.engine import is_writer
 from regzoo.report.tables import read_csv, write_csv
 from regzoo.workflow.identity import whole_hash
 from regzoo.workflow.plateau import just_validated
-from regzoo.workflow.running import running_workflow
+from regzoo.workflow.running import bundle_name, running_workflow
 
 logger = logging.getLogger(__name__)
 
 RUN, CONFIG, DATA, LOG, EPOCHS = "run.json", "config.json", "data.json", "log.txt", "epochs.csv"
 #: What a training leaves in its folder, and an evaluation of it.
 OURS = ("last.pt", "model.pt", RUN, CONFIG, DATA, LOG, EPOCHS, "events.out.tfevents.*", "evaluation")
+#: Those that a training writes under names of its own choice.
+TRAINED = OURS[:7]
 PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "scipy", "nibabel", "itk")
 
 
@@ -201,6 +205,8 @@ def set_aside(folder: str | Path) -> Path | None:
     target.mkdir()
     for path in left:
         path.rename(target / path.name)
+    if (Path(folder) / CLAIMS).is_file():
+        shutil.copyfile(Path(folder) / CLAIMS, target / CLAIMS)
     logger.info("the files of the earlier run are now in %s", target)
     return target
 
@@ -249,6 +255,7 @@ class RunRecord:
         if self.rows is None:
             self.rows = _earlier_rows(self.folder / EPOCHS, engine.state.epoch)
             workflow = None if self.workflow is None else self.workflow()
+            claim(self.folder, TRAINED, bundle_name(workflow))
             describe_run(self.folder, self.data, workflow, engine.state.epoch)
         self.begun = time.monotonic()
 

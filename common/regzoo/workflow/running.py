@@ -24,3 +24,8 @@ def running_workflow() -> ConfigWorkflow | None:
             return caller
         frame = frame.f_back
     return None
+
+
+def bundle_name(workflow: ConfigWorkflow | None) -> str:
+    """The name of the bundle whose configuration a workflow runs; empty without one."""
+    return "" if workflow is None else workflow.config_root_path.resolve().parent.name

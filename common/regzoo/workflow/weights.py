@@ -46,6 +46,14 @@ def read_checkpoint(path: str | PathLike[str]) -> dict[str, Any]:
     return content
 
 
+def is_training_state(path: str | PathLike[str]) -> bool:
+    """Whether a file is what a training of ours resumes from."""
+    try:
+        return {"network", "objects", "settings"} <= read_checkpoint(path).keys()
+    except RegZooError:
+        return False
+
+
 def weights_in(content: Mapping[str, Any]) -> Any:
     """The state dict of the network in what `read_checkpoint` read: of plain weights or of a training."""
     return content.get("network", content)

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from regzoo.errors import RegZooError, bad_file
-from regzoo.files import atomic_path, file_hash
+from regzoo.files import file_hash
+from regzoo.ownership import check_file, own_path
 from regzoo.zoo.bundle import LARGE_FILES, WEIGHTS, Bundle, known_bundle, own_code
 from regzoo.zoo.travelling import copy_pages
 
@@ -49,7 +50,8 @@ def package(
     target = Path(out) if out is not None else Path(f"{found.name}_v{found.metadata.get('version')}.zip")
     if target.suffix != ".zip":
         raise bad_file(target, "is not the name of a zip", "let it end in .zip")
-    with tempfile.TemporaryDirectory(prefix="regzoo-") as folder, atomic_path(target) as temporary:
+    check_file(target)
+    with tempfile.TemporaryDirectory(prefix="regzoo-") as folder, own_path(target) as temporary:
         write_zip(stage(found, Path(folder), large_files), temporary)
     return target
 
