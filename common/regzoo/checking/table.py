@@ -26,8 +26,8 @@ def as_text(report: Report) -> str:
     ]
     if report.spacing and report.size:
         bundle = f" for {report.bundle}" if report.bundle else ", about 64³ voxels (name a bundle with --bundle)"
-        options = {"--spacing": report.spacing, "--size": report.size}
-        rows.append(("proposed", " ".join(f'{name} "' + _list(value) + '"' for name, value in options.items()) + bundle))
+        spacing, size = _list(report.spacing), _list(report.size)
+        rows.append(("proposed", '--spacing "' + spacing + '" --size "' + size + '"' + bundle))
     if report.folds:
         rows.append(("", f"--folds {report.folds}"))
     rows += [("", note) for note in report.notes]

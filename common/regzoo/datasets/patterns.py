@@ -67,7 +67,7 @@ def write_datalist(
     images = [key for key in ("fixed_image", "moving_image") if key in found]
     whole = [words for words in found["fixed_image"] if all(words in found[key] for key in images)]
     left = [
-        f"{match.file}: " + (_lacks(images, found, words) if key in images else f"is the {key} of no image")
+        f"{match.file}: " + (_lacks(words, found, images) if key in images else f"is the {key} of no image")
         for key, matches in found.items()
         for words, match in matches.items()
         if words not in whole
@@ -84,6 +84,11 @@ def _regex(text: str | None) -> re.Pattern[str] | None:
         return None if text is None else re.compile(text)
     except re.error as error:
         raise RegZooError(f"--patient {text}: is not a regular expression ({error}); correct it") from error
+
+
+def _lacks(words: tuple[str, ...], found: Mapping[str, Mapping[tuple[str, ...], Match]], keys: Sequence[str]) -> str:
+    """Which images of the same name an image is without."""
+    return f"has no {' and no '.join(key for key in keys if words not in found[key])} of its name"
 
 
 def _matches(roots: Sequence[Path], key: str, pattern: str) -> dict[tuple[str, ...], Match]:

@@ -42,9 +42,9 @@ def hold(volume: MetaTensor, values: Sequence[int] | None) -> MetaTensor:
     return MetaTensor(numbers, affine=volume.affine)
 
 
-def one_mask(labels: torch.Tensor, index: int, box: Box = (slice(None), slice(None), slice(None))) -> torch.Tensor:
+def one_mask(labels: torch.Tensor, index: int, box: Box | None = None) -> torch.Tensor:
     """One of the labels, or the part of it in a box: (X, Y, Z) bool, or as they are where they are floats."""
-    part = plain(labels)[(slice(None), *box)]
+    part = plain(labels) if box is None else plain(labels)[(slice(None), *box)]
     return part[0] == index + 1 if is_map(labels) else part[index]
 
 
