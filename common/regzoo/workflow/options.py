@@ -103,9 +103,10 @@ def check_config(parser: ConfigParser, files: Sequence[Path], given: Collection[
     for name in _unread(parser.config, known | (elsewhere - set(given))):
         raise unknown(name, known, files[-1])
     for name, section in base.items():
-        parts, now = _items(section), parser.config[name]
-        gone = section.keys() - now.keys() if isinstance(now, dict) else section
-        if gone and any("_target_" in part for part in parts):
+        now = parser.config[name]
+        if not any("_target_" in part for part in _parts(section)):
+            continue
+        if gone := section.keys() - (now.keys() if isinstance(now, dict) else ()):
             lost = f"replaces the whole section, without {', '.join(sorted(gone))}"
             raise bad_file(f"{name} of an overlay", lost, f"write +{name} to add to it, or {name}#… to change one id")
     for name, value in parser.config.items():
@@ -155,7 +156,7 @@ def _bases(folder: Path) -> list[Path]:
     return [file for name in BASES if (file := folder / f"{name}.json").is_file()]
 
 
-def _items(section: Any) -> list[Any]:
+def _parts(section: Any) -> list[Any]:
     """The dictionaries in a section of a configuration; none in a component or a value."""
     inside = section.values() if isinstance(section, dict) and "_target_" not in section else ()
     return [item for item in inside if isinstance(item, dict)]
