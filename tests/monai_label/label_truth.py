@@ -12,6 +12,8 @@ import SimpleITK as sitk
 from helpers import to_sitk
 from label_server import ROOT
 from label_studies import CONDITIONAL, Pair
+from regzoo.spatial import Grid
+from regzoo.spatial.carry import subdivisions
 from regzoo.workflow import Registrar
 
 #: How near to the border of a label two interpolations may disagree, in parts of its value.
@@ -47,11 +49,21 @@ def paint(masks: Mapping[int, np.ndarray]) -> np.ndarray:
 
 
 def warped(volume: np.ndarray, affine: np.ndarray, field: Path, fixed: Path) -> np.ndarray:
-    """A volume through a saved field, by SimpleITK: (X, Y, Z) on the fixed grid, linear interpolation, 0 beyond it."""
+    """A volume through a saved field, by SimpleITK: (X, Y, Z) on the fixed grid, linear interpolation, 0 beyond it.
+
+    Where fixed voxels are coarser, the mean over parts of them that are not.
+    """
     transform = sitk.DisplacementFieldTransform(sitk.ReadImage(str(field), sitk.sitkVectorFloat64))
     moving = to_sitk(volume.astype(np.float32), affine)
-    found = sitk.Resample(moving, sitk.ReadImage(str(fixed)), transform, sitk.sitkLinear, 0.0, sitk.sitkFloat32)
-    return np.swapaxes(sitk.GetArrayFromImage(found), 0, 2)
+    grid = nib.load(fixed)
+    parts = subdivisions(Grid(volume.shape, affine), Grid(grid.shape[:3], grid.affine))
+    fine = grid.affine @ np.diag([*(1 / np.array(parts)), 1.0])
+    fine[:3, 3] += grid.affine[:3, :3] @ ((1 / np.array(parts) - 1) / 2)
+    shape = tuple(n * k for n, k in zip(grid.shape[:3], parts, strict=True))
+    reference = to_sitk(np.zeros(shape, np.float32), fine)
+    found = sitk.Resample(moving, reference, transform, sitk.sitkLinear, 0.0, sitk.sitkFloat32)
+    values = np.swapaxes(sitk.GetArrayFromImage(found), 0, 2)
+    return values.reshape([n for pair in zip(grid.shape[:3], parts, strict=True) for n in pair]).mean(axis=(1, 3, 5))
 
 
 def warped_label_map(label_file: Path, field: Path, fixed: Path) -> tuple[np.ndarray, np.ndarray]:
