@@ -177,5 +177,5 @@ def test_a_training_in_the_background(server: LabelServer) -> None:
     request = {key: value[0] if isinstance(value, list) else value for key, value in config.items()}
     assert request["run_id"] == "" and request["pretrained"] is True
     task = in_the_background(server, bundle, request | {"max_epochs": 1})
-    assert task["status"] == "DONE", task["details"]
+    assert task["status"] == "DONE", "\n".join(map(str, task["details"]))
     assert not (server.models / bundle / "data").exists()

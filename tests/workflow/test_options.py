@@ -143,7 +143,8 @@ def test_names_stay_what_was_typed(typed: str, monkeypatch: pytest.MonkeyPatch, 
         ({"checkpoint": "elsewhere.pt"}, None),  # of another run of the bundle
     ],
 )
-def test_an_overlay(overlay: dict[str, object], said: str | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("run_id", ["run", ""])  # 3D Slicer's panel for MONAI Label sends an empty one
+def test_an_overlay(overlay: dict[str, object], said: str | None, run_id: str, tmp_path: Path) -> None:
     """An id of the user's own is fine if something refers to it."""
     (tmp_path / "mine.json").write_text(json.dumps(overlay))
     configs = BUNDLES / WEAK / "configs"
@@ -152,6 +153,7 @@ def test_an_overlay(overlay: dict[str, object], said: str | None, tmp_path: Path
         meta_file=str(configs / "metadata.json"),
         logging_file=False,
         workflow_type="train",
+        run_id=run_id,
         output_dir=str(tmp_path / "out"),
         device="cpu",
     )

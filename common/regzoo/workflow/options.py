@@ -12,7 +12,7 @@ from pathlib import Path
 from pydoc import locate
 from typing import Any
 
-from monai.bundle import ConfigComponent, ConfigParser
+from monai.bundle import ConfigComponent, ConfigParser, ConfigWorkflow
 from regzoo.bundles import NAMES, as_value
 from regzoo.errors import RegZooError, bad_file, one_line_errors
 from regzoo.workflow.option_values import check_value
@@ -59,7 +59,7 @@ def check_options() -> None:
             parser[name] = read
     check_ids()
     check_config(parser, files, given)
-    check_effect(parser, given, [str(workflow.init_id), str(workflow.run_id), str(workflow.final_id), "imports"])
+    check_effect(parser, given, [str(workflow.init_id), _run_id(workflow), str(workflow.final_id), "imports"])
 
 
 def check_ids() -> None:
@@ -80,7 +80,12 @@ def check_ids() -> None:
         raise RegZooError(f"--init_id {start}: is nothing to start with; leave it out, and name one id to run")
     if end != "finalize" and end not in workflow.parser:
         raise RegZooError(f"--final_id {end}: no such id; leave it out")
-    _check_runs(config, str(workflow.run_id))
+    _check_runs(config, _run_id(workflow))
+
+
+def _run_id(workflow: ConfigWorkflow) -> str:
+    """What a workflow runs; MONAI runs everything for the empty id that 3D Slicer's panel for MONAI Label sends."""
+    return str(workflow.run_id) or "run"
 
 
 def check_config(parser: ConfigParser, files: Sequence[Path], given: Collection[str]) -> None:
