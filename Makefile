@@ -8,11 +8,11 @@ RUN := cd bundles/$(BUNDLE) && $(BIN)/python -m monai.bundle run
 
 # Tests run several at a time: threads that wait for others have to sleep. A training has the machine to itself: there it
 # is a quarter faster to spin for some microseconds first.
-test test-label bench: export OMP_WAIT_POLICY := passive
+test test-slow test-label bench: export OMP_WAIT_POLICY := passive
 demo weights: export GOMP_SPINCOUNT := 2000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-label test-zoo lint bench weights clean
+.PHONY: help demo test test-slow test-label test-zoo lint bench weights clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -28,7 +28,10 @@ demo: $(STAMP) ## train on phantoms, register held-out pairs, show the improveme
 	@echo "Tables and pictures: bundles/$(BUNDLE)/output/demo/evaluation (summary.png, cases.csv, case*.png)"
 
 test: $(STAMP) ## run the tests
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-slow: $(STAMP) ## run the tests of several processes and of memory (minutes)
+	$(BIN)/python -m pytest -n 2 -m slow
 
 test-label: ## run the tests against a MONAI Label server, in an environment of their own (.venv-label)
 	PYTHON=$(PYTHON) tests/monai_label/make_environment.sh .venv-label

@@ -13,6 +13,7 @@ import pytest
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "memory.py"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the unit of ru_maxrss is another one elsewhere")
 def test_the_smallest_row_is_measured() -> None:
     command = [sys.executable, str(SCRIPT), "--rows", "1"]

@@ -39,6 +39,7 @@ def pair(folder: Path, labels: int) -> list[str]:
     return [str(write(folder / f"{name}_{labels}.nii.gz", image, affine)) for name, image in images.items()]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
 def test_memory_does_not_grow_with_the_number_of_labels(tmp_path: Path) -> None:
     peaks = []

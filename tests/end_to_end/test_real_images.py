@@ -46,7 +46,7 @@ def test_hippocampus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(["train.json", "variants/hippocampus.json"], values)
     state = torch.load(tmp_path / "last.pt", weights_only=True)
     assert state["iteration"] == 2
-    cases, held_out = state["settings"]["cases"], held(tmp_path)
+    cases, held_out = state["settings"]["data"], held(tmp_path)
     assert sorted([*cases, *held_out]) == [record["case"] for record in records[:8]] and len(held_out) == 2
     values |= {"eval_split": "rest", "eval_pairs": 2, "pictures": 1, "checkpoint": str(tmp_path / "last.pt")}
     run(["train.json", "variants/hippocampus.json", "evaluate.json"], values)

@@ -288,6 +288,7 @@ def test_every_variant_trains(bundle: str, variant: str, dataset: Path, tmp_path
     assert all(torch.isfinite(value).all() for value in weights.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bundle", ALL)
 def test_two_processes_train_and_evaluate(bundle: str, dataset: Path, tmp_path: Path) -> None:
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

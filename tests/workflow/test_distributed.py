@@ -83,6 +83,7 @@ def torchrun(bundle: str, files: list[str], settings: dict[str, Any]) -> subproc
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bundle", ["prostate_mr_trus_weak_ddf"])
 def test_two_processes_on_the_command_line(bundle: str, dataset: Path, tmp_path: Path) -> None:
     """Without the overlay, and with fewer cases than processes."""

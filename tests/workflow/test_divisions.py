@@ -76,12 +76,13 @@ def test_pairs(
     settings = {"fold": None, "folds": None} | chosen
     with caplog.at_level(logging.INFO):
         training, held_out = split_pairs(training_records(path), **settings, seed=3, folder=path)
+    said = list(caplog.messages)
     assert cases(held_out) == [f"c{number}" for number in expected]
     assert cases(training) == [f"c{number}" for number in range(12) if number not in expected]
     assert evaluation_records(path, "fold", **settings, seed=3) == held_out
     part = "the 4 records of the data set's validation part"
     own = f"fold {chosen.get('fold', 0)} of the data set's own folds: 4 of 12 records"
-    assert caplog.messages == [f"validating on {part if expected[0] == 12 else own}"]
+    assert said == [f"validating on {part if expected[0] == 12 else own}"]
 
 
 def test_dealt_folds_where_the_data_set_has_none(write: Callable[..., Path], prostate_phantoms: Path) -> None:
