@@ -12,20 +12,12 @@ from typing import Any
 
 from regzoo import __version__
 from regzoo.errors import bad_file
-from regzoo.files import atomic_path, write_json
+from regzoo.files import atomic_path, file_hash, write_json
 
 #: Where a folder's record is: in the statistics, if there are any, under `KEY`, or else in a file of its own.
 STATISTICS, RECORD, KEY = "statistics.json", ".regzoo.json", "written_by"
 #: The record of files that are no result of a registration, such as tables, exported networks and weights.
 CLAIMS = ".regzoo.files.json"
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _text_digest(content: dict[str, Any]) -> str:
@@ -41,7 +33,7 @@ def sign(folder: Path, bundle: str) -> None:
         folder: with nothing else in it; its ``statistics.json`` takes the record.
         bundle: the name of the bundle that made them; may be empty.
     """
-    files = {path.name: _digest(path) for path in sorted(folder.iterdir()) if path.name != STATISTICS}
+    files = {path.name: file_hash(path) for path in sorted(folder.iterdir()) if path.name != STATISTICS}
     record = {"regzoo": __version__, "bundle": bundle, "files": files}
     path = folder / STATISTICS
     if not path.is_file():
@@ -73,7 +65,7 @@ def own_files(folder: Path) -> set[str]:
             if file == path:
                 same = digest == _text_digest(content)
             else:
-                same = file.is_file() and not file.is_symlink() and digest == _digest(file)
+                same = file.is_file() and not file.is_symlink() and digest == file_hash(file)
             own |= {name} if same else set()
         own |= {path.name} if path.name == RECORD else set()
     return own
@@ -87,7 +79,7 @@ def _claimed(folder: Path) -> dict[str, str | None]:
 def _is_claimed(file: Path, claimed: Mapping[str, str | None]) -> bool:
     if file.name not in claimed or not file.is_file() or file.is_symlink():
         return False
-    return claimed[file.name] is None or claimed[file.name] == _digest(file)
+    return claimed[file.name] is None or claimed[file.name] == file_hash(file)
 
 
 def _record(folder: Path, files: Mapping[str, str | None], bundle: str = "") -> None:
@@ -109,7 +101,7 @@ def claim(folder: Path, names: Collection[str], bundle: str = "") -> None:
 def settle(folder: Path) -> None:
     """Record the content of the files that were claimed: whoever changes them from now on makes them theirs."""
     if claimed := _claimed(folder):
-        _record(folder, {name: _digest(folder / name) for name in claimed if (folder / name).is_file()})
+        _record(folder, {name: file_hash(folder / name) for name in claimed if (folder / name).is_file()})
 
 
 @contextmanager
@@ -123,7 +115,7 @@ def own_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     check_file(target)
     with atomic_path(target) as temporary:
         yield temporary
-        _record(target.parent, {target.name: _digest(temporary)})
+        _record(target.parent, {target.name: file_hash(temporary)})
 
 
 def check_file(path: str | os.PathLike[str]) -> None:
