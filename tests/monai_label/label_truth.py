@@ -48,15 +48,16 @@ def paint(masks: Mapping[int, np.ndarray]) -> np.ndarray:
     return shown
 
 
-def warped(volume: np.ndarray, affine: np.ndarray, field: Path, fixed: Path) -> np.ndarray:
+def warped(
+    volume: np.ndarray, affine: np.ndarray, field: Path, fixed: Path, parts: tuple[int, int, int] = (1, 1, 1)
+) -> np.ndarray:
     """A volume through a saved field, by SimpleITK: (X, Y, Z) on the fixed grid, linear interpolation, 0 beyond it.
 
-    Where fixed voxels are coarser, the mean over parts of them that are not.
+    A voxel is the mean over as many parts of it along each axis.
     """
     transform = sitk.DisplacementFieldTransform(sitk.ReadImage(str(field), sitk.sitkVectorFloat64))
     moving = to_sitk(volume.astype(np.float32), affine)
     grid = nib.load(fixed)
-    parts = subdivisions(Grid(volume.shape, affine), Grid(grid.shape[:3], grid.affine))
     fine = grid.affine @ np.diag([*(1 / np.array(parts)), 1.0])
     fine[:3, 3] += grid.affine[:3, :3] @ ((1 / np.array(parts) - 1) / 2)
     shape = tuple(n * k for n, k in zip(grid.shape[:3], parts, strict=True))
@@ -70,7 +71,10 @@ def warped_label_map(label_file: Path, field: Path, fixed: Path) -> tuple[np.nda
     """The label map that a field gives, and where it is sure: not at borders of labels."""
     label = nib.load(label_file)
     labels = np.asarray(label.dataobj)
-    values = {value: warped(mask, label.affine, field, fixed) for value, mask in masks_of(labels).items()}
+    grid = nib.load(fixed)
+    # Where fixed voxels are coarser, labels are the mean over parts that are not.
+    parts = subdivisions(Grid(labels.shape[:3], label.affine), Grid(grid.shape[:3], grid.affine))
+    values = {value: warped(mask, label.affine, field, fixed, parts) for value, mask in masks_of(labels).items()}
     if labels.ndim == 4:
         shown = paint({value: soft >= 0.5 for value, soft in values.items()})
         unsure = np.any([np.abs(soft - 0.5) < NEAR for soft in values.values()], axis=0)
