@@ -38,7 +38,7 @@ test-label: ## run the tests against a MONAI Label server, in an environment of 
 	$(CURDIR)/.venv-label/bin/python -m pytest tests/monai_label
 
 test-zoo: $(STAMP) ## run the packaged bundles in an environment that has only what they ask for (.venv-zoo; minutes)
-	REGZOO_ZOO_ENVIRONMENT=.venv-zoo $(BIN)/python -m pytest tests/zoo/test_empty_environment.py
+	REGZOO_ZOO_ENVIRONMENT=.venv-zoo $(BIN)/python -m pytest tests/tools/test_empty_environment.py
 
 lint: $(STAMP) ## check style and types
 	$(BIN)/ruff check .

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from regzoo.datasets import Record, embedded_phantoms
+from regzoo.datasets import Record
+from regzoo.engines import evaluation_pairs
 from regzoo.files import make_folder
+from regzoo.inference import Registrar
 from regzoo.report import write_csv
-from regzoo.workflow import Registrar, evaluation_pairs
+from regzoo_phantoms import embedded_phantoms
 from trainings import BUNDLES, DATA, RUN, clocked, execute, fingerprint, is_trained, training_seconds, words
 
 BUNDLE = "abdominal_ct_ddmr"

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import torch
 from measure import machine
+from regzoo.export import export_network
 from regzoo.files import write_text
-from regzoo.workflow import Registrar, export_network
+from regzoo.inference import Registrar
 from torch import nn
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -12,9 +12,10 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from regzoo.datasets import load_records, write_abdomen_phantoms, write_prostate_phantoms
+from regzoo.datasets import load_records
+from regzoo.inference import Registrar
 from regzoo.spatial import Grid, centroids, label_values, plain, read_image, read_label_file, to_channels
-from regzoo.workflow import Registrar
+from regzoo_phantoms import write_abdomen_phantoms, write_prostate_phantoms
 
 BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
 PROSTATE, ABDOMEN = ("TRUS", "MR"), ("CT",)

@@ -21,9 +21,10 @@ from comparison import markdown
 from label_server import LabelServer
 from measure import machine
 from monai.data import MetaTensor
-from regzoo.datasets import Record, load_records, write_abdomen_phantoms, write_prostate_phantoms
+from regzoo.datasets import Record, load_records
 from regzoo.files import write_nifti, write_text
 from regzoo.spatial import Grid, label_values, plain, read_image, read_label_file, resample, to_channels
+from regzoo_phantoms import write_abdomen_phantoms, write_prostate_phantoms
 
 RESULTS = Path(__file__).resolve().parent / "results"
 GOAL = 1.5

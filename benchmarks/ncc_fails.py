@@ -17,9 +17,10 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import SimpleITK as sitk
-from regzoo.datasets import Record, load_records, write_prostate_phantoms
+from regzoo.datasets import Record, load_records
 from regzoo.files import atomic_path
-from regzoo.workflow import Registrar
+from regzoo.inference import Registrar
+from regzoo_phantoms import write_prostate_phantoms
 from scipy.ndimage import center_of_mass
 
 matplotlib.use("Agg")

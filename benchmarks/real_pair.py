@@ -24,13 +24,13 @@ from comparison import markdown, short
 from measure import machine
 from monai.data import MetaTensor
 from regzoo import DisplacementField, Registrar
+from regzoo.engines.data import as_request, requested_records
 from regzoo.errors import RegZooError, bad_file, one_line_errors
 from regzoo.files import write_text
+from regzoo.inference import RegistrationResult
 from regzoo.metrics import LabelHausdorff, centroid_distances, dice
 from regzoo.spatial import Grid, check_on_grid, label_values, plain, read_image, read_label_file, to_channels
 from regzoo.transforms import AlignPaird
-from regzoo.workflow import RegistrationResult
-from regzoo.workflow.data import as_request, requested_records
 from same_world import world_of_copy
 
 STAGES = ("header", "pre-aligned", "registered")

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from comparison import pooled, report
-from regzoo.datasets import embedded_phantoms, load_records
+from regzoo.datasets import load_records
 from regzoo.errors import one_line_errors
 from regzoo.files import make_folder
+from regzoo_phantoms import embedded_phantoms
 from trainings import (
     BUNDLES,
     DATA,

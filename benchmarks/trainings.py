@@ -19,9 +19,9 @@ import monai
 import regzoo
 import torch
 from measure import machine
+from regzoo.engines.weights import read_checkpoint
 from regzoo.errors import bad_file
 from regzoo.files import write_json, write_text
-from regzoo.workflow.weights import read_checkpoint
 
 HERE = Path(__file__).resolve().parent
 BUNDLES, DATA, RESULTS = HERE.parent / "bundles", HERE / "data", HERE / "results"

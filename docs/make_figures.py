@@ -10,9 +10,10 @@ import matplotlib
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from regzoo.datasets import load_records, write_prostate_phantoms
+from regzoo.datasets import load_records
 from regzoo.files import atomic_path
 from regzoo.spatial import DisplacementField, Grid, plain, read_image, read_label_file, resample
+from regzoo_phantoms import write_prostate_phantoms
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -15,8 +15,9 @@ import matplotlib
 import nibabel as nib
 import numpy as np
 from make_figures import FIXED, MOVING, save
-from regzoo.datasets import Record, load_records, write_abdomen_phantoms, write_prostate_phantoms
+from regzoo.datasets import Record, load_records
 from regzoo.spatial import Grid, plain, read_image, read_label_file, resample
+from regzoo_phantoms import write_abdomen_phantoms, write_prostate_phantoms
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 from label_server import LabelServer

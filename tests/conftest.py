@@ -14,7 +14,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 @pytest.fixture(scope="session")
 def prostate_phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set of 8 + 4 coarse MR–TRUS phantoms in the µ-RegPro layout."""
-    from regzoo.datasets import write_prostate_phantoms
+    from regzoo_phantoms import write_prostate_phantoms
 
     return write_prostate_phantoms(
         tmp_path_factory.mktemp("phantoms") / "prostate", pairs=8, held_out=4, seed=3, spacing=4.0, workers=1
@@ -24,7 +24,7 @@ def prostate_phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def abdomen_phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set of 8 + 4 coarse CT phantoms in the layout of Learn2Reg's AbdomenCTCT."""
-    from regzoo.datasets import write_abdomen_phantoms
+    from regzoo_phantoms import write_abdomen_phantoms
 
     return write_abdomen_phantoms(
         tmp_path_factory.mktemp("phantoms") / "abdomen", cases=8, held_out=4, seed=3, spacing=8.0, workers=1
@@ -36,3 +36,13 @@ def dataset(bundle: str | Path, request: pytest.FixtureRequest) -> Path:
     """What the bundle, a parameter of the test by name or folder, trains on."""
     kind = "abdomen" if Path(bundle).name.startswith("abdominal") else "prostate"
     return request.getfixturevalue(f"{kind}_phantoms")
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve and three pairs of prostate phantoms, read only; so coarse that a pair costs a tenth of a second."""
+    from regzoo_phantoms import write_prostate_phantoms
+
+    return write_prostate_phantoms(
+        tmp_path_factory.mktemp("phantoms") / "prostate", pairs=12, held_out=3, seed=5, spacing=2.4
+    )

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from regzoo.engines import save_weights
 from regzoo.errors import RegZooError
 from regzoo.files import partial_folder, write_nifti, write_text
 from regzoo.report.tables import write_csv
-from regzoo.workflow import save_weights
 from torch import nn
 
 WRITER = """

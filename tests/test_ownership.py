@@ -13,10 +13,12 @@ import pytest
 from helpers import ball, make_affine, smooth_noise, write
 from monai.bundle import ConfigWorkflow
 from regzoo.cli import main
+from regzoo.engines import save_weights
 from regzoo.errors import RegZooError, user_error
+from regzoo.export import export_network
+from regzoo.inference import register
 from regzoo.networks import LocalNet
 from regzoo.ownership import check_file, check_folder, claim, discard, own_files, settle, sign
-from regzoo.workflow import export_network, register, save_weights
 
 WEAK, SEG = "prostate_mr_trus_weak_ddf", "prostate_mr_trus_conditional_seg"
 CONFIGS = Path(__file__).resolve().parents[1] / "bundles" / WEAK / "configs"

@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from regzoo.errors import RegZooError
+    from regzoo.inference import Registrar, RegistrationResult, register
     from regzoo.spatial import DisplacementField
-    from regzoo.workflow import Registrar, RegistrationResult, register
 
 __version__ = "0.1.0"
 
 _HOME = {
     "DisplacementField": "regzoo.spatial",
     "RegZooError": "regzoo.errors",
-    "Registrar": "regzoo.workflow",
-    "RegistrationResult": "regzoo.workflow",
-    "register": "regzoo.workflow",
+    "Registrar": "regzoo.inference",
+    "RegistrationResult": "regzoo.inference",
+    "register": "regzoo.inference",
 }
 
 _MODULES = (
-    *("augmentation", "datasets", "errors", "files", "filters", "losses", "metrics", "networks", "report", "samplers"),
-    *("spatial", "transforms", "workflow", "zoo"),
+    *("augmentation", "bundles", "datasets", "engines", "errors", "export", "files", "filters", "inference", "losses"),
+    *("metrics", "monai_label", "networks", "report", "samplers", "spatial", "transforms"),
 )
 
 __all__ = ["DisplacementField", "RegZooError", "Registrar", "RegistrationResult", "__version__", "register"]

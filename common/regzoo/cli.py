@@ -38,7 +38,7 @@ class Phantom:
             spacing: voxel size, mm.
             slice_thickness: MR slice thickness, mm; that of the other axes if not given.
         """
-        from regzoo.datasets import write_prostate_phantoms
+        from regzoo_phantoms import write_prostate_phantoms
 
         written = write_prostate_phantoms(
             folder, pairs=pairs, held_out=held_out, seed=seed, spacing=spacing, slice_thickness=slice_thickness
@@ -64,7 +64,7 @@ class Phantom:
             spacing: voxel size, mm.
             breathing: write a second, breathed-in image of every patient, and the true displacement fields.
         """
-        from regzoo.datasets import write_abdomen_phantoms
+        from regzoo_phantoms import write_abdomen_phantoms
 
         written = write_abdomen_phantoms(
             folder, cases=cases, held_out=held_out, seed=seed, spacing=spacing, breathing=breathing
@@ -84,7 +84,7 @@ class Phantom:
             spacing: voxel size, mm.
             scalp: draw the head around the brain, as in IXI, instead of nothing, as after skull stripping.
         """
-        from regzoo.datasets import write_brain_phantoms
+        from regzoo_phantoms import write_brain_phantoms
 
         written = write_brain_phantoms(folder, cases=cases, held_out=held_out, seed=seed, spacing=spacing, scalp=scalp)
         print(f"{cases} + {held_out} cases in {written}")
@@ -123,7 +123,7 @@ def register(
         overrides: any setting of the bundle's configs/inference.json, such as --checkpoint FILE.
     """
     find_bundle(bundle)  # before MONAI is imported
-    from regzoo.workflow import register as run
+    from regzoo.inference import register as run
 
     if align is not None:
         overrides["align"] = align
@@ -150,7 +150,7 @@ def export(
         overrides: any setting of the bundle's configs/inference.json, such as --checkpoint FILE or --size "[48,32,32]".
     """
     find_bundle(bundle)
-    from regzoo.workflow import export_network
+    from regzoo.export import export_network
 
     settings = {name: as_value(name, value) for name, value in overrides.items()}
     print(export_network(bundle, format, out, _listed(overlays), **settings))
@@ -178,7 +178,7 @@ def check(data: str, bundle: str | None = None, strict: bool = False, out: str |
     """
     if bundle is not None:
         find_bundle(bundle)
-    from regzoo.checking import as_text, check_data
+    from regzoo_tools.checking import as_text, check_data
 
     report = check_data(data, bundle, out, **{name: as_value(name, value) for name, value in overrides.items()})
     print(as_text(report))
@@ -209,7 +209,7 @@ def datalist(
         patient: regular expression that finds the patient in the name of a case, such as "^p[0-9]+".
         out: the table to write, .csv or .tsv; it must not exist.
     """
-    from regzoo.datasets import write_datalist
+    from regzoo_tools.patterns import write_datalist
 
     patterns = {"fixed_image": fixed, "moving_image": moving, "fixed_label": fixed_label, "moving_label": moving_label}
     count, left = write_datalist(folders, out, {key: text for key, text in patterns.items() if text}, patient)
@@ -225,7 +225,7 @@ def curves(folder: str, out: str = "training.png") -> None:
         folder: the training's output folder.
         out: PNG file to write.
     """
-    from regzoo.report import training_figure
+    from regzoo_tools.curves import training_figure
 
     print(f"{out}: {training_figure(out, folder)} epochs")
 
@@ -239,7 +239,7 @@ def verify(bundle: str) -> None:
         bundle: a bundle's name or folder.
     """
     _has_configs(bundle)
-    from regzoo.zoo import as_table, failed, summary, verify
+    from regzoo_tools import as_table, failed, summary, verify
 
     rows = verify(bundle)
     print(f"{as_table(rows)}\n{summary(rows)}")
@@ -257,7 +257,7 @@ def package(bundle: str, out: str | None = None, large_files: str | None = None)
     """
     _has_configs(bundle)
     from regzoo.files import file_hash
-    from regzoo.zoo import package
+    from regzoo_tools import package
 
     file = package(bundle, out, large_files)
     print(f"{file}: {file.stat().st_size / 1e6:.1f} MB, SHA-256 {file_hash(file)}")
@@ -274,7 +274,7 @@ def publish(bundle: str, repo: str, token: str | None = None, version: str | Non
         private: make the repository visible to its owners only; --noprivate for everybody.
     """
     _has_configs(bundle)
-    from regzoo.zoo import as_table, publish, summary
+    from regzoo_tools import as_table, publish, summary
 
     address = publish(bundle, repo, token, version, private, report=lambda r: print(f"{as_table(r)}\n{summary(r)}"))
     print(address)

@@ -11,7 +11,6 @@ import torch
 import torch.distributed
 from monai.data import CacheDataset
 from regzoo.datasets.records import IMAGE_KEYS, LABEL_KEYS
-from regzoo.datasets.studies import split_studies
 from regzoo.errors import RegZooError
 from regzoo.spatial import plain
 from torch.utils.data import Dataset, DistributedSampler
@@ -87,7 +86,7 @@ class LabelPairDataset(CaseCache):
     randomness enters through the draw.
 
     Args:
-        data: records, or what MONAI Label puts in their place, see `regzoo.datasets.split_studies`.
+        data: records, or what MONAI Label puts in their place, see `regzoo.monai_label.split_studies`.
         validation: the same of the data set to validate on, from which MONAI Label's images have to be told apart.
         single_images: make records of single images of MONAI Label's.
         labels_per_pair: label pairs per sample; 1 in the paper. More of them lower the variance of the gradient, which
@@ -105,6 +104,8 @@ class LabelPairDataset(CaseCache):
         labels_per_pair: int = 1,
         **kwargs: Any,
     ) -> None:
+        from regzoo.monai_label.studies import split_studies
+
         records = split_studies(data, validation, single_images)[0]
         # The cached item is never changed, so MONAI need not copy it.
         super().__init__(records, *args, copy_cache=False, **kwargs)
@@ -152,7 +153,7 @@ class ValidationDataset(CaseCache):
     """A `CaseCache` of the pairs to validate on.
 
     Args:
-        data: records, or what MONAI Label puts in their place, see `regzoo.datasets.split_studies`.
+        data: records, or what MONAI Label puts in their place, see `regzoo.monai_label.split_studies`.
         training: the same of the data set to train on.
         single_images: make records of single images of MONAI Label's.
         kwargs: see MONAI.
@@ -161,6 +162,8 @@ class ValidationDataset(CaseCache):
     def __init__(
         self, data: Sequence[Any], *args: Any, training: Sequence[Any] = (), single_images: bool = False, **kwargs: Any
     ) -> None:
+        from regzoo.monai_label.studies import split_studies
+
         records = split_studies(training, data, single_images)[1]
         # The cached item is never changed, so MONAI need not copy it.
         super().__init__(records, *args, copy_cache=False, **kwargs)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from helpers import smooth_noise
 from regzoo.augmentation import SingleImageAugmentation
+from regzoo.engines.batch import PreparePair
 from regzoo.spatial import compose, jacobian_determinant, voxel_coordinates, warp
-from regzoo.workflow.batch import PreparePair
 from scipy.interpolate import RBFInterpolator
 from scipy.ndimage import affine_transform, map_coordinates
 from scipy.spatial.transform import Rotation

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from helpers import ball, make_affine, write
 from monai.bundle import ConfigParser
+from regzoo.engines import save_weights
 from regzoo.errors import user_error
-from regzoo.workflow import save_weights
 
 BUNDLE = Path(__file__).resolve().parents[2] / "bundles" / "abdominal_ct_ddmr"
 Values = dict[str, Any]

@@ -1,7 +1,7 @@
 """Bad input through the whole command: one line that names the file and the mend, exit status 1, no output.
 
 A datalist that names a pair twice and a folder in no known layout are in tests/datasets (records, loading); files of
-weights that are damaged, in tests/workflow/test_checkpoint.py.
+weights that are damaged, in tests/engines/test_checkpoint.py.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 from helpers import ball, make_affine, smooth_noise, write
 from regzoo.cli import main
+from regzoo.engines import save_weights
 from regzoo.errors import RegZooError
+from regzoo.inference import register
 from regzoo.networks import LocalNet
 from regzoo.transforms import AlignPaird, LoadPaird
-from regzoo.workflow import register, save_weights
 
 BUNDLE = "prostate_mr_trus_weak_ddf"
 SHAPE = (20, 18, 16)

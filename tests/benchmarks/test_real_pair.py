@@ -15,8 +15,8 @@ import SimpleITK as sitk
 import torch
 from helpers import from_sitk, make_affine, rigid, to_sitk, write
 from monai.bundle import ConfigParser
+from regzoo.engines import save_weights
 from regzoo.errors import RegZooError
-from regzoo.workflow import save_weights
 from scipy.ndimage import center_of_mass
 
 ROOT = Path(__file__).resolve().parents[2]

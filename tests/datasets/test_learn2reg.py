@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from regzoo.datasets import load_records, load_single_records, patient_folds, read_learn2reg, write_abdomen_phantoms
+from regzoo.datasets import load_records, load_single_records, patient_folds, read_learn2reg
 from regzoo.errors import RegZooError
+from regzoo_phantoms import write_abdomen_phantoms
 
 
 def image(case: int, modality: int = 0, kind: str = "images", part: str = "Tr") -> str:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from regzoo.datasets import embedded_phantoms, load_records, read_muregpro
+from regzoo.datasets import load_records, read_muregpro
 from regzoo.errors import RegZooError
+from regzoo_phantoms import embedded_phantoms
 
 SMALL = {"pairs": 2, "held_out": 1, "spacing": 3.2}
 

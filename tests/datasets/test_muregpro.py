@@ -8,8 +8,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from regzoo.datasets import check_records, load_records, read_muregpro, write_prostate_phantoms
+from regzoo.datasets import check_records, load_records, read_muregpro
 from regzoo.errors import RegZooError
+from regzoo_phantoms import write_prostate_phantoms
 
 KINDS = ("mr_images", "mr_labels", "us_images", "us_labels")
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from regzoo.datasets import load_records, load_single_records, write_datalist
+from regzoo.datasets import load_records, load_single_records
 from regzoo.errors import RegZooError
+from regzoo_tools.patterns import write_datalist
 
 
 def touch(folder: Path, *names: str) -> Path:

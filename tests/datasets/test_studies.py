@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from regzoo.datasets import split_studies, study_pairs
 from regzoo.errors import RegZooError
+from regzoo.monai_label import split_studies, study_pairs
 
 
 def entries(*names: str) -> list[dict[str, Any]]:

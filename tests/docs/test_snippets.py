@@ -136,8 +136,8 @@ def test_federated_and_tracking(prostate_phantoms: Path, tmp_path: Path, monkeyp
         # The rate has fallen to nothing after the last of all rounds, not before.
         assert algo.trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-6)
     assert names["statistics"]["train"]["data_count"] == 2
-    start = regzoo.workflow.checkpoint.read_checkpoint(bundle / "models/model.pt")
-    average = regzoo.workflow.checkpoint.read_checkpoint("federated/model.pt")
+    start = regzoo.engines.checkpoint.read_checkpoint(bundle / "models/model.pt")
+    average = regzoo.engines.checkpoint.read_checkpoint("federated/model.pt")
     assert average.keys() == start.keys() and any((average[key] != start[key]).any() for key in start)
 
     settings = tiny | {"dataset_dir": str(prostate_phantoms), "output_dir": "mine", "max_epochs": 1}

@@ -12,7 +12,8 @@ import SimpleITK as sitk
 import torch
 from monai.bundle import ConfigParser
 from regzoo.datasets import load_records
-from regzoo.workflow import Registrar, save_weights
+from regzoo.engines import save_weights
+from regzoo.inference import Registrar
 
 BUNDLE = Path(__file__).resolve().parents[2] / "bundles" / "abdominal_ct_ddmr"
 LIVER = 6

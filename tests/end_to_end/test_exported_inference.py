@@ -18,8 +18,9 @@ from monai.bundle import ConfigWorkflow
 from regzoo.cli import main
 from regzoo.datasets import load_records
 from regzoo.errors import RegZooError
+from regzoo.export import ExportedNetwork, export_network
+from regzoo.inference import Registrar
 from regzoo.spatial import plain
-from regzoo.workflow import ExportedNetwork, Registrar, export_network
 from torch import nn
 
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"

@@ -18,7 +18,8 @@ import torch
 from monai.bundle import ConfigParser
 from regzoo.datasets import load_records
 from regzoo.datasets.records import case_name
-from regzoo.workflow import Registrar, save_weights
+from regzoo.engines import save_weights
+from regzoo.inference import Registrar
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLE = ROOT / "bundles" / "prostate_mr_trus_weak_ddf"

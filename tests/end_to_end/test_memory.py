@@ -18,7 +18,7 @@ FIXED_COST, VOXEL_COST = 1.0e9, 60
 COMMAND = """
 import re, sys
 from pathlib import Path
-from regzoo.workflow import register
+from regzoo.inference import register
 register(*sys.argv[1:5], out=sys.argv[5], device="cpu")
 # Not ru_maxrss, in which Linux counts the process that started this one.
 print(int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024)

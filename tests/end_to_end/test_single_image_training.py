@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
-from regzoo.datasets import write_brain_phantoms
 from regzoo.errors import user_error
 from regzoo.losses import SoftmaxWeights, UncertaintyWeights
 from regzoo.report import read_csv
+from regzoo_phantoms import write_brain_phantoms
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_training import BUNDLES, DDMR, settled, small, train
 

@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
+from regzoo.engines import save_weights
 from regzoo.errors import user_error
 from regzoo.losses import GradientNorm, MultiScaleCrossEntropy
 from regzoo.networks import CompositeNet, GlobalNet, LocalNet
 from regzoo.report import read_csv
-from regzoo.report.curves import read_curves
-from regzoo.workflow import save_weights
+from regzoo_tools.curves import read_curves
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
@@ -312,7 +312,7 @@ def test_two_processes_train_and_evaluate(bundle: str, dataset: Path, tmp_path: 
 def test_without_a_data_set_phantoms_are_written_and_said_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from regzoo.workflow import data_folder
+    from regzoo.engines import data_folder
 
     other = data_folder("", tmp_path, pairs=1, held_out=1, spacing=4.0, seed=1)
     capsys.readouterr()

@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 from ignite.engine import Engine
 from monai.bundle import ConfigParser
+from regzoo.engines import EventWriter, LossTerms, TrainingCheckpoint
 from regzoo.losses import LearnedWeights, RegistrationLoss, SoftmaxWeights, UncertaintyWeights
-from regzoo.workflow import EventWriter, LossTerms, TrainingCheckpoint
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 

@@ -12,9 +12,9 @@ import SimpleITK as sitk
 from helpers import to_sitk
 from label_server import ROOT
 from label_studies import CONDITIONAL, Pair
+from regzoo.inference import Registrar
 from regzoo.spatial import Grid
 from regzoo.spatial.carry import subdivisions
-from regzoo.workflow import Registrar
 
 #: How near to the border of a label two interpolations may disagree, in parts of its value.
 NEAR = 0.02

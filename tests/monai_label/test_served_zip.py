@@ -21,7 +21,7 @@ from label_server import ROOT, LabelServer
 from label_studies import DDMR, ENVIRONMENT, WEAK_DDF, fingerprints
 from label_truth import masks_of, paint, registrar
 from regzoo.datasets import load_records
-from regzoo.zoo import package
+from regzoo_tools import package
 
 NAMES = [DDMR, WEAK_DDF]
 #: Python runs it at its start: of all places only those with a bundle have a `regzoo`, and every import of it is noted.

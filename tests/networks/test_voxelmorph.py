@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from helpers import smooth_ddf
+from regzoo.engines import load_weights, save_weights, starting_network
 from regzoo.errors import RegZooError
 from regzoo.networks import VoxelMorphNet
 from regzoo.networks.voxelmorph import integrate, space_to_channels
 from regzoo.spatial import compose, jacobian_determinant, warp
-from regzoo.workflow import load_weights, save_weights, starting_network
 from scipy.linalg import expm
 from torch import nn
 

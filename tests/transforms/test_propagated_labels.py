@@ -11,9 +11,9 @@ import SimpleITK as sitk
 import torch
 from helpers import ball, from_sitk, make_grid, smooth_noise, to_sitk
 from monai.data import MetaTensor
+from regzoo.monai_label import Answerd
 from regzoo.spatial import Grid
 from regzoo.transforms import AlignPaird, PropagatedLabelsd, RegionInputd, ResamplePaird, warped_masks
-from regzoo.workflow import Answerd
 from scipy.ndimage import center_of_mass
 from scipy.special import expit
 

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from helpers import ball, make_affine, smooth_noise, write
 from regzoo.errors import RegZooError
-from regzoo.transforms import LoadPaird, RequestedPaird, Steps
+from regzoo.monai_label import RequestedPaird, Steps
+from regzoo.transforms import LoadPaird
 
 SHAPE = (13, 11, 9)
 

@@ -11,6 +11,7 @@ import torch
 from helpers import ball, from_sitk, make_affine, make_grid, smooth_ddf, smooth_noise, to_sitk
 from monai.data import MetaTensor
 from regzoo.errors import RegZooError
+from regzoo.monai_label import Answerd
 from regzoo.spatial import Grid
 from regzoo.transforms import (
     AdHocLabelsd,
@@ -24,7 +25,6 @@ from regzoo.transforms import (
     label_masks,
     of_kind,
 )
-from regzoo.workflow import Answerd
 from scipy.ndimage import center_of_mass, gaussian_filter, map_coordinates
 
 FIXED = make_grid((25, 20, 23), (1.2, 1.6, 1), (10, -15, 20), (1, 0, 2), (-1, 1, 1), (20, -30, 10))

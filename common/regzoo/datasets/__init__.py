@@ -6,24 +6,14 @@ from regzoo.datasets.ixi import read_ixi
 from regzoo.datasets.learn2reg import read_learn2reg, read_learn2reg_images
 from regzoo.datasets.loading import load_records, load_single_records, load_validation
 from regzoo.datasets.muregpro import read_muregpro
-from regzoo.datasets.patterns import write_datalist
-from regzoo.datasets.phantoms import (
-    embedded_phantoms,
-    write_abdomen_phantoms,
-    write_brain_phantoms,
-    write_prostate_phantoms,
-)
 from regzoo.datasets.records import Record, check_records, is_of_kind, is_single, known_kinds, single_records
 from regzoo.datasets.splits import patient_folds, split_fold
-from regzoo.datasets.studies import is_served, split_studies, study_pairs
 from regzoo.datasets.test_pairs import test_pairs
 
 __all__ = [
     "Record",
     "check_records",
-    "embedded_phantoms",
     "is_of_kind",
-    "is_served",
     "is_single",
     "known_kinds",
     "load_records",
@@ -38,11 +28,5 @@ __all__ = [
     "read_muregpro",
     "single_records",
     "split_fold",
-    "split_studies",
-    "study_pairs",
     "test_pairs",
-    "write_abdomen_phantoms",
-    "write_brain_phantoms",
-    "write_datalist",
-    "write_prostate_phantoms",
 ]

@@ -1,7 +1,6 @@
 """Statistics, tables, plots and quality-control pictures of an evaluation."""
 
 from regzoo.report.boxplots import summary_figure
-from regzoo.report.curves import read_curves, training_figure
 from regzoo.report.figures import FigureWriter, case_figure, registration_figure
 from regzoo.report.statistics import PERCENTILES, PairedTest, paired_wilcoxon, percentile_summary
 from regzoo.report.tables import CaseTable, LabelTable, read_csv, summary_text, write_csv
@@ -16,10 +15,8 @@ __all__ = [
     "paired_wilcoxon",
     "percentile_summary",
     "read_csv",
-    "read_curves",
     "registration_figure",
     "summary_figure",
     "summary_text",
-    "training_figure",
     "write_csv",
 ]

@@ -11,7 +11,6 @@ from regzoo.transforms.apply import (
 from regzoo.transforms.ct import FieldOfViewd, HounsfieldUnitsd
 from regzoo.transforms.distance import SignedDistanced, signed_distance
 from regzoo.transforms.load import AlignPaird, LoadPaird
-from regzoo.transforms.request import RequestedPaird, Steps, from_server
 from regzoo.transforms.resample import (
     AdHocLabelsd,
     FilterLabelsd,
@@ -34,14 +33,11 @@ __all__ = [
     "MatchLabelsd",
     "PropagatedLabelsd",
     "RegionInputd",
-    "RequestedPaird",
     "ResamplePaird",
     "SelectLabelsd",
     "SignedDistanced",
     "SimulateMovingd",
-    "Steps",
     "WarpOnNetworkGridd",
-    "from_server",
     "label_map",
     "label_masks",
     "of_kind",

@@ -15,7 +15,6 @@ from regzoo.spatial.carry import TOLERANCE, carry_held, subdivisions
 from regzoo.spatial.held import is_map, one_mask
 from regzoo.spatial.warp import slab_points, slabs
 from regzoo.transforms.load import REQUESTED
-from regzoo.transforms.request import from_server
 
 #: Where `ResamplePaird(keep_native=True)` keeps the moving image and label.
 NATIVE = {"image": "moving_native", "label": "moving_label_native"}
@@ -164,6 +163,8 @@ def with_references(data: Mapping[Hashable, Any], device: torch.device, backgrou
     item["reference_image"] = item["fixed_native"]
     if "fixed_label_native" in item:
         item["reference_label"] = item["fixed_label_native"].to(device)
+    from regzoo.monai_label.request import from_server
+
     if from_server(data):
         return item
     fixed = Grid.of(data["fixed_native"])

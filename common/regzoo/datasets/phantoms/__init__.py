@@ -1,8 +1,0 @@
-"""Small, anatomically plausible images with labels and, of pairs, the true displacement."""
-
-from regzoo.datasets.phantoms.abdomen import write_abdomen_phantoms
-from regzoo.datasets.phantoms.brain import write_brain_phantoms
-from regzoo.datasets.phantoms.embedded import embedded_phantoms
-from regzoo.datasets.phantoms.prostate import write_prostate_phantoms
-
-__all__ = ["embedded_phantoms", "write_abdomen_phantoms", "write_brain_phantoms", "write_prostate_phantoms"]

@@ -1,0 +1,69 @@
+"""The thin glue to MONAI's engines and Ignite: data, batches, checkpoints, schedules, logs, settings, run records."""
+
+from regzoo.engines.batch import PreparePair
+from regzoo.engines.checkpoint import TrainingCheckpoint, is_lower
+from regzoo.engines.data import (
+    CaseStream,
+    EvaluationStream,
+    data_folder,
+    evaluation_pairs,
+    evaluation_records,
+    output_folder,
+    report_failures,
+    requested_records,
+    split_images,
+    split_pairs,
+    training_images,
+    training_records,
+)
+from regzoo.engines.distributed import distributed, rank_device, share_cases, start_process_group, stop_process_group
+from regzoo.engines.identity import fingerprints
+from regzoo.engines.logs import EventWriter, LossTerms, ValidationImages
+from regzoo.engines.options import check_ids, check_options
+from regzoo.engines.origin import as_trained, not_trained_on
+from regzoo.engines.plateau import EarlyStop, Schedule, key_metric
+from regzoo.engines.record import RunRecord
+from regzoo.engines.tracking import claim_evaluation, finish_evaluation
+from regzoo.engines.weights import load_weights, save_weights, starting_hash, starting_network, trainable
+
+__all__ = [
+    "CaseStream",
+    "EarlyStop",
+    "EvaluationStream",
+    "EventWriter",
+    "LossTerms",
+    "PreparePair",
+    "RunRecord",
+    "Schedule",
+    "TrainingCheckpoint",
+    "ValidationImages",
+    "as_trained",
+    "check_ids",
+    "check_options",
+    "claim_evaluation",
+    "data_folder",
+    "distributed",
+    "evaluation_pairs",
+    "evaluation_records",
+    "fingerprints",
+    "finish_evaluation",
+    "is_lower",
+    "key_metric",
+    "load_weights",
+    "not_trained_on",
+    "output_folder",
+    "rank_device",
+    "report_failures",
+    "requested_records",
+    "save_weights",
+    "share_cases",
+    "split_images",
+    "split_pairs",
+    "start_process_group",
+    "starting_hash",
+    "starting_network",
+    "stop_process_group",
+    "trainable",
+    "training_images",
+    "training_records",
+]

@@ -1,0 +1,389 @@
+"""Where a bundle's cases come from, and how a bad one is reported without stopping the others."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+from regzoo.datasets import (
+    Record,
+    check_records,
+    is_single,
+    load_records,
+    load_single_records,
+    load_validation,
+    single_records,
+    split_fold,
+    test_pairs,
+)
+from regzoo.datasets.folders import case_name
+from regzoo.datasets.records import patient_of
+from regzoo.engines.distributed import check_processes
+from regzoo.engines.record import TRAINED, capture_log
+from regzoo.engines.running import bundle_name, running_workflow
+from regzoo.engines.weights import is_training_state
+from regzoo.errors import RegZooError, user_error
+from regzoo.files import make_folder
+from regzoo.ownership import CLAIMS, check_folder
+from regzoo.report.engine import gather_strings
+from torch.utils.data import IterableDataset
+
+logger = logging.getLogger(__name__)
+
+#: Fewest cases to validate on where they are made of single images.
+SIMULATED = 8
+#: Parts of a cross-validation where neither the data set nor anybody else says how many: of pairs, and of images.
+FOLDS, FOLDS_OF_IMAGES = 20, 8
+#: Splits of pairs that a data set lists itself, by what an evaluation calls them.
+LISTED = {"listed": "val", "listed_test": "test"}
+
+
+def data_folder(dataset_dir: str | Path | None, bundle_root: str | Path, **phantoms: Any) -> str:
+    """The data set the user named, or, without one, phantoms written into the bundle's ``data/``.
+
+    Each set of parameters has its own folder, so that the demo and the training do not get in each other's way.
+
+    Args:
+        dataset_dir: folder or datalist of a data set; empty for phantoms.
+        bundle_root: the bundle's folder.
+        phantoms: how to make the phantoms, see `regzoo_phantoms.embedded_phantoms`.
+
+    Returns:
+        The data set; empty where MONAI Label brings the data.
+    """
+    if dataset_dir:
+        return str(dataset_dir)
+    from regzoo.monai_label.studies import is_served
+
+    if is_served():
+        return ""
+    name = "_".join(["phantoms", *(f"{key}{value}" for key, value in sorted(phantoms.items()))])
+    from regzoo_phantoms import embedded_phantoms
+
+    return str(embedded_phantoms(Path(bundle_root) / "data" / name, **phantoms))
+
+
+def training_records(folder: str | Path, direction: str = "mr_to_us", count: int | None = None) -> list[Record]:
+    """The records of a data set's training split, the first `count` of them if that is not 0 or None.
+
+    None for no data set.
+    """
+    return load_records(folder, "train", direction)[: count or None] if folder else []
+
+
+def split_pairs(
+    records: Sequence[Record], fold: int | None = None, folds: int | None = None, seed: int = 0, folder: str | Path = ""
+) -> tuple[list[Record], list[Record]]:
+    """Pairs to train on and to validate on: the latter choose the epoch; none of none.
+
+    With `fold` or `folds`, a fold of the training split is held out; otherwise a datalist's validation part is
+    validated on; where there is none, fold 0 is held out. The folds are those of the datalist's column ``fold``, or
+    else see `regzoo.datasets.split_fold`.
+
+    Args:
+        records: of the training split.
+        fold: which fold is held out, from 0; None: 0, or the validation part.
+        folds: how many folds; None: those of the data set, or else 20.
+        seed: of the division.
+        folder: the data set, for its validation part.
+
+    Returns:
+        (training, validation).
+    """
+    return _divided(records, fold, folds, seed, load_validation(folder) if folder and records else [], FOLDS)
+
+
+def _divided(
+    records: Sequence[Record],
+    fold: int | None,
+    folds: int | None,
+    seed: int,
+    validation: Sequence[Record],
+    default: int,
+) -> tuple[list[Record], list[Record]]:
+    """What `split_pairs` says, for pairs or single images."""
+    if not records:
+        return [], []
+    if validation and fold is None and folds is None:
+        logger.info("validating on the %d records of the data set's validation part", len(validation))
+        return list(records), list(validation)
+    own = any("fold" in record for record in records)
+    parts = split_fold(records, fold or 0, folds if own or folds is not None else default, seed)
+    which = "of the data set's own folds" if own else f"of {folds or default}"
+    logger.info("validating on fold %d %s: %d of %d records", fold or 0, which, len(parts[1]), len(records))
+    return parts
+
+
+def evaluation_records(
+    folder: str | Path,
+    split: str,
+    direction: str = "mr_to_us",
+    count: int | None = None,
+    fold: int | None = None,
+    folds: int | None = None,
+    seed: int = 0,
+) -> list[Record]:
+    """The records to evaluate on.
+
+    Args:
+        folder: the data set.
+        split: ``val`` or ``test`` as the data set has them, or ``fold`` for what a training with the same settings
+            validates on, see `split_pairs`.
+        direction: moving to fixed, see `regzoo.datasets.load_records`.
+        count: take the first few records of the data set only; all for 0 or None.
+        fold, folds, seed: of the training, see `split_pairs`.
+    """
+    if split == "fold":
+        return split_pairs(training_records(folder, direction, count), fold, folds, seed, folder)[1]
+    return load_records(folder, split, direction)[: count or None]
+
+
+def training_images(folder: str | Path, count: int | None = None) -> list[Record]:
+    """The single images of a data set's training split, the first `count` of them if that is not 0 or None.
+
+    None for no data set.
+    """
+    return load_single_records(folder, "train")[: count or None] if folder else []
+
+
+def split_images(
+    records: Sequence[Record],
+    fold: int | None,
+    folds: int | None,
+    pairs_file: str | Path,
+    count: int | None = None,
+    seed: int = 0,
+    simulated: bool = False,
+    folder: str | Path = "",
+) -> tuple[list[Record], list[Record]]:
+    """Single images to train on, and what to validate on: pairs of the patients held out, drawn once and stored.
+
+    With too few images to hold two patients out, or if asked for, the validation is on single images, to each of which
+    a moving one is to be made (`regzoo.transforms.SimulateMovingd`): those held out, or with fewer images than folds,
+    all. Every image is then listed several times under names of its own.
+
+    Args:
+        records: of single images.
+        fold, folds, seed: what is held out, see `split_pairs`; 8 folds by default.
+        pairs_file: where the pairs are stored, see `regzoo.datasets.test_pairs`.
+        count: how many pairs; None: as many as images are held out.
+        simulated: validate on single images in any case.
+        folder: the data set, for its validation part. Pairs that it lists are used as they are.
+
+    Returns:
+        (training, validation); none of no images.
+    """
+    if not records:
+        return [], []
+    validation = load_validation(folder, single=True) if folder else []
+    training, held_out = list(records), list[Record]()
+    enough = len(set(map(patient_of, records))) >= max(folds or FOLDS_OF_IMAGES, 2)
+    if enough or validation or any("fold" in record for record in records):
+        training, held_out = _divided(records, fold, folds, seed, validation, FOLDS_OF_IMAGES)
+    if held_out and not simulated and (pairs := _as_pairs(held_out, pairs_file, count, seed)):
+        return training, pairs
+    held_out = single_records(held_out or records)
+    if not simulated:
+        logger.warning("%d images of too few patients to make pairs of: validating on simulated pairs", len(held_out))
+    repeats = -(-SIMULATED // len(held_out))
+    return training, [item | {"case": f"{item['case']}_{turn}"} for turn in range(repeats) for item in held_out]
+
+
+def _as_pairs(records: Sequence[Record], pairs_file: str | Path, count: int | None, seed: int) -> list[Record]:
+    """Pairs that were held out, as they are; images as pairs of different patients, none where there are not two."""
+    if not any(map(is_single, records)):
+        return list(records)
+    images = single_records(records)
+    several = len(set(map(patient_of, images))) > 1
+    return test_pairs(images, pairs_file, count or None, seed) if several else []
+
+
+def evaluation_pairs(
+    folder: str | Path,
+    split: str,
+    pairs_file: str | Path,
+    count: int | None = None,
+    images: int | None = None,
+    fold: int | None = None,
+    folds: int | None = None,
+    seed: int = 0,
+) -> list[Record]:
+    """The pairs to evaluate on: drawn once from single images and stored, or those that the data set lists.
+
+    Args:
+        folder: the data set.
+        split: ``val`` or ``test`` as the data set has them, ``fold`` for what a training with the same settings
+            validates on, see `split_images`, ``rest`` for the images to train on beyond the training's limit, or
+            ``listed`` and ``listed_test`` for the pairs to validate and to test on that the data set lists itself.
+        pairs_file: where the pairs are stored, see `regzoo.datasets.test_pairs`; drawn if it is not there.
+        count: how many pairs; all those listed, or as many as there are images, for 0 or None.
+        images: the training's limit on the number of images, for ``fold`` and ``rest``.
+        fold, folds, seed: of the training, see `split_images`.
+
+    Raises:
+        RegZooError: there are no two patients to make pairs of, or see `regzoo.datasets.test_pairs`.
+    """
+    if split in LISTED:
+        return load_records(folder, LISTED[split])[: count or None]
+    if split == "fold":
+        validation = load_validation(folder, single=True)
+        records = _divided(training_images(folder, images), fold, folds, seed, validation, FOLDS_OF_IMAGES)[1]
+        if not any(map(is_single, records)):
+            return records[: count or None]
+    elif split == "rest":
+        records = training_images(folder)[images or 0 :]
+        if not images or not records:
+            raise RegZooError(f"{folder}: training on {images or 'all'} images leaves no rest; lower --max_images")
+    else:
+        records = load_single_records(folder, split)
+    return test_pairs(records, pairs_file, count or None, seed)
+
+
+def requested_records(
+    fixed_image: str | None = None,
+    moving_image: str | None = None,
+    moving_label: str | Sequence[str] | None = None,
+    dataset_dir: str | None = None,
+    split: str | None = None,
+    direction: str = "mr_to_us",
+    fixed_label: str | Sequence[str] | None = None,
+) -> list[Record]:
+    """The cases an inference was asked for: one pair of files, or a data set or datalist.
+
+    Args:
+        fixed_image, moving_image, moving_label: one pair.
+        dataset_dir: a folder in a known layout, or a datalist file.
+        split: which pairs of it, see `regzoo.datasets.load_records`; all if empty.
+        direction: moving to fixed, where the layout does not say it.
+        fixed_label: of the pair, for bundles that can use it.
+
+    Raises:
+        RegZooError: nothing or too much was named, or a file is missing.
+    """
+    pair = {"fixed_image": fixed_image, "moving_image": moving_image, "moving_label": moving_label}
+    pair["fixed_label"] = fixed_label
+    named = {key: value for key, value in pair.items() if value}
+    if dataset_dir and named:
+        raise RegZooError(f"--dataset_dir and --{next(iter(named))} were both named; keep one of them")
+    if dataset_dir:
+        return load_records(dataset_dir, split or None, direction)
+    for key in ("fixed_image", "moving_image"):
+        if key not in named:
+            raise RegZooError(
+                f"no {key.replace('_', ' ')} to register; name it with --{key}, or a set with --dataset_dir"
+            )
+    check_records([named])
+    return [named]
+
+
+def as_request(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record as MONAI Label would send it, which is what ``inference.json`` takes: the fixed image is ``image``."""
+    return {"image" if key == "fixed_image" else key: value for key, value in record.items()}
+
+
+def name_of(record: Mapping[str, Any]) -> str:
+    """The name of a case, which is that of its fixed image unless it has one of its own."""
+    return str(record.get("case") or case_name(record.get("fixed_image") or record["image"]))
+
+
+class CaseStream(IterableDataset):
+    """Transforms cases one after another; a bad one is logged in one line, remembered, and the next one follows.
+
+    Args:
+        data: records.
+        transform: the preprocessing.
+
+    Attributes:
+        failures: one line per case that could not be loaded, or that a handler could not write.
+        on_failure: called with the record of a case that fails.
+    """
+
+    def __init__(self, data: Sequence[Mapping[str, Any]], transform: Callable[[Any], Any]) -> None:
+        self.data = [as_request(record) for record in data]
+        self.transform = transform
+        self.failures: list[str] = []
+        self.on_failure: Callable[[Mapping[str, Any]], None] = lambda record: None
+
+    def share(self) -> Sequence[dict[str, Any]]:
+        """The records of this process."""
+        return self.data
+
+    def fail(self, record: Mapping[str, Any], error: RegZooError) -> None:
+        """Log and remember a case that has failed."""
+        self.failures.append(str(error))
+        logger.error("%s", error)
+        self.on_failure(record)
+
+    def __iter__(self) -> Iterator[Any]:
+        self.failures.clear()
+        for record in self.share():
+            try:
+                item = self.transform(dict(record))
+            except Exception as error:
+                mine = user_error(error)
+                if mine is None:
+                    raise
+                self.fail(record, mine)
+            else:
+                yield item
+
+
+class EvaluationStream(CaseStream):
+    """The same for an evaluation, of which each process takes a share of the cases.
+
+    Raises:
+        RegZooError: when the cases are read, if there are fewer than processes, or if none of this process's is good.
+    """
+
+    def __init__(self, data: Sequence[Mapping[str, Any]], transform: Callable[[Any], Any]) -> None:
+        super().__init__([], transform)
+        self.data = [dict(record) for record in data]
+
+    def share(self) -> Sequence[dict[str, Any]]:
+        """The records of this process."""
+        rank, count = idist.get_rank(), idist.get_world_size()
+        if len(self.data) < count:
+            raise RegZooError(
+                f"{count} processes share {len(self.data)} cases to evaluate; "
+                f"start at most {len(self.data)} with --nproc_per_node"
+            )
+        return self.data[rank::count]
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from super().__iter__()
+        if len(self.failures) == len(self.share()):
+            raise RegZooError(f"none of the {len(self.failures)} cases can be evaluated: " + " | ".join(self.failures))
+
+
+def report_failures(dataset: CaseStream) -> None:
+    """End a run that met bad cases with an error that counts them, after the good ones are done."""
+    failures = [line for line in gather_strings(dataset.failures) if line]  # a process without any counts as empty
+    if len(failures) == 1 and len(dataset.data) == 1:
+        raise RegZooError(failures[0])
+    if failures:
+        raise RegZooError(f"{len(failures)} of {len(dataset.data)} cases failed: " + " | ".join(failures))
+
+
+def output_folder(path: str | Path) -> str:
+    """An output folder, created and checked to be writable before any work is done.
+
+    Under MONAI Label the training makes it once it has data: nobody there would clear away what a failed one left.
+
+    Raises:
+        RegZooError: it cannot be written to, a training would write over somebody else's file in it, or other
+            processes are about to do the same work.
+    """
+    check_processes()
+    capture_log()
+    folder, workflow = Path(path), running_workflow()
+    config = {} if workflow is None else workflow.parser.config
+    trains = "train" in config and "evaluation_dir" not in config
+    # A training of a version that kept no such record goes on.
+    if trains and ((folder / CLAIMS).is_file() or not is_training_state(folder / "last.pt")):
+        check_folder(folder, TRAINED, bundle_name(workflow))
+    from regzoo.monai_label.studies import is_served
+
+    return str(path) if is_served() else str(make_folder(path))

@@ -1,0 +1,193 @@
+"""What a training writes to TensorBoard and to the screen beside what MONAI's and Ignite's handlers do."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from regzoo.engines.divergence import DivergenceCheck, check_start, non_finite, stop_if_any
+from regzoo.engines.weights import bare
+from regzoo.losses import RegistrationLoss
+from regzoo.report.engine import cases_of, is_writer
+from regzoo.spatial import plain
+from scipy.ndimage import binary_erosion
+from torch.utils.tensorboard import SummaryWriter
+
+logger = logging.getLogger(__name__)
+
+_FIXED, _PROPAGATED = (0.21, 0.82, 1.0), (1.0, 0.37, 0.69)  # as in the quality-control picture
+
+
+class EventWriter:
+    """The TensorBoard file of a run, shared by its handlers and opened with the first value.
+
+    What earlier files of the folder hold of that step and later ones is marked as void: a training that was killed
+    repeats an epoch when it is resumed, and one that starts anew begins its curves anew.
+
+    Args:
+        folder: TensorBoard folder.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = str(folder)
+        self.writer: SummaryWriter | None = None
+
+    def add_scalar(self, tag: str, value: float, step: int) -> None:
+        """Write a value of a curve."""
+        self._opened(step).add_scalar(tag, value, step)
+
+    def add_image(self, tag: str, picture: np.ndarray, step: int) -> None:
+        """Write a picture (C, Y, X)."""
+        self._opened(step).add_image(tag, picture, step)
+
+    def flush(self) -> None:
+        """Bring what was written onto the disk."""
+        if self.writer is not None:
+            self.writer.flush()
+
+    def _opened(self, step: int) -> SummaryWriter:
+        if self.writer is None:
+            self.writer = SummaryWriter(self.folder, purge_step=step)
+        return self.writer
+
+
+class LossTerms:
+    """Ignite handler of a trainer: logs the loss and each term of a `RegistrationLoss`, mean over the epoch.
+
+    TensorBoard gets ``loss/<name>``, and ``weight/<name>`` where the weight of a term is learned. Values stay on the
+    device until the epoch ends, so the training loop is never held up; MONAI's handlers fetch the loss in every step.
+
+    It also stops a training whose loss, terms or weights become NaN or infinite, in the same epoch and before its
+    validation, see `DivergenceCheck`.
+
+    Handlers that come later, such as MONAI's `MLFlowHandler`, find the means among the engine's metrics, and the loss
+    of a step where they look for it: they expect an output decollated into a list, which would take time in each step.
+
+    Args:
+        loss: the loss of the trainer.
+        writer: where the curves go.
+
+    Raises:
+        RegZooError: while training, if it diverges.
+    """
+
+    def __init__(self, loss: RegistrationLoss, writer: EventWriter) -> None:
+        self.loss = loss
+        self.writer = writer
+        self.sums: dict[str, torch.Tensor] = {}
+        self.count = 0
+        self.check = DivergenceCheck()
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self._clear)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
+
+    def _clear(self, engine: Engine) -> None:
+        """Forget what an epoch that was broken off left behind."""
+        self.sums.clear()
+        self.count = 0
+        self.check.clear()
+        check_start(_weights(engine))
+
+    def _add(self, engine: Engine) -> None:
+        self.count += 1
+        output = engine.state.output
+        values = {"loss/total": output["loss"].detach()}
+        values |= {f"loss/{name}": value for name, value in self.loss.last.items()}
+        values |= {f"weight/{name}": value for name, value in self.loss.last_weights.items()}
+        for name, value in values.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
+        engine.state.output = [output]
+        epoch, last = engine.state.epoch, self.count == engine.state.epoch_length
+        self.check.add(values, epoch, self.count, _rate(engine), last)
+        if last:
+            stop_if_any(non_finite(_weights(engine)), f"epoch {epoch}, step {self.count}", _rate(engine))
+
+    def _write(self, engine: Engine) -> None:
+        means = {name: float(value) / self.count for name, value in self.sums.items()}
+        engine.state.metrics.update(means)
+        if not is_writer():
+            return
+        for name, value in means.items():
+            self.writer.add_scalar(name, value, engine.state.epoch)
+        self.writer.add_scalar("learning_rate", _rate(engine), engine.state.epoch)
+        self.writer.flush()
+        losses, weights = (
+            ", ".join(
+                f"{name.removeprefix(kind)} {value:.4f}" for name, value in means.items() if name.startswith(kind)
+            )
+            for kind in ("loss/", "weight/")
+        )
+        text = losses + ("; weights: " + weights if weights else "")
+        logger.info("epoch %d/%d: loss %s", engine.state.epoch, engine.state.max_epochs, text)
+
+
+def _rate(engine: Engine) -> float:
+    return float(engine.optimizer.param_groups[0]["lr"])
+
+
+def _weights(engine: Engine) -> dict[str, torch.Tensor]:
+    """All weights and running statistics of the trained network, by their names in a checkpoint."""
+    network = getattr(engine, "network", None)
+    return {} if network is None else {f"the weights {k}": v for k, v in bare(network).state_dict().items()}
+
+
+class ValidationImages:
+    """Ignite handler of an evaluator: writes the middle slice of its first case to TensorBoard.
+
+    Side by side: fixed, unregistered moving and warped moving image, each scaled to its own range. Without a warped
+    image its place is taken by the fixed image with the outlines of the fixed (cyan) and the propagated labels (pink).
+
+    Args:
+        writer: where the pictures go.
+    """
+
+    def __init__(self, writer: EventWriter) -> None:
+        self.writer = writer
+
+    def attach(self, engine: Engine) -> None:
+        """Register with an evaluator."""
+        # MONAI's evaluator counts its iterations anew in every run.
+        engine.add_event_handler(Events.ITERATION_COMPLETED(event_filter=lambda _, event: event == 1), self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Write the picture of the current iteration."""
+        if not is_writer():
+            return
+        case = cases_of(engine)[0]
+        kinds = {"fixed": "reference", "unregistered": "unregistered", "warped": "warped"}
+        present = {name: case[f"{kind}_image"] for name, kind in kinds.items() if f"{kind}_image" in case}
+        panels = {name: _scaled(_middle(image[:1])) for name, image in present.items()}
+        if "fixed" in panels and "warped" not in panels and "warped_label" in case:
+            panels = {name: panel.repeat(3, axis=0) for name, panel in panels.items()}
+            panels["propagated"] = panels["fixed"].copy()
+            for kind, color in (("reference", _FIXED), ("warped", _PROPAGATED)):
+                if f"{kind}_label" in case:
+                    outline = _outlines(_middle(case[f"{kind}_label"]) >= 0.5)
+                    panels["propagated"][:, outline] = np.reshape(color, (3, 1))
+        if panels:
+            picture = np.concatenate(list(panels.values()), axis=2)
+            self.writer.add_image(" | ".join(panels), picture, engine.state.epoch)
+            self.writer.flush()
+
+
+def _middle(volume: torch.Tensor) -> np.ndarray:
+    """The middle slice across the last axis as a picture: (C, X, Y, Z) → (C, Y, X), the second axis upwards."""
+    array = plain(volume).float().cpu().numpy()
+    return np.ascontiguousarray(array[..., array.shape[-1] // 2].swapaxes(1, 2)[:, ::-1])
+
+
+def _scaled(picture: np.ndarray) -> np.ndarray:
+    """A picture with its values between 0 and 1, black and white at the 1st and 99th percentile."""
+    low, high = np.percentile(picture, (1, 99))
+    return np.clip((picture - low) / max(high - low, 1e-6), 0, 1)
+
+
+def _outlines(masks: np.ndarray) -> np.ndarray:
+    """The inner border pixels (Y, X) of any of some masks (C, Y, X)."""
+    return np.any([mask & ~binary_erosion(mask) for mask in masks], axis=0)

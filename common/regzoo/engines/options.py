@@ -1,0 +1,279 @@
+"""Settings that are misspelt, would have no effect or have impossible values: refused before any work is done."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import logging
+import re
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from pydoc import locate
+from typing import Any
+
+from monai.bundle import ConfigComponent, ConfigParser, ConfigWorkflow
+from regzoo.bundles import NAMES, as_value
+from regzoo.engines.option_values import check_value
+from regzoo.engines.running import running_workflow
+from regzoo.errors import RegZooError, bad_file, one_line_errors
+
+logger = logging.getLogger(__name__)
+
+#: The configurations that a run starts from.
+BASES = ("train", "evaluate", "inference")
+#: What `monai.bundle run` takes for itself.
+MONAI = {"workflow_name", "config_file", "args_file", "meta_file", "logging_file", "init_id", "run_id", "final_id"}
+MONAI |= {"tracking", "workflow_type", "properties_path"}
+#: What a workflow may run.
+RUNS = ("run", "training")
+#: What MONAI adds to a configuration for its tracking, or its federated client without it.
+TRACKING = {"tracking_uri", "experiment_name", "run_name", "is_not_rank0", "save_execute_config"}
+#: Settings that have no effect: when, and how to say so.
+IDLE: dict[str, tuple[Callable[[Mapping[str, Any]], Any], str]] = {
+    "phantoms": (lambda config: config.get("dataset_dir"), "with a data set of your own"),
+    "split": (lambda config: "fixed_image" in config and not config["dataset_dir"], "without --dataset_dir"),
+    "direction": (lambda config: "fixed_image" in config and not config["dataset_dir"], "without --dataset_dir"),
+    "integration_steps": (lambda config: config["diffeomorphic"] is False, "unless --diffeomorphic is True"),
+}
+
+
+def check_options() -> None:
+    """Check the settings of the workflow whose ``initialize`` calls this.
+
+    Settings from the command line are first read as what they are: names stay as they were typed, and ``null``,
+    ``true`` and ``false`` are values.
+
+    Raises:
+        RegZooError: one line that names the setting, what is wrong and the nearest one that there is.
+    """
+    workflow = running_workflow()
+    if workflow is None:
+        return
+    parser, files = workflow.parser, _base_files(workflow.config_root_path, workflow.parser.config)
+    if not files:
+        return
+    given = command_line()
+    for name, value in given.items():
+        if name in parser and (read := as_value(name, value)) is not parser[name]:
+            parser[name] = read
+    check_ids()
+    check_config(parser, files, given)
+    check_effect(parser, given, [str(workflow.init_id), _run_id(workflow), str(workflow.final_id), "imports"])
+
+
+def check_ids() -> None:
+    """Check what the running workflow is to start, run and end with; the first step of a bundle's ``run`` as well.
+
+    MONAI leaves out an ``--init_id`` that is not there, and with it `check_options`; so does ``run training --run_id
+    train``, which to MONAI says that it is to start with ``training``.
+
+    Raises:
+        RegZooError: an id is not there or cannot be run.
+    """
+    workflow = running_workflow()
+    if workflow is None:
+        return
+    one_line_errors()
+    config, start, end = workflow.parser.config, str(workflow.init_id), str(workflow.final_id)
+    if start != "initialize" and (start not in workflow.parser or start in RUNS):
+        raise RegZooError(f"--init_id {start}: is nothing to start with; leave it out, and name one id to run")
+    if end != "finalize" and end not in workflow.parser:
+        raise RegZooError(f"--final_id {end}: no such id; leave it out")
+    _check_runs(config, _run_id(workflow))
+
+
+def _run_id(workflow: ConfigWorkflow) -> str:
+    """What a workflow runs; MONAI runs everything for the empty id that 3D Slicer's panel for MONAI Label sends."""
+    return str(workflow.run_id) or "run"
+
+
+def check_config(parser: ConfigParser, files: Sequence[Path], given: Collection[str]) -> None:
+    """Refuse ids of a configuration that nothing reads, and values that cannot be.
+
+    Args:
+        parser: the whole configuration, with overlays and settings.
+        files: the bundle's own files that it was made from.
+        given: ids that the user has set. Overlays may also have ids of the bundle's other files, which are of no use
+            here but for another run.
+
+    Raises:
+        RegZooError: see `check_options`.
+    """
+    own = ConfigParser()
+    own.read_config([str(file) for file in files])
+    base, known = own.config, set(_ids(own.config))
+    others = (ConfigParser.load_config_file(path) for path in _bases(files[0].parent))
+    elsewhere = {name for config in others for name in _ids(config)} | TRACKING
+    for name in _unread(parser.config, known | (elsewhere - set(given))):
+        raise unknown(name, known, files[-1])
+    for name, section in base.items():
+        now = parser.config[name]
+        if not any("_target_" in part for part in _parts(section)):
+            continue
+        if gone := section.keys() - (now.keys() if isinstance(now, dict) else ()):
+            lost = f"replaces the whole section, without {', '.join(sorted(gone))}"
+            raise bad_file(f"{name} of an overlay", lost, f"write +{name} to add to it, or {name}#… to change one id")
+    for name, value in parser.config.items():
+        if name in base and value != base[name]:
+            check_value(name, value, base[name])
+
+
+def check_effect(parser: ConfigParser, given: Collection[str], roots: Sequence[str]) -> None:
+    """Refuse settings that were given but are not used by what runs.
+
+    Args:
+        parser: the whole configuration.
+        given: ids that the user has set.
+        roots: ids that are evaluated.
+    """
+    used = _reached(parser.config, roots)
+    for name in given:
+        idle, when = IDLE.get(name.partition("::")[0], (lambda _: False, ""))
+        if name not in {"bundle_root", "output_dir"} and not _covered(name, used):
+            when = "here: nothing that is run reads it"
+            if "evaluation_dir" in parser.config:  # the training's settings may be repeated for its evaluation
+                logger.warning("--%s has no effect in an evaluation", name.replace("::", "#"))
+                continue
+        elif not idle(parser.config):
+            continue
+        raise RegZooError(f"--{name.replace('::', '#')}: has no effect {when}; leave it out")
+
+
+def unknown(name: str, known: Collection[str], file: Path) -> RegZooError:
+    """The error for a setting that a configuration file has not, with the nearest one that it has."""
+    name, known = name.replace("::", "#"), [key.replace("::", "#") for key in known]
+    near = difflib.get_close_matches(name, known, 1)
+    other = next((path for path in _bases(file.parent) if name in ConfigParser.load_config_file(path)), None)
+    mend = f"did you mean --{near[0]}?" if near else f"see the ids of {file}"
+    if other is not None:
+        mend = f"it belongs to {other.name}, leave it out"
+    return bad_file(f"--{name}", f"no such setting in {file}", mend)
+
+
+def _base_files(folder: Path, config: Mapping[str, Any]) -> list[Path]:
+    """Those of the bundle's own configurations in a folder that a configuration was made from."""
+    ids = {name.replace("::", "#") for name in _ids(config)}
+    return [file for file in _bases(folder) if ids.issuperset(ConfigParser.load_config_file(file))]
+
+
+def _bases(folder: Path) -> list[Path]:
+    return [file for name in BASES if (file := folder / f"{name}.json").is_file()]
+
+
+def _parts(section: Any) -> list[Any]:
+    """The dictionaries in a section of a configuration; none in a component or a value."""
+    inside = section.values() if isinstance(section, dict) and "_target_" not in section else ()
+    return [item for item in inside if isinstance(item, dict)]
+
+
+def _walk(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every id of a configuration with its value, through dictionaries and lists."""
+    items = config.items() if isinstance(config, Mapping) else enumerate(config) if isinstance(config, list) else ()
+    for key, value in items:
+        name = f"{prefix}{key}"
+        yield name, value
+        yield from _walk(value, f"{name}::")
+
+
+def _ids(config: Mapping[str, Any]) -> Iterator[str]:
+    return (name for name, _ in _walk(config))
+
+
+def _references(value: Any) -> set[str]:
+    """The ids that strings in a value refer to."""
+    texts = [value] if isinstance(value, str) else [text for _, text in _walk(value) if isinstance(text, str)]
+    found = (re.findall(r"[@%](\w+(?:(?:#|::)\w+)*)", text) for text in texts if text.startswith(("$", "@", "%")))
+    return {name.replace("#", "::") for names in found for name in names}
+
+
+def _covered(name: str, ids: Collection[str]) -> bool:
+    """Whether an id, something above it or something below it is among some ids."""
+    return any(name == other or name.startswith(f"{other}::") or other.startswith(f"{name}::") for other in ids)
+
+
+def _unread(config: Mapping[str, Any], known: Collection[str]) -> Iterator[str]:
+    """The ids of a configuration that are neither known nor referred to."""
+    used = {name for key, value in config.items() if key != "_meta_" for name in _references(value)}
+
+    def descend(section: Mapping[str, Any], prefix: str) -> Iterator[str]:
+        for key, value in section.items():
+            name = f"{prefix}{key}"
+            if key.startswith("_"):
+                continue
+            if any(name == other or name.startswith(f"{other}::") for other in used):
+                continue
+            if name not in known and not _covered(name, used):
+                yield name
+            elif isinstance(value, dict) and "_target_" not in value:
+                yield from descend(value, f"{name}::")
+
+    yield from descend(config, "")
+    for name, value in _walk(config):
+        if isinstance(value, dict) and "_target_" in value:
+            yield from _not_arguments(name, value, known)
+
+
+def _not_arguments(name: str, component: Mapping[str, Any], known: Collection[str]) -> Iterator[str]:
+    """The arguments of a component that were added to it and that it does not take."""
+    added = [key for key in component if f"{name}::{key}" not in known and not key.startswith("_")]
+    if not added or str(component["_target_"]).startswith("$"):
+        return
+    target = locate(str(ConfigComponent(dict(component)).resolve_module_name()))
+    if callable(target):
+        taken = inspect.signature(target).parameters
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()):
+            yield from (f"{name}::{key}" for key in added if key not in taken)
+
+
+def _reached(config: Mapping[str, Any], roots: Sequence[str]) -> set[str]:
+    """The ids that evaluating some leads to. What is only recorded, in ``settings``, is not used by that."""
+    values = dict(_walk(config))
+    reached, waiting = set(), [name.replace("#", "::") for name in roots]
+    while waiting:
+        name = waiting.pop()
+        if name not in reached and name != "settings":
+            reached.add(name)
+            waiting.extend(_references(values.get(name)))
+    return reached
+
+
+def _check_runs(config: Mapping[str, Any], name: str) -> None:
+    """Refuse to run an id that is not there, or that evaluates to something that does nothing."""
+    values = dict(_walk(config))
+    value = values.get(name.replace("#", "::"))
+    steps = value if isinstance(value, list) else [value]
+    if value is not None and all(str(step).startswith("$") for step in steps):
+        return
+    runs = [key for key, one in config.items() if key.startswith(("run", "train")) and not isinstance(one, dict)]
+    near = difflib.get_close_matches(name, [key for key in runs if key != name], 1)
+    what = "no such id" if value is None else "is a part of the configuration, not something to run"
+    raise bad_file(f"run {name}", what, f"write run {near[0] if near else 'run'}")
+
+
+def command_line() -> dict[str, Any]:
+    """The settings that a running `monai.bundle.run` was called with, names as they were typed if it was by command."""
+    frame, given, by_command = inspect.currentframe(), dict[str, Any](), False
+    while frame is not None:
+        module = frame.f_globals.get("__name__")
+        if module == "monai.bundle.scripts" and frame.f_code.co_name == "create_workflow":
+            # MONAI leaves out what is None.
+            given = {**frame.f_locals.get("_args", {}), **frame.f_locals.get("kwargs", {})}
+        by_command = by_command or module == "fire.core"
+        frame = frame.f_back
+    given = {name.replace("#", "::"): value for name, value in given.items() if name not in MONAI}
+    if not by_command:
+        return {name: value for name, value in given.items() if value is not None}
+    return {name: _typed(name, value) for name, value in given.items()}
+
+
+def _typed(name: str, value: Any) -> Any:
+    """What was typed for a setting, where fire has made something else of a name."""
+    if name not in NAMES or isinstance(value, str):
+        return value
+    arguments = sys.argv[1:]
+    for index, argument in enumerate(arguments):
+        key, equals, text = argument.partition("=")
+        if key.startswith("-") and key.lstrip("-").replace("-", "_") == name:
+            return text if equals else next(iter(arguments[index + 1 :]), value)
+    return value

@@ -1,0 +1,167 @@
+"""What weights were trained with: noted with them, taken over by evaluation and inference, and never contradicted.
+
+Weights only do what they were trained for on the grid, with the intensities and by the network of their training. So a
+training writes its settings into the file of the weights, from where they are read before anything else is made.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Collection, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import monai
+import torch
+from monai.bundle import ConfigParser
+from regzoo import __version__
+from regzoo.datasets import Record
+from regzoo.engines.identity import refuse_shared
+from regzoo.engines.options import command_line
+from regzoo.engines.running import running_workflow
+from regzoo.engines.weights import origin_of, read_checkpoint
+from regzoo.errors import bad_file
+
+logger = logging.getLogger(__name__)
+
+#: Settings that have to be those of the training: direction, grid, intensities, labels held out, and the network.
+FIXED = (
+    *("direction", "spacing", "size", "interpolation", "binarise", "percentile", "window", "inputs", "holdout"),
+    *("channels", "kernel", "norm", "stride", "passes", "diffeomorphic", "integration_steps"),
+)
+#: Settings that are those of the training unless somebody says otherwise, since they depend on the images at hand.
+USUAL = ("align", "region_label", "margin", "label_values")
+#: Parts of a configuration that overlays replace. They are compared, not taken over: a file of weights must not bring
+#: code along.
+PARTS = ("network_def", "units", "field_of_view", "intensity")
+
+
+def origin(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a training notes with its weights, as plain values.
+
+    Args:
+        settings: of the training, see `TrainingCheckpoint`.
+
+    Returns:
+        ``settings``; ``config``, the settings and parts of the running configuration that evaluation and inference have
+        too (empty outside a workflow); ``versions`` of the packages.
+    """
+    workflow = running_workflow()
+    versions = {"regzoo": __version__, "torch": str(torch.__version__), "monai": str(monai.__version__)}
+    config = {} if workflow is None else described(workflow.parser)
+    return {"settings": dict(settings), "config": config, "versions": versions}
+
+
+def described(parser: ConfigParser) -> dict[str, Any]:
+    """The settings of a configuration that belong to weights, and its parts as text."""
+    found = {key: parser[key] for key in (*FIXED, *USUAL) if key in parser.config}
+    return found | {key: _text(parser, parser[key]) for key in PARTS if key in parser.config}
+
+
+def _text(parser: ConfigParser, value: Any) -> str:
+    """A part of a configuration as text, the settings that it refers to put in."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_text(parser, entry)}" for key, entry in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_text(parser, entry) for entry in value) + "]"
+    if isinstance(value, str) and re.fullmatch(r"@\w+", value) and value[1:] in parser.config:
+        return _text(parser, parser[value[1:]])
+    return str(value)
+
+
+def as_trained(checkpoint: str | PathLike[str]) -> None:
+    """Give the configuration that is running the settings its weights were trained with; for its ``initialize``.
+
+    Args:
+        checkpoint: the file of the weights. One that is not there or does not say anything changes nothing.
+
+    Raises:
+        RegZooError: the configuration contradicts the training; the line says what was trained and what was asked for.
+    """
+    workflow = running_workflow()
+    if workflow is None:
+        return
+    parser = workflow.parser
+    first = "train.json" if "train" in parser.config else "inference.json"
+    adopt(parser, checkpoint, workflow.config_root_path / first, command_line())
+
+
+def adopt(parser: ConfigParser, checkpoint: Any, base: str | PathLike[str], asked: Collection[str]) -> None:
+    """Give a configuration the settings its weights were trained with.
+
+    A setting that was asked for, or that overlays made another than it is in the bundle's own file, must be that of the
+    training. Any other is changed to it.
+
+    Args:
+        parser: the configuration, overlays and settings in it, nothing resolved that depends on these.
+        checkpoint, Raises: as for `as_trained`.
+        base: the bundle's own configuration, without overlays.
+        asked: names of settings that the user gave.
+    """
+    trained = _config_of(checkpoint)
+    if not trained:
+        return
+    usual = ConfigParser.load_config_file(str(base)) if Path(base).is_file() else {}
+    taken = {}
+    for key in (*FIXED, *USUAL):
+        if key not in trained or key not in parser.config or not _is_plain(trained[key]):
+            continue
+        here, there = parser[key], trained[key]
+        if _same(here, there):
+            continue
+        chosen = key in asked or (key in usual and not _same(here, usual[key]))
+        if not chosen:
+            taken[key] = there
+        elif key in FIXED:
+            mend = f"leave --{key} out, or name other weights with --checkpoint"
+            raise bad_file(checkpoint, f"was trained with {key} {there}, not {here}", mend)
+    for key, value in taken.items():
+        parser[key] = value
+    if taken:
+        listed = ", ".join(f"{key} {value}" for key, value in taken.items())
+        logger.info("%s: used as trained, with %s", checkpoint, listed)
+    here_now = described(parser)
+    for key in PARTS:
+        if key in trained and key in here_now and trained[key] != here_now[key]:
+            problem = f"was trained with another {key}, {trained[key]}"
+            raise bad_file(checkpoint, problem, "add the overlay it was trained with, or name other weights")
+
+
+def not_trained_on(checkpoint: str | PathLike[str], records: Sequence[Record]) -> None:
+    """Refuse an evaluation on what the weights were trained on, as far as they say.
+
+    Raises:
+        RegZooError: a case has an image or a patient of the training.
+    """
+    if Path(checkpoint).is_file():
+        settings = origin_of(read_checkpoint(checkpoint)).get("settings", {})
+        refuse_shared(settings.get("data", {}), records, checkpoint)
+
+
+def _config_of(checkpoint: Any) -> dict[str, Any]:
+    """The configuration noted with weights; none where there is no file, which is another's to complain about."""
+    if not isinstance(checkpoint, str | PathLike) or not Path(checkpoint).is_file():
+        return {}
+    config = origin_of(read_checkpoint(checkpoint)).get("config")
+    return dict(config) if isinstance(config, Mapping) else {}
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is data: in a configuration some text would be run, or read from a file."""
+    if isinstance(value, list):
+        return all(_is_plain(entry) for entry in value)
+    if isinstance(value, str):
+        return re.fullmatch(r"[\w.-]*", value) is not None
+    return value is None or isinstance(value, bool | int | float)
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two values of a setting mean the same."""
+    return _listed(a) == _listed(b)
+
+
+def _listed(value: Any) -> Any:
+    """One name as a list of one, no value as none."""
+    return [value] if isinstance(value, str) else list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,288 @@
+"""The record that a run leaves in its folder: command, configuration, data, versions, log and metrics."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+import warnings
+import weakref
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import regzoo
+import torch
+from ignite.engine import Engine, Events
+from monai.bundle import ConfigWorkflow
+from regzoo.datasets.records import PATH_KEYS, Record, record_files
+from regzoo.engines.identity import whole_hash
+from regzoo.engines.plateau import just_validated
+from regzoo.engines.running import bundle_name, running_workflow
+from regzoo.errors import bad_file
+from regzoo.files import make_folder, write_json
+from regzoo.ownership import CLAIMS, claim
+from regzoo.report.engine import is_writer
+from regzoo.report.tables import read_csv, write_csv
+
+logger = logging.getLogger(__name__)
+
+RUN, CONFIG, DATA, LOG, EPOCHS = "run.json", "config.json", "data.json", "log.txt", "epochs.csv"
+#: What a training leaves in its folder, and an evaluation of it.
+OURS = ("last.pt", "model.pt", RUN, CONFIG, DATA, LOG, EPOCHS, "events.out.tfevents.*", "evaluation")
+#: Those that a training writes under names of its own choice.
+TRAINED = OURS[:7]
+PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "scipy", "nibabel", "itk")
+
+
+class RunLog(logging.Handler):
+    """Keeps the lines of a run in memory until `keep_in` says which file they belong in, then appends to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self.lines: list[str] = []
+        self.path: Path | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take a line."""
+        self.lines.append(self.format(record) + "\n")
+        self._write()
+
+    def keep_in(self, folder: Path) -> None:
+        """Append all lines, those to come as well, to a file in a folder."""
+        self.path = make_folder(folder) / LOG
+        self._write()
+
+    def _write(self) -> None:
+        if self.path is not None:
+            # A disk that is full ends the run where it saves its weights, not here.
+            with contextlib.suppress(OSError), self.path.open("a", encoding="utf-8") as file:
+                file.writelines(self.lines)
+                self.lines.clear()
+
+
+#: The logs of the workflows that are running.
+_logs: weakref.WeakKeyDictionary[ConfigWorkflow, RunLog] = weakref.WeakKeyDictionary()
+_show_warning = warnings.showwarning
+
+
+def capture_log() -> None:
+    """Take the log lines and the warnings of the running workflow from here on, if one is running."""
+    global _show_warning
+    workflow, root = running_workflow(), logging.getLogger()
+    if workflow is None or workflow in _logs or not is_writer():
+        return
+    log = _logs[workflow] = RunLog()
+    root.addHandler(log)
+    weakref.finalize(workflow, root.removeHandler, log)
+    if warnings.showwarning is not _warn:
+        _show_warning = warnings.showwarning
+        warnings.showwarning = _warn
+
+
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,
+    line: str | None = None,
+) -> None:
+    """Show a warning as before, and log it."""
+    text = f"{category.__name__}: {message} ({filename}:{lineno})"
+    for log in list(_logs.values()):
+        log.handle(logging.LogRecord("warnings", logging.WARNING, filename, lineno, text, None, None))
+    _show_warning(message, category, filename, lineno, file, line)
+
+
+def describe_run(
+    folder: str | Path, data: Mapping[str, Sequence[Record]], workflow: ConfigWorkflow | None, epoch: int | None = None
+) -> None:
+    """Write what a run is into its folder, and let its log lines follow.
+
+    ``run.json``: for each start its time, command and versions, and of a training the epoch it starts with;
+    ``config.json``: the configuration with all overlays and options, references to plain values resolved, which MONAI
+    can run again; ``data.json``: the cases with the SHA-256 of each file; ``log.txt``: the log lines and warnings.
+
+    Args:
+        folder: where to.
+        data: part, such as ``training`` → its records.
+        workflow: what runs; None leaves the configuration and the log out.
+        epoch: the epoch that a training starts with, from 1. Later ones than the first add to ``run.json``.
+
+    Raises:
+        RegZooError: the folder cannot be written to, or a file of another kind is there under the name of one of ours.
+    """
+    folder = Path(folder)
+    earlier = _starts(folder / RUN) if epoch is not None and epoch > 1 else []
+    start: dict[str, Any] = {"started": datetime.now().astimezone().isoformat(timespec="seconds")}
+    start |= {"command": shlex.join(sys.orig_argv), "folder": str(Path.cwd())}
+    start |= {} if epoch is None else {"first_epoch": epoch}
+    write_json(folder / RUN, {"runs": [*earlier, start | {"versions": versions()}]})
+    write_json(folder / DATA, {part: [_described(record) for record in records] for part, records in data.items()})
+    if workflow is None:
+        return
+    write_json(folder / CONFIG, resolved_config(workflow))
+    if (log := _logs.get(workflow)) is not None:
+        log.keep_in(folder)
+        # A configuration that was read later has cleared the root logger.
+        logging.getLogger().addHandler(log)
+
+
+def _starts(path: Path) -> list[Any]:
+    """The earlier starts of a training."""
+    if not path.is_file():
+        return []
+    try:
+        return list(json.loads(path.read_text(encoding="utf-8"))["runs"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise bad_file(path, "is not the record of a training", "move it to another folder") from error
+
+
+def _described(record: Record) -> dict[str, Any]:
+    """A case by its names and the contents of its files."""
+    named = {key: value for key, value in record.items() if key not in PATH_KEYS and key.endswith(("case", "patient"))}
+    files = {str(path): whole_hash(path) for path in record_files(record)}
+    return named | {"files": files}
+
+
+def resolved_config(workflow: ConfigWorkflow) -> dict[str, Any]:
+    """A workflow's configuration as plain values; what is at its top shows the value that it was resolved to."""
+    known = workflow.parser.ref_resolver.resolved_content
+    config = {key: value for key, value in workflow.parser.get().items() if key != "_meta_"}
+    for key, value in config.items():
+        found = known.get(key)
+        if isinstance(value, str) and value[:1] in ("$", "@") and isinstance(found, (str, int, float, torch.device)):
+            config[key] = str(found) if isinstance(found, torch.device) else found
+    return json.loads(json.dumps(config, default=str))
+
+
+def versions() -> dict[str, str]:
+    """The versions of what a result depends on, and the machine."""
+    found = {"regzoo": regzoo.__version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    if commit := _commit(Path(regzoo.__file__).parents[2]):
+        found["commit"] = commit
+    if torch.cuda.is_available():
+        found |= {"cuda": str(torch.version.cuda), "gpu": torch.cuda.get_device_name()}
+    return found | {"platform": platform.platform(), "processes": os.environ.get("WORLD_SIZE", "1")}
+
+
+def _commit(checkout: Path) -> str | None:
+    """The commit of a source checkout, marked as dirty if it was changed."""
+    command = ["git", "-C", str(checkout), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    if not (checkout / ".git").exists():
+        return None
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+    return None
+
+
+def set_aside(folder: str | Path) -> Path | None:
+    """Move what an earlier run left in a folder into a new folder ``earlier_1``, ``earlier_2``, … inside it.
+
+    Returns:
+        That folder; None if there was nothing.
+    """
+    left = [path for name in OURS for path in sorted(Path(folder).glob(name))]
+    if not left:
+        return None
+    number = 1
+    while (target := Path(folder) / f"earlier_{number}").exists():
+        number += 1
+    target.mkdir()
+    for path in left:
+        path.rename(target / path.name)
+    if (Path(folder) / CLAIMS).is_file():
+        shutil.copyfile(Path(folder) / CLAIMS, target / CLAIMS)
+    logger.info("the files of the earlier run are now in %s", target)
+    return target
+
+
+class RunRecord:
+    """Ignite handler of a trainer: writes what `describe_run` does, and ``epochs.csv``, a row per epoch.
+
+    Columns: epoch, seconds, learning_rate, the means of the loss, its terms and learned weights, and the metrics of
+    the validation, empty in an epoch without one. Rows of epochs that a resumed training repeats are replaced. Attach
+    it after `LossTerms` and before `TrainingCheckpoint`. Nothing is written before the first epoch begins, when the
+    data and the checkpoint to resume from are in order.
+
+    Args:
+        folder: the training's output folder.
+        data: ``training`` and ``validation`` → records.
+        evaluator: MONAI evaluator of the validation.
+        resume: whether the training goes on with what is in the folder; if not, that is set aside, see `set_aside`.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        data: Mapping[str, Sequence[Record]],
+        evaluator: Engine | None = None,
+        resume: bool = True,
+    ) -> None:
+        self.folder, self.data, self.evaluator, self.resume = Path(folder), data, evaluator, resume
+        workflow = running_workflow()
+        # Not kept alive: its log ends with it.
+        self.workflow = None if workflow is None else weakref.ref(workflow)
+        self.rows: list[dict[str, Any]] | None = None
+        self.begun = 0.0
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer."""
+        if is_writer():
+            engine.add_event_handler(Events.STARTED, self._start)
+            engine.add_event_handler(Events.EPOCH_STARTED, self._begin)
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self._end)
+
+    def _start(self, engine: Engine) -> None:
+        if not self.resume and engine.state.iteration == 0 and self.rows is None:
+            set_aside(self.folder)
+
+    def _begin(self, engine: Engine) -> None:
+        if self.rows is None:
+            self.rows = _earlier_rows(self.folder / EPOCHS, engine.state.epoch)
+            workflow = None if self.workflow is None else self.workflow()
+            claim(self.folder, TRAINED, bundle_name(workflow))
+            describe_run(self.folder, self.data, workflow, engine.state.epoch)
+        self.begun = time.monotonic()
+
+    def _end(self, engine: Engine) -> None:
+        row = {"epoch": engine.state.epoch, "seconds": time.monotonic() - self.begun}
+        row |= {"learning_rate": float(engine.optimizer.param_groups[0]["lr"])} | _numbers(engine)
+        if self.evaluator is not None and just_validated(engine, self.evaluator):
+            row |= _numbers(self.evaluator)
+        rows = self.rows = [*(self.rows or []), row]
+        names = list(dict.fromkeys(name for one in rows for name in one))
+        write_csv(self.folder / EPOCHS, names, [[one.get(name, "") for name in names] for one in rows])
+
+
+def _numbers(engine: Engine) -> dict[str, float]:
+    return {name: float(value) for name, value in engine.state.metrics.items()}
+
+
+def _earlier_rows(path: Path, epoch: int) -> list[dict[str, Any]]:
+    """The rows of the epochs before one."""
+    if not path.is_file():
+        return []
+    try:
+        columns = read_csv(path)
+        return [
+            {name: values[row] for name, values in columns.items()}
+            for row, number in enumerate(columns["epoch"])
+            if int(number) < epoch
+        ]
+    except (ValueError, KeyError, IndexError) as error:
+        raise bad_file(path, "is not the table of a training", "move it to another folder") from error

@@ -1,0 +1,193 @@
+"""Weights of networks in files: read safely, loaded strictly, and written with what they were trained with."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from regzoo.engines.divergence import first_few, non_finite
+from regzoo.engines.identity import file_hash
+from regzoo.errors import RegZooError, bad_file
+from regzoo.files import atomic_path
+from torch import nn
+
+logger = logging.getLogger(__name__)
+
+#: Entry of a state dict's metadata, beside those that PyTorch keeps of modules. PyTorch pickles them with the tensors
+#: and ignores what it does not know, so that whoever copies, loads or averages weights need not know of it.
+ORIGIN = "regzoo"
+
+
+def bare(network: nn.Module) -> nn.Module:
+    """The network inside a `DistributedDataParallel` or compiled wrapper."""
+    inner = getattr(network, "module", network)
+    return getattr(inner, "_orig_mod", inner)
+
+
+def read_checkpoint(path: str | PathLike[str]) -> dict[str, Any]:
+    """Read a file written by `torch.save` onto the CPU, tensors and plain values only.
+
+    Raises:
+        RegZooError: missing or damaged file.
+    """
+    if not Path(path).is_file():
+        raise bad_file(path, "no such checkpoint", "train first, or name a file with --checkpoint")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the unpickler raises whatever a damaged file leads it to
+        raise bad_file(path, "cannot be read as a checkpoint", "copy it again, or name another one") from error
+    if not isinstance(content, dict):
+        raise bad_file(path, "holds no state dict", "name a file of weights")
+    return content
+
+
+def is_training_state(path: str | PathLike[str]) -> bool:
+    """Whether a file is what a training of ours resumes from."""
+    try:
+        return {"network", "objects", "settings"} <= read_checkpoint(path).keys()
+    except RegZooError:
+        return False
+
+
+def weights_in(content: Mapping[str, Any]) -> Any:
+    """The state dict of the network in what `read_checkpoint` read: of plain weights or of a training."""
+    return content.get("network", content)
+
+
+def load_weights(network: nn.Module, path: str | PathLike[str]) -> nn.Module:
+    """Load the weights of a network strictly, from a plain state dict or a training checkpoint, and return it.
+
+    Raises:
+        RegZooError: missing or damaged file, or weights of another network.
+    """
+    load_state(network, read_checkpoint(path), path)
+    return network
+
+
+def load_state(network: nn.Module, content: Mapping[str, Any], path: str | PathLike[str]) -> None:
+    """Load what `read_checkpoint` read from `path` into a network, strictly; NaN and infinite weights are refused."""
+    state = weights_in(content)
+    if isinstance(state, Mapping) and (names := non_finite(state)):
+        raise bad_file(path, f"holds NaN or infinity in {first_few(names)}", "use weights of a training that converged")
+    try:
+        bare(network).load_state_dict(state, strict=True)
+    except (RuntimeError, AttributeError, TypeError) as error:
+        raise bad_file(
+            path,
+            f"holds the weights of another network than this {type(bare(network)).__name__}{_misfits(network, state)}",
+            "use the configuration it was trained with (channels, variant overlay), or another file",
+        ) from error
+
+
+def _misfits(network: nn.Module, state: Any) -> str:
+    """Which parameters of a state dict do not fit a network, in words; empty if names and shapes do."""
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        return ""
+    own = bare(network).state_dict()
+    parts = [
+        f"{name} is {_shape(own[name])} here, {_shape(state[name])} in the file"
+        for name in own
+        if name in state and own[name].shape != state[name].shape
+    ]
+    parts += [f"{name} is not in the file" for name in own if name not in state]
+    parts += [f"{name} is not in the network" for name in state if name not in own]
+    return f" ({first_few(parts)})" if parts else ""
+
+
+def _shape(value: torch.Tensor) -> str:
+    return "×".join(map(str, value.shape)) or "a single number"
+
+
+def save_weights(network: nn.Module, path: str | PathLike[str], origin: Mapping[str, Any] | None = None) -> None:
+    """Write the weights of a network as a plain float32 state dict on the CPU, atomically.
+
+    Args:
+        network: whose weights.
+        path: the file.
+        origin: what they were trained with, plain values; `origin_of` reads it.
+    """
+    state = OrderedDict((name, value.detach().cpu()) for name, value in bare(network).state_dict().items())
+    if origin:
+        state._metadata = {ORIGIN: dict(origin)}  # type: ignore[attr-defined]
+    with atomic_path(path) as temporary:
+        torch.save(state, temporary)
+
+
+def origin_of(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What weights were trained with, of what `read_checkpoint` read; empty where they do not say."""
+    metadata = getattr(content, "_metadata", None) or {}
+    origin = metadata.get(ORIGIN) or content.get("origin")
+    return dict(origin) if isinstance(origin, Mapping) else {}
+
+
+def starting_weights(init_weights: str | PathLike[str] | None, bundle_root: str | PathLike[str]) -> Path | None:
+    """The file that ``--init_weights`` names: a file, ``released`` for the bundle's own, or a bundle by name or folder.
+
+    Raises:
+        RegZooError: there is no such file.
+    """
+    if not init_weights:
+        return None
+    named, own = Path(init_weights), Path(bundle_root)
+    folders = [own] if str(init_weights) == "released" else [named, own.resolve().parent / named]
+    for path in (named, *(folder / "models" / "model.pt" for folder in folders)):
+        if path.is_file():
+            return path
+    raise bad_file(named, "no such weights to start from", "name a file with --init_weights, a bundle, or `released`")
+
+
+def starting_hash(init_weights: str | PathLike[str] | None, bundle_root: str | PathLike[str]) -> str:
+    """The `file_hash` of `starting_weights`; empty for none."""
+    path = starting_weights(init_weights, bundle_root)
+    return "" if path is None else file_hash(path)
+
+
+def starting_network(
+    network: nn.Module,
+    init_weights: str | PathLike[str] | None,
+    bundle_root: str | PathLike[str],
+    freeze_encoder: bool = False,
+) -> nn.Module:
+    """The network that a training begins with, itself.
+
+    Args:
+        network: with random weights.
+        init_weights: weights to begin with instead, see `starting_weights`; empty for none.
+        bundle_root: the bundle's folder.
+        freeze_encoder: leave the encoder as it is: no gradients, and the statistics of its normalisation are kept.
+
+    Raises:
+        RegZooError: no such weights, weights that do not fit, or a network without an encoder.
+    """
+    path = starting_weights(init_weights, bundle_root)
+    if path is not None:
+        load_weights(network, path)
+        logger.info("the training starts from the weights of %s", path)
+    if freeze_encoder:
+        parts: Sequence[nn.Module] = getattr(network, "contracting_path", list)()
+        if not parts:
+            raise RegZooError(f"{type(network).__name__} has no encoder to freeze; leave --freeze_encoder out")
+        for part in parts:
+            freeze(part)
+    return network
+
+
+def freeze(module: nn.Module) -> None:
+    """Keep a part of a network as it is, whatever a training does to the rest."""
+    module.requires_grad_(False)
+    module.register_forward_pre_hook(_hold)
+
+
+def _hold(module: nn.Module, inputs: Any) -> None:
+    """Undo the trainer's `train()`, in which a batch normalisation would gather statistics."""
+    module.eval()
+
+
+def trainable(*modules: nn.Module) -> list[nn.Parameter]:
+    """The parameters of networks and losses that a training changes."""
+    return [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]

@@ -1,0 +1,238 @@
+"""Running a network from an exported file, in the place of the network of a bundle's configuration."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shlex
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.utils import optional_import
+from regzoo.engines.weights import bare, load_weights
+from regzoo.errors import RegZooError, bad_file
+from regzoo.spatial import plain
+from torch import nn
+
+logger = logging.getLogger(__name__)
+
+#: Names of the only input and output of an exported network; `METADATA` is the entry of a file with all that is known.
+INPUT, OUTPUT, METADATA = "image", "pred", "metadata.json"
+
+
+def require(module: str, package: str, purpose: str) -> Any:
+    """Import an optional dependency.
+
+    Raises:
+        RegZooError: it is not installed; the line names the package.
+    """
+    found, there = optional_import(module)
+    if not there:
+        raise RegZooError(f"{purpose} needs the package {package}, which is not installed; pip install {package}")
+    return found
+
+
+def bundle_metadata(bundle_root: str | PathLike[str]) -> dict[str, Any]:
+    """The ``configs/metadata.json`` of a bundle.
+
+    Raises:
+        RegZooError: missing or damaged.
+    """
+    path = Path(bundle_root) / "configs" / "metadata.json"
+    try:
+        metadata = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise bad_file(path, "cannot be read", "an exported network is checked against it: restore it") from error
+    return dict(metadata)
+
+
+def weights_digest(network: nn.Module) -> str:
+    """SHA-256 of the names, types, shapes and values of a network's weights, whatever file they came from."""
+    digest = hashlib.sha256()
+    for name, value in sorted(bare(network).state_dict().items()):
+        values = value.detach().cpu().contiguous().numpy()
+        digest.update(f"{name} {values.dtype.str} {values.shape}\n".encode())
+        digest.update(values.tobytes())
+    return digest.hexdigest()
+
+
+class ExportedNetwork(nn.Module):
+    """A network of a file written by ``regzoo export``: (B, C, X, Y, Z) in, any B, and what the network predicts out.
+
+    What the file says of itself is compared with the configuration it is to be run with, so that one of another bundle,
+    network or grid, or of other weights, is refused instead of giving a wrong answer.
+
+    Args:
+        path: the file.
+        bundle_root: the bundle it has to have been exported from.
+        network_def: the network that the configuration defines; `checkpoint` is loaded into it, to compare the two.
+        checkpoint: the weights of the configuration. Only the bundle's own ``models/model.pt`` need not be there: to
+            run an exported file, that file is enough.
+        size: network grid of the configuration, voxels.
+        spacing: its voxel size, mm.
+        device: to run on.
+
+    Raises:
+        RegZooError: a missing or damaged file, or one of another network; one line says so and what to do.
+    """
+
+    #: The format's name on the command line.
+    format = ""
+
+    def __init__(
+        self,
+        path: str | PathLike[str],
+        bundle_root: str | PathLike[str],
+        network_def: nn.Module,
+        checkpoint: str | PathLike[str],
+        size: Sequence[int],
+        spacing: Sequence[float],
+        device: str | torch.device = "cpu",
+    ) -> None:
+        super().__init__()
+        self.path = Path(path)
+        self.device = torch.device(device)
+        command = [
+            "python",
+            "-m",
+            "regzoo",
+            "export",
+            str(bundle_root),
+            "--format",
+            self.format,
+            "--out",
+            str(self.path),
+        ]
+        again = f"{shlex.join(command)}, with the overlays and settings used here"
+        if not self.path.is_file():
+            raise bad_file(self.path, "no such exported network", f"write it with: {again}")
+        try:
+            self.metadata = self._load()
+            export = self.metadata["export"]
+            channels, *grid = export["inputs"][INPUT][1:]
+            fixed, voxel = bool(export["fixed_size"]), [float(mm) for mm in export["spacing"]]
+            network, weights = export["network"], export["weights"]
+        except RegZooError:
+            raise
+        except Exception as error:  # each library has errors of its own for what a damaged file leads it to
+            raise bad_file(
+                self.path, "is damaged, or was not written by this regzoo's export", f"write it anew: {again}"
+            ) from error
+        self.channels, self.grid, self.fixed_size = int(channels), [int(n) for n in grid], fixed
+        ours, theirs = bundle_metadata(bundle_root)["name"], self.metadata["name"]
+        problem = None
+        if ours != theirs:
+            problem = f"holds the network of another bundle ({theirs})"
+        elif fixed and self.grid != [int(n) for n in size]:
+            problem = f"was exported for {self.grid} voxels, not {list(size)}"
+        elif not np.allclose(voxel, [float(mm) for mm in spacing], rtol=1e-3):
+            problem = f"was exported for {voxel} mm, not {list(spacing)}"
+        elif network != repr(network_def):
+            problem = f"holds another network than the {type(network_def).__name__} of the configuration"
+        elif not self._has_weights(weights, network_def, Path(checkpoint), Path(bundle_root)):
+            problem = f"holds other weights than {checkpoint}"
+        if problem:
+            raise bad_file(self.path, problem, f"write it anew: {again}")
+
+    def _has_weights(self, digest: str, network_def: nn.Module, checkpoint: Path, bundle_root: Path) -> bool:
+        """Whether the weights of a digest are those of a checkpoint, or the bundle has come without any."""
+        own = bundle_root.resolve() / "models" / "model.pt"
+        if not own.exists() and checkpoint.resolve() == own:
+            logger.info("%s: there is no %s to compare its weights with", self.path, checkpoint)
+            return True
+        return digest == weights_digest(load_weights(network_def, checkpoint))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """(B, C, X, Y, Z) float32 → what the network predicts, on the device of the input.
+
+        Raises:
+            RegZooError: an input of other channels or size than the file's.
+        """
+        image = plain(image)
+        expected = [self.channels, *(self.grid if self.fixed_size else image.shape[2:])]
+        if list(image.shape[1:]) != expected:
+            raise bad_file(
+                self.path,
+                f"takes (channels, X, Y, Z) = {expected}, not {list(image.shape[1:])}",
+                "export it with the overlays and settings used here",
+            )
+        return self._run(image)
+
+    def _load(self) -> Mapping[str, Any]:
+        """Open the file; what it says of itself."""
+        raise NotImplementedError
+
+    def _run(self, image: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+
+class TorchScriptNetwork(ExportedNetwork):
+    """An `ExportedNetwork` run by PyTorch; it needs none of the Python that the network was written in.
+
+    Args:
+        needs: a package whose operators the file holds: ``torch_tensorrt`` for one compiled by TensorRT.
+    """
+
+    format = "torchscript"
+
+    def __init__(self, *args: Any, needs: str | None = None, **kwargs: Any) -> None:
+        if needs is not None:
+            require(needs, needs.replace("_", "-"), "running a compiled network")
+            self.format = "tensorrt" if needs == "torch_tensorrt" else self.format
+        super().__init__(*args, **kwargs)
+
+    def _load(self) -> Mapping[str, Any]:
+        extra = {METADATA: ""}
+        self.network = torch.jit.load(str(self.path), map_location=self.device, _extra_files=extra).eval()
+        return dict(json.loads(extra[METADATA]))
+
+    def _run(self, image: torch.Tensor) -> torch.Tensor:
+        prediction: torch.Tensor = self.network(image.to(self.device))
+        return prediction.to(image.device)
+
+
+class OnnxNetwork(ExportedNetwork):
+    """An `ExportedNetwork` run by ONNX Runtime, on the CPU with as many threads as PyTorch would take.
+
+    Args:
+        providers: execution providers of ONNX Runtime, the preferred first; by default CUDA on a GPU, and the CPU.
+            Those that the installed ONNX Runtime has not are left out.
+    """
+
+    format = "onnx"
+
+    def __init__(self, *args: Any, providers: Sequence[str] | None = None, **kwargs: Any) -> None:
+        self.wanted = list(providers) if providers is not None else None
+        super().__init__(*args, **kwargs)
+
+    def _load(self) -> Mapping[str, Any]:
+        runtime = require("onnxruntime", "onnxruntime", "running an ONNX network")
+        options = runtime.SessionOptions()
+        options.log_severity_level = 3  # errors
+        options.intra_op_num_threads = torch.get_num_threads()
+        # Between calls PyTorch computes: threads that spin for the next call would take its cores.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        self.session = runtime.InferenceSession(str(self.path), options, providers=self._providers(runtime))
+        return dict(json.loads(self.session.get_modelmeta().custom_metadata_map[METADATA]))
+
+    def _providers(self, runtime: Any) -> list[Any]:
+        """Those wanted that there are."""
+        gpu = self.device.type == "cuda"
+        wanted = self.wanted or (["CUDAExecutionProvider"] if gpu else [])
+        missing = sorted(set(wanted) - set(runtime.get_available_providers()))
+        if missing:
+            logger.warning("ONNX Runtime is installed without %s (pip install onnxruntime-gpu)", ", ".join(missing))
+        index = {"device_id": self.device.index or 0} if gpu else {}
+        chosen: list[Any] = [
+            (name, index if name.startswith(("CUDA", "Tensorrt")) else {}) for name in wanted if name not in missing
+        ]
+        return [*chosen, "CPUExecutionProvider"]
+
+    def _run(self, image: torch.Tensor) -> torch.Tensor:
+        (prediction,) = self.session.run([OUTPUT], {INPUT: np.ascontiguousarray(image.float().cpu().numpy())})
+        return torch.from_numpy(prediction).to(image.device)

@@ -1,0 +1,155 @@
+"""Registering pairs from Python with a bundle's own inference configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser
+from regzoo.bundles import find_bundle
+from regzoo.engines.data import as_request, requested_records
+from regzoo.engines.options import check_config, check_effect, unknown
+from regzoo.engines.origin import adopt
+from regzoo.errors import RegZooError, bad_file, user_error
+from regzoo.files import check_writable
+from regzoo.inference.outputs import RegistrationResult, asked_outputs, check_target
+
+#: The ids of ``configs/inference.json`` that a registration uses.
+USED = ("device", "preprocessing", "network", "inferer", "postprocessing")
+
+
+def inference_config(
+    bundle: str | PathLike[str], overlays: Sequence[str], overrides: Mapping[str, Any], used: Sequence[str] = USED
+) -> tuple[Path, ConfigParser]:
+    """A bundle's folder, and its ``configs/inference.json`` with overlays and settings put over it.
+
+    Args:
+        bundle: a bundle's folder or name.
+        overlays: further configuration files, relative to the bundle.
+        overrides: settings.
+        used: the ids that are going to be evaluated.
+
+    Raises:
+        RegZooError: no such bundle, overlay or setting, or a setting of an impossible value or without effect.
+    """
+    root = find_bundle(bundle)
+    parser = ConfigParser()
+    files = [root / "configs" / "inference.json", *(root / overlay for overlay in overlays)]
+    for file in files:
+        if not file.is_file():
+            raise bad_file(file, "no such configuration", "check the name of the overlay")
+    parser.read_config([str(file) for file in files])
+    overrides = {name.replace("#", "::"): value for name, value in overrides.items()}
+    for name, value in overrides.items():
+        if name not in parser and name.rpartition("::")[0] not in parser:
+            raise unknown(name, list(parser.config), files[0])
+        parser[name] = value
+    check_config(parser, files[:1], overrides)
+    check_effect(parser, overrides, used)
+    parser["bundle_root"] = str(root)
+    adopt(parser, _resolved(parser, "checkpoint"), files[0], overrides)
+    return root, parser
+
+
+def _resolved(parser: ConfigParser, key: str) -> Any:
+    """A setting of a configuration, which is then as if nothing had been read of it."""
+    value = parser.get_parsed_content(key, default=None)
+    parser.ref_resolver.reset()
+    return value
+
+
+#: One file, or a file for each label.
+Label = str | PathLike[str] | Sequence[str]
+
+
+class Registrar:
+    """A bundle, loaded once, that registers pairs of files.
+
+    Args:
+        bundle: a bundle's folder, or its name.
+        overlays: further configuration files, such as ``configs/variants/paper.json``, relative to the bundle.
+        overrides: any id of ``configs/inference.json``, such as ``align="center"`` or ``checkpoint=…``.
+
+    Raises:
+        RegZooError: no such bundle, weights that do not fit it, or settings that contradict those the weights were
+            trained with, which are used unless others are given.
+    """
+
+    def __init__(self, bundle: str | PathLike[str], overlays: Sequence[str] = (), **overrides: Any) -> None:
+        root, parser = inference_config(bundle, overlays, overrides)
+        self.bundle = root.resolve().name
+        try:
+            self.takes_fixed_label = "fixed_label" in parser.config
+            self.device = torch.device(parser.get_parsed_content("device"))
+            self.preprocessing = parser.get_parsed_content("preprocessing")
+            self.network = parser.get_parsed_content("network").eval()
+            self.inferer = parser.get_parsed_content("inferer")
+            self.postprocessing = parser.get_parsed_content("postprocessing")
+        except RuntimeError as error:  # MONAI wraps what goes wrong in a configuration
+            raise user_error(error) or error from None
+
+    def register(
+        self,
+        fixed: str | PathLike[str],
+        moving: str | PathLike[str],
+        label: Label | None = None,
+        fixed_label: Label | None = None,
+    ) -> RegistrationResult:
+        """Register a moving image file to a fixed one.
+
+        Args:
+            fixed: fixed image, any grid.
+            moving: moving image, any grid.
+            label: labels on the moving image to propagate: a 4-D file, a label map, a mask, or a list of masks.
+            fixed_label: labels on the fixed image, for a bundle that aligns the two by an organ beforehand.
+
+        Raises:
+            RegZooError: a file is not usable, or the bundle has no use for it; one line names it and the mend.
+        """
+        if fixed_label is not None and not self.takes_fixed_label:
+            raise RegZooError(f"{fixed_label}: this bundle has no use for labels of the fixed image; leave them out")
+        (record,) = requested_records(str(fixed), str(moving), _paths(label), fixed_label=_paths(fixed_label))
+        try:
+            item = self.preprocessing(as_request(record))
+        except RuntimeError as error:
+            raise user_error(error) or error from None
+        with torch.inference_mode():
+            item["pred"] = self.inferer(item["image"][None].to(self.device), self.network)[0]
+            result = RegistrationResult.of(self.postprocessing(item))
+        result.bundle = self.bundle
+        return result
+
+
+def _paths(label: Label | None) -> str | list[str] | None:
+    """As a record has them."""
+    return str(label) if isinstance(label, (str, PathLike)) else None if label is None else [str(p) for p in label]
+
+
+def register(
+    bundle: str | PathLike[str],
+    fixed: str | PathLike[str],
+    moving: str | PathLike[str],
+    label: Label | None = None,
+    out: str | PathLike[str] | None = None,
+    outputs: Sequence[str] | str | None = None,
+    fixed_label: Label | None = None,
+    **overrides: Any,
+) -> RegistrationResult:
+    """Register one pair with a bundle and, if `out` is given, write the result there.
+
+    For many pairs make one `Registrar`, which loads the network once. Arguments as `Registrar` and
+    `Registrar.register`; the files written are those of `RegistrationResult.save`.
+    """
+    # Before any work is done.
+    (record,) = requested_records(str(fixed), str(moving), _paths(label), fixed_label=_paths(fixed_label))
+    asked_outputs(outputs)
+    if out is not None:
+        check_target(out, outputs, find_bundle(bundle).resolve().name, record)
+        check_writable(out)
+    result = Registrar(bundle, **overrides).register(fixed, moving, label, fixed_label)
+    if out is not None:
+        result.save(out, outputs)
+    return result

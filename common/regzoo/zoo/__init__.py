@@ -1,7 +1,0 @@
-"""Bundles as the MONAI Model Zoo takes them: checked, packed into a zip that runs on its own, and published."""
-
-from regzoo.zoo.packing import package, stage
-from regzoo.zoo.publishing import publish
-from regzoo.zoo.verification import Row, as_table, failed, summary, verify
-
-__all__ = ["Row", "as_table", "failed", "package", "publish", "stage", "summary", "verify"]

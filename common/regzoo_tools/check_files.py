@@ -1,0 +1,183 @@
+"""Checks of a bundle's files: which there are, what they are called, how large they are and how they are written."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import importlib
+import importlib.util
+import json
+import logging.handlers
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from regzoo.files import file_hash
+from regzoo_tools.bundle import CONFIGS, WEIGHTS, Bundle, CheckError, NotCheckedError
+
+#: The zoo's limits for what lies in ``models/`` and for any other file, bytes: those of its releases and of its
+#: repository (1024 kB).
+LARGEST = 25_000_000
+LARGEST_OTHER = 1024 * 1024
+#: By which hashes MONAI's download checks a file; the first if the list of large files names none.
+HASHES = ("md5", "sha1", "sha256", "sha512")
+#: ``<anatomy>_<modality>_<task>``, and words because of which MONAI Label would serve a bundle in another way.
+NAME = re.compile(r"[A-Za-z0-9]+(_[A-Za-z0-9]+){2,}")
+FORBIDDEN_WORDS = ("deepedit", "deepgrow", "detection", "classification")
+TEXT = {".json", ".md", ".txt", ".conf", ".yml", ".yaml", ".toml", ".cfg", ".py", ".sh"}
+LOGGING = {"": logging, "logging": logging, "logging.handlers": logging.handlers}
+PRIVATE_KEY = re.compile(rb"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY|PuTTY-User-Key-File-\d")
+
+
+def relative(paths: Iterator[Path] | list[Path], bundle: Bundle) -> str:
+    """Paths of a bundle as a list in words."""
+    return ", ".join(path.relative_to(bundle.root).as_posix() for path in paths)
+
+
+def required_files(bundle: Bundle) -> str:
+    """The files that the zoo demands or expects."""
+    wanted = ["LICENSE", "docs/README.md", "docs/data_license.txt", "configs/logging.conf"]
+    wanted += [f"configs/{name}.json" for name in CONFIGS]
+    if WEIGHTS not in bundle.large_files:
+        wanted.append(WEIGHTS)
+    missing = [name for name in wanted if not (bundle.root / name).is_file()]
+    if missing:
+        raise CheckError(f"missing: {', '.join(missing)}")
+    return f"{len(wanted)} there"
+
+
+def name(bundle: Bundle) -> str:
+    """The folder's name, by which the zoo and MONAI Label know the bundle."""
+    words = [word for word in FORBIDDEN_WORDS if word in bundle.name.lower()]
+    if words:
+        raise CheckError(
+            f"{bundle.name} contains {', '.join(words)}, which changes how MONAI Label serves it; rename it"
+        )
+    if not NAME.fullmatch(bundle.name):
+        raise CheckError(f"{bundle.name} is not of the form <anatomy>_<modality>_<task>; rename the folder")
+    return bundle.name
+
+
+def licences(bundle: Bundle) -> str:
+    """The licence of the bundle, one that model hubs recognise, and a word on that of the data."""
+    text = bundle.path("LICENSE").read_text(encoding="utf-8")
+    kinds = {"Apache-2.0": ("Apache License", "Version 2.0"), "MIT": ("MIT License",)}
+    kind = next((kind for kind, words in kinds.items() if all(word in text for word in words)), None)
+    if kind is None:
+        raise CheckError("LICENSE is neither the text of Apache-2.0 nor of MIT; put the whole text there")
+    if not bundle.path("docs/data_license.txt").read_text(encoding="utf-8").strip():
+        raise CheckError(
+            "docs/data_license.txt is empty; say whose data the weights were trained on, and their licence"
+        )
+    return kind
+
+
+def sizes(bundle: Bundle) -> str:
+    """No file is larger than the zoo takes, unless it is listed with a hash, and what is listed is what is here."""
+    for listed, entry in bundle.large_files.items():
+        if not entry.get("url") or not entry.get("hash_val"):
+            raise CheckError(f"{listed} is in the list of large files without a url or a hash_val")
+        kind, here = str(entry.get("hash_type") or HASHES[0]), bundle.root / listed
+        if kind not in HASHES:
+            raise CheckError(f"{listed}: hash_type {kind} is unknown to MONAI; use one of {', '.join(HASHES)}")
+        if here.is_file() and file_hash(here, kind) != str(entry["hash_val"]):
+            raise CheckError(f"{listed} is another file than the one in the list of large files ({kind} differs)")
+    everything = {path.relative_to(bundle.root).as_posix(): path.stat().st_size for path in bundle.files()}
+    own = {file: size for file, size in everything.items() if file not in bundle.large_files}
+    large = {
+        file: size for file, size in own.items() if size > (LARGEST if file.startswith("models/") else LARGEST_OTHER)
+    }
+    if large:
+        found = ", ".join(f"{file} ({size / 1e6:.1f} MB)" for file, size in large.items())
+        raise CheckError(
+            f"more than 25 MB in models/ or 1 MB (1024 kB) for another file: {found}; for the weights use "
+            "regzoo package --large_files URL, make others smaller"
+        )
+    biggest = max(everything, key=lambda file: everything[file])
+    return f"largest is {biggest} with {everything[biggest] / 1e6:.1f} MB; limits: 25 MB in models/, 1 MB elsewhere"
+
+
+def text_files(bundle: Bundle) -> str:
+    """Line ends, trailing blanks, file modes, names and secrets, as the zoo's pre-commit hooks look at them."""
+    paths = [path for path in bundle.files() if path.suffix in TEXT or path.name == "LICENSE"]
+    faults = [f"{relative([path], bundle)}: {fault}" for path in paths for fault in _faults(path)]
+    lower: dict[str, str] = {}
+    for path in bundle.files():
+        file = relative([path], bundle)
+        if lower.setdefault(file.lower(), file) != file:
+            faults.append(f"{file}: differs from {lower[file.lower()]} in case only")
+    if faults:
+        raise CheckError("; ".join(faults))
+    return f"{len(paths)} files"
+
+
+def _faults(path: Path) -> Iterator[str]:
+    """What is wrong in how a text file is written."""
+    content = path.read_bytes()
+    if content and (not content.endswith(b"\n") or content.endswith(b"\n\n")):
+        yield "does not end in one line break"
+    if b"\r" in content:
+        yield "has line ends of Windows"
+    if path.name != "LICENSE" and re.search(rb"[ \t]+$", content, flags=re.MULTILINE):
+        yield "has blanks at the end of a line"
+    if PRIVATE_KEY.search(content):
+        yield "holds a private key"
+    if os.name == "posix" and path.stat().st_mode & 0o111 and not content.startswith(b"#!"):
+        yield "is executable without a #! line"
+
+
+def yaml_and_toml(bundle: Bundle) -> str:
+    """YAML and TOML files can be read, if there are any."""
+    yaml, toml = list(bundle.files(".yml", ".yaml")), list(bundle.files(".toml"))
+    toml_module = "tomllib" if importlib.util.find_spec("tomllib") else "tomli"  # part of Python since 3.11
+    parsers = {"yaml": ("pyyaml", yaml), toml_module: (toml_module, toml)}
+    for module, (package, paths) in parsers.items():
+        if paths and importlib.util.find_spec(module) is None:
+            raise NotCheckedError(f"{package} not installed: pip install {package}")
+        for path in paths:
+            text = path.read_text(encoding="utf-8")
+            parser = importlib.import_module(module)
+            try:
+                parser.safe_load(text) if module == "yaml" else parser.loads(text)
+            except (ValueError, getattr(parser, "YAMLError", ValueError)) as error:
+                raise CheckError(f"{relative([path], bundle)} cannot be read: {error}") from None
+    return f"{len(yaml) + len(toml)} files"
+
+
+def json_format(bundle: Bundle) -> str:
+    """As ``pretty-format-json --indent=4 --no-sort-keys`` writes it."""
+    paths = list(bundle.files(".json"))
+    wrong = [path for path in paths if path.read_text(encoding="utf-8") != pretty(path)]
+    if wrong:
+        raise CheckError(f"not as json.dumps(value, indent=4) writes it: {relative(wrong, bundle)}")
+    return f"{len(paths)} files"
+
+
+def pretty(path: Path) -> str:
+    """The content of a JSON file as it should be written."""
+    try:
+        return json.dumps(json.loads(path.read_text(encoding="utf-8")), indent=4) + "\n"
+    except ValueError as error:
+        raise CheckError(f"{path.name} is no JSON: {error}") from None
+
+
+def logging_conf(bundle: Bundle) -> str:
+    """Classes of the standard library, literals and ``sys.stdout`` only: MONAI refuses what else could run code."""
+    parser = configparser.RawConfigParser()
+    parser.read_string(bundle.path("configs/logging.conf").read_text(encoding="utf-8"))
+    for section in parser.sections():
+        kind = parser.get(section, "class", fallback="Handler")
+        module, _, attribute = kind.rpartition(".")
+        known = getattr(LOGGING.get(module), attribute, None)
+        if not (isinstance(known, type) and issubclass(known, (logging.Handler, logging.Formatter))):
+            raise CheckError(f"configs/logging.conf: class={kind} of [{section}] is no class of Python's logging")
+        for field in ("args", "kwargs"):
+            value = parser.get(section, field, fallback="")
+            try:
+                ast.literal_eval(re.sub(r"\bsys\.stdout\b", "None", value) or "None")
+            except (ValueError, SyntaxError):
+                raise CheckError(
+                    f"configs/logging.conf: {field}={value} of [{section}] has more than literals and sys.stdout"
+                ) from None
+    return f"{len(parser.sections())} sections"

@@ -1,0 +1,97 @@
+"""Checks of the network: what it takes and gives, its weights, and its export."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import torch
+from monai.bundle import ckpt_export, verify_net_in_out
+from regzoo.engines import load_weights
+from regzoo.export.handler import TOLERANCE
+from regzoo_tools.bundle import Bundle, CheckError
+from torch import nn
+
+
+def make_network(bundle: Bundle) -> nn.Module:
+    """``network_def`` as inference has it, ready to predict."""
+    network = bundle.config("inference").get_parsed_content("network_def")
+    if not isinstance(network, nn.Module):
+        raise CheckError("network_def of inference.json is no torch.nn.Module")
+    return network.eval()
+
+
+def in_and_out(bundle: Bundle) -> str:
+    """MONAI's own check of channels and types, with one tensor of the size in the metadata."""
+    verify_net_in_out(
+        net_id="network_def",
+        meta_file=str(bundle.path("configs/metadata.json")),
+        config_file=str(bundle.path("configs/inference.json")),
+        bundle_root=str(bundle.root),
+        device="cpu",
+    )
+    return "channels and types as in the metadata"
+
+
+def batch_of_two(bundle: Bundle) -> str:
+    """The whole shape of the output, which MONAI's check leaves out, for more than one case at a time."""
+    shape, wanted = bundle.shape(batch=2)
+    with torch.inference_mode():
+        found = list(make_network(bundle)(torch.zeros(shape)).shape)
+    if found != wanted:
+        raise CheckError(f"{shape} → {found}, but the metadata say {wanted}")
+    return f"{shape} → {found}"
+
+
+def weights(bundle: Bundle) -> str:
+    """Plain tensors of float32 (and counters) that fit the network exactly."""
+    path = bundle.weights()
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    plain = isinstance(state, dict) and all(isinstance(value, torch.Tensor) for value in state.values())
+    if not plain:
+        raise CheckError(f"{path.name} is no plain state dict; save network.state_dict()")
+    others = {str(value.dtype) for value in state.values()} - {"torch.float32", "torch.int64"}
+    if others:
+        raise CheckError(f"{path.name} holds {', '.join(sorted(others))}; save float32")
+    load_weights(make_network(bundle), path)
+    return f"{sum(value.numel() for value in state.values()) / 1e6:.2f} million values, all of the network's"
+
+
+def scripted(bundle: Bundle) -> str:
+    """``torch.jit.script`` through MONAI, and the same output."""
+    return export(bundle, trace=False)
+
+
+def traced(bundle: Bundle) -> str:
+    """``torch.jit.trace`` through MONAI, and the same output."""
+    return export(bundle, trace=True)
+
+
+def export(bundle: Bundle, trace: bool) -> str:
+    """Export the released weights to TorchScript and compare its output with the network's on noise."""
+    path, (shape, _) = bundle.weights(), bundle.shape()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.ts"
+        ckpt_export(
+            net_id="network_def",
+            filepath=str(file),
+            ckpt_file=str(path),
+            meta_file=str(bundle.path("configs/metadata.json")),
+            config_file=str(bundle.path("configs/inference.json")),
+            key_in_ckpt="",
+            use_trace=trace,
+            input_shape=shape if trace else None,
+            bundle_root=str(bundle.root),
+        )
+        exported = torch.jit.load(str(file), map_location="cpu").eval()
+    network = load_weights(make_network(bundle), path)
+    image = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        prediction = network(image)
+        scale = float(prediction.abs().max())
+        difference = float((exported(image) - prediction).abs().max())
+    if not difference <= TOLERANCE * scale:  # neither is NaN
+        raise CheckError(
+            f"output differs from the network's by up to {difference:.3g}, its largest value is {scale:.3g}"
+        )
+    return f"largest difference {difference:.1e}, largest value {scale:.3g}"

@@ -1,0 +1,151 @@
+"""Checks of the configurations as workflows: their ids, and that MONAI can make everything that it asks for."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigWorkflow
+from regzoo.datasets import load_records
+from regzoo_phantoms import embedded_phantoms
+from regzoo_tools.bundle import Bundle, CheckError, NotCheckedError
+
+#: Ids that training and inference may define differently. All else that both have must agree, or weights would be used
+#: on another input than they know.
+OWN = {"imports", "output_dir", "network", "split", "initialize", "run", "finalize", "displayable_configs"}
+#: What the zoo's rules and MONAI Label ask for, by configuration.
+ZOO_IDS = {
+    "inference": ("bundle_root", "device", "network_def", "inferer", "output_dir"),
+    "train": (
+        *("bundle_root", "device", "dataset_dir", "output_dir", "train#trainer", "train#trainer#max_epochs"),
+        *("train#dataset", "train#dataset#data", "train#handlers", "train#inferer", "train#preprocessing"),
+        *("validate#evaluator", "validate#handlers", "validate#dataset", "validate#dataset#data", "validate#inferer"),
+        *("val_interval", "initialize", "run", "training"),
+    ),
+}
+LABEL_IDS = {
+    "inference": ("bundle_root", "device", "network_def", "preprocessing", "postprocessing", "inferer"),
+    "train": ("bundle_root", "device", "network", "run", "train#trainer#max_epochs", "validate#dataset#data"),
+}
+#: What the configurations that lie over the training have to override, or they would change nothing.
+OVERLAY_IDS = {
+    "evaluate": ("validate#handlers", "initialize", "run"),
+    "multi_gpu_train": (
+        *("device", "network", "train#trainer#train_handlers", "validate#evaluator#val_handlers"),
+        *("initialize", "run", "finalize"),
+    ),
+    "multi_gpu_evaluate": ("device", "initialize", "run", "finalize"),
+}
+#: Phantoms to check a workflow with: few and coarse.
+FEW = {"pairs": 4, "cases": 4, "held_out": 2}
+COARSE = 8.0
+
+
+def missing_ids(bundle: Bundle, ids: Mapping[str, tuple[str, ...]]) -> str:
+    """Make sure that configurations have ids."""
+    for name, wanted in ids.items():
+        parser = bundle.config(name)
+        missing = [id_ for id_ in wanted if id_ not in parser]
+        if missing:
+            raise CheckError(f"{name}.json has no {', '.join(missing)}")
+    return f"{sum(map(len, ids.values()))} ids"
+
+
+def zoo_ids(bundle: Bundle) -> str:
+    """The ids that the zoo asks for, those of overlays, and ``val_interval`` used for what it says."""
+    missing_ids(bundle, ZOO_IDS)
+    for name, wanted in OVERLAY_IDS.items():
+        overridden = json.loads(bundle.path(f"configs/{name}.json").read_text(encoding="utf-8"))
+        missing = [id_ for id_ in wanted if id_ not in overridden]
+        if missing:
+            raise CheckError(f"{name}.json does not override {', '.join(missing)}")
+    for handler in bundle.config("train")["train"]["handlers"]:
+        if handler.get("_target_") == "ValidationHandler" and handler.get("interval") != "@val_interval":
+            raise CheckError("interval of the ValidationHandler in train.json is not @val_interval")
+    return f"{sum(map(len, [*ZOO_IDS.values(), *OVERLAY_IDS.values()]))} ids"
+
+
+def label_ids(bundle: Bundle) -> str:
+    """What MONAI Label reads and overrides; it knows no metadata, and its clients must not write configurations."""
+    found = missing_ids(bundle, LABEL_IDS)
+    if "_meta_" in bundle.path("configs/inference.json").read_text(encoding="utf-8"):
+        raise CheckError("inference.json refers to @_meta_, which MONAI Label does not read; write the value there")
+    if bundle.config("inference").get("displayable_configs"):
+        raise CheckError(
+            "inference.json has displayable_configs: MONAI Label writes what clients send into them, and MONAI runs "
+            "what begins with $import there; leave them empty and read the request in the preprocessing"
+        )
+    if not isinstance(bundle.config("train")["train"]["handlers"], list):
+        raise CheckError("train#handlers in train.json is no list; MONAI Label puts a handler in front")
+    return found
+
+
+def same_settings(bundle: Bundle) -> str:
+    """What both training and inference define is the same, and the fixed image comes first."""
+    train, inference = bundle.config("train"), bundle.config("inference")
+    shared = sorted((train.get().keys() & inference.get().keys()) - OWN)
+    different = [key for key in shared if train[key] != inference[key]]
+    if different:
+        raise CheckError(f"train.json and inference.json differ in {', '.join(different)}")
+    if "network_def" not in shared:
+        raise CheckError("train.json has no network_def of its own to compare with")
+    inputs = train.get("inputs", ["fixed_image", "moving_image"])
+    if inputs[0] != "fixed_image" or len(inputs) != bundle.shape()[0][1]:
+        raise CheckError(
+            f"inputs of train.json are {inputs}: not the fixed image first, or not the channels of metadata"
+        )
+    return f"{len(shared)} settings"
+
+
+def train_properties(bundle: Bundle) -> str:
+    """``check_properties`` of the training."""
+    return properties(bundle, "train", "train")
+
+
+def evaluate_properties(bundle: Bundle) -> str:
+    """``check_properties`` of the evaluation, which lies over the training, with the released weights."""
+    return properties(bundle, "train", "train", "evaluate", checkpoint=str(bundle.weights()))
+
+
+def inference_properties(bundle: Bundle) -> str:
+    """``check_properties`` of the inference on one pair."""
+    return properties(bundle, "inference", "inference")
+
+
+def properties(bundle: Bundle, kind: str, *names: str, **overrides: Any) -> str:
+    """Initialise a workflow on small phantoms, in a folder of its own, and let MONAI look for all it needs."""
+    phantoms = small_phantoms(bundle)
+    if kind == "inference":
+        pair = load_records(phantoms, "val")[0]
+        overrides.update(
+            {name: pair[name] for name in ("fixed_image", "moving_image")}, checkpoint=str(bundle.weights())
+        )
+    else:
+        overrides.update(dataset_dir=str(phantoms), folds=2)
+    with tempfile.TemporaryDirectory() as folder:
+        workflow = ConfigWorkflow(
+            config_file=[str(bundle.path(f"configs/{name}.json")) for name in names],
+            meta_file=str(bundle.path("configs/metadata.json")),
+            logging_file=False,
+            workflow_type=kind,
+            bundle_root=str(bundle.root),
+            output_dir=folder,
+            **overrides,
+        )
+        workflow.initialize()
+        missing = workflow.check_properties()
+    if missing:
+        raise CheckError(f"missing or of another id: {', '.join(missing)}")
+    return "none missing"
+
+
+def small_phantoms(bundle: Bundle) -> Path:
+    """The phantoms that the bundle trains on without a data set, only few and coarse; written once."""
+    own = bundle.config("train").get("phantoms")
+    if not isinstance(own, dict):
+        raise NotCheckedError("train.json has no phantoms to fall back on, so there is nothing to run it with")
+    small = {**own, **{key: count for key, count in FEW.items() if key in own}, "spacing": COARSE, "workers": 1}
+    return embedded_phantoms(bundle.scratch / "phantoms", **small)

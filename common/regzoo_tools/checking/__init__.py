@@ -1,0 +1,7 @@
+"""What is wrong or unusual about a data set, found before hours of training on it."""
+
+from regzoo_tools.checking.command import Report, check_data
+from regzoo_tools.checking.findings import Finding
+from regzoo_tools.checking.table import as_text
+
+__all__ = ["Finding", "Report", "as_text", "check_data"]

@@ -1,0 +1,238 @@
+"""Looking at one case as a training does: its files, its labels, and what of them the network will see."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from regzoo.datasets.records import LABEL_KEYS, Record, record_files
+from regzoo.errors import user_error
+from regzoo.spatial import Grid, plain, read_image, read_label_file
+from regzoo.transforms.load import SIDES, LoadPaird
+from regzoo.transforms.resample import IN_VIEW, MIN_VOXELS, ResamplePaird, share_in_view
+from regzoo_tools.checking.findings import Finding, Severity, collected_warnings, finding_of
+from regzoo_tools.checking.sheet import Thumbnail, thumbnail
+
+#: Voxels of a label that are looked at to find how far it reaches.
+SAMPLE = 20_000
+#: How many percent of a label's voxels have to fit along each axis.
+REACH = 99.0
+
+
+@dataclass
+class ImageFacts:
+    """An image: its file, shape, voxel size (mm) and a digest of its values and shape."""
+
+    file: str
+    shape: tuple[int, ...]
+    spacing: tuple[float, ...]
+    digest: str
+
+
+@dataclass
+class CaseFacts:
+    """What is known of a case after it was looked at.
+
+    Attributes:
+        case: its name.
+        images: by side, as far as they can be read.
+        names: of the labels.
+        volumes: of each label by side, mm³.
+        shares: of each label by side, how much lies in the network's field of view, NaN for an empty label.
+        reach: how far labels, or without them the fixed image, reach from the middle of the view along the network's
+            axes, mm (3,).
+        findings: what is wrong.
+        thumbnail: what the case looks like, if asked for.
+    """
+
+    case: str
+    images: dict[str, ImageFacts] = field(default_factory=dict)
+    names: list[str] = field(default_factory=list)
+    volumes: dict[str, list[float]] = field(default_factory=dict)
+    shares: dict[str, list[float]] = field(default_factory=dict)
+    reach: list[float] | None = None
+    findings: list[Finding] = field(default_factory=list)
+    thumbnail: Thumbnail | None = None
+
+
+class Examiner:
+    """Looks at cases, one after another.
+
+    Args:
+        load: how a training loads a case; which labels it needs is in its ``need``.
+        steps: what follows up to the network grid: units, the field of view, the alignment.
+        view: how the case comes onto the network grid; None where that is not known.
+    """
+
+    def __init__(
+        self, load: LoadPaird, steps: Sequence[Callable[[Any], Any]] = (), view: ResamplePaird | None = None
+    ) -> None:
+        self.need, load.need = load.need, ()
+        self.load, self.steps, self.view = load, list(steps), view
+
+    def __call__(self, record: Record, draw: bool = False) -> CaseFacts:
+        """What there is to know of a case.
+
+        Args:
+            record: the case.
+            draw: whether to make a thumbnail of it.
+        """
+        facts = CaseFacts(str(record["case"]))
+        files, image = record_files(record), record["fixed_image"]
+        needed = self.need if record.get("split", "train") != "test" else ()
+        with collected_warnings() as warnings:
+            item = self._loaded(record, facts, needed)
+            grid = None if item is None else self._prepared(item, facts, files)
+            if item is not None and grid is not None:
+                self._look_at_labels(item, grid, record, facts, needed)
+                if draw:
+                    facts.thumbnail = thumbnail(item, grid, facts.case)
+        for line in dict.fromkeys(warnings):
+            facts.findings.append(finding_of(line, "warning", files, facts.case, image))
+        return facts
+
+    def _loaded(self, record: Record, facts: CaseFacts, needed: Sequence[str]) -> dict[Any, Any] | None:
+        """The case as it is loaded, None if a file is bad; then every file is looked at by itself."""
+        for side, key in zip(SIDES, LABEL_KEYS, strict=True):
+            if key in needed and f"{side}_image" in record and not record.get(key):
+                problem, fix = "comes without its label, which training needs", f"name it as {key}, or leave it out"
+                facts.findings.append(Finding("error", record[f"{side}_image"], problem, fix, facts.case))
+        try:
+            item = self.load(dict[Any, Any](record))
+        except Exception as error:
+            problems = self._bad_files(record, facts) or [_known(error)]
+            files = record_files(record)
+            facts.findings += [
+                finding_of(one, "error", files, facts.case, record["fixed_image"]) for one in dict.fromkeys(problems)
+            ]
+            return None
+        for side in SIDES:
+            if (image := item.get(f"{side}_image")) is not None:
+                facts.images[side] = _image_facts(record[f"{side}_image"], image)
+        facts.names = [str(name) for name in item.get("label_names") or ()]
+        return item
+
+    def _bad_files(self, record: Record, facts: CaseFacts) -> list[str]:
+        """What is wrong with each file of a case."""
+        problems: list[str] = []
+        for side in SIDES:
+            grid = None
+            try:
+                if path := record.get(f"{side}_image"):
+                    image = read_image(path, allow_nan=self.load.allow_nan)
+                    grid = Grid.of(image)
+                    facts.images[side] = _image_facts(path, image)
+            except Exception as error:
+                problems.append(_known(error))
+            try:
+                if label := record.get(f"{side}_label"):
+                    read_label_file(label, grid)
+            except Exception as error:
+                problems.append(_known(error))
+        return problems
+
+    def _prepared(self, item: dict[Any, Any], facts: CaseFacts, files: Sequence[str]) -> Grid | None:
+        """Take a case through the steps before the network grid, which is returned; None if a step refuses it."""
+        try:
+            for step in self.steps:
+                item.update(step(item))
+            if self.view is not None:
+                return self.view.target(item)
+            fixed = Grid.of(item["fixed_image"])
+            box = np.abs(_corners(fixed, fixed.network_grid((1, 1, 1), (8, 8, 8)))).max(axis=0)
+            return fixed.network_grid((2 * box / 64).tolist(), (64, 64, 64))
+        except Exception as error:
+            facts.findings.append(finding_of(_known(error), "error", files, facts.case, item["fixed_image"]))
+            return None
+
+    def _look_at_labels(
+        self, item: Mapping[Any, Any], grid: Grid, record: Record, facts: CaseFacts, needed: Sequence[str]
+    ) -> None:
+        """Volumes of the labels, how much of them is in view and how far they reach; what is odd about them."""
+        labels = {side: item[f"{side}_label"] for side in SIDES if f"{side}_label" in item}
+        reaches, seen = [], []
+        for side, label in labels.items():
+            voxel = float(abs(np.linalg.det(Grid.of(label).affine[:3, :3])))
+            voxels = plain(label).flatten(1).sum(1)
+            shares = share_in_view(label, grid)
+            facts.volumes[side] = (voxels * voxel).tolist()
+            facts.shares[side] = shares.tolist()
+            reaches.append(_reach(label, grid))
+            seen.append(torch.nan_to_num(shares) * voxels * voxel / float(np.prod(grid.spacing)) > MIN_VOXELS)
+        reach = np.nanmax(np.concatenate(reaches), axis=0) if reaches else np.full(3, np.nan)
+        if not np.isfinite(reach).all():
+            reach = np.abs(_corners(Grid.of(item["fixed_image"]), grid)).max(axis=0)
+        facts.reach = reach.tolist()
+        self._judge_labels(record, facts, needed)
+        if self.view is not None and seen and needed and not bool(torch.stack(seen).all(dim=0).any()):
+            shared = "in common with its moving image " if len(seen) > 1 else ""
+            problem = f"has no label {shared}within the network's field of view"
+            fix = "leave the case out, enlarge size and spacing, or align otherwise"
+            facts.findings.append(Finding("error", record["fixed_image"], problem, fix, facts.case))
+
+    def _judge_labels(self, record: Record, facts: CaseFacts, needed: Sequence[str]) -> None:
+        def note(severity: Severity, side: str, channel: int | None, problem: str, fix: str) -> None:
+            file = label_file(record, side, channel or 0)
+            facts.findings.append(Finding(severity, file, problem, fix, facts.case, channel))
+
+        for side, volumes in facts.volumes.items():
+            if facts.names and len(facts.names) != len(volumes):
+                problem = f"holds {len(volumes)} labels, and label_names lists {len(facts.names)} names"
+                note("warning", side, None, problem, "name each label once")
+            other = SIDES[1 - SIDES.index(side)]
+            for channel, volume in enumerate(volumes):
+                if volume == 0 and facts.volumes.get(other, volumes)[channel] > 0:
+                    where = label_file(record, other, channel)
+                    problem = f"is empty here and drawn in {where}"
+                    note("warning", side, channel, problem, "draw it, or leave it if it cannot be seen: it is not used")
+                share = facts.shares[side][channel]
+                if self.view is not None and share < IN_VIEW:
+                    problem = f"lies in the network's field of view with {100 * share:.0f} % of its volume only"
+                    note("warning", side, channel, problem, "enlarge size or spacing, or align otherwise (--align)")
+
+
+def label_file(record: Record, side: str, channel: int) -> str:
+    """The file of a label."""
+    files = record_files(record, [f"{side}_label"])
+    return files[channel] if channel < len(files) else files[0]
+
+
+def _known(error: Exception) -> str:
+    """What the user can read of an error; one that is none of the user's is raised again."""
+    mine = user_error(error)
+    if mine is None:
+        raise error
+    return str(mine)
+
+
+def _image_facts(file: str, image: Any) -> ImageFacts:
+    values = plain(image)[0]
+    digest = hashlib.blake2b(values.numpy().tobytes(), digest_size=16)
+    digest.update(repr(tuple(values.shape)).encode())
+    spacing = tuple(round(float(mm), 4) for mm in Grid.of(image).spacing)
+    return ImageFacts(str(file), tuple(values.shape), spacing, digest.hexdigest())
+
+
+def _from_middle(points: np.ndarray, source: Grid, view: Grid) -> np.ndarray:
+    """Voxels (N, 3) of a grid, in mm from the middle of a view along its axes."""
+    return (view.to_voxels(source.to_world(points)) - (np.asarray(view.shape) - 1) / 2) * view.spacing
+
+
+def _corners(grid: Grid, view: Grid) -> np.ndarray:
+    ends = [(-0.5, n - 0.5) for n in grid.shape]
+    return _from_middle(np.stack(np.meshgrid(*ends, indexing="ij"), -1).reshape(-1, 3), grid, view)
+
+
+def _reach(label: Any, view: Grid) -> np.ndarray:
+    """How far the labels (C, X, Y, Z) reach from the middle of a view along its axes, mm (C, 3); NaN if empty."""
+    source, found = Grid.of(label), []
+    for mask in plain(label):
+        voxels = np.argwhere(mask.numpy() > 0)
+        voxels = voxels[:: max(1, len(voxels) // SAMPLE)]
+        far = np.abs(_from_middle(voxels, source, view)) if len(voxels) else np.full((1, 3), np.nan)
+        found.append(np.percentile(far, REACH, axis=0))
+    return np.stack(found)

@@ -1,0 +1,266 @@
+"""`regzoo check`: look at every file of a data set, and at all of them together, before a training does."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from regzoo.datasets import load_records, load_single_records
+from regzoo.datasets.records import Record, is_single, record_files
+from regzoo.datasets.text import SPLIT_WORDS
+from regzoo.errors import RegZooError, bad_file, collected_problems
+from regzoo.files import make_folder, write_json
+from regzoo_tools.checking.cases import CaseFacts, Examiner
+from regzoo_tools.checking.dataset import compare_cases, label_table
+from regzoo_tools.checking.findings import Finding, collected_warnings, finding_of
+from regzoo_tools.checking.plan import Cost, Plan, available_bytes
+from regzoo_tools.checking.proposals import propose_folds, propose_grid
+from regzoo_tools.checking.sheet import contact_sheet
+
+#: Cases on the contact sheet.
+ON_SHEET = 40
+#: With fewer cases, starting further processes takes longer than it saves.
+WORTH_WORKERS = 16
+#: The part of the memory that a training may take.
+MEMORY = 0.8
+OURS = "regzoo_check"
+_examiner: Examiner | None = None
+
+
+@dataclass
+class Report:
+    """What a check has found out.
+
+    Attributes:
+        data, bundle: what was checked, and for which bundle, if for one.
+        records, facts: of each case, in order.
+        findings: all, errors first.
+        labels: see `regzoo_tools.checking.dataset.label_table`.
+        spacing, size, folds: proposed; None where nothing can be.
+        cost: of a training with these, None where it was not estimated.
+        notes: sentences that say more about the proposals.
+    """
+
+    data: str
+    bundle: str | None
+    records: list[Record]
+    facts: list[CaseFacts]
+    findings: list[Finding]
+    labels: Sequence[Any] = ()
+    spacing: list[float] | None = None
+    size: list[int] | None = None
+    folds: int | None = None
+    cost: Cost | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def failed(self, strict: bool = False) -> bool:
+        """Whether there are errors, or if strict, any findings."""
+        return any(strict or finding.severity == "error" for finding in self.findings)
+
+
+def check_data(
+    data: str | PathLike[str],
+    bundle: str | PathLike[str] | None = None,
+    out: str | PathLike[str] | None = None,
+    estimate: bool = True,
+    workers: int | None = None,
+    **settings: Any,
+) -> Report:
+    """Check a data set as a training will read it. Every problem is a finding; a bad file does not stop the check.
+
+    Args:
+        data: a folder in a known layout, or a datalist.
+        bundle: the bundle to train; without it only what does not depend on one is checked.
+        out: folder for ``check.json`` and ``contact_sheet.png``; nothing is written without it.
+        estimate: run a few steps of the training to estimate its time and memory.
+        workers: processes; None: one per processor.
+        settings: ids of the bundle's ``configs/train.json`` with other values.
+
+    Raises:
+        RegZooError: the data set is in no known layout, no such bundle or setting, or `out` holds another's files.
+    """
+    folder = None if out is None else _output_folder(out)
+    plan = Plan(bundle, str(data), settings)
+    records, findings = _records(plan)
+    drawn = set(range(0, len(records), -(-len(records) // ON_SHEET))) if folder else set()
+    facts = _examine(plan, records, drawn, workers)
+    findings += [finding for case in facts for finding in case.findings]
+    findings += compare_cases(records, facts, plan.bundle is not None and plan.gland_first)
+    report = Report(str(data), plan.name, records, facts, findings, label_table(facts))
+    if not any(finding.severity == "error" for finding in findings) and (error := plan.split_error()):
+        report.findings.append(finding_of(error, "error", [], otherwise=data))
+    _propose(plan, report, estimate)
+    report.findings.sort(key=lambda finding: finding.severity != "error")
+    if folder is not None:
+        _write(report, folder, frame="the network's field of view" if plan.bundle else "the whole image")
+    return report
+
+
+def _records(plan: Plan) -> tuple[list[Record], list[Finding]]:
+    """All records of a data set with their splits, as far as they can be understood, and what is wrong with them."""
+
+    def read(loader: Callable[..., list[Record]], **options: Any) -> tuple[list[Record], list[str], list[str]]:
+        with collected_problems() as problems, collected_warnings() as warnings:
+            records = loader(plan.data, None, **options)
+            kept = list(map(str, problems)), list(warnings)
+            homes: dict[tuple[str, ...], str] = {}
+            for split in SPLIT_WORDS:
+                try:
+                    homes |= {_key(record): split for record in loader(plan.data, split, **options)}
+                except RegZooError:  # it has no such split
+                    continue
+        return [{"split": homes.get(_key(r), "train")} | r for r in records], *kept
+
+    options = {"direction": plan.direction} if plan.bundle is not None else {}
+    if plan.bundle is not None and plan.single:
+        records, problems, warnings = read(load_single_records)
+    else:
+        try:
+            records, problems, warnings = read(load_records, **options)
+        except RegZooError as error:
+            if plan.bundle is not None:
+                raise
+            try:
+                records, problems, warnings = read(load_single_records)
+            except RegZooError:
+                raise error from None
+    files = [file for record in records for file in record_files(record)]
+    findings = [finding_of(problem, "error", files, otherwise=_start(problem)) for problem in dict.fromkeys(problems)]
+    findings += [finding_of(line, "warning", files, otherwise=_start(line)) for line in dict.fromkeys(warnings)]
+    missing = {finding.file for finding in findings if finding.problem == "no such file"}
+    # What is missing is said; the rest of its case is not looked at.
+    return [record for record in records if not missing & set(record_files(record))], findings
+
+
+def _start(line: str) -> str:
+    return line.partition(": ")[0]
+
+
+def _key(record: Record) -> tuple[str, ...]:
+    return (str(record["case"]), *record_files(record))
+
+
+def _examine(plan: Plan, records: Sequence[Record], drawn: set[int], workers: int | None) -> list[CaseFacts]:
+    """Look at all cases, in several processes where that helps."""
+    jobs = [(record, number in drawn) for number, record in enumerate(records)]
+    workers = min(workers or os.cpu_count() or 1, len(jobs))
+    if workers < 2 or len(jobs) < WORTH_WORKERS:
+        examiner = plan.examiner()
+        return [examiner(*job) for job in jobs]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(plan,)) as pool:
+        return list(pool.map(_examine_one, jobs, chunksize=4))
+
+
+def _start_worker(plan: Plan) -> None:
+    global _examiner
+    torch.set_num_threads(1)
+    _examiner = plan.examiner()
+
+
+def _examine_one(job: tuple[Record, bool]) -> CaseFacts:
+    assert _examiner is not None
+    return _examiner(*job)
+
+
+def _propose(plan: Plan, report: Report, estimate: bool) -> None:
+    """Add proposals, and what a training with them costs."""
+    training = [record for record in report.records if record["split"] == "train"]
+    if any("fold" in record for record in training):
+        report.notes.append("the data set has folds of its own")
+    elif any(record["split"] == "val" for record in report.records) and Path(report.data).is_file():
+        report.notes.append("the data set's validation part chooses the epoch; no folds are needed")
+    else:
+        report.folds = propose_folds(training)
+    grid = propose_grid(report.facts, None if plan.bundle is None else plan.spacing)
+    if grid is None:
+        return
+    report.spacing, report.size = grid
+    whole = [
+        record
+        for record, facts in zip(report.records, report.facts, strict=True)
+        if record["split"] == "train" and facts.reach and all(f.severity == "warning" for f in facts.findings)
+    ]
+    if plan.bundle is None or not estimate or not whole:
+        return
+    for _ in range(3):
+        report.cost = _measured(plan, whole[0], report.spacing, report.size)
+        budget = MEMORY * available_bytes(report.cost.device)
+        needed = report.cost.step_bytes + report.cost.case_bytes * len(training)
+        if needed <= budget:
+            return
+        report.notes.append(
+            f"spacing {report.spacing} and size {report.size} would take {needed / 1e9:.1f} GB of the "
+            f"{budget / 1e9:.1f} GB that there are; the voxels proposed are larger for that"
+        )
+        larger = propose_grid(report.facts, report.spacing, max(1.1, (needed / budget) ** (1 / 3)))
+        assert larger is not None
+        report.spacing, report.size = larger
+
+
+def _measured(plan: Plan, record: Record, spacing: list[float], size: list[int]) -> Cost:
+    """A few steps of the training, run in a process of their own."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(plan.measure, record, spacing, size).result()
+
+
+def _output_folder(out: str | PathLike[str]) -> Path:
+    """The folder for the results, which holds no other files of their names."""
+    folder = Path(out)
+    file, picture = folder / "check.json", folder / "contact_sheet.png"
+    if file.exists() or picture.exists():
+        try:
+            ours = OURS in json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, TypeError):
+            ours = False
+        if not ours:
+            there = file if file.exists() else picture
+            raise bad_file(there, "exists already and is not from regzoo check", "name another folder with --out")
+    return make_folder(folder)
+
+
+def _write(report: Report, folder: Path, frame: str) -> None:
+    """Write the results into a folder."""
+    plain = {
+        OURS: 1,
+        "data": report.data,
+        "bundle": report.bundle,
+        "cases": [
+            {
+                "case": facts.case,
+                "split": record["split"],
+                "images": {side: vars(image) for side, image in facts.images.items()},
+                "label_names": facts.names,
+                "volumes_mm3": facts.volumes,
+                "shares_in_view": {
+                    side: [None if share != share else share for share in shares]
+                    for side, shares in facts.shares.items()
+                },
+            }
+            for record, facts in zip(report.records, report.facts, strict=True)
+        ],
+        "labels": list(report.labels),
+        "proposed": {"spacing": report.spacing, "size": report.size, "folds": report.folds},
+        "estimate": None if report.cost is None else vars(report.cost),
+        "notes": report.notes,
+        "findings": [vars(finding) for finding in report.findings],
+    }
+    write_json(folder / "check.json", plain)
+    thumbnails = [facts.thumbnail for facts in report.facts if facts.thumbnail]
+    if thumbnails:
+        shown = f"{len(thumbnails)} of {len(report.records)} {'images' if _single(report) else 'pairs'}"
+        contact_sheet(folder / "contact_sheet.png", thumbnails, f"{report.data}: {shown}, {frame}")
+    else:
+        (folder / "contact_sheet.png").unlink(missing_ok=True)
+
+
+def _single(report: Report) -> bool:
+    return all(map(is_single, report.records))

@@ -1,0 +1,101 @@
+"""What is odd about the cases of a data set when they are looked at together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from regzoo.datasets.records import Record, patients_of
+from regzoo.transforms.load import SIDES
+from regzoo_tools.checking.cases import CaseFacts, label_file
+from regzoo_tools.checking.findings import Finding
+
+#: Voxel sizes that differ from the median by more than this factor are remarked on.
+FACTOR = 3.0
+
+
+def compare_cases(records: Sequence[Record], facts: Sequence[CaseFacts], gland_first: bool) -> list[Finding]:
+    """Findings about several cases.
+
+    Args:
+        records, facts: of the same cases.
+        gland_first: whether the first label has to be the gland, the largest.
+    """
+    found = [*_identical(records, facts), *_voxel_sizes(facts)]
+    return found + (list(_first_labels(records, facts)) if gland_first else [])
+
+
+def _identical(records: Sequence[Record], facts: Sequence[CaseFacts]) -> Iterator[Finding]:
+    """Images of the same content: within a pair, or of different patients."""
+    first: dict[str, tuple[str, CaseFacts, Record]] = {}
+    for record, case in zip(records, facts, strict=True):
+        for image in case.images.values():
+            file, other, its_record = first.setdefault(image.digest, (image.file, case, record))
+            if os.path.realpath(file) == os.path.realpath(image.file):
+                continue
+            if other is case:
+                problem = f"holds the same image as the other of its pair, {file}"
+                yield Finding("error", image.file, problem, "name the right file", case.case)
+            elif _whose(record) != _whose(its_record):
+                problem = f"holds the same image as {file} of case {other.case}, so that folds would leak"
+                yield Finding("error", image.file, problem, "remove one, or give both the same patient", case.case)
+
+
+def _whose(record: Record) -> Any:
+    return patients_of(record) or record["case"]
+
+
+def _voxel_sizes(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
+    """Images whose voxels are much larger or smaller than those of the others of their side."""
+    for side in SIDES:
+        images = [(case, case.images[side]) for case in facts if side in case.images]
+        if len(images) < 3:
+            continue
+        sizes = np.sort([image.spacing for _, image in images], axis=1)
+        median = np.median(sizes, axis=0)
+        for (case, image), size in zip(images, sizes, strict=True):
+            if (size > FACTOR * median).any() or (size * FACTOR < median).any():
+                shown, usual = ("×".join(f"{mm:.3g}" for mm in one) for one in (image.spacing, median))
+                problem = f"has voxels of {shown} mm, where those of the {side} images have {usual} mm in the median"
+                yield Finding("warning", image.file, problem, "check its header, or export it again", case.case)
+
+
+def _first_labels(records: Sequence[Record], facts: Sequence[CaseFacts]) -> Iterator[Finding]:
+    """Cases whose first label is smaller than another one, and so is hardly the gland."""
+    for record, case in zip(records, facts, strict=True):
+        for side, volumes in case.volumes.items():
+            largest = int(np.argmax(volumes))
+            if volumes[0] < volumes[largest]:
+                problem = (
+                    f"has {volumes[0] / 1000:.3g} mL, less than label {largest} with {volumes[largest] / 1000:.3g} mL; "
+                    "the gland has to come first"
+                )
+                fix = "put the gland first in every file, or name its value first in label_values"
+                yield Finding("warning", label_file(record, side, 0), problem, fix, case.case, 0)
+                break
+
+
+def label_table(facts: Sequence[CaseFacts]) -> list[Mapping[str, Any]]:
+    """Of each label by name, in order: in how many cases it is, its median volume (mm³), the least share in view."""
+    rows: dict[str, dict[str, list[float]]] = {}
+    for case in facts:
+        count = max((len(volumes) for volumes in case.volumes.values()), default=0)
+        names = case.names if len(case.names) == count else [f"label {channel}" for channel in range(count)]
+        for channel, name in enumerate(names):
+            row = rows.setdefault(name, {"cases": [], "volumes": [], "shares": []})
+            volumes = [case.volumes[side][channel] for side in case.volumes]
+            shares = [case.shares[side][channel] for side in case.shares]
+            row["cases"].append(float(min(volumes) > 0))
+            row["volumes"] += [volume for volume in volumes if volume > 0]
+            row["shares"] += [share for share in shares if share == share]
+    return [
+        {
+            "name": name,
+            "cases": int(sum(row["cases"])),
+            "median_mm3": round(float(np.median(row["volumes"])), 1) if row["volumes"] else None,
+            "least_share_in_view": round(min(row["shares"]), 4) if row["shares"] else None,
+        }
+        for name, row in rows.items()
+    ]

@@ -1,0 +1,174 @@
+"""How a bundle would train on a data set, from its configs/train.json, and what a step of it costs."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser
+from regzoo.bundles import find_bundle
+from regzoo.datasets.records import Record
+from regzoo.engines.options import check_config, unknown
+from regzoo.errors import RegZooError, user_error
+from regzoo.transforms.load import AlignPaird, LoadPaird
+from regzoo.transforms.resample import ResamplePaird
+from regzoo_tools.checking.cases import Examiner
+
+#: Steps of a training that are run and timed after a first one that is not.
+TIMED_STEPS = 2
+
+
+@dataclass
+class Cost:
+    """What a training costs, estimated from a few of its steps.
+
+    Attributes:
+        device: cpu or cuda.
+        step_seconds, epoch_seconds: of a step, and of the steps of an epoch, without the validation.
+        step_bytes: memory of the program with one step on `device`.
+        case_bytes: memory that a case takes in the cache.
+    """
+
+    device: str
+    step_seconds: float
+    epoch_seconds: float
+    step_bytes: int
+    case_bytes: int
+
+
+class Plan:
+    """The training of a bundle, or without a bundle what all trainings have in common.
+
+    Args:
+        bundle: a bundle's name or folder; None for none.
+        data: the data set.
+        settings: ids of ``configs/train.json`` with other values.
+
+    Raises:
+        RegZooError: no such bundle or setting.
+    """
+
+    def __init__(self, bundle: str | PathLike[str] | None, data: str, settings: Mapping[str, Any]) -> None:
+        self.bundle, self.data, self.settings = bundle, data, dict(settings)
+        self.name = None if bundle is None else find_bundle(bundle).resolve().name
+        if bundle is None:
+            if settings:
+                raise RegZooError(f"--{next(iter(settings))}: is a setting of a bundle; name one with --bundle")
+            return
+        parser = self.parser()
+        self.spacing = [float(mm) for mm in parser.get_parsed_content("spacing")]
+        self.size = [int(n) for n in parser.get_parsed_content("size")]
+        # Only a training on single images says how many of its labels it takes of an image.
+        self.single = bool(parser["train"]["dataset"].get("single_images"))
+        self.direction = str(parser.config.get("direction", "mr_to_us"))
+        self.gland_first = not self.single
+
+    def parser(self, **more: Any) -> ConfigParser:
+        """The configuration of the training, not yet evaluated, with further settings."""
+        assert self.bundle is not None
+        root = find_bundle(self.bundle).resolve()
+        file = root / "configs" / "train.json"
+        parser = ConfigParser()
+        parser.read_config(str(file))
+        for name, value in self.settings.items():
+            if name not in parser:
+                raise unknown(name, list(parser.config), file)
+            parser[name] = value
+        check_config(parser, [file], self.settings)
+        for name, value in {"bundle_root": str(root), "dataset_dir": self.data, **more}.items():
+            parser[name] = value
+        return parser
+
+    def examiner(self) -> Examiner:
+        """What looks at a case as this training would, with the bundle's own steps up to the network grid."""
+        if self.bundle is None:
+            return Examiner(LoadPaird(), [AlignPaird("header")])
+        parser = self.parser()
+        steps: list[Any] = []
+        for number in range(len(_steps(parser))):
+            step = parser.get_parsed_content(f"{_STEPS}::{number}")
+            steps.append(step)
+            if isinstance(step, ResamplePaird):
+                load, *between, view = steps
+                return Examiner(load, between, view)
+        raise RegZooError(f"{self.bundle}: its configs/train.json has no ResamplePaird; check it with regzoo verify")
+
+    def split_error(self) -> RegZooError | None:
+        """What the training itself would say of the division of the records, None if it accepts it."""
+        if self.bundle is None:
+            return None
+        with tempfile.TemporaryDirectory(prefix="regzoo-") as folder:
+            try:
+                self.parser(output_dir=folder).get_parsed_content("split")
+            except Exception as error:
+                if mine := user_error(error):
+                    return mine
+                raise
+        return None
+
+    def measure(self, record: Record, spacing: list[float], size: list[int]) -> Cost:
+        """Run a few steps of the training on copies of one case; in a process of its own, or memory is not its own.
+
+        Args:
+            record: a case without errors.
+            spacing, size: of the network grid.
+        """
+        with tempfile.TemporaryDirectory(prefix="regzoo-") as folder:
+            more = {"split": [[record], [record]], "spacing": spacing, "size": size, "output_dir": folder}
+            more |= {"num_workers": 0, "cache_rate": 1.0}
+            parser = self.parser(**more)
+            epoch = int(parser.get_parsed_content("samples_per_epoch"))
+            batch = int(parser.get_parsed_content("batch_size"))
+            parser["samples_per_epoch"] = batch * (1 + TIMED_STEPS)
+            device, amp = torch.device(parser.get_parsed_content("device")), bool(parser.get_parsed_content("amp"))
+            network = parser.get_parsed_content("network").train()
+            names = ("train#trainer#loss_function", "train#trainer#optimizer", "train#trainer#prepare_batch")
+            loss, optimizer, prepare = (parser.get_parsed_content(name) for name in names)
+            loader = parser.get_parsed_content("train#dataloader")
+            seconds = []
+            for batch_of in loader:
+                start = time.perf_counter()
+                image, targets = prepare(batch_of, device)
+                optimizer.zero_grad()
+                with torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp):
+                    loss(network(image), targets).backward()
+                optimizer.step()
+                if device.type == "cuda":
+                    torch.cuda.synchronize()
+                seconds.append(time.perf_counter() - start)
+            cached = sum(v.numel() * v.element_size() for v in loader.dataset[0].values() if torch.is_tensor(v))
+            step = min(seconds[1:])
+            return Cost(device.type, step, step * -(-epoch // batch), _peak_bytes(device), cached)
+
+
+_STEPS = "train::preprocessing_transforms"
+
+
+def _steps(parser: ConfigParser) -> list[Any]:
+    return list(parser[_STEPS])
+
+
+def _peak_bytes(device: torch.device) -> int:
+    """The most memory that this process has used on a device."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_reserved())
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def available_bytes(device: str) -> int:
+    """The memory that a training may use: of the GPU, or of this machine."""
+    if device == "cuda":
+        return int(torch.cuda.get_device_properties(0).total_memory)
+    for line in Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").is_file() else ():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return 8 << 30

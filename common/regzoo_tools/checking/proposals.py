@@ -1,0 +1,80 @@
+"""Proposed ``spacing``, ``size`` and ``folds`` for a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from regzoo.datasets.records import Record
+from regzoo.datasets.splits import linked_groups
+from regzoo_tools.checking.cases import CaseFacts
+
+#: Around the labels, mm on each side.
+MARGIN = 10.0
+#: How many percent of the cases have to fit.
+CASES = 99.0
+#: The size of a network grid is a multiple of this, so that no level of a network has to be padded.
+MULTIPLE = 8
+SMALLEST = 16
+#: Voxels of a network grid where no bundle says how large its voxels are.
+VOXELS = 64**3
+#: Patients that a fold holds out at least, and the fewest and the most folds.
+PER_FOLD, FEWEST, MOST = 5, 5, 20
+
+
+def field_of_view(facts: Sequence[CaseFacts]) -> np.ndarray | None:
+    """The sides (mm) of a box, about the middle of the view, that holds the labels and a margin; None without cases.
+
+    It holds 99 % of every label along each axis in 99 % of the cases; without labels, the fixed image.
+    """
+    reaches = [case.reach for case in facts if case.reach is not None]
+    if not reaches:
+        return None
+    margin = MARGIN if any(case.volumes for case in facts) else 0.0
+    return 2 * (np.percentile(np.asarray(reaches), CASES, axis=0) + margin)
+
+
+def finest(facts: Sequence[CaseFacts]) -> float:
+    """The voxel size (mm) below which a grid shows nothing that the images have: the median of their finest axes."""
+    return float(np.median([min(image.spacing) for case in facts for image in case.images.values()]))
+
+
+def grid_for(box: np.ndarray, spacing: Sequence[float]) -> list[int]:
+    """The smallest size, in multiples of 8 from 16 on, that covers a box (mm)."""
+    voxels = np.ceil(np.round(box / np.asarray(spacing), 3) / MULTIPLE) * MULTIPLE
+    return [max(SMALLEST, int(n)) for n in voxels]
+
+
+def propose_grid(
+    facts: Sequence[CaseFacts], spacing: Sequence[float] | None, times: float = 1.0
+) -> tuple[list[float], list[int]] | None:
+    """Spacing and size for a data set; None without a case that can be read.
+
+    Args:
+        facts: of the cases.
+        spacing: of the bundle; without it, that with which 64³ voxels cover the field of view.
+        times: by how much the voxels have to be larger on each side to fit into memory.
+
+    Returns:
+        Voxel sizes, in half millimetres where they are not the bundle's own and never finer than the images; sizes.
+    """
+    box = field_of_view(facts)
+    if box is None:
+        return None
+    if spacing is None:
+        spacing = [float((box.prod() / VOXELS) ** (1 / 3))] * 3
+        times = max(times, 1 + 1e-9)
+    found = [max(float(mm) * times, finest(facts)) for mm in spacing]
+    if found != [float(mm) for mm in spacing]:
+        found = [max(0.5, float(np.ceil(round(mm * 2, 3)) / 2)) for mm in found]
+    return found, grid_for(box, found)
+
+
+def propose_folds(records: Sequence[Record]) -> int | None:
+    """How many folds for a cross-validation: five patients held out at a time, 5 to 20 folds; None if none is possible.
+
+    Args:
+        records: of the training split.
+    """
+    patients = len(linked_groups(records))
+    return None if patients < 2 else min(patients, max(FEWEST, min(MOST, patients // PER_FOLD)))

@@ -1,0 +1,108 @@
+"""A check's report in plain words for the terminal."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from regzoo.datasets.records import is_single
+from regzoo.datasets.splits import linked_groups
+from regzoo.transforms.load import SIDES
+from regzoo_tools.checking.cases import CaseFacts
+from regzoo_tools.checking.command import Report
+from regzoo_tools.checking.findings import Finding
+
+#: Warnings of one kind that are shown.
+SHOWN = 10
+
+
+def as_text(report: Report) -> str:
+    """The report: what there is, what is proposed, what is wrong."""
+    rows = [("data", report.data), ("cases", _cases(report))]
+    rows += [(f"{side} images", line) for side in SIDES if (line := _images(report.facts, side))]
+    rows += [("labels" if not n else "", line) for n, line in enumerate(_labels(report))] or [
+        ("labels", "none that can be read")
+    ]
+    if report.spacing and report.size:
+        bundle = f" for {report.bundle}" if report.bundle else ", about 64³ voxels (name a bundle with --bundle)"
+        spacing, size = _list(report.spacing), _list(report.size)
+        rows.append(("proposed", '--spacing "' + spacing + '" --size "' + size + '"' + bundle))
+    if report.folds:
+        rows.append(("", f"--folds {report.folds}"))
+    rows += [("", note) for note in report.notes]
+    rows += [("estimate" if not n else "", line) for n, line in enumerate(_cost(report))]
+    lines = [f"{name:14}  {text}" for name, text in rows]
+    findings = list(_lines(report.findings))
+    counts = Counter(finding.severity for finding in report.findings)
+    lines += ["", *findings, ""] if findings else [""]
+    return "\n".join([*lines, ", ".join(_count(counts[kind], kind) for kind in ("error", "warning"))])
+
+
+def _lines(findings: Sequence[Finding]) -> Iterator[str]:
+    """All errors, and the first warnings of each kind, which are those with the same advice."""
+    for error in (finding for finding in findings if finding.severity == "error"):
+        yield error.line()
+    kinds: dict[str, list[Finding]] = {}
+    for warning in (finding for finding in findings if finding.severity == "warning"):
+        kinds.setdefault(warning.fix, []).append(warning)
+    for same in kinds.values():
+        yield from (warning.line() for warning in same[:SHOWN])
+        if len(same) > SHOWN:
+            yield f"warning: {len(same) - SHOWN} more of this kind; --out FOLDER writes them all to check.json"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _cases(report: Report) -> str:
+    kind = "images" if all(map(is_single, report.records)) else "pairs"
+    splits = Counter(record["split"] for record in report.records)
+    parts = ", ".join(f"{split} {count}" for split, count in splits.items())
+    patients = len(linked_groups(report.records)) if report.records else 0
+    unknown = not any(key in record for record in report.records for key in ("patient", "fixed_patient"))
+    own = "; none is named, so each case counts as one" if unknown else ""
+    return f"{len(report.records)} {kind} ({parts or 'none'}) of {_count(patients, 'patient')}{own}"
+
+
+def _images(facts: Sequence[CaseFacts], side: str) -> str:
+    images = [case.images[side] for case in facts if side in case.images]
+    if not images:
+        return ""
+    shape = np.median([image.shape for image in images], axis=0)
+    spacing = np.asarray([image.spacing for image in images])
+    middle = "×".join(f"{mm:.2f}" for mm in np.median(spacing, axis=0))
+    return (
+        f"{len(images)} readable, {'×'.join(f'{n:.0f}' for n in shape)} voxels of {middle} mm in the median "
+        f"(from {spacing.min():.2f} to {spacing.max():.2f} mm)"
+    )
+
+
+def _labels(report: Report) -> list[str]:
+    lines = []
+    for row in report.labels:
+        volume = "empty" if row["median_mm3"] is None else f"{row['median_mm3'] / 1000:.3g} mL in the median"
+        least = row["least_share_in_view"]
+        view = f", at least {100 * least:.1f} % in view" if report.bundle and least is not None else ""
+        lines.append(f"{row['name']}: in {_count(row['cases'], 'case')}, {volume}{view}")
+    return lines
+
+
+def _cost(report: Report) -> list[str]:
+    if report.cost is None:
+        return []
+    cost = report.cost
+    training = sum(record["split"] == "train" for record in report.records)
+    memory = cost.step_bytes + cost.case_bytes * training
+    minutes = cost.epoch_seconds / 60
+    return [
+        f"{cost.step_seconds:.2f} s a step and {minutes:.1f} min an epoch on this machine ({cost.device}), "
+        "without the validation",
+        f"{memory / 1e9:.1f} GB of memory, {cost.case_bytes * training / 1e9:.2f} GB of it for the cached cases",
+        "estimated from a few steps on one case; other work on this machine makes it slower",
+    ]
+
+
+def _list(values: Sequence[float]) -> str:
+    return "[" + ",".join(f"{value:g}" for value in values) + "]"

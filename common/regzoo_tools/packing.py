@@ -1,0 +1,154 @@
+"""A bundle as a zip that needs nothing of ours installed: this package travels inside, beside ``configs/``."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from regzoo.errors import RegZooError, bad_file
+from regzoo.files import file_hash
+from regzoo.ownership import check_file, own_path
+from regzoo_tools.bundle import LARGE_FILES, WEIGHTS, Bundle, known_bundle, own_code
+from regzoo_tools.linked_pages import copy_pages
+
+#: The release of PyYAML that a bundle asks for which has files to be fetched.
+PYYAML = "6.0.3"
+#: The time of every file in the zip, the earliest that the format knows.
+TIME = (1980, 1, 1, 0, 0, 0)
+#: How a configuration finds the package beside it when the run was started from another folder. MONAI imports what
+#: ``imports`` names before anything else, and puts the bundle's folder on the path only before ``run``; so the import
+#: is done once more as a step of ``initialize``, after the folder was put there.
+MODULES = ["$import os", "$import sys"]
+STEPS = ["$sys.path.insert(0, os.path.abspath(@bundle_root))", "$import regzoo"]
+
+
+def package(
+    bundle: str | PathLike[str], out: str | PathLike[str] | None = None, large_files: str | None = None
+) -> Path:
+    """Write a bundle and this package as one zip; the same files give the same bytes anywhere.
+
+    Args:
+        bundle: a bundle's folder or name.
+        out: the zip; ``<name>_v<version>.zip`` in the working folder if not given.
+        large_files: where ``models/model.pt`` can be downloaded from; it is then left out, and ``large_files.yml``
+            says so, as MONAI and the Model Zoo read it.
+
+    Returns:
+        The zip.
+
+    Raises:
+        RegZooError: no such bundle, a file is missing, a page links to nothing, or another regzoo is inside already.
+    """
+    found = known_bundle(bundle)
+    target = Path(out) if out is not None else Path(f"{found.name}_v{found.metadata.get('version')}.zip")
+    if target.suffix != ".zip":
+        raise bad_file(target, "is not the name of a zip", "let it end in .zip")
+    check_file(target)
+    with tempfile.TemporaryDirectory(prefix="regzoo-") as folder, own_path(target) as temporary:
+        write_zip(stage(found, Path(folder), large_files), temporary)
+    return target
+
+
+def stage(bundle: Bundle, folder: Path, large_files: str | None = None) -> Path:
+    """Copy what belongs to a bundle, with this package, into ``folder/<name>``. Arguments and errors as `package`."""
+    target = folder / bundle.name
+    for source in [bundle.root / "LICENSE", *(bundle.root / name for name in LARGE_FILES)]:
+        if source.is_file():
+            copy(source, target / source.name)
+    for source in bundle.files():
+        inside = source.relative_to(bundle.root)
+        if inside.parts[0] in {"configs", "docs"} and not any(part.startswith(".") for part in inside.parts):
+            copy(source, target / inside)
+    for path in sorted((target / "configs").rglob("*.json")):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if path.name == "metadata.json":
+            travels_alone(config, fetches=large_files is not None)
+        else:
+            finds_package(config)
+        write(path, config)
+    copy_pages(bundle.root, target)
+    copy_package(target)
+    stage_weights(bundle, target, large_files)
+    return target
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON as the zoo wants it, with the same line ends on any system."""
+    path.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8", newline="\n")
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file's content, not its times and permissions."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+
+
+def copy_package(target: Path) -> None:
+    """Put this package beside the configurations."""
+    for name, source in own_code().items():
+        copy(source, target / "regzoo" / name)
+
+
+def travels_alone(metadata: dict[str, Any], fetches: bool) -> None:
+    """Take the package out of what is to be installed; put in what MONAI reads ``large_files.yml`` with."""
+    required = metadata.setdefault("required_packages_version", {})
+    required.pop("regzoo", None)
+    if fetches:
+        required["pyyaml"] = PYYAML
+
+
+def finds_package(config: dict[str, Any]) -> None:
+    """Let a configuration put its own bundle's folder on the path before it needs the package; see `STEPS`."""
+    if "$import regzoo" in config.get("imports", []):
+        config["imports"] = [*(line for line in MODULES if line not in config["imports"]), *config["imports"]]
+    if "initialize" in config:
+        steps = config["initialize"] if isinstance(config["initialize"], list) else [config["initialize"]]
+        config["initialize"] = [*STEPS, *(step for step in steps if step not in STEPS)]
+
+
+def stage_weights(bundle: Bundle, target: Path, url: str | None) -> None:
+    """Copy the weights, or say where they are to be had."""
+    weights = bundle.root / WEIGHTS
+    if url is None:
+        if weights.is_file():
+            copy(weights, target / WEIGHTS)
+        elif WEIGHTS not in bundle.large_files:
+            raise bad_file(weights, "no such file", "train the bundle first: make weights")
+        return
+    if not re.fullmatch(r"https?://[^\s\"'\\]+", str(url)):
+        raise RegZooError(f"--large_files {url}: is no address; give the one of {WEIGHTS}, https://…")
+    if not weights.is_file():
+        raise bad_file(weights, "no such file to take the hash of", "fetch it first: monai.bundle download_large_files")
+    others = [name for name in LARGE_FILES if (target / name).is_file()]
+    if others:
+        raise bad_file(bundle.root / others[0], "is there already", "edit it, or leave --large_files out")
+    entry = {"path": WEIGHTS, "url": url, "hash_val": file_hash(weights), "hash_type": "sha256"}
+    lines = [f"{'  - ' if key == 'path' else '    '}{key}: {json.dumps(value)}" for key, value in entry.items()]
+    text = "\n".join(["large_files:", *lines]) + "\n"
+    (target / LARGE_FILES[0]).write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_zip(folder: Path, target: Path) -> None:
+    """Write a folder as a zip in which nothing depends on the machine.
+
+    The files are in order, have one time and one permission, and are stored as they are: what a compressor makes of
+    them differs with its version, and weights hardly get smaller.
+    """
+    with zipfile.ZipFile(target, "w", compression=zipfile.ZIP_STORED) as archive:
+        for path in in_order(folder):
+            entry = zipfile.ZipInfo(f"{folder.name}/{path.relative_to(folder).as_posix()}", TIME)
+            entry.create_system = 3  # Unix, on any system
+            entry.external_attr = 0o100644 << 16
+            archive.writestr(entry, path.read_bytes())
+
+
+def in_order(folder: Path) -> Iterator[Path]:
+    """The files below a folder, sorted by name as text, whatever the file system does."""
+    return iter(sorted((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.as_posix()))

@@ -1,0 +1,132 @@
+"""Publishing a bundle on the Hugging Face Hub, through MONAI's own function."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from regzoo.errors import RegZooError
+from regzoo_tools.bundle import known_bundle
+from regzoo_tools.documents import Link, rewrite
+from regzoo_tools.linked_pages import PICTURES
+from regzoo_tools.packing import stage
+from regzoo_tools.verification import Row, failed, verify
+
+
+def publish(
+    bundle: str | PathLike[str],
+    repo: str,
+    token: str | None = None,
+    version: str | None = None,
+    private: bool = True,
+    report: Any = None,
+) -> str:
+    """Push a bundle, with this package inside, to a repository of the Hugging Face Hub; a red bundle is refused.
+
+    The copy that is pushed is the one that is checked.
+
+    Args:
+        bundle: a bundle's folder or name.
+        repo: ``organisation/name``; it is made if it is not there.
+        token: access token; that of ``hf auth login`` or of the variable HF_TOKEN if not given.
+        version: tag for this state; the version in the metadata if not given.
+        private: whether a repository that is made is visible to its owners only.
+        report: called with the rows of `verify` before anything is pushed.
+
+    Returns:
+        The address of the repository.
+
+    Raises:
+        RegZooError: huggingface_hub is not installed, the repository has that version already, a check failed, or the
+            Hub refused.
+    """
+    if importlib.util.find_spec("huggingface_hub") is None:
+        raise RegZooError("huggingface_hub is not installed, which publishing needs; pip install huggingface_hub")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(repo)):
+        raise RegZooError(f"--repo {repo}: is no repository of the Hub; name it as organisation/name")
+    token = None if token is None else str(token)
+    found = known_bundle(bundle)
+    from huggingface_hub.constants import ENDPOINT
+
+    address, tag = f"{ENDPOINT}/{repo}", str(version or found.metadata["version"])
+    if tag in tags(repo, token):
+        raise RegZooError(
+            f"{repo}: has the version {tag} already; raise the version in configs/metadata.json, or give another "
+            "--version"
+        )
+    with tempfile.TemporaryDirectory(prefix="regzoo-") as folder:
+        staged = stage(found, Path(folder))
+        absolute_links(staged, address)
+        rows: list[Row] = verify(staged)
+        if report is not None:
+            report(rows)
+        if failed(rows):
+            raise RegZooError(f"{found.root}: not published, because these checks failed: {', '.join(failed(rows))}")
+        push(repo, staged, token, tag, private)
+    return address
+
+
+def tags(repo: str, token: str | None) -> set[str]:
+    """The tags of a repository, none if it is not there."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    with errors_in_one_line(repo, token):
+        try:
+            return {tag.name for tag in HfApi(token=token).list_repo_refs(repo).tags}
+        except RepositoryNotFoundError:
+            return set()
+
+
+def push(repo: str, staged: Path, token: str | None, version: str, private: bool) -> None:
+    """MONAI's `push_to_hf_hub`."""
+    from monai.bundle import push_to_hf_hub
+
+    with errors_in_one_line(repo, token):
+        push_to_hf_hub(
+            repo=repo,
+            name=staged.name,
+            bundle_dir=str(staged.parent),
+            token=token,
+            version=version,
+            private=private,
+            commit_message=f"{staged.name} {version}",
+        )
+
+
+@contextmanager
+def errors_in_one_line(repo: str, token: str | None) -> Iterator[None]:
+    """Errors of the Hub in one line that does not hold the token."""
+    try:
+        yield
+    except Exception as error:
+        message = " ".join(str(error).split()) or type(error).__name__
+        for secret in (token, os.environ.get("HF_TOKEN")):
+            message = message.replace(secret, "***") if secret else message
+        raise RegZooError(
+            f"{repo}: the Hub did not take it ({message}); check the name, the token and the network"
+        ) from None
+
+
+def absolute_links(staged: Path, address: str) -> None:
+    """Let ``docs/README.md`` link to files by their address on the Hub.
+
+    MONAI copies the page to the top of the repository, where links relative to ``docs/`` would lead nowhere.
+    """
+    page = staged / "docs" / "README.md"
+
+    def absolute(link: Link) -> str:
+        path = Path(os.path.normpath(page.parent / link.path)).relative_to(staged).as_posix()
+        kind = "resolve" if Path(path).suffix.lower() in PICTURES else "blob"
+        return str(replace(link, path=f"{address}/{kind}/main/{path}"))
+
+    text = rewrite(page.read_text(encoding="utf-8"), absolute)
+    page.write_text(text, encoding="utf-8", newline="\n")

@@ -1,0 +1,145 @@
+"""Everything the Model Zoo checks in a bundle, and what MONAI Label needs of it, in one table and offline.
+
+Each check is a small function that takes a `Bundle` and returns a few words on what it found, or raises `CheckError` or
+`NotCheckedError`. The checks of the zoo are those of its ``ci/verify_bundle.py``, ``runtests.sh`` and
+``.pre-commit-config.yaml``; left out is what takes the network or the zoo's own files: pytype, mypy, the unit tests,
+and the version against ``model_info.json``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from os import PathLike
+
+import torch
+from regzoo.errors import user_error
+from regzoo_tools import check_code, check_files, check_metadata, check_network, check_texts, check_workflow
+from regzoo_tools.bundle import Bundle, CheckError, NotCheckedError, package_inside
+
+Check = Callable[[Bundle], str]
+
+#: In the order of the table.
+CHECKS: dict[str, Check] = {
+    "required files": check_files.required_files,
+    "name": check_files.name,
+    "licences": check_files.licences,
+    "file sizes": check_files.sizes,
+    "text files": check_files.text_files,
+    "JSON format": check_files.json_format,
+    "YAML and TOML": check_files.yaml_and_toml,
+    "logging.conf": check_files.logging_conf,
+    "README sections": check_texts.readme_sections,
+    "links": check_texts.links,
+    "package inside": package_inside,
+    "Python style": check_code.python_style,
+    "code in configurations": check_code.config_code,
+    "targets": check_code.targets,
+    "metadata schema": check_metadata.schema,
+    "version and changelog": check_metadata.version,
+    "required packages": check_metadata.packages,
+    "network tensors": check_metadata.tensors,
+    "network in and out": check_network.in_and_out,
+    "batch of two": check_network.batch_of_two,
+    "weights": check_network.weights,
+    "TorchScript (script)": check_network.scripted,
+    "TorchScript (trace)": check_network.traced,
+    "train and inference agree": check_workflow.same_settings,
+    "ids of the zoo": check_workflow.zoo_ids,
+    "ids of MONAI Label": check_workflow.label_ids,
+    "properties: train": check_workflow.train_properties,
+    "properties: evaluate": check_workflow.evaluate_properties,
+    "properties: inference": check_workflow.inference_properties,
+}
+
+OK, FAILED, SKIPPED = "ok", "FAILED", "skipped"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: what was checked, ``ok``, ``FAILED`` or ``skipped``, and what was found."""
+
+    check: str
+    result: str
+    detail: str
+
+
+def verify(bundle: str | PathLike[str], checks: Sequence[str] | None = None) -> list[Row]:
+    """Check a bundle. Nothing is written into it, and no network is used.
+
+    Args:
+        bundle: a bundle's folder or name.
+        checks: names out of `CHECKS`; all if not given.
+
+    Raises:
+        RegZooError: no such bundle.
+    """
+    subject = Bundle(bundle)
+    return [run_check(name, CHECKS[name], subject) for name in checks or CHECKS]
+
+
+def run_check(name: str, check: Check, bundle: Bundle) -> Row:
+    """One line of the table; whatever goes wrong in a check is what it found."""
+    try:
+        with undisturbed():
+            return Row(name, OK, check(bundle))
+    except NotCheckedError as reason:
+        return Row(name, SKIPPED, one_line(reason))
+    except CheckError as problem:
+        return Row(name, FAILED, one_line(problem))
+    except Exception as error:
+        mine = user_error(error)
+        return Row(name, FAILED, one_line(mine) if mine else f"{type(error).__name__}: {one_line(error)}")
+
+
+def one_line(error: BaseException, length: int = 400) -> str:
+    """The message of an exception on one line."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Run something that talks a lot without a word, and put back what it changes in the process."""
+    path, hook = list(sys.path), sys.excepthook
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    silence = io.StringIO()
+    try:
+        with (
+            contextlib.redirect_stdout(silence),
+            contextlib.redirect_stderr(silence),
+            warnings.catch_warnings(),
+            torch.random.fork_rng(devices=[]),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+        sys.path[:], sys.excepthook = path, hook
+
+
+def as_table(rows: Sequence[Row]) -> str:
+    """Rows as a table in text, with a line on top."""
+    table = [Row("check", "result", "detail"), *rows]
+    widths = [max(len(value) for value in column) for column in zip(*((r.check, r.result) for r in table), strict=True)]
+    lines = [f"{r.check:{widths[0]}} | {r.result:{widths[1]}} | {r.detail}" for r in table]
+    lines.insert(1, f"{'-' * widths[0]}-|-{'-' * widths[1]}-|-{'-' * len(table[0].detail)}")
+    return "\n".join(lines)
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """How many checks came out how, as ``26 checks: 25 ok, 1 skipped``."""
+    results = [row.result for row in rows]
+    counts = [f"{results.count(result)} {result}" for result in (OK, FAILED, SKIPPED) if result in results]
+    return f"{len(rows)} checks: {', '.join(counts)}"
+
+
+def failed(rows: Sequence[Row]) -> list[str]:
+    """The names of the checks that failed."""
+    return [row.check for row in rows if row.result == FAILED]

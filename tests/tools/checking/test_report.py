@@ -1,0 +1,109 @@
+"""What a check proposes, estimates, draws and prints, for every bundle; the exit status of the command."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+from broken_sets import PairSet
+from regzoo.bundles import BUNDLE_FOLDERS
+from regzoo.cli import main
+from regzoo.errors import RegZooError
+from regzoo_tools.checking import as_text, check_data
+
+BUNDLES = sorted(path.parents[1] for path in BUNDLE_FOLDERS[1].glob("*/configs/train.json"))
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
+def test_every_bundle(bundle: Path, dataset: Path, tmp_path: Path) -> None:
+    """Sound phantoms have no errors; time and memory are those of steps that were run; the picture has every case."""
+    report = check_data(dataset, bundle, tmp_path / "out", workers=1, folds=2)
+    assert [finding.line() for finding in report.findings if finding.severity == "error"] == []
+    assert report.spacing is not None and report.size is not None and min(report.size) >= 16
+    assert all(size % 8 == 0 for size in report.size)
+    assert report.cost is not None and 0 < report.cost.step_seconds < report.cost.epoch_seconds
+    assert 1e8 < report.cost.step_bytes < 1e10 and report.cost.case_bytes > 4 * np.prod(report.size)
+    for facts in report.facts:
+        for side, volumes in facts.volumes.items():
+            assert len(volumes) == len(facts.shares[side]) == len(facts.names)
+    written = json.loads((tmp_path / "out" / "check.json").read_text(encoding="utf-8"))
+    assert written["bundle"] == bundle.name and len(written["cases"]) == len(report.records)
+    picture = matplotlib.image.imread(tmp_path / "out" / "contact_sheet.png")
+    assert np.ptp(picture[..., 0] - picture[..., 2]) > 0.5  # outlines in colour
+    text = as_text(report)
+    assert f'--size "[{",".join(map(str, report.size))}]"' in text and "s a step" in text
+
+
+def test_the_command(
+    prostate_phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is written without --out; warnings fail with --strict alone; files of others are left alone."""
+
+    def status(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["regzoo", "check", *arguments])
+        try:
+            main()
+        except SystemExit as stop:
+            return int(stop.code or 0)
+        return 0
+
+    pairs = PairSet(tmp_path)
+    pairs.label("c0_moving_label", 15, 0)
+    path = str(pairs.write())
+    before = sorted(tmp_path.iterdir())
+    assert status(path) == 0 and status(path, "--strict") == 1
+    assert sorted(tmp_path.iterdir()) == before
+    assert capsys.readouterr().out.count("c0_moving_label.nii.gz: label 1 (from 0) is empty here") == 2
+    (tmp_path / "c1_fixed.nii.gz").unlink()
+    assert status(path) == 1
+    assert "1 error," in capsys.readouterr().out
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "contact_sheet.png").write_bytes(b"mine")
+    assert status(path, "--out", str(tmp_path / "out")) == 1
+    assert "not from regzoo check" in capsys.readouterr().err
+    assert (tmp_path / "out" / "contact_sheet.png").read_bytes() == b"mine"
+    assert status(path, "--sise", "[16,16,16]") == 1 and "name one with --bundle" in capsys.readouterr().err
+    assert status(path, "--bundle", BUNDLES[-1].name, "--sise", "[16,16,16]") == 1
+    assert "did you mean --size" in capsys.readouterr().err
+
+
+def test_several_processes_find_the_same(tmp_path: Path) -> None:
+    pairs = PairSet(tmp_path, count=17)
+    pairs.label("c9_moving_label", 15, 0)
+    path = pairs.write()
+    alone, together = (check_data(path, workers=workers) for workers in (1, 2))
+    assert as_text(alone) == as_text(together) and len(alone.findings) == 1 and alone.folds == 5
+    for one, other in zip(alone.facts, together.facts, strict=True):
+        assert (one.images, one.volumes, one.reach) == (other.images, other.volumes, other.reach)
+
+
+def test_many_warnings_of_a_kind_are_counted(tmp_path: Path) -> None:
+    """Ten of them are shown, all errors are."""
+    pairs = PairSet(tmp_path, count=14)
+    for number in range(12):
+        pairs.label(f"c{number}_moving_label", 15, 0)
+    for number in (12, 13):
+        pairs.image(f"c{number}_moving", 1, center=(500, 0, 0))
+    report = check_data(pairs.write(), workers=1)
+    lines = as_text(report).splitlines()
+    assert len([line for line in lines if "is empty here" in line]) == 10
+    assert "warning: 2 more of this kind; --out FOLDER writes them all to check.json" in lines
+    assert lines[-1].endswith("12 warnings") and len(report.findings) == len(lines) - lines.index("") - 3 + 1
+
+
+def test_proposals_without_labels_cover_the_image(tmp_path: Path) -> None:
+    """72 × 72 × 60 mm in voxels of 3 mm, than which no finer ones make sense."""
+    pairs = PairSet(tmp_path, count=2)
+    for row in pairs.rows:
+        del row["fixed_label"], row["moving_label"]
+    report = check_data(pairs.write())
+    assert (report.spacing, report.size, report.folds) == ([3.0, 3.0, 3.0], [24, 24, 24], 2)
+
+
+def test_data_in_no_layout(tmp_path: Path) -> None:
+    with pytest.raises(RegZooError, match="is in no known layout"):
+        check_data(tmp_path)
