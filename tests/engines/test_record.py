@@ -25,7 +25,7 @@ from regzoo.engines.identity import fingerprints
 from regzoo.engines.record import describe_run, set_aside
 from regzoo.errors import RegZooError
 from regzoo.report import read_csv
-from regzoo_tools import read_curves
+from regzoo_tools.curves import read_curves
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_divergence import ALL, BUNDLES, tiny
 

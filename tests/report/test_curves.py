@@ -11,7 +11,7 @@ import torch
 from matplotlib.image import imread
 from regzoo.cli import main
 from regzoo.errors import RegZooError
-from regzoo_tools import read_curves, training_figure
+from regzoo_tools.curves import read_curves, training_figure
 from torch.utils.tensorboard import SummaryWriter
 
 TAGS = {"loss/total": 1.0, "loss/label": 0.5, "loss/deformation": 0.1, "learning_rate": 1e-3, "tre": 9.0}

@@ -12,7 +12,8 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from regzoo.errors import RegZooError
 from regzoo.inference.outputs import propagated_labels, registration_statistics
-from regzoo.monai_label import from_server, is_served
+from regzoo.monai_label.request import from_server
+from regzoo.monai_label.studies import is_served
 from regzoo.transforms import label_map
 
 
