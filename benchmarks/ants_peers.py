@@ -22,7 +22,7 @@ from regzoo.datasets import Record
 from regzoo.errors import RegZooError
 from regzoo.files import make_folder, write_json
 from regzoo.report.tables import BEFORE
-from regzoo.spatial import DisplacementField, Grid, plain
+from regzoo.spatial import DisplacementField, Grid, as_tensor
 from regzoo.spatial.grid import RAS_LPS
 from regzoo.transforms import ResamplePaird
 from regzoo.transforms.apply import with_references
@@ -102,7 +102,7 @@ class Peers:
         fixed, moving = (to_ants(ants, scaled[f"{side}_image"]) for side in ("fixed", "moving"))
         # One map, each voxel one label, as it comes in the file.
         numbers = torch.arange(1, len(native["moving_label"]) + 1).view(-1, 1, 1, 1)
-        one = (plain(native["moving_label"]) * numbers).amax(0, keepdim=True)
+        one = (as_tensor(native["moving_label"]) * numbers).amax(0, keepdim=True)
         label = to_ants(ants, MetaTensor(one, affine=native["moving_label"].affine))
         with tempfile.TemporaryDirectory() as folder:
             found = ants.registration(
@@ -163,7 +163,7 @@ def to_ants(ants: Any, image: MetaTensor) -> Any:
     """An image (1, X, Y, Z), affine voxel → RAS mm, as an ANTsImage, whose world is LPS mm."""
     affine = RAS_LPS @ Grid.of(image).affine
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    array = np.ascontiguousarray(plain(image)[0].cpu().numpy(), dtype=np.float32)
+    array = np.ascontiguousarray(as_tensor(image)[0].cpu().numpy(), dtype=np.float32)
     return ants.from_numpy(
         array, origin=affine[:3, 3].tolist(), spacing=spacing.tolist(), direction=affine[:3, :3] / spacing
     )

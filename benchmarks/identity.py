@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from regzoo.datasets import load_records
 from regzoo.inference import Registrar
-from regzoo.spatial import Grid, centroids, label_values, plain, read_image, read_label_file, to_channels
+from regzoo.spatial import Grid, as_tensor, centroids, label_values, read_image, read_label_file, to_channels
 from regzoo_phantoms import write_abdomen_phantoms, write_prostate_phantoms
 
 BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
@@ -69,7 +69,7 @@ def measure(registrar: Registrar, image: str, label: str, folder: Path) -> tuple
     both = {"fixed_label": label} if registrar.takes_fixed_label else {}
     result = registrar.register(image, copy, label, **both)
     file = read_label_file(label)
-    masks = plain(to_channels(file.volume, label_values(file.volume)) if file.is_map else file.volume).numpy() > 0
+    masks = as_tensor(to_channels(file.volume, label_values(file.volume)) if file.is_map else file.volume).numpy() > 0
     there = masks.any(axis=(1, 2, 3))
     assert result.warped_label is not None
     warped = result.warped_label.numpy() > 0
@@ -79,7 +79,7 @@ def measure(registrar: Registrar, image: str, label: str, folder: Path) -> tuple
     shift = np.linalg.norm(places[0] - places[1], axis=1)[there]
     if result.transformation is None:
         return np.nan, np.nan, float(dice.mean()), float(np.nanmean(shift))
-    values = plain(read_image(image))[0].numpy()
+    values = as_tensor(read_image(image))[0].numpy()
     region = values > -500 if values.min() < -500 else masks[0]
     size = np.linalg.norm(result.field.displacement.numpy(), axis=0)[region]
     assert result.field.grid.same_as(Grid.of(read_image(image)))

@@ -23,7 +23,7 @@ from measure import machine
 from monai.data import MetaTensor
 from regzoo.datasets import Record, load_records
 from regzoo.files import write_nifti, write_text
-from regzoo.spatial import Grid, label_values, plain, read_image, read_label_file, resample, to_channels
+from regzoo.spatial import Grid, as_tensor, label_values, read_image, read_label_file, resample, to_channels
 from regzoo_phantoms import write_abdomen_phantoms, write_prostate_phantoms
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -57,7 +57,7 @@ def place(record: Record, studies: Path, kind: str, shape: tuple[int, int, int])
 
 
 def _on(volume: MetaTensor, target: Grid) -> np.ndarray:
-    return resample(plain(volume).float(), Grid.of(volume), target).numpy()
+    return resample(as_tensor(volume).float(), Grid.of(volume), target).numpy()
 
 
 def measure(server: LabelServer, bundle: str, label: str, rounds: int) -> list[str]:

@@ -29,7 +29,7 @@ from regzoo.errors import RegZooError, bad_file, one_line_errors
 from regzoo.files import write_text
 from regzoo.inference import RegistrationResult
 from regzoo.metrics import LabelHausdorff, centroid_distances, dice
-from regzoo.spatial import Grid, check_on_grid, label_values, plain, read_image, read_label_file, to_channels
+from regzoo.spatial import Grid, as_tensor, check_on_grid, label_values, read_image, read_label_file, to_channels
 from regzoo.transforms import AlignPaird
 from same_world import world_of_copy
 
@@ -49,7 +49,7 @@ def register(options: argparse.Namespace) -> tuple[RegistrationResult, np.ndarra
     registrar = Registrar(options.bundle, options.overlay, **overrides)
     request = as_request(requested_records(options.fixed, options.moving)[0])
     prepared = registrar.preprocessing(request)
-    edit = np.asarray(plain(prepared["prealignment"]).cpu().numpy())
+    edit = np.asarray(as_tensor(prepared["prealignment"]).cpu().numpy())
     if not options.affine:
         start = time.perf_counter()
         result = registrar.register(options.fixed, options.moving)
@@ -70,8 +70,8 @@ def moved(item: dict[str, Any], matrix: np.ndarray) -> dict[str, Any]:
     """
     image = item["moving_image"]
     affine = torch.as_tensor(matrix @ Grid.of(image).affine)
-    edit = torch.as_tensor(matrix @ plain(item["prealignment"]).numpy())
-    return item | {"moving_image": MetaTensor(plain(image), affine=affine, meta=image.meta), "prealignment": edit}
+    edit = torch.as_tensor(matrix @ as_tensor(item["prealignment"]).numpy())
+    return item | {"moving_image": MetaTensor(as_tensor(image), affine=affine, meta=image.meta), "prealignment": edit}
 
 
 def affine_edit(prepared: Mapping[str, Any]) -> np.ndarray:
@@ -93,7 +93,7 @@ def affine_edit(prepared: Mapping[str, Any]) -> np.ndarray:
     grid = Grid.of(prepared["fixed_image"])
 
     def as_sitk(volume: torch.Tensor) -> Any:
-        image = sitk.GetImageFromArray(plain(volume)[0].cpu().numpy().transpose(2, 1, 0))
+        image = sitk.GetImageFromArray(as_tensor(volume)[0].cpu().numpy().transpose(2, 1, 0))
         # RAS taken for LPS: ITK does not know the difference, and the transformation comes out in RAS.
         image.SetSpacing(grid.spacing.tolist())
         image.SetDirection((grid.affine[:3, :3] / grid.spacing).ravel().tolist())

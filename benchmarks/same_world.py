@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from regzoo.errors import bad_file
-from regzoo.spatial import Grid, plain, read_image, resample
+from regzoo.spatial import Grid, as_tensor, read_image, resample
 from scipy import ndimage, optimize
 from scipy.fft import irfftn, next_fast_len, rfftn
 
@@ -47,7 +47,7 @@ def world_of_copy(copy: str | Path, image: str | Path) -> tuple[np.ndarray, floa
     for volume, grid in zip((there, here), grids, strict=True):
         extent = np.abs(grid.affine[:3, :3]) @ np.asarray(grid.shape)
         target = grid.network_grid([COARSE] * 3, np.ceil(extent / COARSE).astype(int).tolist())
-        array = resample(plain(volume).clip(low, high), grid, target, padding="border", anti_alias=True)[0]
+        array = resample(as_tensor(volume).clip(low, high), grid, target, padding="border", anti_alias=True)[0]
         coarse.append((array.numpy().astype(np.float64), target))
     flips, shift = _search(coarse[0][0], coarse[1][0])
     # A voxel of the flipped copy's coarse grid, and the same place on the image's.
@@ -57,7 +57,7 @@ def world_of_copy(copy: str | Path, image: str | Path) -> tuple[np.ndarray, floa
     move = np.eye(4)
     move[:3, 3] = shift
     start = coarse[1][1].affine @ move @ flip @ np.linalg.inv(coarse[0][1].affine)
-    volumes = [plain(volume)[0].numpy().clip(low, high).astype(np.float32) for volume in (there, here)]
+    volumes = [as_tensor(volume)[0].numpy().clip(low, high).astype(np.float32) for volume in (there, here)]
     matrix, correlation = _refine(volumes, grids, start)
     if correlation < SAME:
         problem = f"does not show what {image} shows (correlation {correlation:.2f})"

@@ -12,7 +12,7 @@ import torch
 from monai.data import MetaTensor
 from regzoo.datasets import load_records
 from regzoo.files import atomic_path
-from regzoo.spatial import DisplacementField, Grid, plain, read_image, read_label_file, resample
+from regzoo.spatial import DisplacementField, Grid, as_tensor, read_image, read_label_file, resample
 from regzoo_phantoms import write_prostate_phantoms
 
 matplotlib.use("Agg")
@@ -135,8 +135,8 @@ def phantom_pair() -> None:
         fixed, moving = (read_image(record[f"{side}_image"]) for side in ("fixed", "moving"))
         labels = [read_label_file(record[f"{side}_label"]).volume for side in ("fixed", "moving")]
         field = DisplacementField.load(root / "train" / "ddf" / f"{record['case']}.nii.gz")
-    both = torch.stack([plain(label).flatten(1).amax(1) > 0 for label in labels]).all(dim=0)
-    fixed_label, moving_label = (MetaTensor(plain(label)[both], affine=label.affine) for label in labels)
+    both = torch.stack([as_tensor(label).flatten(1).amax(1) > 0 for label in labels]).all(dim=0)
+    fixed_label, moving_label = (MetaTensor(as_tensor(label)[both], affine=label.affine) for label in labels)
     columns = [
         ("MR (moving), as the headers place it", moving, moving_label),
         ("ultrasound (fixed)", fixed, fixed_label),
@@ -179,7 +179,7 @@ def draw_pair(columns: list[tuple[str, MetaTensor, MetaTensor]], target: Grid, n
 
 def _onto(volume: MetaTensor, target: Grid) -> np.ndarray:
     """A volume (C, X, Y, Z) resampled onto a grid."""
-    return resample(plain(volume), Grid.of(volume), target).numpy()
+    return resample(as_tensor(volume), Grid.of(volume), target).numpy()
 
 
 if __name__ == "__main__":

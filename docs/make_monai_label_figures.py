@@ -16,7 +16,7 @@ import nibabel as nib
 import numpy as np
 from make_figures import FIXED, MOVING, save
 from regzoo.datasets import Record, load_records
-from regzoo.spatial import Grid, plain, read_image, read_label_file, resample
+from regzoo.spatial import Grid, as_tensor, read_image, read_label_file, resample
 from regzoo_phantoms import write_abdomen_phantoms, write_prostate_phantoms
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
@@ -43,7 +43,7 @@ def labels_on_fixed(record: Record) -> tuple[np.ndarray, np.ndarray]:
     target = Grid.of(read_image(record["fixed_image"]))
     fixed = read_label_file(record["fixed_label"]).volume
     moving = read_label_file(record["moving_label"]).volume
-    return plain(fixed).numpy(), resample(plain(moving), Grid.of(moving), target, mode="nearest").numpy()
+    return as_tensor(fixed).numpy(), resample(as_tensor(moving), Grid.of(moving), target, mode="nearest").numpy()
 
 
 class Slice:

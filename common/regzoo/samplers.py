@@ -12,7 +12,7 @@ import torch.distributed
 from monai.data import CacheDataset
 from regzoo.datasets.records import IMAGE_KEYS, LABEL_KEYS
 from regzoo.errors import RegZooError
-from regzoo.spatial import plain
+from regzoo.spatial import as_tensor
 from torch.utils.data import Dataset, DistributedSampler
 
 #: What a sample may hold on the network grid: images, labels, and distance maps, which go with the label they are of.
@@ -115,11 +115,11 @@ class LabelPairDataset(CaseCache):
         if not isinstance(index, Draw):
             return super().__getitem__(index)
         pair = super().__getitem__(index.pair)
-        sample: dict[str, Any] = {key: plain(pair[key]) for key in SAMPLE_KEYS if key in pair}
+        sample: dict[str, Any] = {key: as_tensor(pair[key]) for key in SAMPLE_KEYS if key in pair}
         keys = [key for key in LABEL_KEYS if key in pair]
         chosen = self._draw_labels(len(pair[keys[0]]), index.seed) if keys else None
         for key in keys:
-            labels = plain(pair[key])[chosen]
+            labels = as_tensor(pair[key])[chosen]
             # Labels filtered in advance have an axis of scales, which joins the channels.
             sample[key] = labels.flatten(0, -4)
         return sample | {"seed": index.seed}

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from regzoo.datasets import load_records
-from regzoo.datasets import test_pairs as draw_pairs
+from regzoo.datasets import draw_pairs, load_records
 from regzoo.errors import RegZooError
 
 

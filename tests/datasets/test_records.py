@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from regzoo.datasets import check_records, is_of_kind, known_kinds, read_datalist
+from regzoo.datasets import check_records, is_of_kind, read_datalist, validate_kinds
 from regzoo.datasets.records import case_name, record_files
 from regzoo.errors import RegZooError
 
@@ -161,13 +161,13 @@ def test_kinds_are_beginnings_of_names_up_to_an_underscore(name: str, kinds: lis
 def test_kinds_of_a_data_set() -> None:
     """Kinds that some label has are taken over; a wrong name is answered with the right ones."""
     records = [{"label_names": ["gland", "cyst_1", "cyst_2"]}, {"label_names": ["gland", "apex"]}, {}]
-    assert known_kinds(records, "cyst") == ["cyst"]
-    assert known_kinds(records, ("apex", "cyst_2")) == ["apex", "cyst_2"]
-    assert known_kinds(records, []) == []
-    assert known_kinds([{}], []) == []
+    assert validate_kinds(records, "cyst") == ["cyst"]
+    assert validate_kinds(records, ("apex", "cyst_2")) == ["apex", "cyst_2"]
+    assert validate_kinds(records, []) == []
+    assert validate_kinds([{}], []) == []
     with pytest.raises(RegZooError, match=r"'cysts'; the names of the data set are apex, cyst_1, cyst_2, gland$"):
-        known_kinds(records, ["cyst", "cysts"])
+        validate_kinds(records, ["cyst", "cysts"])
     with pytest.raises(RegZooError, match="none, add label_names"):
-        known_kinds([{}], "cyst")
+        validate_kinds([{}], "cyst")
     with pytest.raises(RegZooError, match="holding out gland, cyst, apex leaves no label"):
-        known_kinds(records, ["gland", "cyst", "apex"])
+        validate_kinds(records, ["gland", "cyst", "apex"])

@@ -20,7 +20,7 @@ from regzoo.datasets import load_records
 from regzoo.errors import RegZooError
 from regzoo.export import ExportedNetwork, export_network
 from regzoo.inference import Registrar
-from regzoo.spatial import plain
+from regzoo.spatial import as_tensor
 from torch import nn
 
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
@@ -78,14 +78,14 @@ def test_registration_is_the_same(bundle: str, format: str, dataset: Path, expor
     assert isinstance(registrar.network, ExportedNetwork)
     found = registrar.register(pair["fixed"], pair["moving"], pair["label"])
     assert found.warped_label is not None and expected.warped_label is not None
-    labels, wanted = plain(found.warped_label), plain(expected.warped_label)
+    labels, wanted = as_tensor(found.warped_label), as_tensor(expected.warped_label)
     assert torch.equal(labels, wanted) and bool(labels.any())
     if bundle == SEG:
         return
     assert found.field is not None and expected.field is not None
     assert float(expected.field.displacement.norm(dim=0).max()) > 1
     torch.testing.assert_close(found.field.displacement, expected.field.displacement, atol=1e-3, rtol=0)  # mm
-    image, as_it_should_be = plain(found.warped_image), plain(expected.warped_image)
+    image, as_it_should_be = as_tensor(found.warped_image), as_tensor(expected.warped_image)
     span = float(as_it_should_be.max() - as_it_should_be.min())
     torch.testing.assert_close(image, as_it_should_be, atol=1e-4 * span, rtol=0)
 
@@ -121,7 +121,7 @@ def test_bundle_run(
     expected = Registrar(BUNDLES / bundle, device="cpu").register(pair["fixed"], pair["moving"], pair["label"])
     assert expected.warped_label is not None
     found = np.moveaxis(np.asarray(nib.load(written).dataobj), -1, 0)
-    np.testing.assert_array_equal(found, plain(expected.warped_label).numpy())
+    np.testing.assert_array_equal(found, as_tensor(expected.warped_label).numpy())
 
 
 def test_register_command(
@@ -194,7 +194,7 @@ def test_a_bundle_with_an_exported_file_alone(
     found = Registrar(root, [overlay(format)], device="cpu").register(pair["fixed"], pair["moving"], pair["label"])
     expected = Registrar(BUNDLES / WEAK, device="cpu").register(pair["fixed"], pair["moving"], pair["label"])
     assert found.warped_label is not None and expected.warped_label is not None
-    assert torch.equal(plain(found.warped_label), plain(expected.warped_label))
+    assert torch.equal(as_tensor(found.warped_label), as_tensor(expected.warped_label))
     state = torch.load(BUNDLES / WEAK / "models" / "model.pt", weights_only=True)
     torch.save({name: value * 2 for name, value in state.items()}, root / "models" / "model.pt")
     with pytest.raises(RegZooError, match=f"holds other weights than .*model.pt; .*python -m regzoo export {root} "):

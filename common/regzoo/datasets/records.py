@@ -36,7 +36,7 @@ def is_of_kind(name: str, kinds: Iterable[str]) -> bool:
     return any(f"{name}_".startswith(f"{kind}_") for kind in kinds)
 
 
-def known_kinds(records: Sequence[Record], kinds: str | Sequence[str]) -> list[str]:
+def validate_kinds(records: Sequence[Record], kinds: str | Sequence[str]) -> list[str]:
     """Kinds of label, after making sure that a data set has them; a wrong name would hold nothing out.
 
     Args:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from regzoo.datasets.records import IMAGE_KEYS
 from regzoo.samplers import SAMPLE_KEYS
-from regzoo.spatial import plain
+from regzoo.spatial import as_tensor
 
 Augmentation = Callable[[Mapping[str, torch.Tensor], torch.Tensor], dict[str, torch.Tensor]]
 
@@ -36,7 +36,7 @@ class PreparePair:
         **kwargs: Any,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         pair = {
-            key: plain(batch[key]).to(device=device, dtype=torch.float32, non_blocking=non_blocking)
+            key: as_tensor(batch[key]).to(device=device, dtype=torch.float32, non_blocking=non_blocking)
             for key in SAMPLE_KEYS
             if key in batch
         }

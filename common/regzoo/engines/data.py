@@ -11,13 +11,13 @@ import ignite.distributed as idist
 from regzoo.datasets import (
     Record,
     check_records,
+    draw_pairs,
     is_single,
     load_records,
     load_single_records,
     load_validation,
     single_records,
     split_fold,
-    test_pairs,
 )
 from regzoo.datasets.folders import case_name
 from regzoo.datasets.records import patient_of
@@ -168,7 +168,7 @@ def split_images(
     Args:
         records: of single images.
         fold, folds, seed: what is held out, see `split_pairs`; 8 folds by default.
-        pairs_file: where the pairs are stored, see `regzoo.datasets.test_pairs`.
+        pairs_file: where the pairs are stored, see `regzoo.datasets.draw_pairs`.
         count: how many pairs; None: as many as images are held out.
         simulated: validate on single images in any case.
         folder: the data set, for its validation part. Pairs that it lists are used as they are.
@@ -198,7 +198,7 @@ def _as_pairs(records: Sequence[Record], pairs_file: str | Path, count: int | No
         return list(records)
     images = single_records(records)
     several = len(set(map(patient_of, images))) > 1
-    return test_pairs(images, pairs_file, count or None, seed) if several else []
+    return draw_pairs(images, pairs_file, count or None, seed) if several else []
 
 
 def evaluation_pairs(
@@ -218,13 +218,13 @@ def evaluation_pairs(
         split: ``val`` or ``test`` as the data set has them, ``fold`` for what a training with the same settings
             validates on, see `split_images`, ``rest`` for the images to train on beyond the training's limit, or
             ``listed`` and ``listed_test`` for the pairs to validate and to test on that the data set lists itself.
-        pairs_file: where the pairs are stored, see `regzoo.datasets.test_pairs`; drawn if it is not there.
+        pairs_file: where the pairs are stored, see `regzoo.datasets.draw_pairs`; drawn if it is not there.
         count: how many pairs; all those listed, or as many as there are images, for 0 or None.
         images: the training's limit on the number of images, for ``fold`` and ``rest``.
         fold, folds, seed: of the training, see `split_images`.
 
     Raises:
-        RegZooError: there are no two patients to make pairs of, or see `regzoo.datasets.test_pairs`.
+        RegZooError: there are no two patients to make pairs of, or see `regzoo.datasets.draw_pairs`.
     """
     if split in LISTED:
         return load_records(folder, LISTED[split])[: count or None]
@@ -239,7 +239,7 @@ def evaluation_pairs(
             raise RegZooError(f"{folder}: training on {images or 'all'} images leaves no rest; lower --max_images")
     else:
         records = load_single_records(folder, split)
-    return test_pairs(records, pairs_file, count or None, seed)
+    return draw_pairs(records, pairs_file, count or None, seed)
 
 
 def requested_records(

@@ -12,7 +12,7 @@ from regzoo.engines.divergence import DivergenceCheck, check_start, non_finite, 
 from regzoo.engines.weights import bare
 from regzoo.losses import RegistrationLoss
 from regzoo.report.engine import cases_of, is_writer
-from regzoo.spatial import plain
+from regzoo.spatial import as_tensor
 from scipy.ndimage import binary_erosion
 from torch.utils.tensorboard import SummaryWriter
 
@@ -178,7 +178,7 @@ class ValidationImages:
 
 def _middle(volume: torch.Tensor) -> np.ndarray:
     """The middle slice across the last axis as a picture: (C, X, Y, Z) → (C, Y, X), the second axis upwards."""
-    array = plain(volume).float().cpu().numpy()
+    array = as_tensor(volume).float().cpu().numpy()
     return np.ascontiguousarray(array[..., array.shape[-1] // 2].swapaxes(1, 2)[:, ::-1])
 
 

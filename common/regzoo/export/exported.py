@@ -16,7 +16,7 @@ import torch
 from monai.utils import optional_import
 from regzoo.engines.weights import bare, load_weights
 from regzoo.errors import RegZooError, bad_file
-from regzoo.spatial import plain
+from regzoo.spatial import as_tensor
 from torch import nn
 
 logger = logging.getLogger(__name__)
@@ -153,7 +153,7 @@ class ExportedNetwork(nn.Module):
         Raises:
             RegZooError: an input of other channels or size than the file's.
         """
-        image = plain(image)
+        image = as_tensor(image)
         expected = [self.channels, *(self.grid if self.fixed_size else image.shape[2:])]
         if list(image.shape[1:]) != expected:
             raise bad_file(

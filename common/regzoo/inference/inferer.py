@@ -8,7 +8,7 @@ import torch
 from monai.inferers import Inferer
 from regzoo.datasets.records import IMAGE_KEYS
 from regzoo.errors import RegZooError
-from regzoo.spatial import plain
+from regzoo.spatial import as_tensor
 
 
 class LabelWiseInferer(Inferer):
@@ -28,7 +28,7 @@ class LabelWiseInferer(Inferer):
 
     def __call__(self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         """(B, 2 + L, X, Y, Z), the images and L moving labels → (B, L, X, Y, Z), what the network makes of each."""
-        inputs = plain(inputs)
+        inputs = as_tensor(inputs)
         images, labels = inputs[:, : len(IMAGE_KEYS)], inputs[:, len(IMAGE_KEYS) :]
         pairs = images.repeat_interleave(labels.shape[1], dim=0)
         stacked = torch.cat([pairs, labels.flatten(0, 1)[:, None]], dim=1)

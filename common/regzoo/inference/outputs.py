@@ -23,7 +23,7 @@ from regzoo.metrics import deformation_statistics
 from regzoo.ownership import check_folder, discard, own_files, sign
 from regzoo.report.engine import cases_of
 from regzoo.report.figures import case_figure
-from regzoo.spatial import DisplacementField, Grid, plain
+from regzoo.spatial import DisplacementField, Grid, as_tensor
 from regzoo.spatial.held import Box, as_masks, boxes, is_map, sizes_and_centres
 from regzoo.transforms import label_map, warped_masks
 
@@ -200,13 +200,13 @@ class RegistrationResult:
         for name in wanted:
             path = folder / OUTPUTS[name]
             if name == "image":
-                write_nifti(path, plain(self.warped_image)[0].cpu().numpy(), affine)
+                write_nifti(path, as_tensor(self.warped_image)[0].cpu().numpy(), affine)
             elif name == "label" and (labels := self.label_map()) is not None:
-                array = plain(labels).numpy()
+                array = as_tensor(labels).numpy()
                 small = array.max(initial=0) < 256
                 write_nifti(path, array.astype(np.uint8 if small else np.int32), affine)
             elif name == "probability" and self.probability is not None:
-                write_nifti(path, plain(self.probability).movedim(0, -1).cpu().numpy(), affine)
+                write_nifti(path, as_tensor(self.probability).movedim(0, -1).cpu().numpy(), affine)
             elif name == "field":
                 self.field.save(path)
             elif name == "statistics":

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from regzoo.errors import RegZooError
 from regzoo.metrics.base import CaseMetric, Summary
-from regzoo.spatial import DisplacementField, jacobian_determinant, plain
+from regzoo.spatial import DisplacementField, as_tensor, jacobian_determinant
 from regzoo.spatial.warp import slabs
 
 LogJacobianMode = Literal["plain", "learn2reg"]
@@ -19,7 +19,7 @@ LogJacobianMode = Literal["plain", "learn2reg"]
 def _determinant(ddf: torch.Tensor) -> torch.Tensor:
     """det J of one DDF (3, X, Y, Z) → (X, Y, Z) float32."""
     _check_ddf(ddf)
-    return jacobian_determinant(plain(ddf).float()[None])[0, 0]
+    return jacobian_determinant(as_tensor(ddf).float()[None])[0, 0]
 
 
 def _check_ddf(ddf: torch.Tensor) -> None:
@@ -110,7 +110,7 @@ def deformation_statistics(
         spacing, shape, part = ddf.grid.spacing.tolist(), ddf.grid.shape, ddf.voxel_displacement
     else:
         _check_ddf(ddf)
-        shape, part = (ddf.shape[1], ddf.shape[2], ddf.shape[3]), lambda rows: plain(ddf)[:, rows].float()
+        shape, part = (ddf.shape[1], ddf.shape[2], ddf.shape[3]), lambda rows: as_tensor(ddf)[:, rows].float()
     totals, logs = _Totals(), _Spread()
     for rows in slabs(shape):
         # Two neighbours on both sides: one for det J, one for its gradient.

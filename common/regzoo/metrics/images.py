@@ -9,7 +9,7 @@ from regzoo.errors import RegZooError
 from regzoo.losses import NormalizedCrossCorrelation, StructuralSimilarity
 from regzoo.metrics.base import CaseMetric, Summary
 from regzoo.metrics.labels import LabelHausdorff, dice, required
-from regzoo.spatial import plain
+from regzoo.spatial import as_tensor
 
 
 class _ImageSimilarity(CaseMetric):
@@ -35,10 +35,10 @@ class _ImageSimilarity(CaseMetric):
             raise ValueError(
                 f"images must have one shape (1, X, Y, Z): warped {tuple(y_pred.shape)}, fixed {tuple(y.shape)}"
             )
-        fixed = plain(y).to(y_pred.device).float()
+        fixed = as_tensor(y).to(y_pred.device).float()
         low, high = self.window or (float(fixed.min()), float(fixed.max()))
         width = max(high - low, torch.finfo(torch.float32).tiny)
-        warped, fixed = ((image.clamp(low, high) - low) / width for image in (plain(y_pred).float(), fixed))
+        warped, fixed = ((image.clamp(low, high) - low) / width for image in (as_tensor(y_pred).float(), fixed))
         return warped[None], fixed[None]
 
 

@@ -10,7 +10,7 @@ import torch
 from monai.metrics import compute_dice, compute_hausdorff_distance
 from regzoo.errors import RegZooError
 from regzoo.metrics.base import CaseMetric, Summary, affine_of, spacing_of
-from regzoo.spatial import centroids, plain
+from regzoo.spatial import as_tensor, centroids
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ class WeightSelection(TargetRegistrationError):
         """TRE in mm, 1 − DSC, and whether the case has a landmark (1 or 0), (3,); labels (C, X, Y, Z)."""
         fixed = required(y)
         missed = 1 - LabelDice().measure(y_pred, fixed)
-        values = (super().measure(y_pred, fixed), missed, plain(fixed)[1:].any())
+        values = (super().measure(y_pred, fixed), missed, as_tensor(fixed)[1:].any())
         return torch.tensor([float(value) for value in values])
 
     def chosen(self, values: torch.Tensor) -> torch.Tensor:
@@ -182,7 +182,7 @@ def dice(y_pred: torch.Tensor, y: torch.Tensor, threshold: float = 0.5) -> torch
         (C,); NaN where the fixed label is empty.
     """
     _check_same_shape(y_pred, y)
-    return compute_dice(plain(y_pred)[None] >= threshold, plain(y)[None] >= threshold)[0]
+    return compute_dice(as_tensor(y_pred)[None] >= threshold, as_tensor(y)[None] >= threshold)[0]
 
 
 def one_label(y_pred: torch.Tensor, y: torch.Tensor, label: int, threshold: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -190,7 +190,7 @@ def one_label(y_pred: torch.Tensor, y: torch.Tensor, label: int, threshold: floa
     _check_same_shape(y_pred, y)
     if not 0 <= label < y.shape[0]:
         raise RegZooError(f"label {label} is asked for, but the case has {y.shape[0]}; choose 0 to {y.shape[0] - 1}")
-    return plain(y_pred)[label] >= threshold, plain(y)[label] >= threshold
+    return as_tensor(y_pred)[label] >= threshold, as_tensor(y)[label] >= threshold
 
 
 def required(y: torch.Tensor | None) -> torch.Tensor:
@@ -202,7 +202,7 @@ def required(y: torch.Tensor | None) -> torch.Tensor:
 
 def _emptied(y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Which labels (C, X, Y, Z) there are in `y` and not in `y_pred`, (C,) bool."""
-    return plain(y).flatten(1).any(1) & ~plain(y_pred).flatten(1).any(1)
+    return as_tensor(y).flatten(1).any(1) & ~as_tensor(y_pred).flatten(1).any(1)
 
 
 def _check_same_shape(y_pred: torch.Tensor, y: torch.Tensor) -> None:

@@ -13,7 +13,7 @@ from ignite.engine import Engine, Events
 from regzoo.files import file_name
 from regzoo.report.engine import cases_of, name_of_case
 from regzoo.report.volumes import Labels
-from regzoo.spatial import DisplacementField, plain
+from regzoo.spatial import DisplacementField, as_tensor
 from regzoo.spatial.held import is_map
 
 
@@ -108,14 +108,14 @@ def case_figure(path: str | PathLike[str], item: Mapping[str, Any]) -> None:
 
     def array(key: str) -> np.ndarray | None:
         value = item.get(key)
-        return None if value is None else plain(torch.as_tensor(value)).detach().float().cpu().numpy()
+        return None if value is None else as_tensor(torch.as_tensor(value)).detach().float().cpu().numpy()
 
     def labels(who: str) -> Labels | np.ndarray | None:
         held = item.get(f"{who}_label")
         if held is None or held.is_floating_point():
             return array(f"{who}_label")
         count = len(item["label_values"]) if is_map(held) else len(held)
-        volume = plain(held).cpu().numpy()
+        volume = as_tensor(held).cpu().numpy()
         return Labels(volume[0], count) if is_map(held) else Labels(volume, count)
 
     def image(kind: str) -> np.ndarray:

@@ -20,7 +20,7 @@ from regzoo.metrics.base import affine_of
 from regzoo.metrics.labels import centroid_distances, dice
 from regzoo.report.engine import cases_of, gather_strings, is_writer, name_of_case
 from regzoo.report.statistics import percentile_summary
-from regzoo.spatial import plain
+from regzoo.spatial import as_tensor
 
 #: Prefix of the metrics that measure the unregistered pair.
 BEFORE = "before_"
@@ -200,7 +200,7 @@ def _columns(details: Mapping[str, Any], cases: int) -> dict[str, np.ndarray]:
     """Name → values per case; a metric with several values per case gives several columns."""
     columns = {}
     for name, buffer in details.items():
-        values = plain(torch.as_tensor(buffer)).double().cpu().numpy()
+        values = as_tensor(torch.as_tensor(buffer)).double().cpu().numpy()
         values = values.reshape(len(values), -1)
         if len(values) != cases:
             raise ValueError(f"metric {name} has {len(values)} values for {cases} cases")
@@ -219,7 +219,7 @@ def _first_of_each(cases: Sequence[str]) -> list[int]:
 
 
 def _volumes(labels: torch.Tensor, voxel: float) -> list[float]:
-    return (plain(labels).sum(dim=(1, 2, 3), dtype=torch.float64) * voxel).tolist()
+    return (as_tensor(labels).sum(dim=(1, 2, 3), dtype=torch.float64) * voxel).tolist()
 
 
 def _cell(value: Any) -> str:

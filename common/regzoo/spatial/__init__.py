@@ -4,7 +4,7 @@ from regzoo.spatial.carry import carry_labels
 from regzoo.spatial.field import DisplacementField
 from regzoo.spatial.grid import RAS_LPS, Grid
 from regzoo.spatial.labels import LabelFile, check_on_grid, label_values, read_label_file, to_channels
-from regzoo.spatial.volumes import centroids, plain, read_image
+from regzoo.spatial.volumes import as_tensor, centroids, read_image
 from regzoo.spatial.warp import (
     apply_matrix,
     compose,
@@ -22,6 +22,7 @@ __all__ = [
     "Grid",
     "LabelFile",
     "apply_matrix",
+    "as_tensor",
     "carry_labels",
     "centroids",
     "check_on_grid",
@@ -29,7 +30,6 @@ __all__ = [
     "invert",
     "jacobian_determinant",
     "label_values",
-    "plain",
     "read_image",
     "read_label_file",
     "resample",

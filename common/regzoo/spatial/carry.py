@@ -17,7 +17,7 @@ from monai.data import MetaTensor
 from regzoo.spatial.field import DisplacementField
 from regzoo.spatial.grid import Grid
 from regzoo.spatial.held import is_map, one_mask
-from regzoo.spatial.volumes import plain
+from regzoo.spatial.volumes import as_tensor
 from regzoo.spatial.warp import apply_matrix, sample, sample_file, slab_points, within
 
 #: A target voxel that is longer than this many moving voxels is cut into parts.
@@ -176,7 +176,7 @@ def carry_held(field: DisplacementField, labels: MetaTensor, count: int) -> Meta
         labels: of the moving image, see `regzoo.spatial.held`.
         count: how many labels they are.
     """
-    moving, held = Grid.of(labels), plain(labels).to(field.displacement.device)
+    moving, held = Grid.of(labels), as_tensor(labels).to(field.displacement.device)
     carried = torch.zeros(len(held), *field.grid.shape, dtype=held.dtype, device=held.device)
     if not is_map(held):
         for mask, found in zip(held, carried, strict=True):
@@ -205,7 +205,7 @@ def carry_labels(field: DisplacementField, labels: MetaTensor, exclusive: bool) 
     moving, target = Grid.of(labels), field.grid
     if subdivisions(moving, target) == (1, 1, 1):
         return field.warp(labels)
-    masks = plain(labels).to(field.displacement.device)
+    masks = as_tensor(labels).to(field.displacement.device)
     shares, sizes = _shares(field, masks, len(masks), moving)
     voxels = math.prod(target.shape)
     if exclusive:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from regzoo.spatial.grid import Grid
-from regzoo.spatial.volumes import centroids, plain
+from regzoo.spatial.volumes import as_tensor, centroids
 from regzoo.spatial.warp import slabs
 from scipy.ndimage import find_objects
 
@@ -44,15 +44,15 @@ def hold(volume: MetaTensor, values: Sequence[int] | None) -> MetaTensor:
 
 def one_mask(labels: torch.Tensor, index: int, box: Box | None = None) -> torch.Tensor:
     """One of the labels, or the part of it in a box: (X, Y, Z) bool, or as they are where they are floats."""
-    part = plain(labels) if box is None else plain(labels)[(slice(None), *box)]
+    part = as_tensor(labels) if box is None else as_tensor(labels)[(slice(None), *box)]
     return part[0] == index + 1 if is_map(labels) else part[index]
 
 
 def boxes(labels: torch.Tensor, count: int) -> list[Box | None]:
     """The smallest box that holds each of the `count` labels, None for those that are empty."""
     if is_map(labels):
-        return list(find_objects(plain(labels)[0].cpu().numpy(), max_label=count))
-    found = [find_objects((mask > 0).cpu().numpy().view(np.uint8), max_label=1) for mask in plain(labels)]
+        return list(find_objects(as_tensor(labels)[0].cpu().numpy(), max_label=count))
+    found = [find_objects((mask > 0).cpu().numpy().view(np.uint8), max_label=1) for mask in as_tensor(labels)]
     return [box for (box,) in found]
 
 

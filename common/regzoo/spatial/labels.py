@@ -11,7 +11,7 @@ import torch
 from monai.data import MetaTensor
 from regzoo.errors import bad_file
 from regzoo.spatial.grid import Grid
-from regzoo.spatial.volumes import STORED_AXES, check_finite, check_spatial, plain, read_checked, sizes
+from regzoo.spatial.volumes import STORED_AXES, as_tensor, check_finite, check_spatial, read_checked, sizes
 from regzoo.spatial.warp import SLAB
 from torch.nn import functional
 
@@ -168,7 +168,9 @@ def _only_value(path: str | Path, mask: torch.Tensor, what: str) -> int:
 def label_values(volume: torch.Tensor) -> list[int]:
     """The labels of an integer map: its non-zero values, sorted."""
     found = set[float]()
-    for part in plain(torch.as_tensor(volume)).reshape(-1).split(SLAB):  # of a slab only the runs of a value are sorted
+    for part in (
+        as_tensor(torch.as_tensor(volume)).reshape(-1).split(SLAB)
+    ):  # of a slab only the runs of a value are sorted
         found.update(torch.unique_consecutive(part).unique().tolist())
     return sorted(int(value) for value in found if value != 0)
 

@@ -102,7 +102,7 @@ def read_image(path: str | Path, strict_headers: bool = False, allow_nan: bool =
     return MetaTensor(values[None], affine=volume.affine, meta={FILE: str(path)})
 
 
-def plain(image: torch.Tensor) -> torch.Tensor:
+def as_tensor(image: torch.Tensor) -> torch.Tensor:
     """The same values without MONAI's metadata, which slows every operation down and may be dropped by it."""
     return image.as_subclass(torch.Tensor)
 
@@ -117,7 +117,7 @@ def centroids(masks: torch.Tensor, affine: torch.Tensor) -> torch.Tensor:
     Returns:
         (C, 3) float64, RAS mm; NaN for an empty label.
     """
-    masks = plain(masks)
+    masks = as_tensor(masks)
     # Marginal sums first: the data are read twice, not once per coordinate, and only short sums run in float32.
     plane = masks.sum(dim=3, dtype=torch.float32).double()
     other = masks.sum(dim=1, dtype=torch.float32).double()
@@ -126,4 +126,4 @@ def centroids(masks: torch.Tensor, affine: torch.Tensor) -> torch.Tensor:
     index = [m @ torch.arange(m.shape[1], dtype=torch.float64, device=m.device) for m in marginals]
     voxels = torch.stack(index, dim=1) / torch.where(mass > 0, mass, torch.nan)[:, None]
     affine = torch.as_tensor(affine, dtype=torch.float64).to(voxels.device)
-    return voxels @ plain(affine)[:3, :3].T + plain(affine)[:3, 3]
+    return voxels @ as_tensor(affine)[:3, :3].T + as_tensor(affine)[:3, 3]

@@ -10,7 +10,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from regzoo.errors import bad_file
-from regzoo.spatial import DisplacementField, Grid, carry_labels, plain, sample, warp
+from regzoo.spatial import DisplacementField, Grid, as_tensor, carry_labels, sample, warp
 from regzoo.spatial.carry import TOLERANCE, carry_held, subdivisions
 from regzoo.spatial.held import is_map, one_mask
 from regzoo.spatial.warp import slab_points, slabs
@@ -43,7 +43,7 @@ def warped_masks(item: Mapping[Any, Any]) -> torch.Tensor:
 
     Those of a label map that a field has carried over exclude each other; labels predicted one by one may overlap.
     """
-    return label_masks(plain(item["warped_label"]), "moving_label_values" in item and "probability" not in item)
+    return label_masks(as_tensor(item["warped_label"]), "moving_label_values" in item and "probability" not in item)
 
 
 def label_map(labels: torch.Tensor, values: Sequence[int]) -> torch.Tensor:
@@ -83,7 +83,7 @@ class WarpOnNetworkGridd(MapTransform):
         item["ddf"] = MetaTensor(ddf, affine=affine)
         for kind, padding in (("image", "border"), ("label", "zeros")):
             if (moving := item.get(f"unregistered_{kind}")) is not None:
-                warped = warp(plain(moving)[None], ddf[None], padding=padding)[0]  # type: ignore[arg-type]
+                warped = warp(as_tensor(moving)[None], ddf[None], padding=padding)[0]  # type: ignore[arg-type]
                 item[f"warped_{kind}"] = MetaTensor(warped, affine=affine)
         return item
 
@@ -94,7 +94,7 @@ def _prediction(data: Mapping[Hashable, Any]) -> torch.Tensor:
     Raises:
         RegZooError: it holds NaN or infinity.
     """
-    prediction = plain(data["pred"])
+    prediction = as_tensor(data["pred"])
     if not prediction.isfinite().all():
         mend = "use other weights (--checkpoint; in training, lower --learning_rate), or look for extreme values in it"
         raise bad_file(str(data.get("case", "case")), "the network predicts NaN or infinity", mend)
@@ -108,7 +108,7 @@ def _network_references(data: Mapping[Hashable, Any], pred: torch.Tensor) -> dic
     for side, name in (("fixed", "reference"), ("moving", "unregistered")):
         for kind in ("image", "label"):
             if f"{side}_{kind}" in item:
-                item[f"{name}_{kind}"] = MetaTensor(plain(item[f"{side}_{kind}"]).to(pred), affine=affine)
+                item[f"{name}_{kind}"] = MetaTensor(as_tensor(item[f"{side}_{kind}"]).to(pred), affine=affine)
     return item
 
 
@@ -178,7 +178,7 @@ def with_references(data: Mapping[Hashable, Any], device: torch.device, backgrou
 
 def _edit(data: Mapping[Hashable, Any]) -> np.ndarray:
     """The matrix of the pre-alignment, old moving world → new moving world, RAS mm."""
-    return np.asarray(plain(data["prealignment"]).cpu().numpy())
+    return np.asarray(as_tensor(data["prealignment"]).cpu().numpy())
 
 
 def _moving(data: Mapping[Hashable, Any]) -> Iterator[tuple[str, MetaTensor]]:
@@ -187,7 +187,7 @@ def _moving(data: Mapping[Hashable, Any]) -> Iterator[tuple[str, MetaTensor]]:
         if native in data:
             # What was kept carries the edited affine; a field leads to the file's own world.
             affine = np.linalg.inv(_edit(data)) @ np.asarray(data[native].affine.cpu(), dtype=np.float64)
-            yield kind, MetaTensor(plain(data[native]), affine=torch.as_tensor(affine))
+            yield kind, MetaTensor(as_tensor(data[native]), affine=torch.as_tensor(affine))
 
 
 class PropagatedLabelsd(MapTransform):
@@ -217,7 +217,7 @@ class PropagatedLabelsd(MapTransform):
         logits, network = _prediction(data).float(), Grid.of(data["fixed_image"])
         full = "fixed_native" in data
         item = with_references(data, logits.device) if full else _network_references(data, logits)
-        seen = plain(data["moving_label"]).flatten(1).any(1).to(logits.device)
+        seen = as_tensor(data["moving_label"]).flatten(1).any(1).to(logits.device)
         target = Grid.of(item["reference_image"])
         matrix = torch.as_tensor(np.linalg.inv(network.affine) @ target.affine)
         # Half a voxel of tolerance: the outermost voxels of the network grid reach that far.
@@ -262,7 +262,7 @@ def _keep_volumes(chosen: torch.Tensor, found: torch.Tensor, network: Grid, targ
         found: (C, X', Y', Z') bool on the network grid.
     """
     labels = MetaTensor(found.float(), affine=torch.as_tensor(network.affine))
-    carried = plain(carry_labels(_still(target, found.device), labels, exclusive=False)) > 0
+    carried = as_tensor(carry_labels(_still(target, found.device), labels, exclusive=False)) > 0
     counts, wanted = (masks.flatten(1).sum(1) for masks in (chosen, carried))
     off = (counts - wanted).abs() > TOLERANCE * wanted
     chosen[off] = carried[off]

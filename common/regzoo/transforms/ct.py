@@ -13,7 +13,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from regzoo.datasets.records import IMAGE_KEYS
 from regzoo.errors import bad_file
-from regzoo.spatial import Grid, plain
+from regzoo.spatial import Grid, as_tensor
 from regzoo.spatial.held import one_mask
 from regzoo.spatial.volumes import FILE
 from regzoo.transforms.load import SIDES, file_of
@@ -66,7 +66,7 @@ class HounsfieldUnitsd(MapTransform):
         for key in self.key_iterator(item):
             image = item[key]
             name = file_of(image, str(key))
-            values, notes = hounsfield_units(plain(image)[0].cpu().numpy(), Grid.of(image), name)
+            values, notes = hounsfield_units(as_tensor(image)[0].cpu().numpy(), Grid.of(image), name)
             if notes:
                 logger.warning("%s: %s", name, "; ".join(notes))
                 item[key] = MetaTensor(torch.from_numpy(values)[None], affine=image.affine, meta={FILE: name})
@@ -227,7 +227,7 @@ def body_region(image: MetaTensor, threshold: float = SOLID) -> Region:
     """
     grid = Grid.of(image)
     steps = [max(1, round(COARSE / mm)) for mm in grid.spacing]
-    solid = plain(image)[0, :: steps[0], :: steps[1], :: steps[2]].cpu().numpy() > threshold
+    solid = as_tensor(image)[0, :: steps[0], :: steps[1], :: steps[2]].cpu().numpy() > threshold
     spacing = grid.spacing * steps
     # Distances do not grow beyond the border, where a body goes on.
     thick = ndimage.distance_transform_edt(solid, sampling=spacing) > THIN

@@ -12,7 +12,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from regzoo.datasets.records import LABEL_KEYS
 from regzoo.errors import RegZooError, bad_file
-from regzoo.spatial import Grid, plain
+from regzoo.spatial import Grid, as_tensor
 from regzoo.spatial.volumes import FILE
 from regzoo.transforms.load import file_of
 from regzoo.transforms.resample import MIN_VOXELS
@@ -38,7 +38,7 @@ def signed_distance(mask: np.ndarray | torch.Tensor, spacing: Sequence[float] | 
     Raises:
         ValueError: the mask is empty or not a volume.
     """
-    inside = np.asarray(plain(mask).cpu() if isinstance(mask, torch.Tensor) else mask) != 0
+    inside = np.asarray(as_tensor(mask).cpu() if isinstance(mask, torch.Tensor) else mask) != 0
     if inside.ndim != 3:
         raise ValueError(f"a mask must have shape (X, Y, Z), this has {inside.shape}")
     if not inside.any():
@@ -77,7 +77,7 @@ class SignedDistanced(MapTransform):
         item = dict(data)
         for key in LABEL_KEYS:
             label = item[key]
-            gland = plain(label)[0].float()
+            gland = as_tensor(label)[0].float()
             if float(gland.sum()) <= MIN_VOXELS:
                 raise bad_file(
                     file_of(label, f"{key} of case {item.get('case', '')}"),

@@ -13,7 +13,7 @@ from monai.transforms import MapTransform
 from regzoo.datasets.records import LABEL_KEYS, is_of_kind
 from regzoo.errors import RegZooError, bad_file
 from regzoo.filters import gaussian_filter, voxel_sigmas
-from regzoo.spatial import Grid, plain, resample
+from regzoo.spatial import Grid, as_tensor, resample
 from regzoo.spatial.held import boxes, is_map, one_mask, part_of, sizes_and_centres
 from regzoo.spatial.volumes import FILE
 from regzoo.transforms.load import file_of, overlap
@@ -120,7 +120,7 @@ class ResamplePaird(MapTransform):
 
 def share_in_view(label: MetaTensor, view: Grid) -> torch.Tensor:
     """How much of each label (C, X, Y, Z) lies in the voxels of a grid, from 0 to 1, shape (C,); NaN if it is empty."""
-    masks, affine = plain(label), np.linalg.inv(view.affine) @ Grid.of(label).affine
+    masks, affine = as_tensor(label), np.linalg.inv(view.affine) @ Grid.of(label).affine
     total = masks.flatten(1).sum(1)
     inside = torch.ones(masks.shape[1:], dtype=torch.bool, device=masks.device)
     for row, count in zip(affine[:3], view.shape, strict=True):
@@ -163,7 +163,7 @@ class SelectLabelsd(MapTransform):
                 left_out = of_kind(item, self.without, count)
                 kept = [channel for channel in kept if not left_out[channel]]
             for channel in kept if key in self.need else ():
-                if not float(plain(item[key])[channel].sum()) > MIN_VOXELS:
+                if not float(as_tensor(item[key])[channel].sum()) > MIN_VOXELS:
                     problem = f"label {channel} (from 0) is empty or outside the network's field of view, but needed"
                     raise bad_file(file_of(item[key], key), problem, "draw it, or align the images otherwise (--align)")
             item[key] = item[key][kept]
@@ -219,7 +219,7 @@ class RegionInputd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         label = item["moving_label"]
-        top = plain(label).amax(dim=(1, 2, 3))
+        top = as_tensor(label).amax(dim=(1, 2, 3))
         scale = torch.where(top > 0, 1 / top.clamp(min=torch.finfo(torch.float32).tiny), 0.0)
         if "moving_label_native" in item:
             native, grid = item["moving_label_native"], Grid.of(label)
@@ -273,7 +273,7 @@ class MatchLabelsd(MapTransform):
         keys = [key for key in LABEL_KEYS if key in item]
         if not keys:
             return item
-        present = torch.stack([plain(item[key]).flatten(1).sum(1) > MIN_VOXELS for key in keys]).all(dim=0)
+        present = torch.stack([as_tensor(item[key]).flatten(1).sum(1) > MIN_VOXELS for key in keys]).all(dim=0)
         if not bool(present.any()):
             shared = "in common with its moving image " if "moving_image" in item else ""
             raise bad_file(
@@ -322,6 +322,6 @@ class FilterLabelsd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         for key in LABEL_KEYS:
-            label = plain(item[key])[None]
+            label = as_tensor(item[key])[None]
             item[key] = torch.stack([gaussian_filter(label, sigma)[0] for sigma in self.sigmas], dim=1)
         return item

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
-from regzoo.spatial import plain
+from regzoo.spatial import as_tensor
 
 
 class SimulateMovingd(MapTransform):
@@ -33,7 +33,7 @@ class SimulateMovingd(MapTransform):
         item = dict(data)
         if "moving_image" in item:
             return item
-        batch = {str(key): plain(item[key])[None] for key in self.key_iterator(item)}
+        batch = {str(key): as_tensor(item[key])[None] for key in self.key_iterator(item)}
         seed = zlib.crc32(f"{self.seed} {item.get('case')}".encode())
         made = self.augmentation(batch, torch.tensor([seed]))
         for key in batch:

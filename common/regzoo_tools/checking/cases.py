@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from regzoo.datasets.records import LABEL_KEYS, Record, record_files
 from regzoo.errors import user_error
-from regzoo.spatial import Grid, plain, read_image, read_label_file
+from regzoo.spatial import Grid, as_tensor, read_image, read_label_file
 from regzoo.transforms.load import SIDES, LoadPaird
 from regzoo.transforms.resample import IN_VIEW, MIN_VOXELS, ResamplePaird, share_in_view
 from regzoo_tools.checking.findings import Finding, Severity, collected_warnings, finding_of
@@ -157,7 +157,7 @@ class Examiner:
         reaches, seen = [], []
         for side, label in labels.items():
             voxel = float(abs(np.linalg.det(Grid.of(label).affine[:3, :3])))
-            voxels = plain(label).flatten(1).sum(1)
+            voxels = as_tensor(label).flatten(1).sum(1)
             shares = share_in_view(label, grid)
             facts.volumes[side] = (voxels * voxel).tolist()
             facts.shares[side] = shares.tolist()
@@ -210,7 +210,7 @@ def _known(error: Exception) -> str:
 
 
 def _image_facts(file: str, image: Any) -> ImageFacts:
-    values = plain(image)[0]
+    values = as_tensor(image)[0]
     digest = hashlib.blake2b(values.numpy().tobytes(), digest_size=16)
     digest.update(repr(tuple(values.shape)).encode())
     spacing = tuple(round(float(mm), 4) for mm in Grid.of(image).spacing)
@@ -230,7 +230,7 @@ def _corners(grid: Grid, view: Grid) -> np.ndarray:
 def _reach(label: Any, view: Grid) -> np.ndarray:
     """How far the labels (C, X, Y, Z) reach from the middle of a view along its axes, mm (C, 3); NaN if empty."""
     source, found = Grid.of(label), []
-    for mask in plain(label):
+    for mask in as_tensor(label):
         voxels = np.argwhere(mask.numpy() > 0)
         voxels = voxels[:: max(1, len(voxels) // SAMPLE)]
         far = np.abs(_from_middle(voxels, source, view)) if len(voxels) else np.full((1, 3), np.nan)

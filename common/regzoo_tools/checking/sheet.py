@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from regzoo.files import atomic_path
-from regzoo.spatial import Grid, centroids, plain, resample
+from regzoo.spatial import Grid, as_tensor, centroids, resample
 
 #: Pixels along the longer side of a slice.
 PIXELS = 128
@@ -45,10 +45,10 @@ def thumbnail(item: Mapping[Any, Any], view: Grid, case: str) -> Thumbnail:
     for side in ("fixed", "moving"):
         for key, found in ((f"{side}_image", images), (f"{side}_label", labels)):
             if key in item:
-                values = resample(torch.nan_to_num(plain(item[key])), Grid.of(item[key]), plane)
+                values = resample(torch.nan_to_num(as_tensor(item[key])), Grid.of(item[key]), plane)
                 found[side] = values[..., 0].numpy()[:, ::-1]
     for side, pixels in images.items():
-        low, high = np.percentile(plain(item[f"{side}_image"]).flatten()[::97].nan_to_num().numpy(), (1, 99.5))
+        low, high = np.percentile(as_tensor(item[f"{side}_image"]).flatten()[::97].nan_to_num().numpy(), (1, 99.5))
         images[side] = (255 * np.clip((pixels[0] - low) / max(high - low, 1e-6), 0, 1)).astype(np.uint8)
     return Thumbnail(case, images, {side: values >= 0.5 for side, values in labels.items()})
 

@@ -20,7 +20,7 @@ from regzoo.files import write_json
 SECTION, MADE = "testing", "made"
 
 
-def test_pairs(
+def draw_pairs(
     records: Sequence[Record], path: str | os.PathLike[str], count: int | None = None, seed: int = 0
 ) -> list[Record]:
     """Ordered pairs of different patients, drawn from single images once and read ever after.
@@ -53,10 +53,6 @@ def test_pairs(
     _check_made(target, made, pairs, records)
     check_records(pairs)
     return pairs
-
-
-# Not a test, whatever its name says to pytest.
-test_pairs.__test__ = False  # type: ignore[attr-defined]
 
 
 def _draw(records: Sequence[Record], count: int, seed: int) -> list[Record]:
