@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from comparison import markdown
 from measure import machine
-from regzoo.files import write_nifti, write_text
+from regzoo.files import write_text
+from regzoo.spatial import write_nifti
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

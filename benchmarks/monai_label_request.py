@@ -22,8 +22,17 @@ from label_server import LabelServer
 from measure import machine
 from monai.data import MetaTensor
 from regzoo.datasets import Record, load_records
-from regzoo.files import write_nifti, write_text
-from regzoo.spatial import Grid, as_tensor, label_values, read_image, read_label_file, resample, to_channels
+from regzoo.files import write_text
+from regzoo.spatial import (
+    Grid,
+    as_tensor,
+    label_values,
+    read_image,
+    read_label_file,
+    resample,
+    to_channels,
+    write_nifti,
+)
 from regzoo_phantoms import write_abdomen_phantoms, write_prostate_phantoms
 
 RESULTS = Path(__file__).resolve().parent / "results"

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from regzoo.engines import save_weights
 from regzoo.errors import RegZooError
-from regzoo.files import partial_folder, write_nifti, write_text
+from regzoo.files import partial_folder, write_text
 from regzoo.report.tables import write_csv
+from regzoo.spatial import write_nifti
 from torch import nn
 
 WRITER = """

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 from regzoo.errors import RegZooError
-from regzoo.files import write_json, write_nifti
+from regzoo.files import write_json
+from regzoo.spatial import write_nifti
 from regzoo.spatial.grid import RAS_LPS, Grid
 from regzoo_phantoms.abdomen_anatomy import LABELS, random_anatomy
 from regzoo_phantoms.abdomen_breathing import random_breathing

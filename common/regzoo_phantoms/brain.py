@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 from regzoo.errors import RegZooError
-from regzoo.files import write_json, write_nifti
+from regzoo.files import write_json
+from regzoo.spatial import write_nifti
 from regzoo_phantoms.brain_anatomy import LABELS, random_anatomy
 from regzoo_phantoms.brain_mr import t1_image
 from regzoo_phantoms.writing import grid_about, new_set, write_cases

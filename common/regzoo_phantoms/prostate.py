@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 from regzoo.errors import RegZooError
-from regzoo.files import write_json, write_nifti
+from regzoo.files import write_json
+from regzoo.spatial import write_nifti
 from regzoo.spatial.grid import RAS_LPS, Grid
 from regzoo_phantoms.fields import TrusToMr, random_transformation
 from regzoo_phantoms.prostate_anatomy import ProstateAnatomy, random_anatomy

@@ -13,8 +13,7 @@ import pytest
 import SimpleITK as sitk
 from helpers import make_affine
 from regzoo.errors import RegZooError
-from regzoo.files import write_nifti
-from regzoo.spatial import Grid, read_image, read_label_file
+from regzoo.spatial import Grid, read_image, read_label_file, write_nifti
 from regzoo.spatial.nifti import itk_affine
 from regzoo.spatial.reading import read_volume, stored_shape
 

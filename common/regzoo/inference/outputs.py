@@ -18,12 +18,12 @@ from regzoo.datasets.records import IMAGE_KEYS, LABEL_KEYS
 from regzoo.engines.data import CaseStream, name_of
 from regzoo.engines.running import bundle_name, running_workflow
 from regzoo.errors import RegZooError, bad_file
-from regzoo.files import file_name, make_folder, partial_folder, write_json, write_nifti
+from regzoo.files import file_name, make_folder, partial_folder, write_json
 from regzoo.metrics import deformation_statistics
 from regzoo.ownership import check_folder, discard, own_files, sign
 from regzoo.report.engine import cases_of
 from regzoo.report.figures import case_figure
-from regzoo.spatial import DisplacementField, Grid, as_tensor
+from regzoo.spatial import DisplacementField, Grid, as_tensor, write_nifti
 from regzoo.spatial.held import Box, as_masks, boxes, is_map, sizes_and_centres
 from regzoo.transforms import label_map, warped_masks
 

@@ -5,16 +5,8 @@ from regzoo.spatial.field import DisplacementField
 from regzoo.spatial.grid import RAS_LPS, Grid
 from regzoo.spatial.labels import LabelFile, check_on_grid, label_values, read_label_file, to_channels
 from regzoo.spatial.volumes import as_tensor, centroids, read_image
-from regzoo.spatial.warp import (
-    apply_matrix,
-    compose,
-    invert,
-    jacobian_determinant,
-    resample,
-    sample,
-    voxel_coordinates,
-    warp,
-)
+from regzoo.spatial.warp import apply_matrix, compose, jacobian_determinant, resample, sample, voxel_coordinates, warp
+from regzoo.spatial.writing import write_nifti
 
 __all__ = [
     "RAS_LPS",
@@ -27,7 +19,6 @@ __all__ = [
     "centroids",
     "check_on_grid",
     "compose",
-    "invert",
     "jacobian_determinant",
     "label_values",
     "read_image",
@@ -37,4 +28,5 @@ __all__ = [
     "to_channels",
     "voxel_coordinates",
     "warp",
+    "write_nifti",
 ]

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from regzoo.files import write_nifti
 from regzoo.spatial.field_file import VECTOR_INTENT, read_field
 from regzoo.spatial.grid import RAS_LPS, Grid
 from regzoo.spatial.volumes import read_image
@@ -30,6 +29,7 @@ from regzoo.spatial.warp import (
     slabs,
     voxel_coordinates,
 )
+from regzoo.spatial.writing import write_nifti
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Sampling, warping, composing and inverting on voxel grids.
+"""Sampling, warping and composing on voxel grids.
 
 Convention: a DDF has shape (B, 3, X, Y, Z), is in voxels of its own (fixed) grid, its components follow the array axes,
 and points from a fixed voxel to its moving correspondent: ``warped(x) = moving(x + ddf(x))``. Voxel centres carry the
@@ -140,27 +140,6 @@ def compose(first: torch.Tensor, then: torch.Tensor) -> torch.Tensor:
         interpolation.
     """
     return first + warp(then, first, padding="border")
-
-
-def invert(ddf: torch.Tensor, iterations: int = 30) -> torch.Tensor:
-    """The inverse of a DDF on the same grid, by fixed-point iteration ``v ← -ddf(y + v)``.
-
-    Every other step is of half length, so it converges without folds where space is stretched to at most three times
-    its size; full steps alone swing for ever beyond twice.
-
-    Args:
-        ddf: (B, 3, X, Y, Z), voxels.
-        iterations: number of updates.
-
-    Returns:
-        (B, 3, X, Y, Z): ``compose(ddf, invert(ddf))`` is zero except near the border.
-
-    Source: Chen et al. 2008, A simple fixed-point approach to invert a deformation field.
-    """
-    inverse = -ddf
-    for iteration in range(iterations):
-        inverse = torch.lerp(inverse, -warp(ddf, inverse, padding="border"), 0.5 if iteration % 2 else 1.0)
-    return inverse
 
 
 def jacobian_determinant(ddf: torch.Tensor) -> torch.Tensor:
