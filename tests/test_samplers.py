@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -205,3 +206,13 @@ def test_no_thread_is_left_when_a_case_cannot_be_loaded() -> None:
         assert str(user_error(caught.value)).startswith("1: cannot")  # the first in the order of the cases
         assert sorted(begun) == sorted(ended) and len(begun) < 20
         assert set(threading.enumerate()) <= before
+
+
+def test_a_splitter_makes_the_records_of_both_data_sets() -> None:
+    def by_number(training: Sequence[Any], validation: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        every = sorted([*training, *validation])
+        return [{"case": number} for number in every[:2]], [{"case": number} for number in every[2:]]
+
+    training = LabelPairDataset([3, 1], transform=[], progress=False, validation=[2], splitter=by_number)
+    validation = ValidationDataset([2], transform=[], progress=False, training=[3, 1], splitter=by_number)
+    assert [item["case"] for item in training] == [1, 2] and [item["case"] for item in validation] == [3]

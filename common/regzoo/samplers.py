@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -17,6 +17,9 @@ from torch.utils.data import Dataset, DistributedSampler
 
 #: What a sample may hold on the network grid: images, labels, and distance maps, which go with the label they are of.
 SAMPLE_KEYS = (*IMAGE_KEYS, *LABEL_KEYS, "fixed_distance", "moving_distance")
+
+#: Makes records of the entries that a server lists to train on and to validate on.
+Splitter = Callable[[Sequence[Any], Sequence[Any]], tuple[list[Any], list[Any]]]
 
 
 class Draw(NamedTuple):
@@ -86,9 +89,9 @@ class LabelPairDataset(CaseCache):
     randomness enters through the draw.
 
     Args:
-        data: records, or what MONAI Label puts in their place, see `regzoo.monai_label.split_studies`.
-        validation: the same of the data set to validate on, from which MONAI Label's images have to be told apart.
-        single_images: make records of single images of MONAI Label's.
+        data: records, or what `splitter` makes records of.
+        validation: the ``data`` of the data set to validate on, for `splitter`.
+        splitter: (training, validation) → the same two as records; None if `data` holds records already.
         labels_per_pair: label pairs per sample; 1 in the paper. More of them lower the variance of the gradient, which
             stays unbiased, at the small cost of the loss. A pair with fewer labels repeats them. 0: all there are;
             pairs that share a batch must then have the same number.
@@ -100,13 +103,11 @@ class LabelPairDataset(CaseCache):
         data: Sequence[Any],
         *args: Any,
         validation: Sequence[Any] = (),
-        single_images: bool = False,
+        splitter: Splitter | None = None,
         labels_per_pair: int = 1,
         **kwargs: Any,
     ) -> None:
-        from regzoo.monai_label.studies import split_studies
-
-        records = split_studies(data, validation, single_images)[0]
+        records = splitter(data, validation)[0] if splitter else data
         # The cached item is never changed, so MONAI need not copy it.
         super().__init__(records, *args, copy_cache=False, **kwargs)
         self.labels_per_pair = labels_per_pair
@@ -153,17 +154,20 @@ class ValidationDataset(CaseCache):
     """A `CaseCache` of the pairs to validate on.
 
     Args:
-        data: records, or what MONAI Label puts in their place, see `regzoo.monai_label.split_studies`.
-        training: the same of the data set to train on.
-        single_images: make records of single images of MONAI Label's.
+        data: records, or what `splitter` makes records of.
+        training: the ``data`` of the data set to train on, for `splitter`.
+        splitter: see `LabelPairDataset`.
         kwargs: see MONAI.
     """
 
     def __init__(
-        self, data: Sequence[Any], *args: Any, training: Sequence[Any] = (), single_images: bool = False, **kwargs: Any
+        self,
+        data: Sequence[Any],
+        *args: Any,
+        training: Sequence[Any] = (),
+        splitter: Splitter | None = None,
+        **kwargs: Any,
     ) -> None:
-        from regzoo.monai_label.studies import split_studies
-
-        records = split_studies(training, data, single_images)[1]
+        records = splitter(training, data)[1] if splitter else data
         # The cached item is never changed, so MONAI need not copy it.
         super().__init__(records, *args, copy_cache=False, **kwargs)

@@ -148,6 +148,7 @@ def test_the_keys_a_server_sends(bundle: Path, dataset: Path, monkeypatch: pytes
     """MONAI Label reads these ids, takes them apart, sends ``image_path`` and hands ``pred`` and ``result`` out."""
     parser = ConfigParser()
     parser.read_config(str(bundle / "configs/inference.json"))
+    parser["served"] = True
     monkeypatch.setenv("MONAI_LABEL_STUDIES", str(dataset))
     pair = files(dataset, "case000008")
     moving, label = (str(Path(pair[key]).relative_to(dataset)) for key in ("moving", "label"))

@@ -11,7 +11,7 @@ import SimpleITK as sitk
 import torch
 from helpers import ball, from_sitk, make_grid, smooth_noise, to_sitk
 from monai.data import MetaTensor
-from regzoo.monai_label import Answerd
+from regzoo.monai_label import BuildAnswerd
 from regzoo.spatial import Grid
 from regzoo.transforms import AlignPaird, PropagatedLabelsd, RegionInputd, ResamplePaird, warped_masks
 from scipy.ndimage import center_of_mass
@@ -130,7 +130,7 @@ def test_each_label_by_itself_and_the_smallest_on_top(native: bool, values: list
     assert labels[1].sum() > 20 and labels[0][labels[1]].all()
     masks = warped_masks(out)
     np.testing.assert_array_equal(masks, labels)
-    shown = Answerd()(out)["pred"][0].numpy()
+    shown = BuildAnswerd()(out)["pred"][0].numpy()
     first, second = values or (1, 2)
     np.testing.assert_array_equal(shown, np.where(labels[1], second, np.where(labels[0], first, 0)))
 

@@ -11,7 +11,7 @@ import torch
 from helpers import ball, from_sitk, make_affine, make_grid, smooth_ddf, smooth_noise, to_sitk
 from monai.data import MetaTensor
 from regzoo.errors import RegZooError
-from regzoo.monai_label import Answerd
+from regzoo.monai_label import BuildAnswerd
 from regzoo.spatial import Grid
 from regzoo.transforms import (
     AdHocLabelsd,
@@ -285,13 +285,13 @@ def test_what_a_server_shows_is_one_label_map(values: list[int] | None) -> None:
         masks[0] -= masks[1]  # the values of a map exclude each other, masks may overlap
     affine = torch.from_numpy(make_affine(shape, (1, 2, 3)))
     item: dict[Any, Any] = {"warped_image": MetaTensor(torch.rand(1, *shape), affine=affine), "pred": None}
-    assert Answerd()(item)["pred"] is item["warped_image"]
+    assert BuildAnswerd()(item)["pred"] is item["warped_image"]
     item["warped_label"] = MetaTensor(torch.from_numpy(masks) * 0.8, affine=affine)
     if values:
         item["moving_label_values"] = values
         masks[0] *= 1 - masks[1]  # a map has one value in each voxel
         item["warped_label"] = MetaTensor(torch.from_numpy(masks) * 0.8, affine=affine)
-    shown = Answerd()(item)["pred"]
+    shown = BuildAnswerd()(item)["pred"]
     assert shown.dtype == torch.int32
     np.testing.assert_array_equal(shown.affine, affine)
     expected = np.zeros(shape, int)

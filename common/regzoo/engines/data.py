@@ -41,7 +41,9 @@ FOLDS, FOLDS_OF_IMAGES = 20, 8
 LISTED = {"listed": "val", "listed_test": "test"}
 
 
-def data_folder(dataset_dir: str | Path | None, bundle_root: str | Path, **phantoms: Any) -> str:
+def data_folder(
+    dataset_dir: str | Path | None, bundle_root: str | Path, *, served: bool = False, **phantoms: Any
+) -> str:
     """The data set the user named, or, without one, phantoms written into the bundle's ``data/``.
 
     Each set of parameters has its own folder, so that the demo and the training do not get in each other's way.
@@ -49,16 +51,15 @@ def data_folder(dataset_dir: str | Path | None, bundle_root: str | Path, **phant
     Args:
         dataset_dir: folder or datalist of a data set; empty for phantoms.
         bundle_root: the bundle's folder.
+        served: MONAI Label brings the data.
         phantoms: how to make the phantoms, see `regzoo_phantoms.embedded_phantoms`.
 
     Returns:
-        The data set; empty where MONAI Label brings the data.
+        The data set; empty if `served`.
     """
     if dataset_dir:
         return str(dataset_dir)
-    from regzoo.monai_label.studies import is_served
-
-    if is_served():
+    if served:
         return ""
     name = "_".join(["phantoms", *(f"{key}{value}" for key, value in sorted(phantoms.items()))])
     from regzoo_phantoms import embedded_phantoms
@@ -367,10 +368,10 @@ def report_failures(dataset: CaseStream) -> None:
         raise RegZooError(f"{len(failures)} of {len(dataset.data)} cases failed: " + " | ".join(failures))
 
 
-def output_folder(path: str | Path) -> str:
+def output_folder(path: str | Path, served: bool = False) -> str:
     """An output folder, created and checked to be writable before any work is done.
 
-    Under MONAI Label the training makes it once it has data: nobody there would clear away what a failed one left.
+    A training that is `served` creates the folder only once it has data: nobody would clear up after one that failed.
 
     Raises:
         RegZooError: it cannot be written to, a training would write over somebody else's file in it, or other
@@ -384,6 +385,4 @@ def output_folder(path: str | Path) -> str:
     # A training of a version that kept no such record goes on.
     if trains and ((folder / CLAIMS).is_file() or not is_training_state(folder / "last.pt")):
         check_folder(folder, TRAINED, bundle_name(workflow))
-    from regzoo.monai_label.studies import is_served
-
-    return str(path) if is_served() else str(make_folder(path))
+    return str(path) if served else str(make_folder(path))

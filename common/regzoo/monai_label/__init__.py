@@ -1,17 +1,18 @@
 """What a MONAI Label server asks of a bundle: requests, studies, answers."""
 
-from regzoo.monai_label.request import RequestedPaird, Steps, from_server
-from regzoo.monai_label.serving import Answerd, served_weights, training_folder
-from regzoo.monai_label.studies import is_served, split_studies, study_pairs
+from regzoo.monai_label.answer import BuildAnswerd
+from regzoo.monai_label.request import RequestedPaird, ServedCompose
+from regzoo.monai_label.studies import is_served, split_studies, split_study_images, study_pairs
+from regzoo.monai_label.training import served_weights, training_folder
 
 __all__ = [
-    "Answerd",
+    "BuildAnswerd",
     "RequestedPaird",
-    "Steps",
-    "from_server",
+    "ServedCompose",
     "is_served",
     "served_weights",
     "split_studies",
+    "split_study_images",
     "study_pairs",
     "training_folder",
 ]

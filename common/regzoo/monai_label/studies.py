@@ -35,17 +35,15 @@ def is_served() -> bool:
 
 
 def split_studies(
-    training: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]], single_images: bool = False
+    training: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]]
 ) -> tuple[list[Record], list[Record]]:
-    """The records to train and to validate on, from what MONAI Label hands over as the data of the two.
+    """The pairs to train on and to validate on, made of the entries that MONAI Label lists for the two.
 
-    Records that are ours already are returned as they are. Otherwise MONAI Label has divided the images, not the pairs:
-    the pairs are made of all of them, and the last ones by name are validated on, as large a part of them as of the
-    images. Single images stay divided as they are; those to validate on are paired with one another.
+    Records of this package are returned as they are. MONAI Label divides the images, not the pairs: the pairs are made
+    of all images, and the last ones by name are validated on, in the same proportion as the images.
 
     Args:
         training, validation: records, or entries ``{"image": path, "label": path}``.
-        single_images: for a method that makes the moving images itself.
 
     Returns:
         (training, validation).
@@ -53,18 +51,35 @@ def split_studies(
     Raises:
         RegZooError: MONAI Label has nothing to train on, or there is no pair among its entries.
     """
-    if is_served() and not training:
-        raise RegZooError("no finished label in the studies to train on; submit some, or lower val_split")
-    if not any(_is_entry(entry) for entry in (*training, *validation)):
-        return [dict(record) for record in training], [dict(record) for record in validation]
-    if single_images:
-        return _images(training), _ring(_images(validation))
+    if (records := _own_records(training, validation)) is not None:
+        return records
     entries = [entry for entry in (*training, *validation) if _is_entry(entry)]
     pairs = study_pairs(entries)
     held_out = sum(_is_entry(entry) for entry in validation)
     count = min(max(round(len(pairs) * held_out / len(entries)), 1 if held_out else 0), len(pairs) - 1)
     ready = [dict(entry) for entry in validation if not _is_entry(entry)]
     return pairs[: len(pairs) - count], pairs[len(pairs) - count :] + ready
+
+
+def split_study_images(
+    training: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]]
+) -> tuple[list[Record], list[Record]]:
+    """The same for a method that makes the moving images itself: single images to train on, pairs to validate on.
+
+    The images stay divided as they are. Each image to validate on is paired with the next one.
+    """
+    return _own_records(training, validation) or (_images(training), _ring(_images(validation)))
+
+
+def _own_records(
+    training: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]]
+) -> tuple[list[Record], list[Record]] | None:
+    """Both lists as they are if MONAI Label listed none of their entries; otherwise None."""
+    if is_served() and not training:
+        raise RegZooError("no finished label in the studies to train on; submit some, or lower val_split")
+    if any(_is_entry(entry) for entry in (*training, *validation)):
+        return None
+    return [dict(record) for record in training], [dict(record) for record in validation]
 
 
 def study_pairs(entries: Sequence[Mapping[str, Any]]) -> list[Record]:

@@ -14,7 +14,7 @@ from regzoo.spatial import DisplacementField, Grid, as_tensor, carry_labels, sam
 from regzoo.spatial.carry import TOLERANCE, carry_held, subdivisions
 from regzoo.spatial.held import is_map, one_mask
 from regzoo.spatial.warp import slab_points, slabs
-from regzoo.transforms.load import REQUESTED
+from regzoo.transforms.load import REQUESTED, SERVED
 
 #: Where `ResamplePaird(keep_native=True)` keeps the moving image and label.
 NATIVE = {"image": "moving_native", "label": "moving_label_native"}
@@ -157,15 +157,13 @@ def with_references(data: Mapping[Hashable, Any], device: torch.device, backgrou
 
     ``reference_image`` and, with a fixed label, ``reference_label``; ``unregistered_image`` and, with a moving label,
     ``unregistered_label``: the moving file seen through the pre-alignment alone. Labels have values in [0, 1].
-    For a server the latter are not made: nobody waits for a comparison there.
+    The latter are not made for a served case: nobody waits for a comparison there.
     """
     item = dict(data)
     item["reference_image"] = item["fixed_native"]
     if "fixed_label_native" in item:
         item["reference_label"] = item["fixed_label_native"].to(device)
-    from regzoo.monai_label.request import from_server
-
-    if from_server(data):
+    if data.get(SERVED):
         return item
     fixed = Grid.of(data["fixed_native"])
     # What was kept carries the edited affine: it is seen from where it lies.

@@ -22,6 +22,8 @@ Alignment = Literal["header", "center", "label", "region"]
 SIDES = ("fixed", "moving")
 #: Marks a pair that is to be registered, not measured: labels are held small, what only metrics need is not made.
 REQUESTED = "requested"
+#: Marks a pair that a client of a server asked for: no comparison with the unregistered images is made.
+SERVED = "served"
 
 
 class LoadPaird(MapTransform):
@@ -66,8 +68,6 @@ class LoadPaird(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
-        if "image" in data:  # as an inference names the fixed image
-            item[REQUESTED] = True
         files: dict[str, LabelFile] = {}
         for side in SIDES:
             if side == "moving" and data.get("moving_image") is None:
@@ -83,7 +83,7 @@ class LoadPaird(MapTransform):
         maps = {str(data[f"{side}_label"]): file for side, file in files.items() if file.is_map}
         values = self._values(data, maps)
         for side, file in files.items():
-            if REQUESTED in item:
+            if item.get(REQUESTED):
                 label = hold(file.volume, values if file.is_map else None)
             else:
                 label = to_channels(file.volume, values) if file.is_map else file.volume

@@ -67,7 +67,7 @@ class Plan:
         self.spacing = [float(mm) for mm in parser.get_parsed_content("spacing")]
         self.size = [int(n) for n in parser.get_parsed_content("size")]
         # Only a training on single images says how many of its labels it takes of an image.
-        self.single = bool(parser["train"]["dataset"].get("single_images"))
+        self.single = "labels_per_image" in parser
         self.direction = str(parser.config.get("direction", "mr_to_us"))
         self.gland_first = not self.single
 

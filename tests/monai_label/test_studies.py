@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from regzoo.errors import RegZooError
-from regzoo.monai_label import split_studies, study_pairs
+from regzoo.monai_label import split_studies, split_study_images, study_pairs
 
 
 def entries(*names: str) -> list[dict[str, Any]]:
@@ -72,7 +72,7 @@ def test_the_two_data_sets_get_the_same_division() -> None:
 
 
 def test_single_images_stay_where_they_are_and_validation_pairs_them() -> None:
-    training, validation = split_studies(entries("a", "b"), entries("c", "d", "e"), single_images=True)
+    training, validation = split_study_images(entries("a", "b"), entries("c", "d", "e"))
     assert [(record["fixed_image"], record["fixed_label"]) for record in training] == [
         ("/s/a.nii.gz", "/s/labels/final/a.nii.gz"),
         ("/s/b.nii.gz", "/s/labels/final/b.nii.gz"),
@@ -80,18 +80,18 @@ def test_single_images_stay_where_they_are_and_validation_pairs_them() -> None:
     assert all("moving_image" not in record for record in training)
     moving = {Path(pair["fixed_image"]).name[0]: Path(pair["moving_image"]).name[0] for pair in validation}
     assert moving == {"c": "d", "d": "e", "e": "c"}
-    (alone,) = split_studies(entries("a"), entries("c"), single_images=True)[1]
+    (alone,) = split_study_images(entries("a"), entries("c"))[1]
     assert alone["fixed_image"] == "/s/c.nii.gz" and "moving_image" not in alone
-    assert split_studies(entries("a"), [], single_images=True)[1] == []
+    assert split_study_images(entries("a"), [])[1] == []
 
 
 def test_records_of_ours_stay_as_they_are() -> None:
     ours = [{"fixed_image": "f", "moving_image": "m", "case": "c", "patient": 1}]
-    for single in (False, True):
-        assert split_studies(ours, ours, single) == (ours, ours)
+    for split in (split_studies, split_study_images):
+        assert split(ours, ours) == (ours, ours)
     training, validation = split_studies(entries("fixed1", "moving1", "fixed2", "moving2"), ours)
     assert cases(training) == ["fixed1", "fixed2"] and validation == ours
-    training, validation = split_studies(entries("a", "b"), ours, single_images=True)
+    training, validation = split_study_images(entries("a", "b"), ours)
     assert cases(training) == ["a", "b"] and validation == ours
 
 
@@ -99,10 +99,10 @@ def test_studies_without_a_finished_label_are_an_error(monkeypatch: pytest.Monke
     monkeypatch.setenv("MONAI_LABEL_STUDIES", "/s")
     assert split_studies([], []) == ([], [])  # in a shell that has its variables
     monkeypatch.setitem(sys.modules, "monailabel", types.ModuleType("monailabel"))
-    for single in (False, True):
+    for split in (split_studies, split_study_images):
         with pytest.raises(RegZooError, match="no finished label in the studies"):
-            split_studies([], [], single)
+            split([], [])
 
 
 def test_outside_monai_label_no_records_are_no_records() -> None:
-    assert split_studies([], []) == ([], []) == split_studies([], [], single_images=True)
+    assert split_studies([], []) == ([], []) == split_study_images([], [])

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from helpers import ball, make_affine, smooth_noise, write
 from regzoo.errors import RegZooError
-from regzoo.monai_label import RequestedPaird, Steps
+from regzoo.monai_label import RequestedPaird, ServedCompose
 from regzoo.transforms import LoadPaird
 
 SHAPE = (13, 11, 9)
@@ -42,7 +42,8 @@ def studies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def request(studies: Path, fixed: str = "fixed01.nii.gz", **parameters: Any) -> dict[str, Any]:
     """As the server sends it, after it has found the fixed image."""
     path = str(studies / fixed)
-    return {"model": "m", "image": path, "image_path": path, "device": "cpu", "result_dtype": "uint8", **parameters}
+    sent = {"model": "m", "image": path, "image_path": path, "device": "cpu", "result_dtype": "uint8", **parameters}
+    return sent | {"served": True}
 
 
 @pytest.mark.parametrize(
@@ -224,12 +225,17 @@ def test_a_client_cannot_slip_in_what_later_steps_use(studies: Path) -> None:
     slipped = {"field": 1, "probability": 2, "view_center": [0, 0, 0], "label_values": [1], "case": "../x", "pred": 3}
     record = RequestedPaird()(request(studies, moving_image="moving01", align="center", **slipped))
     kept = {"model", "image", "image_path", "device", "result_dtype", "fixed_image", "moving_image", "align", "case"}
-    assert set(record) == kept and record["case"] == "fixed01"
+    assert set(record) == kept | {"requested", "served"} and record["case"] == "fixed01"
+    for step in ServedCompose([RequestedPaird()], served=True).transforms:
+        assert step(request(studies, moving_image="moving01") | {"served": False})["served"] is True
 
 
 def test_a_record_that_no_server_sent_is_left_alone(studies: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record = {"image": "a", "moving_image": "../b", "moving_label": ["c"], "case": "d", "anything": 1}
-    assert RequestedPaird()(record) == record | {"fixed_image": "a"}
+    for more in ({}, {"model": "a scanner", "image_path": "elsewhere"}):  # columns of a table are not a request
+        given = record | more
+        assert RequestedPaird()(given) == given | {"fixed_image": "a", "requested": True}
+        assert ServedCompose([RequestedPaird()])(given | {"served": True})["served"] is False
 
 
 @pytest.mark.parametrize(
@@ -273,7 +279,7 @@ class HTTPException(Exception):
 def test_mistakes_reach_the_client_of_a_server(studies: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fastapi", types.SimpleNamespace(HTTPException=HTTPException))
     (studies / "broken.nii.gz").write_bytes(b"no image")
-    steps = Steps([RequestedPaird(), LoadPaird()])
+    steps = ServedCompose([RequestedPaird(), LoadPaird()], served=True)
     (step,) = steps.transforms  # MONAI Label takes a Compose apart
     for parameters, part in (({}, "moving_image: missing"), ({"moving_image": "broken"}, "broken.nii.gz: holds text")):
         with pytest.raises(HTTPException) as caught:
@@ -283,7 +289,7 @@ def test_mistakes_reach_the_client_of_a_server(studies: Path, monkeypatch: pytes
 
 
 def test_without_a_server_mistakes_stay_what_they_are(studies: Path) -> None:
-    steps = Steps([RequestedPaird(), LoadPaird()])
+    steps = ServedCompose([RequestedPaird(), LoadPaird()])
     with pytest.raises(RuntimeError) as caught:
         steps({"image": "no_such_file.nii.gz", "moving_image": "x"})
     causes, error = [], caught.value
@@ -298,4 +304,4 @@ def test_other_faults_are_not_hidden(studies: Path) -> None:
         raise ZeroDivisionError
 
     with pytest.raises(RuntimeError):
-        Steps([fails])(request(studies))
+        ServedCompose([fails], served=True)(request(studies))

@@ -1,0 +1,91 @@
+"""Finding the files of the studies that a request names. Clients are not trusted: nothing else can be reached."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from regzoo.datasets.records import case_name
+from regzoo.errors import RegZooError
+from regzoo.monai_label.studies import STUDIES_VARIABLE
+
+#: Suffixes of an image of the studies; an id stands for the first file that exists, in this order.
+SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".nhdr")
+#: The folder within the studies where MONAI Label keeps finished labels, and the file that describes the images.
+FINISHED = Path("labels") / "final"
+DATASTORE = "datastore_v2.json"
+#: Longest name or path that is looked up.
+LONGEST_NAME = 255
+#: The folder of the images of sessions, if MONAI Label does not keep them in its usual place.
+SESSIONS_VARIABLE = "MONAI_LABEL_SESSION_PATH"
+#: The parameters of a request that make the pair.
+PAIR_KEYS = ("moving_image", "moving_label", "fixed_label", "align")
+
+
+def fixed_file(path: Any) -> Path:
+    """The file that MONAI Label found for ``image``: of the studies, of a session, or uploaded with the request."""
+    if isinstance(path, str) and path:
+        file = Path(os.path.realpath(path))
+        sessions = os.environ.get(SESSIONS_VARIABLE) or Path.home() / ".cache" / "monailabel" / "sessions"
+        uploads = Path(os.path.realpath(tempfile.gettempdir()))
+        uploaded = file.parent == uploads and file.name.startswith(tempfile.gettempprefix())
+        if uploaded or any(_inside(file, place) for place in (studies_folder(file), Path(os.path.realpath(sessions)))):
+            return file
+    # The same for what is not there and for what is elsewhere, so that nobody learns which files there are.
+    raise RegZooError("image: no such image in the studies folder itself; give an id that GET /datastore/ lists")
+
+
+def studies_folder(fixed: Path) -> Path:
+    """The studies folder; without a server, that of the fixed image."""
+    named = os.environ.get(STUDIES_VARIABLE)
+    if named is None:
+        return fixed.parent
+    if not Path(named).is_dir():
+        raise RegZooError("image: this bundle needs studies in a folder of the server; start it with --studies FOLDER")
+    return Path(os.path.realpath(named))
+
+
+def _inside(file: Path, folder: Path) -> bool:
+    """Whether a path lies in a folder; both without symbolic links."""
+    return folder in file.parents
+
+
+def noted_pair(studies: Path, fixed: Path) -> dict[str, Any]:
+    """What the datastore notes of the fixed image about its partner; viewers can only name one image.
+
+    A client writes it there with ``PUT /datastore/image/info``, so it is trusted no more than a request.
+    """
+    try:
+        objects = json.loads((studies / DATASTORE).read_text(encoding="utf-8"))["objects"]
+        info = objects[case_name(fixed)]["image"]["info"] if fixed.parent == studies else {}
+        return {key: info[key] for key in PAIR_KEYS if info.get(key) not in (None, "", [])}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return {}
+
+
+def find_file(studies: Path, key: str, value: Any) -> str:
+    """The file of the studies that a parameter names.
+
+    Raises:
+        RegZooError: one line that names the parameter.
+    """
+    if value in (None, ""):
+        raise RegZooError(f"{key}: missing; give the id of an image of the studies, or a path inside their folder")
+    if not isinstance(value, str) or not value.isprintable() or len(value) > LONGEST_NAME:
+        raise RegZooError(f"{key}: {value!r:.80} is no name; give an image's id, or a path inside the studies folder")
+    candidates = [studies / value]
+    if len(Path(value).parts) == 1:
+        folders = [studies / FINISHED, studies] if key.endswith("label") else [studies]
+        named = [folder / f"{value}{suffix}" for folder in folders for suffix in ("", *SUFFIXES)]
+        candidates = [file for file in named if file.is_symlink() or file.is_file()] or candidates
+    for file in candidates:
+        real = Path(os.path.realpath(file))
+        # Before anything else is said of a file, so that nobody learns which files there are elsewhere.
+        if not _inside(real, studies):
+            raise RegZooError(f"{key}: {value} leads outside the studies folder; give an id, or upload the file first")
+        if real.is_file():
+            return str(real)
+    raise RegZooError(f"{key}: no {value} in the studies; give an id that GET /datastore/ lists, or upload it first")
