@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from monai.bundle import ckpt_export, verify_net_in_out
 from regzoo.engines import load_weights
-from regzoo.export.handler import TOLERANCE
+from regzoo.export.export import TOLERANCE
 from regzoo_tools.bundle import Bundle, CheckError
 from torch import nn
 

@@ -13,8 +13,7 @@ from export_cases import BUNDLES, DDMR, KINDS, WEAK, case, check_in_onnx_runtime
 from regzoo.cli import main
 from regzoo.engines import save_weights
 from regzoo.errors import RegZooError
-from regzoo.export import TorchScriptNetwork, export_network
-from regzoo.export import formats as export_formats
+from regzoo.export import TorchScriptNetwork, export_network, writers
 from regzoo.networks import GlobalNet
 from regzoo.spatial import warp
 from torch import nn
@@ -99,7 +98,7 @@ def test_a_file_that_does_something_else_is_not_written(
         return torch.jit.script(network)
 
     target = tmp_path / "out" / "network.ts"
-    monkeypatch.setattr(export_formats, "convert_to_torchscript", wrong)
+    monkeypatch.setattr(writers, "convert_to_torchscript", wrong)
     with pytest.raises(RegZooError, match=r"network\.ts: not written: .* differs from PyTorch by"):
         export_network(bundle, "torchscript", target, overlays, **settings)
     assert list(target.parent.iterdir()) == []
@@ -113,10 +112,7 @@ def test_mistakes_are_one_line(
     (tmp_path / "folder").mkdir()
     out = ["--out", str(tmp_path / "network")]
     for arguments, said in (
-        (
-            [WEAK, "--format", "caffe", *out],
-            "'caffe' is no format to export to; use one of torchscript, onnx, tensorrt",
-        ),
+        ([WEAK, "--format", "caffe", *out], "'caffe' is not an export format; use one of torchscript, onnx, tensorrt"),
         ([WEAK, "--format", "onnx", "--checkpoint", str(tmp_path / "none.pt"), *out], "none.pt: no such checkpoint"),
         ([WEAK, "--format", "onnx", "--checkpoint", weights, *out], "holds the weights of another network"),
         ([WEAK, "--format", "onnx", "--overlays", "configs/variants/none.json", *out], "none.json: no such config"),

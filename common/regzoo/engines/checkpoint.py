@@ -15,7 +15,7 @@ from ignite.engine import Engine, Events
 from regzoo.engines.divergence import flat_tensors, non_finite, stop_if_any
 from regzoo.engines.identity import data_difference
 from regzoo.engines.origin import origin
-from regzoo.engines.weights import bare, load_state, read_checkpoint, save_weights
+from regzoo.engines.weights import load_state, read_checkpoint, save_weights, unwrap
 from regzoo.errors import bad_file
 from regzoo.files import atomic_path, make_folder
 from regzoo.report.engine import is_writer
@@ -138,7 +138,7 @@ class TrainingCheckpoint:
             RegZooError: the weights or the state of the optimiser became NaN or infinite.
         """
         content: dict[str, Any] = {
-            "network": bare(self.network).state_dict(),
+            "network": unwrap(self.network).state_dict(),
             "objects": {name: value.state_dict() for name, value in self.objects.items()},
             "settings": self.settings,
             "origin": self.origin,

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from regzoo.engines.divergence import DivergenceCheck, check_start, non_finite, stop_if_any
-from regzoo.engines.weights import bare
+from regzoo.engines.weights import unwrap
 from regzoo.losses import RegistrationLoss
 from regzoo.report.engine import cases_of, is_writer
 from regzoo.spatial import as_tensor
@@ -134,7 +134,7 @@ def _rate(engine: Engine) -> float:
 def _weights(engine: Engine) -> dict[str, torch.Tensor]:
     """All weights and running statistics of the trained network, by their names in a checkpoint."""
     network = getattr(engine, "network", None)
-    return {} if network is None else {f"the weights {k}": v for k, v in bare(network).state_dict().items()}
+    return {} if network is None else {f"the weights {k}": v for k, v in unwrap(network).state_dict().items()}
 
 
 class ValidationImages:

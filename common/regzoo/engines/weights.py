@@ -1,10 +1,10 @@
-"""Weights of networks in files: read safely, loaded strictly, and written with what they were trained with."""
+"""Weights in files: read safely, loaded strictly, and written with a note of their training."""
 
 from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,12 @@ from torch import nn
 
 logger = logging.getLogger(__name__)
 
-#: Entry of a state dict's metadata, beside those that PyTorch keeps of modules. PyTorch pickles them with the tensors
-#: and ignores what it does not know, so that whoever copies, loads or averages weights need not know of it.
+#: Entry of a state dict's metadata, beside PyTorch's own entries for modules. PyTorch pickles the metadata with the
+#: tensors and ignores unknown entries, so any program can copy, load or average such weights.
 ORIGIN = "regzoo"
 
 
-def bare(network: nn.Module) -> nn.Module:
+def unwrap(network: nn.Module) -> nn.Module:
     """The network inside a `DistributedDataParallel` or compiled wrapper."""
     inner = getattr(network, "module", network)
     return getattr(inner, "_orig_mod", inner)
@@ -39,7 +39,7 @@ def read_checkpoint(path: str | PathLike[str]) -> dict[str, Any]:
         raise bad_file(path, "no such checkpoint", "train first, or name a file with --checkpoint")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the unpickler raises whatever a damaged file leads it to
+    except Exception as error:  # on a damaged file the unpickler can raise anything
         raise bad_file(path, "cannot be read as a checkpoint", "copy it again, or name another one") from error
     if not isinstance(content, dict):
         raise bad_file(path, "holds no state dict", "name a file of weights")
@@ -47,16 +47,11 @@ def read_checkpoint(path: str | PathLike[str]) -> dict[str, Any]:
 
 
 def is_training_state(path: str | PathLike[str]) -> bool:
-    """Whether a file is what a training of ours resumes from."""
+    """Whether a file is the ``last.pt`` of one of our trainings."""
     try:
         return {"network", "objects", "settings"} <= read_checkpoint(path).keys()
     except RegZooError:
         return False
-
-
-def weights_in(content: Mapping[str, Any]) -> Any:
-    """The state dict of the network in what `read_checkpoint` read: of plain weights or of a training."""
-    return content.get("network", content)
 
 
 def load_weights(network: nn.Module, path: str | PathLike[str]) -> nn.Module:
@@ -70,25 +65,26 @@ def load_weights(network: nn.Module, path: str | PathLike[str]) -> nn.Module:
 
 
 def load_state(network: nn.Module, content: Mapping[str, Any], path: str | PathLike[str]) -> None:
-    """Load what `read_checkpoint` read from `path` into a network, strictly; NaN and infinite weights are refused."""
-    state = weights_in(content)
+    """Load the content of a checkpoint into a network, strictly; NaN and infinite weights are refused."""
+    state = content.get("network", content)
     if isinstance(state, Mapping) and (names := non_finite(state)):
         raise bad_file(path, f"holds NaN or infinity in {first_few(names)}", "use weights of a training that converged")
+    network = unwrap(network)
     try:
-        bare(network).load_state_dict(state, strict=True)
+        network.load_state_dict(state, strict=True)
     except (RuntimeError, AttributeError, TypeError) as error:
         raise bad_file(
             path,
-            f"holds the weights of another network than this {type(bare(network)).__name__}{_misfits(network, state)}",
+            f"holds the weights of another network than this {type(network).__name__}{_misfits(network, state)}",
             "use the configuration it was trained with (channels, variant overlay), or another file",
         ) from error
 
 
 def _misfits(network: nn.Module, state: Any) -> str:
-    """Which parameters of a state dict do not fit a network, in words; empty if names and shapes do."""
+    """The parameters of a state dict that do not fit a network, in words; empty if names and shapes do."""
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         return ""
-    own = bare(network).state_dict()
+    own = network.state_dict()
     parts = [
         f"{name} is {_shape(own[name])} here, {_shape(state[name])} in the file"
         for name in own
@@ -107,11 +103,11 @@ def save_weights(network: nn.Module, path: str | PathLike[str], origin: Mapping[
     """Write the weights of a network as a plain float32 state dict on the CPU, atomically.
 
     Args:
-        network: whose weights.
+        network: the network, wrapped or not.
         path: the file.
-        origin: what they were trained with, plain values; `origin_of` reads it.
+        origin: how they were trained, plain values; `origin_of` reads it.
     """
-    state = OrderedDict((name, value.detach().cpu()) for name, value in bare(network).state_dict().items())
+    state = OrderedDict((name, value.detach().cpu()) for name, value in unwrap(network).state_dict().items())
     if origin:
         state._metadata = {ORIGIN: dict(origin)}  # type: ignore[attr-defined]
     with atomic_path(path) as temporary:
@@ -119,7 +115,7 @@ def save_weights(network: nn.Module, path: str | PathLike[str], origin: Mapping[
 
 
 def origin_of(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What weights were trained with, of what `read_checkpoint` read; empty where they do not say."""
+    """How the weights of a checkpoint were trained; empty if the checkpoint does not say."""
     metadata = getattr(content, "_metadata", None) or {}
     origin = metadata.get(ORIGIN) or content.get("origin")
     return dict(origin) if isinstance(origin, Mapping) else {}
@@ -153,13 +149,13 @@ def starting_network(
     bundle_root: str | PathLike[str],
     freeze_encoder: bool = False,
 ) -> nn.Module:
-    """The network that a training begins with, itself.
+    """Prepare a network for training, in place, and return it.
 
     Args:
         network: with random weights.
-        init_weights: weights to begin with instead, see `starting_weights`; empty for none.
+        init_weights: weights to start from instead, see `starting_weights`; empty for none.
         bundle_root: the bundle's folder.
-        freeze_encoder: leave the encoder as it is: no gradients, and the statistics of its normalisation are kept.
+        freeze_encoder: give the encoder no gradients, and keep the statistics of its normalisation.
 
     Raises:
         RegZooError: no such weights, weights that do not fit, or a network without an encoder.
@@ -169,22 +165,17 @@ def starting_network(
         load_weights(network, path)
         logger.info("the training starts from the weights of %s", path)
     if freeze_encoder:
-        parts: Sequence[nn.Module] = getattr(network, "contracting_path", list)()
+        parts = list(getattr(network, "contracting_path", []))
         if not parts:
             raise RegZooError(f"{type(network).__name__} has no encoder to freeze; leave --freeze_encoder out")
         for part in parts:
-            freeze(part)
+            part.requires_grad_(False)
+            part.register_forward_pre_hook(_stay_in_evaluation)
     return network
 
 
-def freeze(module: nn.Module) -> None:
-    """Keep a part of a network as it is, whatever a training does to the rest."""
-    module.requires_grad_(False)
-    module.register_forward_pre_hook(_hold)
-
-
-def _hold(module: nn.Module, inputs: Any) -> None:
-    """Undo the trainer's `train()`, in which a batch normalisation would gather statistics."""
+def _stay_in_evaluation(module: nn.Module, inputs: Any) -> None:
+    """Undo the trainer's `train()`, after which a batch normalisation would update its statistics."""
     module.eval()
 
 

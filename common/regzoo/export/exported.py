@@ -1,4 +1,4 @@
-"""Running a network from an exported file, in the place of the network of a bundle's configuration."""
+"""Running a network from an exported file in place of the network that a bundle's configuration defines."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 from monai.utils import optional_import
-from regzoo.engines.weights import bare, load_weights
+from regzoo.engines.weights import load_weights, unwrap
 from regzoo.errors import RegZooError, bad_file
 from regzoo.spatial import as_tensor
 from torch import nn
 
 logger = logging.getLogger(__name__)
 
-#: Names of the only input and output of an exported network; `METADATA` is the entry of a file with all that is known.
+#: Names of the only input and output of an exported network, and of the file's entry that describes it.
 INPUT, OUTPUT, METADATA = "image", "pred", "metadata.json"
 
 
@@ -47,14 +47,14 @@ def bundle_metadata(bundle_root: str | PathLike[str]) -> dict[str, Any]:
     try:
         metadata = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise bad_file(path, "cannot be read", "an exported network is checked against it: restore it") from error
+        raise bad_file(path, "cannot be read", "restore it: an exported network is checked against it") from error
     return dict(metadata)
 
 
 def weights_digest(network: nn.Module) -> str:
     """SHA-256 of the names, types, shapes and values of a network's weights, whatever file they came from."""
     digest = hashlib.sha256()
-    for name, value in sorted(bare(network).state_dict().items()):
+    for name, value in sorted(unwrap(network).state_dict().items()):
         values = value.detach().cpu().contiguous().numpy()
         digest.update(f"{name} {values.dtype.str} {values.shape}\n".encode())
         digest.update(values.tobytes())
@@ -62,23 +62,23 @@ def weights_digest(network: nn.Module) -> str:
 
 
 class ExportedNetwork(nn.Module):
-    """A network of a file written by ``regzoo export``: (B, C, X, Y, Z) in, any B, and what the network predicts out.
+    """A network from a file written by ``regzoo export``: takes (B, C, X, Y, Z), any B, and returns its prediction.
 
-    What the file says of itself is compared with the configuration it is to be run with, so that one of another bundle,
-    network or grid, or of other weights, is refused instead of giving a wrong answer.
+    The file's own description is compared with the configuration that uses it, so that a file of another bundle,
+    network, grid or training is refused instead of giving a wrong answer.
 
     Args:
         path: the file.
-        bundle_root: the bundle it has to have been exported from.
+        bundle_root: the bundle it must have been exported from.
         network_def: the network that the configuration defines; `checkpoint` is loaded into it, to compare the two.
-        checkpoint: the weights of the configuration. Only the bundle's own ``models/model.pt`` need not be there: to
-            run an exported file, that file is enough.
+        checkpoint: the weights of the configuration. Only the bundle's own ``models/model.pt`` may be missing: the
+            exported file is enough to run.
         size: network grid of the configuration, voxels.
         spacing: its voxel size, mm.
         device: to run on.
 
     Raises:
-        RegZooError: a missing or damaged file, or one of another network; one line says so and what to do.
+        RegZooError: a missing or damaged file, or one of another network.
     """
 
     #: The format's name on the command line.
@@ -97,38 +97,26 @@ class ExportedNetwork(nn.Module):
         super().__init__()
         self.path = Path(path)
         self.device = torch.device(device)
-        command = [
-            "python",
-            "-m",
-            "regzoo",
-            "export",
-            str(bundle_root),
-            "--format",
-            self.format,
-            "--out",
-            str(self.path),
-        ]
+        command = ["python", "-m", "regzoo", "export", str(bundle_root), "--format", self.format, "--out", str(path)]
         again = f"{shlex.join(command)}, with the overlays and settings used here"
         if not self.path.is_file():
             raise bad_file(self.path, "no such exported network", f"write it with: {again}")
         try:
-            self.metadata = self._load()
-            export = self.metadata["export"]
-            channels, *grid = export["inputs"][INPUT][1:]
-            fixed, voxel = bool(export["fixed_size"]), [float(mm) for mm in export["spacing"]]
+            metadata = self._load()
+            name, export = metadata["name"], metadata["export"]
+            self.channels, *self.grid = (int(n) for n in export["inputs"][INPUT][1:])
+            self.fixed_size, voxel = bool(export["fixed_size"]), [float(mm) for mm in export["spacing"]]
             network, weights = export["network"], export["weights"]
         except RegZooError:
             raise
-        except Exception as error:  # each library has errors of its own for what a damaged file leads it to
+        except Exception as error:  # each library raises its own errors for a damaged file
             raise bad_file(
-                self.path, "is damaged, or was not written by this regzoo's export", f"write it anew: {again}"
+                self.path, "is damaged, or was not written by this regzoo's export", f"write it again: {again}"
             ) from error
-        self.channels, self.grid, self.fixed_size = int(channels), [int(n) for n in grid], fixed
-        ours, theirs = bundle_metadata(bundle_root)["name"], self.metadata["name"]
         problem = None
-        if ours != theirs:
-            problem = f"holds the network of another bundle ({theirs})"
-        elif fixed and self.grid != [int(n) for n in size]:
+        if name != bundle_metadata(bundle_root)["name"]:
+            problem = f"holds the network of another bundle ({name})"
+        elif self.fixed_size and self.grid != [int(n) for n in size]:
             problem = f"was exported for {self.grid} voxels, not {list(size)}"
         elif not np.allclose(voxel, [float(mm) for mm in spacing], rtol=1e-3):
             problem = f"was exported for {voxel} mm, not {list(spacing)}"
@@ -137,10 +125,10 @@ class ExportedNetwork(nn.Module):
         elif not self._has_weights(weights, network_def, Path(checkpoint), Path(bundle_root)):
             problem = f"holds other weights than {checkpoint}"
         if problem:
-            raise bad_file(self.path, problem, f"write it anew: {again}")
+            raise bad_file(self.path, problem, f"write it again: {again}")
 
     def _has_weights(self, digest: str, network_def: nn.Module, checkpoint: Path, bundle_root: Path) -> bool:
-        """Whether the weights of a digest are those of a checkpoint, or the bundle has come without any."""
+        """Whether a digest is that of a checkpoint's weights, or the bundle comes without weights."""
         own = bundle_root.resolve() / "models" / "model.pt"
         if not own.exists() and checkpoint.resolve() == own:
             logger.info("%s: there is no %s to compare its weights with", self.path, checkpoint)
@@ -148,10 +136,10 @@ class ExportedNetwork(nn.Module):
         return digest == weights_digest(load_weights(network_def, checkpoint))
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """(B, C, X, Y, Z) float32 → what the network predicts, on the device of the input.
+        """(B, C, X, Y, Z) float32 → the prediction, on the device of the input.
 
         Raises:
-            RegZooError: an input of other channels or size than the file's.
+            RegZooError: the input's channels or size differ from the file's.
         """
         image = as_tensor(image)
         expected = [self.channels, *(self.grid if self.fixed_size else image.shape[2:])]
@@ -164,7 +152,7 @@ class ExportedNetwork(nn.Module):
         return self._run(image)
 
     def _load(self) -> Mapping[str, Any]:
-        """Open the file; what it says of itself."""
+        """Open the file, and return its metadata."""
         raise NotImplementedError
 
     def _run(self, image: torch.Tensor) -> torch.Tensor:
@@ -172,10 +160,10 @@ class ExportedNetwork(nn.Module):
 
 
 class TorchScriptNetwork(ExportedNetwork):
-    """An `ExportedNetwork` run by PyTorch; it needs none of the Python that the network was written in.
+    """An `ExportedNetwork` run by PyTorch, without the network's own Python code.
 
     Args:
-        needs: a package whose operators the file holds: ``torch_tensorrt`` for one compiled by TensorRT.
+        needs: a package whose operators the file uses: ``torch_tensorrt`` for a file compiled by TensorRT.
     """
 
     format = "torchscript"
@@ -197,11 +185,11 @@ class TorchScriptNetwork(ExportedNetwork):
 
 
 class OnnxNetwork(ExportedNetwork):
-    """An `ExportedNetwork` run by ONNX Runtime, on the CPU with as many threads as PyTorch would take.
+    """An `ExportedNetwork` run by ONNX Runtime, on the CPU with as many threads as PyTorch uses.
 
     Args:
         providers: execution providers of ONNX Runtime, the preferred first; by default CUDA on a GPU, and the CPU.
-            Those that the installed ONNX Runtime has not are left out.
+            Providers that the installed ONNX Runtime lacks are left out, with a warning.
     """
 
     format = "onnx"
@@ -215,23 +203,21 @@ class OnnxNetwork(ExportedNetwork):
         options = runtime.SessionOptions()
         options.log_severity_level = 3  # errors
         options.intra_op_num_threads = torch.get_num_threads()
-        # Between calls PyTorch computes: threads that spin for the next call would take its cores.
+        # Between calls PyTorch computes: threads that spin until the next call would occupy its cores.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         self.session = runtime.InferenceSession(str(self.path), options, providers=self._providers(runtime))
         return dict(json.loads(self.session.get_modelmeta().custom_metadata_map[METADATA]))
 
     def _providers(self, runtime: Any) -> list[Any]:
-        """Those wanted that there are."""
+        """The wanted providers that the installed ONNX Runtime has, and the CPU."""
         gpu = self.device.type == "cuda"
         wanted = self.wanted or (["CUDAExecutionProvider"] if gpu else [])
         missing = sorted(set(wanted) - set(runtime.get_available_providers()))
         if missing:
             logger.warning("ONNX Runtime is installed without %s (pip install onnxruntime-gpu)", ", ".join(missing))
         index = {"device_id": self.device.index or 0} if gpu else {}
-        chosen: list[Any] = [
-            (name, index if name.startswith(("CUDA", "Tensorrt")) else {}) for name in wanted if name not in missing
-        ]
-        return [*chosen, "CPUExecutionProvider"]
+        options = {name: index if name.startswith(("CUDA", "Tensorrt")) else {} for name in wanted}
+        return [*((name, options[name]) for name in wanted if name not in missing), "CPUExecutionProvider"]
 
     def _run(self, image: torch.Tensor) -> torch.Tensor:
         (prediction,) = self.session.run([OUTPUT], {INPUT: np.ascontiguousarray(image.float().cpu().numpy())})

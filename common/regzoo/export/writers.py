@@ -17,58 +17,65 @@ from monai.networks.utils import convert_to_onnx, convert_to_torchscript, conver
 from monai.utils import optional_import
 from regzoo.errors import RegZooError
 from regzoo.export.exported import INPUT, METADATA, OUTPUT, require
-from regzoo.export.source import Source
 from torch import nn
 
-#: What each format is called in a bundle's ``models`` folder.
+#: The name of each format's file in a bundle's ``models`` folder.
 FILES = {"torchscript": "model.ts", "onnx": "model.onnx", "tensorrt": "model_trt.ts"}
-#: Sampling of volumes came with this version of ONNX; ONNX Runtime knows it since 1.17.
+#: The first version of ONNX that can sample volumes; ONNX Runtime supports it since 1.17.
 OPSET = 20
 #: Smallest, usual and largest batch that TensorRT prepares for.
 TENSORRT_BATCHES = (1, 1, 16)
 
 
-def write_network(source: Source, format: str, path: Path, metadata: dict[str, Any]) -> None:
-    """Write a network to a file of one of the formats of `FILES`, unverified.
+def write_network(network: nn.Module, format: str, path: Path, metadata: dict[str, Any], config: str) -> None:
+    """Write a network to a file in one of the formats of `FILES`, without verifying it.
+
+    Args:
+        network: in evaluation mode, on the CPU.
+        format: a key of `FILES`.
+        path: the file.
+        metadata: of the bundle, with the entry ``export``.
+        config: the inference configuration, JSON.
 
     Raises:
-        RegZooError: a package or a GPU that the format needs is not there.
+        RegZooError: the format needs a package or a GPU that is not there.
     """
     with _quiet():
-        _WRITERS[format](source, path, metadata)
+        _WRITERS[format](network, path, metadata, config)
 
 
-def _write_torchscript(source: Source, path: Path, metadata: dict[str, Any]) -> None:
-    """As MONAI's ``ckpt_export`` does, with weights that were loaded strictly."""
-    _save_script(convert_to_torchscript(source.network), source, path, metadata)
+def _write_torchscript(network: nn.Module, path: Path, metadata: dict[str, Any], config: str) -> None:
+    """As MONAI's ``ckpt_export`` does, which loads weights less strictly and cannot write to a temporary name."""
+    with path.open("wb") as stream:  # MONAI appends a suffix to a name that has none
+        save_net_with_metadata(
+            network if isinstance(network, torch.jit.ScriptModule) else convert_to_torchscript(network),
+            stream,
+            include_config_vals=False,
+            meta_values=metadata,
+            more_extra_files={"inference.json": config.encode()},
+        )
 
 
-def _save_script(script: nn.Module, source: Source, path: Path, metadata: dict[str, Any]) -> None:
-    files = {"inference.json": source.config.encode()}
-    with path.open("wb") as stream:  # a name without a suffix would be given one
-        save_net_with_metadata(script, stream, include_config_vals=False, meta_values=metadata, more_extra_files=files)
-
-
-def _write_onnx(source: Source, path: Path, metadata: dict[str, Any]) -> None:
-    """By way of `torch.export`; a trace knows neither layouts in memory nor all of our operators."""
+def _write_onnx(network: nn.Module, path: Path, metadata: dict[str, Any], config: str) -> None:
+    """Through `torch.export`; a trace supports neither memory layouts nor all of our operators."""
     onnx = require("onnx", "onnx", "exporting to ONNX")
     require("onnxscript", "onnxscript", "exporting to ONNX")
     require("onnxruntime", "onnxruntime", "verifying an exported ONNX network")
+    export = metadata["export"]
     model = convert_to_onnx(
-        source.network,
-        # A batch of one would be taken for the only one there is.
-        [source.images(2)],
+        network,
+        # With a batch of one, the exporter would make the batch size a constant.
+        [torch.zeros(2, *export["inputs"][INPUT][1:])],
         input_names=[INPUT],
         output_names=[OUTPUT],
         opset_version=OPSET,
-        # The rest is handed to torch.onnx.export.
+        # The remaining arguments go to torch.onnx.export.
         dynamo=True,
         dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
         external_data=False,
         verbose=False,
         custom_translation_table={torch.ops.aten._adaptive_avg_pool3d.default: _adaptive_average},
     )
-    export = metadata["export"]
     entries = {
         "name": metadata["name"],
         "version": metadata["version"],
@@ -77,17 +84,17 @@ def _write_onnx(source: Source, path: Path, metadata: dict[str, Any]) -> None:
         OUTPUT: json.dumps(export["outputs"][OUTPUT]),
         "spacing": json.dumps(export["spacing"]),
         METADATA: json.dumps(metadata),
-        "inference.json": source.config,
+        "inference.json": config,
     }
     onnx.helper.set_model_props(model, entries)
     for part in (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
-        del part.metadata_props[:]  # the exporter's diary, with the paths of this machine
+        del part.metadata_props[:]  # the exporter's notes, which contain paths of this machine
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, str(path))
 
 
 def _adaptive_average(image: Any, output_size: Sequence[int]) -> Any:
-    """Adaptive average pooling in ONNX, which has no operator for it: along each axis a product with a matrix."""
+    """Adaptive average pooling in ONNX, which has no operator for it: a matrix product along each axis."""
     op = optional_import("onnxscript")[0].opset20
     constant = optional_import("onnx.numpy_helper")[0].from_array
     sizes = [int(n) for n in image.shape[2:]]
@@ -101,24 +108,24 @@ def _adaptive_average(image: Any, output_size: Sequence[int]) -> Any:
     return image
 
 
-def _write_tensorrt(source: Source, path: Path, metadata: dict[str, Any]) -> None:
-    """By way of TorchScript, in which what TensorRT cannot do (sampling of volumes) stays with PyTorch."""
+def _write_tensorrt(network: nn.Module, path: Path, metadata: dict[str, Any], config: str) -> None:
+    """Through TorchScript, in which PyTorch keeps what TensorRT cannot do (sampling of volumes)."""
     if not torch.cuda.is_available():
         raise RegZooError("tensorrt: there is no NVIDIA GPU that PyTorch can use; export on the GPU that is to run it")
     require("torch_tensorrt", "torch-tensorrt", "exporting to TensorRT")
     compiled = convert_to_trt(
-        source.network,
+        network,
         precision="fp32",
-        input_shape=[1, source.channels, *source.size],
+        input_shape=[1, *metadata["export"]["inputs"][INPUT][1:]],
         dynamic_batchsize=TENSORRT_BATCHES,
         disable_tf32=True,  # ten bits of a displacement are not enough
         truncate_long_and_double=True,
     )
-    _save_script(compiled, source, path, metadata)
-    source.network.cpu()
+    _write_torchscript(compiled, path, metadata, config)
+    network.cpu()
 
 
-_WRITERS: dict[str, Callable[[Source, Path, dict[str, Any]], None]] = {
+_WRITERS: dict[str, Callable[[nn.Module, Path, dict[str, Any], str], None]] = {
     "torchscript": _write_torchscript,
     "onnx": _write_onnx,
     "tensorrt": _write_tensorrt,
@@ -127,14 +134,13 @@ _WRITERS: dict[str, Callable[[Source, Path, dict[str, Any]], None]] = {
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what exporters say of PyTorch's own plans and of packages that are not needed."""
+    """Hide the exporters' warnings about PyTorch's own plans and about packages that are not needed."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            for kind in (DeprecationWarning, FutureWarning, UserWarning):
-                warnings.simplefilter("ignore", kind)
+            warnings.simplefilter("ignore")
             yield
     finally:
         logger.setLevel(level)
