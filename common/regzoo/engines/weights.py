@@ -165,7 +165,7 @@ def starting_network(
         load_weights(network, path)
         logger.info("the training starts from the weights of %s", path)
     if freeze_encoder:
-        parts = list(getattr(network, "contracting_path", []))
+        parts: list[nn.Module] = getattr(network, "contracting_path", list)()
         if not parts:
             raise RegZooError(f"{type(network).__name__} has no encoder to freeze; leave --freeze_encoder out")
         for part in parts:
