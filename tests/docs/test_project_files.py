@@ -1,0 +1,94 @@
+"""The files around the package agree with it and with each other."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import regzoo
+import yaml
+from packaging.requirements import Requirement
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    tomllib = pytest.importorskip("tomli")
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def project() -> dict[str, Any]:
+    """The file pyproject.toml."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def test_the_package_states_its_version_once(project: dict[str, Any]) -> None:
+    from setuptools.config.pyprojecttoml import read_configuration
+
+    assert "version" not in project["project"]
+    assert read_configuration(ROOT / "pyproject.toml")["project"]["version"] == regzoo.__version__
+
+
+def test_every_bundle_asks_for_this_version() -> None:
+    for metadata in ROOT.glob("bundles/*/configs/metadata.json"):
+        required = json.loads(metadata.read_text(encoding="utf-8"))["required_packages_version"]
+        assert required["regzoo"] == regzoo.__version__, metadata
+
+
+def test_the_citation_names_the_papers_of_the_bundles() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    papers = set()
+    for metadata in ROOT.glob("bundles/*/configs/metadata.json"):
+        references = json.loads(metadata.read_text(encoding="utf-8"))["references"]
+        papers |= {doi for reference in references for doi in re.findall(r"doi\.org/(\S+)", reference)}
+    assert {reference["doi"] for reference in citation["references"]} == papers
+
+
+def test_the_lowest_versions_are_those_of_the_ranges(project: dict[str, Any]) -> None:
+    """`make lowest` installs for each requirement the version that its range begins with."""
+    lines = (ROOT / "constraints-lowest.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if "==" in line)
+    extras = project["project"]["optional-dependencies"]
+    required = [*project["project"]["dependencies"]]
+    for extra in ("export", "tracking", "zoo", "docs", "dev"):
+        required += [line for line in extras[extra] if not line.startswith("regzoo[")]
+    lowest = {}
+    for requirement in map(Requirement, required):
+        (bound,) = (part.version for part in requirement.specifier if part.operator == ">=")
+        lowest[requirement.name] = bound
+    assert {name: pins.get(name) for name in lowest} == lowest
+
+
+def test_the_hosted_checks_run_targets_that_exist(project: dict[str, Any]) -> None:
+    workflow = (ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8")
+    jobs = yaml.safe_load(workflow)["jobs"]
+    runs = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
+    named = {word for run in runs for word in re.findall(r"make ([a-z -]+)", run)}
+    targets = {target for words in named for target in words.split()} | set(
+        jobs["environments"]["strategy"]["matrix"]["target"]
+    )
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert targets <= set(re.findall(r"^([a-z-]+):", makefile, flags=re.MULTILINE))
+    # What continuous integration of this repository runs is run there, too.
+    assert set(re.findall(r"^make (\S+)", (ROOT / ".ci/run").read_text(), flags=re.MULTILINE)) <= targets
+    pythons = {row["python"] for row in jobs["test"]["strategy"]["matrix"]["include"]}
+    assert project["project"]["requires-python"] == f">={min(pythons, key=lambda text: int(text.split('.')[1]))}"
+
+
+def test_the_site_builds_without_a_broken_link(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs")
+    built = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert built.returncode == 0, built.stderr
+    for page in ROOT.glob("docs/*.md"):
+        assert f'href="{page.stem}.html"' in (tmp_path / "index.html").read_text(encoding="utf-8"), page
