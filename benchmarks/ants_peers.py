@@ -21,7 +21,8 @@ from monai.transforms import Compose
 from regzoo.datasets import Record
 from regzoo.errors import RegZooError
 from regzoo.files import make_folder, write_json
-from regzoo.report.tables import BEFORE
+from regzoo.metrics.base import CaseMetric
+from regzoo.metrics.handlers import BEFORE
 from regzoo.spatial import DisplacementField, Grid, as_tensor
 from regzoo.spatial.grid import RAS_LPS
 from regzoo.transforms import ResamplePaird
@@ -30,8 +31,6 @@ from regzoo.transforms.apply import with_references
 #: ANTsPy's ``type_of_transform``; both begin with an affine registration of their own.
 METHODS = ("SyN", "SyNCC")
 MISSING = 'ANTsPy is not installed, so SyN and SyNCC are left out: pip install -c constraints.txt -e ".[ants]"'
-#: What each metric of the evaluation compares; those of the images, the labels and the field.
-IMAGES, LABELS, FIELD = ("ssim", "ncc"), ("dsc", "hd_mm", "hd95_mm", "tre_mm"), ("folded_percent", "log_jacobian_std")
 
 
 def is_installed() -> bool:
@@ -74,9 +73,7 @@ class Peers:
         self.load = Compose(transforms[:resampling])
         self.scale = Compose(transforms[resampling + 1 :])
         self.background = float(parser.get_parsed_content("background"))
-        groups = {group: parser["validate"][group] for group in ("key_metric", "additional_metrics")}
-        found = {name: group for group, metrics in groups.items() for name in metrics if not name.startswith(BEFORE)}
-        self.metrics = {n: parser.get_parsed_content(f"validate#{group}#{n}#metric_fn") for n, group in found.items()}
+        self.metrics: dict[str, CaseMetric] = parser.get_parsed_content("validate#metrics#measures")
 
     def register(self, pair: Record, method: str) -> dict[str, float]:
         """Register a pair; its measures, those of the unregistered pair, and the seconds it took.
@@ -126,17 +123,12 @@ class Peers:
         """The metrics of the evaluation for a pair, and for the unregistered pair under names with ``before_``."""
         sides = [f"{side}_{kind}" for side in ("fixed", "moving") for kind in ("image", "label")]
         kept: dict[Hashable, Any] = {key.replace("_image", "") + "_native": native[key] for key in sides}
-        item = with_references({**native, **kept}, torch.device("cpu"), self.background)
+        item = {**with_references({**native, **kept}, torch.device("cpu"), self.background), **result}
         values = {}
         for name, metric in self.metrics.items():
-            if name in FIELD:
-                values[name] = metric.measure(result["ddf"], None)
-            elif name == "lost_labels":
-                values[name] = metric.measure(result["warped_label"], item["unregistered_label"])
-            else:
-                kind = "image" if name in IMAGES else "label"
-                for prefix, seen in (("", result[f"warped_{kind}"]), (BEFORE, item[f"unregistered_{kind}"])):
-                    values[prefix + name] = metric.measure(seen, item[f"reference_{kind}"])
+            for prefix, compared in (("", metric.after), (BEFORE, metric.before)):
+                if compared is not None:
+                    values[prefix + name] = metric.measure(*(item[key] for key in compared))
         return {name: float(value) for name, value in values.items()}
 
     def values(self, pairs: list[Record], method: str, folder: Path) -> Values:

@@ -12,7 +12,7 @@ from helpers import ball, smooth_noise
 from monai.data import MetaTensor
 from monai.metrics import SSIMMetric
 from regzoo.errors import RegZooError
-from regzoo.metrics import ImageCorrelation, ImageStructuralSimilarity, MeanLabelDice, MeanLabelHausdorff
+from regzoo.metrics import ImageCorrelation, ImageStructuralSimilarity, LabelDice, LabelHausdorff
 
 SHAPE = (24, 22, 20)
 
@@ -82,14 +82,16 @@ def test_means_over_labels_are_simpleitks() -> None:
         distances.append(hausdorff.GetHausdorffDistance())
     pair = label(warped, spacing), label(fixed, spacing)
     # The label that got lost counts 0, the one that is not in the fixed image does not count.
-    assert float(MeanLabelDice().measure(*pair)) == pytest.approx(np.mean([*overlaps, 0]), abs=1e-5)
-    assert float(MeanLabelHausdorff(100).measure(*pair)) == pytest.approx(np.mean(distances), abs=1e-4)
-    assert float(MeanLabelHausdorff(95).measure(*pair)) < np.mean(distances)
+    assert float(LabelDice(label=None).measure(*pair)) == pytest.approx(np.mean([*overlaps, 0]), abs=1e-5)
+    assert float(LabelHausdorff(label=None, percentile=100).measure(*pair)) == pytest.approx(
+        np.mean(distances), abs=1e-4
+    )
+    assert float(LabelHausdorff(label=None, percentile=95).measure(*pair)) < np.mean(distances)
 
 
 def test_a_case_without_labels_is_not_measured() -> None:
     nothing = label([np.zeros(SHAPE, dtype=np.float32)], (1, 1, 1))
-    for metric in (MeanLabelDice(), MeanLabelHausdorff()):
+    for metric in (LabelDice(label=None), LabelHausdorff(label=None)):
         metric([nothing], [nothing])
         assert math.isnan(metric.get_buffer()[0, 0]) and math.isnan(metric.aggregate())
 

@@ -17,9 +17,9 @@ from regzoo.metrics import (
     TargetRegistrationError,
     WeightSelection,
     centroid_distances,
-    centroids,
     dice,
 )
+from regzoo.spatial import centroids
 from scipy.ndimage import binary_erosion, distance_transform_edt
 from scipy.spatial.transform import Rotation
 

@@ -1,24 +1,22 @@
 """TRE, overlap, surface and deformation measures, one value per case, as MONAI metrics."""
 
-from regzoo.metrics.base import CaseMetric
-from regzoo.metrics.challenge import CaseValues, challenge_measures, challenge_score, landmark_errors, robust_mean
 from regzoo.metrics.deformation import FoldedVoxels, JacobianGradient, LogJacobianStd, deformation_statistics
-from regzoo.metrics.images import ImageCorrelation, ImageStructuralSimilarity, MeanLabelDice, MeanLabelHausdorff
+from regzoo.metrics.handlers import metric_handlers
+from regzoo.metrics.images import ImageCorrelation, ImageStructuralSimilarity
 from regzoo.metrics.labels import (
+    AdHocRegistrationError,
     LabelDice,
     LabelHausdorff,
     LostLabels,
     TargetRegistrationError,
     WeightSelection,
     centroid_distances,
-    centroids,
     dice,
 )
 from regzoo.metrics.regions import RegionDice
 
 __all__ = [
-    "CaseMetric",
-    "CaseValues",
+    "AdHocRegistrationError",
     "FoldedVoxels",
     "ImageCorrelation",
     "ImageStructuralSimilarity",
@@ -27,17 +25,11 @@ __all__ = [
     "LabelHausdorff",
     "LogJacobianStd",
     "LostLabels",
-    "MeanLabelDice",
-    "MeanLabelHausdorff",
     "RegionDice",
     "TargetRegistrationError",
     "WeightSelection",
     "centroid_distances",
-    "centroids",
-    "challenge_measures",
-    "challenge_score",
     "deformation_statistics",
     "dice",
-    "landmark_errors",
-    "robust_mean",
+    "metric_handlers",
 ]

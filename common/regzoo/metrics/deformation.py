@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Literal
 
@@ -16,58 +17,28 @@ from regzoo.spatial.warp import slabs
 LogJacobianMode = Literal["plain", "learn2reg"]
 
 
-def _determinant(ddf: torch.Tensor) -> torch.Tensor:
-    """det J of one DDF (3, X, Y, Z) → (X, Y, Z) float32."""
-    _check_ddf(ddf)
-    return jacobian_determinant(as_tensor(ddf).float()[None])[0, 0]
+class _DeformationMetric(CaseMetric):
+    """Shared: a metric of the DDF (3, X, Y, Z) in voxels, passed as `y_pred`; `y` is not used."""
+
+    after = ("ddf", "ddf")
+    before = None
 
 
-def _check_ddf(ddf: torch.Tensor) -> None:
-    if ddf.ndim != 4 or ddf.shape[0] != 3:
-        raise ValueError(f"a DDF must have shape (3, X, Y, Z), this has {tuple(ddf.shape)}")
+class FoldedVoxels(_DeformationMetric):
+    """Percentage of voxels where the transformation folds (det J ≤ 0); one that is not finite folds there."""
+
+    def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Percent of folded voxels of one case."""
+        return 100 * (~(_determinant(y_pred) > 0)).double().mean()
 
 
-def folded_percentage(determinant: torch.Tensor) -> torch.Tensor:
-    """Share of voxels with det J ≤ 0, percent; a DDF with values that are not finite folds there."""
-    return 100 * (~(determinant > 0)).double().mean()
-
-
-def log_jacobian_std(determinant: torch.Tensor, mode: LogJacobianMode = "plain") -> torch.Tensor:
+class LogJacobianStd(_DeformationMetric):
     """Standard deviation of log det J over the voxels.
 
     Args:
-        determinant: (X, Y, Z).
         mode: ``plain``: of log det J over the voxels that are not folded (a fold has no logarithm; count them with
             `FoldedVoxels`), NaN if all are. ``learn2reg``: of log(clip(det J + 3, 1e-9, 1e9)) without a border of two
             voxels, as the Learn2Reg challenge defines it.
-    """
-    if mode == "learn2reg":
-        inner = determinant[2:-2, 2:-2, 2:-2]
-        return (inner.double() + 3).clip(1e-9, 1e9).log().std(correction=0)
-    return determinant[determinant > 0].double().log().std(correction=0)
-
-
-def jacobian_gradient(determinant: torch.Tensor) -> torch.Tensor:
-    """Mean gradient magnitude of det J, per voxel; central differences, one-sided at the border.
-
-    Source: Bashkanov et al. 2021 (reported there ×10⁻²).
-    """
-    return torch.stack(torch.gradient(determinant)).norm(dim=0).double().mean()
-
-
-class FoldedVoxels(CaseMetric):
-    """Percentage of voxels where the transformation folds (det J ≤ 0). `y_pred` is the DDF (3, X, Y, Z) in voxels."""
-
-    def measure(self, y_pred: torch.Tensor, y: torch.Tensor | None) -> torch.Tensor:
-        """Percent of folded voxels of one case; `y` is not used."""
-        return folded_percentage(_determinant(y_pred))
-
-
-class LogJacobianStd(CaseMetric):
-    """Standard deviation of log det J. `y_pred` is the DDF (3, X, Y, Z) in voxels.
-
-    Args:
-        mode: ``plain`` or ``learn2reg``, see `log_jacobian_std`.
         summary: over the cases, ``mean`` or ``median``.
     """
 
@@ -77,26 +48,29 @@ class LogJacobianStd(CaseMetric):
             raise RegZooError(f"mode: {mode!r} is not known; use plain or learn2reg")
         self.mode = mode
 
-    def measure(self, y_pred: torch.Tensor, y: torch.Tensor | None) -> torch.Tensor:
-        """Standard deviation of one case; `y` is not used."""
-        return log_jacobian_std(_determinant(y_pred), self.mode)
+    def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Standard deviation of one case."""
+        determinant = _determinant(y_pred).double()
+        if self.mode == "learn2reg":
+            return (determinant[2:-2, 2:-2, 2:-2] + 3).clip(1e-9, 1e9).log().std(correction=0)
+        return determinant[determinant > 0].log().std(correction=0)
 
 
-class JacobianGradient(CaseMetric):
-    """Mean gradient magnitude of det J, per voxel. `y_pred` is the DDF (3, X, Y, Z) in voxels.
+class JacobianGradient(_DeformationMetric):
+    """Mean gradient magnitude of det J, per voxel; central differences, one-sided at the border.
 
     Source: Bashkanov et al. 2021 (reported there ×10⁻²).
     """
 
-    def measure(self, y_pred: torch.Tensor, y: torch.Tensor | None) -> torch.Tensor:
-        """Mean gradient magnitude of one case; `y` is not used."""
-        return jacobian_gradient(_determinant(y_pred))
+    def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Mean gradient magnitude of one case."""
+        return torch.stack(torch.gradient(_determinant(y_pred))).norm(dim=0).double().mean()
 
 
 def deformation_statistics(
     ddf: torch.Tensor | DisplacementField, spacing: Sequence[float] | None = None
 ) -> dict[str, float]:
-    """What to know about a deformation, ready for a JSON file; computed slab by slab.
+    """Statistics of a deformation, ready for a JSON file; computed slab by slab.
 
     Args:
         ddf: (3, X, Y, Z), voxels, or a field.
@@ -111,77 +85,68 @@ def deformation_statistics(
     else:
         _check_ddf(ddf)
         shape, part = (ddf.shape[1], ddf.shape[2], ddf.shape[3]), lambda rows: as_tensor(ddf)[:, rows].float()
-    totals, logs = _Totals(), _Spread()
+    found: defaultdict[str, _Running] = defaultdict(_Running)
     for rows in slabs(shape):
         # Two neighbours on both sides: one for det J, one for its gradient.
         low, high = max(rows.start - 2, 0), min(rows.stop + 2, shape[0])
         block = part(slice(low, high))
         determinant = jacobian_determinant(block[None])[0, 0]
         inner = slice(rows.start - low, rows.stop - low)
-        # At a cut through the image the outermost det J is wrong, and not needed.
+        # Where the image is cut the outermost det J is wrong, and not needed.
         first, last = int(low > 0), len(determinant) - int(high < shape[0])
         gradient = torch.stack(torch.gradient(determinant[first:last])).norm(dim=0)
-        totals.add("jacobian_gradient", gradient[inner.start - first : inner.stop - first])
+        found["gradient"].add(gradient[inner.start - first : inner.stop - first])
         determinant = determinant[inner]
-        totals.add("jacobian", determinant)
-        totals.add("folded", (~(determinant > 0)).float())
-        logs.add(determinant[determinant > 0].double().log())
+        found["jacobian"].add(determinant)
+        found["folded"].add(~(determinant > 0))
+        found["log"].add(determinant[determinant > 0].double().log())
         if spacing is not None:
             scale = torch.as_tensor(spacing, dtype=torch.float32, device=block.device).view(3, 1, 1, 1)
-            totals.add("displacement", (block[:, inner] * scale).norm(dim=0))
+            found["displacement"].add((block[:, inner] * scale).norm(dim=0))
     statistics = {
-        "folded_voxels_percent": 100 * totals.mean("folded"),
-        "jacobian_min": totals.least["jacobian"],
-        "jacobian_mean": totals.mean("jacobian"),
-        "jacobian_max": totals.most["jacobian"],
-        "log_jacobian_std": logs.deviation,
-        "jacobian_gradient": totals.mean("jacobian_gradient"),
+        "folded_voxels_percent": 100 * found["folded"].mean,
+        "jacobian_min": found["jacobian"].least,
+        "jacobian_mean": found["jacobian"].mean,
+        "jacobian_max": found["jacobian"].most,
+        "log_jacobian_std": found["log"].deviation,
+        "jacobian_gradient": found["gradient"].mean,
     }
     if spacing is not None:
-        statistics["displacement_mean_mm"] = totals.mean("displacement")
-        statistics["displacement_max_mm"] = totals.most["displacement"]
+        statistics["displacement_mean_mm"] = found["displacement"].mean
+        statistics["displacement_max_mm"] = found["displacement"].most
     return statistics
 
 
-class _Totals:
-    """Sum, least and greatest value of quantities that come in parts; NaN spreads."""
+class _Running:
+    """Mean, standard deviation, least and greatest of values that come in parts; NaN spreads, and stands for none."""
 
     def __init__(self) -> None:
-        self.count: dict[str, int] = {}
-        self.sum: dict[str, float] = {}
-        self.least: dict[str, float] = {}
-        self.most: dict[str, float] = {}
-
-    def add(self, name: str, values: torch.Tensor) -> None:
-        self.count[name] = self.count.get(name, 0) + values.numel()
-        self.sum[name] = self.sum.get(name, 0.0) + float(values.sum(dtype=torch.float64))
-        self.least[name] = float(np.minimum(self.least.get(name, np.inf), float(values.min())))
-        self.most[name] = float(np.maximum(self.most.get(name, -np.inf), float(values.max())))
-
-    def mean(self, name: str) -> float:
-        return self.sum[name] / self.count[name]
-
-
-class _Spread:
-    """Standard deviation of values that come in parts; NaN if there are none.
-
-    Source: Chan et al. 1979, Updating formulae and a pairwise algorithm for computing sample variances.
-    """
-
-    def __init__(self) -> None:
-        self.count, self.mean, self.squares = 0, 0.0, 0.0
+        self.count, self.sum, self.squares, self.least, self.most = 0, 0.0, 0.0, math.inf, -math.inf
 
     def add(self, values: torch.Tensor) -> None:
-        """Take more values, float64."""
-        if values.numel() == 0:
-            return
-        count, mean = self.count + values.numel(), float(values.mean())
-        self.squares += float((values - mean).square().sum())
-        self.squares += (mean - self.mean) ** 2 * self.count * values.numel() / count
-        self.mean += (mean - self.mean) * values.numel() / count
-        self.count = count
+        if values.numel():
+            values = values.double()
+            self.count += values.numel()
+            self.sum += float(values.sum())
+            self.squares += float(values.square().sum())
+            self.least = float(np.minimum(self.least, float(values.min())))
+            self.most = float(np.maximum(self.most, float(values.max())))
+
+    @property
+    def mean(self) -> float:
+        return self.sum / self.count if self.count else math.nan
 
     @property
     def deviation(self) -> float:
-        """The standard deviation so far."""
-        return math.sqrt(self.squares / self.count) if self.count else math.nan
+        return math.sqrt(max(self.squares / self.count - self.mean**2, 0.0)) if self.count else math.nan
+
+
+def _determinant(ddf: torch.Tensor) -> torch.Tensor:
+    """det J of one DDF (3, X, Y, Z) → (X, Y, Z) float32."""
+    _check_ddf(ddf)
+    return jacobian_determinant(as_tensor(ddf).float()[None])[0, 0]
+
+
+def _check_ddf(ddf: torch.Tensor) -> None:
+    if ddf.ndim != 4 or ddf.shape[0] != 3:
+        raise ValueError(f"a DDF must have shape (3, X, Y, Z), this has {tuple(ddf.shape)}")

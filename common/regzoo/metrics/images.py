@@ -1,4 +1,4 @@
-"""How alike two images are, and overlap and surface distance averaged over all labels: one value per case."""
+"""How alike two images are, one value per case."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import torch
 from regzoo.errors import RegZooError
 from regzoo.losses import NormalizedCrossCorrelation, StructuralSimilarity
 from regzoo.metrics.base import CaseMetric, Summary
-from regzoo.metrics.labels import LabelHausdorff, dice, required
 from regzoo.spatial import as_tensor
 
 
@@ -21,16 +20,17 @@ class _ImageSimilarity(CaseMetric):
         summary: over the cases, ``mean`` or ``median``.
     """
 
+    after = ("warped_image", "reference_image")
+    before = ("unregistered_image", "reference_image")
+
     def __init__(self, window: Sequence[float] | None = None, summary: Summary = "mean") -> None:
         super().__init__(summary)
         if window is not None and (len(window) != 2 or not window[0] < window[1]):
             raise RegZooError(f"window {list(window)} is not usable; give the lowest and the highest intensity")
         self.window = None if window is None else (float(window[0]), float(window[1]))
 
-    def _scaled(self, y_pred: torch.Tensor, y: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def _scaled(self, y_pred: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The warped and the fixed image (1, 1, X, Y, Z), float32 in [0, 1]."""
-        if y is None:
-            raise ValueError("this metric compares images: pass the fixed image as y")
         if y_pred.ndim != 4 or len(y_pred) != 1 or y_pred.shape != y.shape:
             raise ValueError(
                 f"images must have one shape (1, X, Y, Z): warped {tuple(y_pred.shape)}, fixed {tuple(y.shape)}"
@@ -48,7 +48,7 @@ class ImageCorrelation(_ImageSimilarity):
     Source: Pérez de Frutos et al. 2023, whose code does not remove the means.
     """
 
-    def measure(self, y_pred: torch.Tensor, y: torch.Tensor | None) -> torch.Tensor:
+    def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """NCC of one case, images (1, X, Y, Z)."""
         return 1 - NormalizedCrossCorrelation()(*self._scaled(y_pred, y))
 
@@ -59,48 +59,9 @@ class ImageStructuralSimilarity(_ImageSimilarity):
     Source: Wang et al. 2004, see `regzoo.losses.StructuralSimilarity`.
     """
 
-    def measure(self, y_pred: torch.Tensor, y: torch.Tensor | None) -> torch.Tensor:
+    def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """SSIM of one case, images (1, X, Y, Z); NaN for images of fewer planes than the window."""
         similarity, images = StructuralSimilarity(), self._scaled(y_pred, y)
         if any(n < len(kernel) for n, kernel in zip(images[0].shape[2:], similarity.window.kernels, strict=True)):
             return torch.tensor(torch.nan)
         return 1 - similarity(*images)
-
-
-class MeanLabelDice(CaseMetric):
-    """Dice similarity coefficient (DSC), mean over the labels that the fixed image has.
-
-    A label that is empty in the warped label alone counts 0; a case without labels is NaN.
-
-    Args:
-        threshold: soft labels count as inside from this value on.
-        summary: over the cases, ``mean`` or ``median``.
-    """
-
-    def __init__(self, threshold: float = 0.5, summary: Summary = "mean") -> None:
-        super().__init__(summary)
-        self.threshold = threshold
-
-    def measure(self, y_pred: torch.Tensor, y: torch.Tensor | None) -> torch.Tensor:
-        """Mean DSC of one case, labels (C, X, Y, Z)."""
-        return dice(y_pred, required(y).to(y_pred.device), self.threshold).nanmean()
-
-
-class MeanLabelHausdorff(CaseMetric):
-    """Hausdorff distance in mm, mean over the labels that are in both the fixed and the warped label.
-
-    Args:
-        percentile: 95 for HD95, 100 for the largest distance.
-        threshold: soft labels count as inside from this value on.
-        summary: over the cases, ``mean`` or ``median``.
-    """
-
-    def __init__(self, percentile: float = 95, threshold: float = 0.5, summary: Summary = "mean") -> None:
-        super().__init__(summary)
-        self.percentile = percentile
-        self.threshold = threshold
-
-    def measure(self, y_pred: torch.Tensor, y: torch.Tensor | None) -> torch.Tensor:
-        """Mean Hausdorff distance of one case, labels (C, X, Y, Z); voxel size from the affine of `y`."""
-        single = [LabelHausdorff(label, self.percentile, self.threshold) for label in range(len(y_pred))]
-        return torch.tensor([float(metric.measure(y_pred, y)) for metric in single]).nanmean()

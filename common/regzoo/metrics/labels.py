@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from monai.metrics import compute_dice, compute_hausdorff_distance
 from regzoo.errors import RegZooError
-from regzoo.metrics.base import CaseMetric, Summary, affine_of, spacing_of
+from regzoo.metrics.base import CaseMetric, Summary, affine_of
 from regzoo.spatial import as_tensor, centroids
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ def centroid_distances(y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         y: fixed labels (C, X, Y, Z), a `MetaTensor`.
 
     Returns:
-        (C,) float64, mm; NaN where a label is empty in either.
+        (C,) float64, mm; NaN where a label is empty in either set.
     """
     _check_same_shape(y_pred, y)
     affine = affine_of(y)
@@ -33,15 +33,15 @@ def centroid_distances(y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 class TargetRegistrationError(CaseMetric):
-    """Target registration error (TRE) of a case: its landmarks' centroid distances in mm.
+    """Target registration error (TRE) of a case: the distances of its landmarks' centroids, mm.
 
     Landmarks that are empty in the fixed or in the warped label are left out; a case without landmarks is NaN.
 
     Args:
         reduction: over the landmarks of a case, ``rms`` (root mean square) or ``mean``.
-        first_label: first channel that is a landmark; by default channel 0, the gland, is none.
-        lost: what a landmark counts that is empty in the warped label alone, mm; None leaves it out, too. To choose
-            weights by, or those that find the easy landmarks only would seem the best.
+        first_label: first channel that is a landmark; by default channel 0, the gland, is not one.
+        lost: the error of a landmark that is empty in the warped label alone, mm; None leaves it out as well. Use it to
+            choose weights, or those that find only the easy landmarks would look best.
         summary: over the cases, ``mean`` or ``median``.
 
     Source: RMS, Hu et al. 2018, section 3.3; mean, Bashkanov et al. 2021 and Pérez de Frutos et al. 2023.
@@ -57,70 +57,40 @@ class TargetRegistrationError(CaseMetric):
         self.first_label = first_label
         self.lost = lost
 
-    def measure(self, y_pred: torch.Tensor, y: torch.Tensor | None) -> torch.Tensor:
+    def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """TRE in mm of one case, labels (C, X, Y, Z)."""
-        fixed = required(y)
-        distances = centroid_distances(y_pred, fixed)
+        distances = centroid_distances(y_pred, y)
         if self.lost is not None:
-            distances[_emptied(y_pred, fixed).to(distances.device)] = self.lost
+            distances[_emptied(y_pred, y).to(distances.device)] = self.lost
         distances = distances[self.first_label :]
-        distances = distances[~distances.isnan()]
-        # The mean of nothing is NaN, which says "no landmark to measure".
-        return distances.square().mean().sqrt() if self.reduction == "rms" else distances.mean()
+        return distances.square().nanmean().sqrt() if self.reduction == "rms" else distances.nanmean()
 
 
-class LostLabels(CaseMetric):
-    """How many labels of a case came out empty: `TargetRegistrationError` leaves them out, since they have no centroid.
+class AdHocRegistrationError(TargetRegistrationError):
+    """TRE of the kinds of label that the training did not see, as `regzoo.transforms.AdHocLabelsd` singles them out."""
 
-    `y_pred` is the warped label, `y` the unregistered one.
-    """
+    after = ("adhoc_warped_label", "adhoc_reference_label")
+    before = ("adhoc_unregistered_label", "adhoc_reference_label")
 
-    def measure(self, y_pred: torch.Tensor, y: torch.Tensor | None) -> torch.Tensor:
-        """The number of lost labels of one case, labels (C, X, Y, Z)."""
-        moving = required(y)
-        _check_same_shape(y_pred, moving)
-        return _emptied(y_pred, moving).sum()
-
-
-class LabelDice(CaseMetric):
-    """Dice similarity coefficient (DSC) of one label, by default the gland.
-
-    NaN where the fixed label is empty, 0 where only the warped one is.
-
-    Args:
-        label: channel to measure.
-        threshold: soft labels count as inside from this value on.
-        summary: over the cases, ``mean`` or ``median``.
-    """
-
-    def __init__(self, label: int = 0, threshold: float = 0.5, summary: Summary = "mean") -> None:
-        super().__init__(summary)
-        self.label = label
-        self.threshold = threshold
-
-    def measure(self, y_pred: torch.Tensor, y: torch.Tensor | None) -> torch.Tensor:
-        """DSC of one case, labels (C, X, Y, Z)."""
-        warped, fixed = one_label(y_pred, required(y), self.label, self.threshold)
-        return compute_dice(warped[None, None], fixed[None, None])
+    def __init__(self) -> None:
+        super().__init__(first_label=0)
 
 
 class WeightSelection(TargetRegistrationError):
-    """What the best weights are chosen by, lower is better: the TRE or, without landmarks, 1 − DSC of the gland.
+    """The measure that the best weights are chosen by, lower is better: the TRE or, without landmarks, 1 − DSC.
 
-    The gland alone, channel 0, has no TRE, or one that says little. So where the fixed labels of no case have a voxel
-    in another channel, `aggregate` gives 1 − DSC of channel 0, and one line says so.
+    The gland alone, channel 0, has no TRE, or one that says little. So if the fixed labels of no case have a voxel in
+    another channel, `aggregate` returns 1 − DSC of channel 0 and logs so once.
 
-    Args: as of `TargetRegistrationError`.
+    Args: as for `TargetRegistrationError`.
     """
 
     told = False
 
-    def measure(self, y_pred: torch.Tensor, y: torch.Tensor | None) -> torch.Tensor:
+    def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """TRE in mm, 1 − DSC, and whether the case has a landmark (1 or 0), (3,); labels (C, X, Y, Z)."""
-        fixed = required(y)
-        missed = 1 - LabelDice().measure(y_pred, fixed)
-        values = (super().measure(y_pred, fixed), missed, as_tensor(fixed)[1:].any())
-        return torch.tensor([float(value) for value in values])
+        error, overlap = super().measure(y_pred, y), LabelDice().measure(y_pred, y)
+        return torch.tensor([float(error), 1 - float(overlap), float(as_tensor(y)[1:].any())])
 
     def chosen(self, values: torch.Tensor) -> torch.Tensor:
         """The TRE of all cases (cases,), or 1 − DSC."""
@@ -132,42 +102,76 @@ class WeightSelection(TargetRegistrationError):
         return values[:, 1]
 
 
+class LostLabels(CaseMetric):
+    """How many labels of a case came out empty; they have no centroid, so `TargetRegistrationError` leaves them out."""
+
+    after = ("warped_label", "unregistered_label")
+    before = None
+
+    def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """The number of lost labels of one case, labels (C, X, Y, Z)."""
+        _check_same_shape(y_pred, y)
+        return _emptied(y_pred, y).sum()
+
+
+class LabelDice(CaseMetric):
+    """Dice similarity coefficient (DSC), by default of the gland.
+
+    NaN where the fixed label is empty, 0 where only the warped one is.
+
+    Args:
+        label: channel to measure; None for the mean over all labels that can be measured.
+        threshold: soft labels count as inside from this value on.
+        summary: over the cases, ``mean`` or ``median``.
+    """
+
+    def __init__(self, label: int | None = 0, threshold: float = 0.5, summary: Summary = "mean") -> None:
+        super().__init__(summary)
+        self.label = label
+        self.threshold = threshold
+
+    def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """DSC of one case, labels (C, X, Y, Z)."""
+        warped, fixed = masks(y_pred, y, self.label, self.threshold)
+        return compute_dice(warped[None], fixed[None]).nanmean()
+
+
 class LabelHausdorff(CaseMetric):
-    """Hausdorff distance between the surfaces of one label in mm, by default the 95th percentile for the gland.
+    """Hausdorff distance between surfaces in mm, by default the 95th percentile for the gland.
 
     The larger of the two directed percentiles, over the voxels of the surfaces. NaN where either label is empty.
 
     Args:
-        label: channel to measure.
+        label: channel to measure; None for the mean over all labels that can be measured.
         percentile: 95 for HD95, 100 for the largest distance.
         threshold: soft labels count as inside from this value on.
         summary: over the cases, ``mean`` or ``median``.
     """
 
     def __init__(
-        self, label: int = 0, percentile: float = 95, threshold: float = 0.5, summary: Summary = "mean"
+        self, label: int | None = 0, percentile: float = 95, threshold: float = 0.5, summary: Summary = "mean"
     ) -> None:
         super().__init__(summary)
         self.label = label
         self.percentile = percentile
         self.threshold = threshold
 
-    def measure(self, y_pred: torch.Tensor, y: torch.Tensor | None) -> torch.Tensor | float:
-        """Hausdorff distance in mm of one case, labels (C, X, Y, Z)."""
-        fixed_labels = required(y)
-        warped, fixed = one_label(y_pred, fixed_labels, self.label, self.threshold)
-        if not (warped.any() and fixed.any()):
-            return float("nan")
+    def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Hausdorff distance in mm of one case, labels (C, X, Y, Z); voxel size from the affine of `y`."""
+        warped, fixed = masks(y_pred, y, self.label, self.threshold)
+        there = warped.flatten(1).any(1) & fixed.flatten(1).any(1)
+        if not there.any():
+            return torch.tensor(torch.nan)
         with warnings.catch_warnings():
-            # MONAI 1.5 and 1.6 call a function of their own with an argument they have deprecated.
+            # MONAI 1.5 and 1.6 call a function of their own with an argument that they have deprecated.
             warnings.filterwarnings("ignore", message=".*always_return_as_numpy.*")
             return compute_hausdorff_distance(
-                warped[None, None],
-                fixed[None, None],
+                warped[there][None],
+                fixed[there][None],
                 include_background=True,
                 percentile=self.percentile,
-                spacing=spacing_of(fixed_labels),
-            )
+                spacing=affine_of(y)[:3, :3].norm(dim=0).tolist(),
+            ).mean()
 
 
 def dice(y_pred: torch.Tensor, y: torch.Tensor, threshold: float = 0.5) -> torch.Tensor:
@@ -181,23 +185,21 @@ def dice(y_pred: torch.Tensor, y: torch.Tensor, threshold: float = 0.5) -> torch
     Returns:
         (C,); NaN where the fixed label is empty.
     """
+    warped, fixed = masks(y_pred, y, None, threshold)
+    return compute_dice(warped[None], fixed[None])[0]
+
+
+def masks(y_pred: torch.Tensor, y: torch.Tensor, label: int | None, threshold: float) -> tuple[torch.Tensor, ...]:
+    """The warped and the fixed labels as masks (C, X, Y, Z) bool on one device: one channel of them, or all for None.
+
+    Raises:
+        RegZooError: there is no such channel.
+    """
     _check_same_shape(y_pred, y)
-    return compute_dice(as_tensor(y_pred)[None] >= threshold, as_tensor(y)[None] >= threshold)[0]
-
-
-def one_label(y_pred: torch.Tensor, y: torch.Tensor, label: int, threshold: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """One channel of the warped and of the fixed labels as masks (X, Y, Z) bool, after checking that there is one."""
-    _check_same_shape(y_pred, y)
-    if not 0 <= label < y.shape[0]:
-        raise RegZooError(f"label {label} is asked for, but the case has {y.shape[0]}; choose 0 to {y.shape[0] - 1}")
-    return as_tensor(y_pred)[label] >= threshold, as_tensor(y)[label] >= threshold
-
-
-def required(y: torch.Tensor | None) -> torch.Tensor:
-    """The fixed labels, which MONAI's metrics may be called without."""
-    if y is None:
-        raise ValueError("this metric compares labels: pass the fixed labels as y")
-    return y
+    if label is not None and not 0 <= label < len(y):
+        raise RegZooError(f"label {label} is asked for, but the case has {len(y)}; choose 0 to {len(y) - 1}")
+    kept = slice(None) if label is None else slice(label, label + 1)
+    return tuple(as_tensor(labels)[kept].to(y_pred.device) >= threshold for labels in (y_pred, y))
 
 
 def _emptied(y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ import torch
 from monai.metrics import compute_dice
 from regzoo.errors import RegZooError
 from regzoo.metrics.base import CaseMetric, Summary, affine_of
-from regzoo.metrics.labels import one_label, required
+from regzoo.metrics.labels import masks
 
 Region = Literal["base", "mid", "apex"]
 
@@ -16,10 +16,10 @@ Region = Literal["base", "mid", "apex"]
 class RegionDice(CaseMetric):
     """Dice similarity coefficient (DSC) in one third of a label's extent from superior to inferior.
 
-    The extent is that of the fixed label along the world's inferior–superior axis, half a layer of voxels beyond their
+    The extent is that of the fixed label along the world's inferior–superior axis, half a layer of voxels beyond its
     outermost centres; the upper third is the base, the lower one the apex. A voxel belongs to the third that its centre
-    lies in. Above the extent everything counts for the base, below it for the apex, so that no part of the warped label
-    is left out.
+    lies in. Above the extent everything counts for the base, below it for the apex, so no part of the warped label is
+    left out.
 
     NaN where the fixed label is empty in this third, 0 where only the warped one is.
 
@@ -40,18 +40,17 @@ class RegionDice(CaseMetric):
         self.label = label
         self.threshold = threshold
 
-    def measure(self, y_pred: torch.Tensor, y: torch.Tensor | None) -> torch.Tensor | float:
+    def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """DSC of one case within the third, labels (C, X, Y, Z); geometry from the affine of `y`."""
-        fixed_labels = required(y)
-        warped, fixed = one_label(y_pred, fixed_labels, self.label, self.threshold)
+        warped, fixed = masks(y_pred, y, self.label, self.threshold)
         if not fixed.any():
-            return float("nan")
-        upwards = affine_of(fixed_labels)[2, :3]
-        height = heights(fixed.shape, upwards).to(fixed.device)
-        # Half the distance of the layers of voxels. Counted in, no third ends at the centres of a layer of a (nearly)
+            return torch.tensor(torch.nan)
+        upwards = affine_of(y)[2, :3]
+        height = heights(fixed.shape[1:], upwards).to(fixed.device)
+        # Half the distance of the layers of voxels. With it, no third ends at the centres of a layer of a (nearly)
         # straight grid, where rounding would choose their side.
         half = float(upwards.abs().max()) / 2
-        lowest, highest = float(height[fixed].min()) - half, float(height[fixed].max()) + half
+        lowest, highest = float(height[fixed[0]].min()) - half, float(height[fixed[0]].max()) + half
         third = (highest - lowest) / 3
         if self.region == "base":
             inside = height > highest - third
@@ -59,7 +58,7 @@ class RegionDice(CaseMetric):
             inside = height < lowest + third
         else:
             inside = (height >= lowest + third) & (height <= highest - third)
-        return compute_dice((warped & inside)[None, None], (fixed & inside)[None, None])
+        return compute_dice((warped & inside)[None], (fixed & inside)[None])
 
 
 def heights(shape: torch.Size, upwards: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from regzoo.errors import bad_file
 from regzoo.files import atomic_path
-from regzoo.report.tables import BEFORE, read_csv
+from regzoo.metrics.handlers import BEFORE
+from regzoo.report.tables import read_csv
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -17,13 +17,13 @@ import torch
 from ignite.engine import Engine, Events
 from regzoo.files import make_folder, write_text
 from regzoo.metrics.base import affine_of
+from regzoo.metrics.handlers import BEFORE
 from regzoo.metrics.labels import centroid_distances, dice
 from regzoo.report.engine import cases_of, gather_strings, is_writer, name_of_case
 from regzoo.report.statistics import percentile_summary
 from regzoo.spatial import as_tensor
 
 #: Prefix of the metrics that measure the unregistered pair.
-BEFORE = "before_"
 
 
 def write_csv(path: str | PathLike[str], header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
-from regzoo.metrics import CaseValues, challenge_measures, challenge_score, landmark_errors, robust_mean
+from regzoo_tools.challenge import CaseValues, challenge_measures, challenge_score, landmark_errors, robust_mean
 
 NAN = float("nan")
 

@@ -8,7 +8,8 @@ from typing import Literal
 
 import numpy as np
 import torch
-from regzoo.metrics.labels import centroid_distances, centroids
+from regzoo.metrics import centroid_distances
+from regzoo.spatial import centroids
 
 #: Share of cases, or of a case's landmarks, that the robust measures keep.
 ROBUST_SHARE = 0.68
