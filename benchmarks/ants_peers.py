@@ -123,7 +123,7 @@ class Peers:
         """The metrics of the evaluation for a pair, and for the unregistered pair under names with ``before_``."""
         sides = [f"{side}_{kind}" for side in ("fixed", "moving") for kind in ("image", "label")]
         kept: dict[Hashable, Any] = {key.replace("_image", "") + "_native": native[key] for key in sides}
-        item = {**with_references({**native, **kept}, torch.device("cpu"), self.background), **result}
+        item: dict[Any, Any] = {**with_references({**native, **kept}, torch.device("cpu"), self.background), **result}
         values = {}
         for name, metric in self.metrics.items():
             for prefix, compared in (("", metric.after), (BEFORE, metric.before)):
