@@ -29,7 +29,7 @@ class Draw(NamedTuple):
     seed: int
 
 
-class TwoStageSampler(DistributedSampler):
+class TwoStageSampler(DistributedSampler[Any]):
     """First image pairs uniformly, then label pairs of each uniformly: an unbiased gradient of the paper's objective.
 
     Each pair counts the same however many labels it has; `LabelPairDataset` takes the second stage. Draws are
@@ -46,7 +46,7 @@ class TwoStageSampler(DistributedSampler):
     Source: Hu et al. 2018, section 2.1, equation 3.
     """
 
-    def __init__(self, data: Dataset, samples: int | None = None, seed: int = 0) -> None:
+    def __init__(self, data: Dataset[Any], samples: int | None = None, seed: int = 0) -> None:
         pairs = len(data)  # type: ignore[arg-type]
         if pairs == 0:
             raise ValueError("no image pair to sample from")
@@ -66,7 +66,7 @@ class TwoStageSampler(DistributedSampler):
             yield Draw(pairs[index], seeds[index])
 
 
-class CaseCache(CacheDataset):
+class CaseCache(CacheDataset):  # type: ignore[misc]
     """MONAI's `CacheDataset`, in which a case that cannot be loaded leaves no thread behind.
 
     MONAI's pool does not wait for the other threads. They are then still at work when Python exits, which ends in

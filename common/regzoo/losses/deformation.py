@@ -98,7 +98,8 @@ class _Roughness(nn.Module):
             ddf = ddf.float()
             if self.spacing is not None:
                 ddf = ddf * torch.tensor(self.spacing, device=ddf.device).view(1, 3, 1, 1, 1)
-            return _SquaredDifferences.apply(ddf, self.terms, self.margin)
+            penalty = _SquaredDifferences.apply(ddf, self.terms, self.margin)  # type: ignore[no-untyped-call]
+        return torch.as_tensor(penalty)
 
 
 def _pair_weight(spacing: Sequence[float] | None, *axes: int) -> float:

@@ -91,7 +91,7 @@ class SoftHausdorff(nn.Module):
         if mask.all() or not mask.any():
             return np.zeros(mask.shape)
         inside, outside = (distance_transform_edt(side, sampling=self.spacing) for side in (mask, ~mask))
-        return (inside + outside) ** self.alpha
+        return np.asarray((inside + outside) ** self.alpha)
 
 
 def _box(mask: np.ndarray) -> tuple[slice, ...]:

@@ -122,7 +122,8 @@ class _LocalSimilarity(nn.Module):
         with torch.autocast(warped.device.type, enabled=False):
             warped, fixed = _float(warped), _float(fixed.detach())
             dtype = torch.promote_types(warped.dtype, fixed.dtype)
-            return _LocalLoss.apply(warped.to(dtype), fixed.to(dtype), self)
+            loss = _LocalLoss.apply(warped.to(dtype), fixed.to(dtype), self)  # type: ignore[no-untyped-call]
+        return torch.as_tensor(loss)
 
 
 class LocalNormalizedCrossCorrelation(_LocalSimilarity):

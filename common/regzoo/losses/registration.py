@@ -27,7 +27,8 @@ class LabelSimilarity(nn.Module):
         self.loss = loss
 
     def forward(self, ddf: torch.Tensor, targets: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        return self.loss(warp(targets["moving_label"], ddf), targets["fixed_label"])
+        value: torch.Tensor = self.loss(warp(targets["moving_label"], ddf), targets["fixed_label"])
+        return value
 
 
 class ImageSimilarity(nn.Module):
@@ -44,7 +45,8 @@ class ImageSimilarity(nn.Module):
         self.loss = loss
 
     def forward(self, ddf: torch.Tensor, targets: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        return self.loss(warp(targets["moving_image"], ddf, padding="border"), targets["fixed_image"])
+        value: torch.Tensor = self.loss(warp(targets["moving_image"], ddf, padding="border"), targets["fixed_image"])
+        return value
 
 
 class PredictedLabel(nn.Module):
@@ -59,7 +61,8 @@ class PredictedLabel(nn.Module):
         self.loss = loss
 
     def forward(self, logits: torch.Tensor, targets: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        return self.loss(logits, targets["fixed_label"])
+        value: torch.Tensor = self.loss(logits, targets["fixed_label"])
+        return value
 
 
 class Deformation(nn.Module):
@@ -74,7 +77,8 @@ class Deformation(nn.Module):
         self.loss = loss
 
     def forward(self, ddf: torch.Tensor, targets: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        return self.loss(ddf)
+        value: torch.Tensor = self.loss(ddf)
+        return value
 
 
 class RegistrationLoss(nn.Module):

@@ -130,5 +130,5 @@ class SoftmaxWeights(LearnedWeights):
 def _shared(parameter: torch.Tensor) -> torch.Tensor:
     """A parameter outside the network's `DistributedDataParallel`, kept the same in all processes."""
     if torch.is_grad_enabled() and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        return _MeanGradient.apply(parameter)
+        parameter = _MeanGradient.apply(parameter)  # type: ignore[no-untyped-call]
     return parameter

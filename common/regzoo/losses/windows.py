@@ -64,7 +64,7 @@ class Window:
             return volume @ matrix.T
         if axis == 1:
             return matrix @ volume
-        return (matrix @ volume.flatten(3)).unflatten(3, volume.shape[3:])
+        return (matrix @ volume.flatten(3)).view(*volume.shape[:2], -1, *volume.shape[3:])
 
 
 def _window_matrix(size: int, kernel: tuple[float, ...], pad: int, dtype: torch.dtype) -> torch.Tensor:

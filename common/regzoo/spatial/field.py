@@ -113,7 +113,7 @@ class DisplacementField:
         """Take points of the fixed image (N, 3) to the moving image, RAS mm."""
         voxels = torch.as_tensor(self.grid.to_voxels(points), device=self.displacement.device)
         there = sample(self.displacement[None], voxels.T.reshape(1, 3, -1, 1, 1).float(), padding="border")
-        return np.asarray(points, dtype=np.float64) + there.reshape(3, -1).T.cpu().numpy()
+        return np.asarray(points + there.reshape(3, -1).T.double().cpu().numpy())
 
     def warp(
         self,

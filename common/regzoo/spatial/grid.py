@@ -39,7 +39,7 @@ class Grid:
     @property
     def spacing(self) -> np.ndarray:
         """Distance between neighbouring voxel centres along each array axis, mm, shape (3,)."""
-        return np.linalg.norm(self.affine[:3, :3], axis=0)
+        return np.asarray(np.linalg.norm(self.affine[:3, :3], axis=0))
 
     @property
     def center(self) -> np.ndarray:
@@ -53,7 +53,7 @@ class Grid:
 
     def to_world(self, voxels: np.ndarray | Sequence[float]) -> np.ndarray:
         """Voxel indices (..., 3) → RAS mm (..., 3)."""
-        return np.asarray(voxels, dtype=np.float64) @ self.affine[:3, :3].T + self.affine[:3, 3]
+        return np.asarray(np.asarray(voxels) @ self.affine[:3, :3].T + self.affine[:3, 3])
 
     def to_voxels(self, points: np.ndarray | Sequence[float]) -> np.ndarray:
         """RAS mm (..., 3) → voxel indices (..., 3), not rounded."""
