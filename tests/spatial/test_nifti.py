@@ -105,6 +105,28 @@ def test_one_rule_for_every_header(
         read_image(path, strict_headers=True)
 
 
+@pytest.mark.parametrize("angles", [(0, 0, 0), (0, 90, 0), (90, 0, 0), (0, 0, 15), (10, 20, 30)])
+@pytest.mark.parametrize("flips", [(-1, -1, 1), (-1, 1, 1)])
+@pytest.mark.parametrize("code", [1, 2, 4])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_the_line_names_the_reader_that_places_it_elsewhere(
+    angles: tuple[float, ...], flips: tuple[int, ...], code: int, sign: float, tmp_path: Path
+) -> None:
+    """With a wrong sign in pixdim[0], the qform mirrors the last axis. ITK then takes the one or the other."""
+    sform = make_affine(SHAPE, SIZE, angles, flips=flips, center=(30, -40, 50))
+    path = save(tmp_path / "image.nii", sform, sform, (code, 1), pixdim=pixdim(sign, *SIZE))
+    volume, by_itk = read_volume(path), apart(sform, sitk_affine(path))
+    np.testing.assert_allclose(volume.affine, sform, atol=1e-5)
+    away = apart(sform, nib.load(path).get_qform())
+    assert (volume.doubt is None) == (away < 0.1)
+    if volume.doubt:
+        line = volume.doubt[0]
+        assert f"up to {away:.3g} mm" in line
+        assert by_itk < 0.1 or "the sform is used here" in line
+        assert not (by_itk < 0.1 and line.startswith("ITK"))
+        assert ("used as in ITK" in line) == (code == 1)
+
+
 ROWS: dict[str, tuple[dict[str, Any], str | None]] = {
     # what the header says: the place is that of the sform or qform, and the line, if there is one
     "NaN in the sform": ({"srow_x": [[np.nan] * 4]}, "its sform cannot be inverted, so its qform is used"),

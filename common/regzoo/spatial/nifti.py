@@ -179,10 +179,12 @@ def orthogonal(path: Path, grid: Grid) -> Grid:
 
 
 def itk_affine(header: nib.Nifti1Header) -> tuple[np.ndarray, str]:
-    """The affine (voxel → RAS, in the header's unit) that ITK 5.4 makes of a header, and what it makes it of.
+    """The affine (voxel → RAS, in the header's unit) that ITK 5.4 reads from a header, and its source.
 
-    ITK takes the voxel size from pixdim always, and the sform only if it is orthogonal and its code is 1, or there is
-    no qform, or the two are the same. Written after itkNiftiImageIO.cxx of ITK 5.4; tested against SimpleITK.
+    ITK always takes the voxel size from pixdim. It takes the sform only if that is orthogonal and its code is 1, or
+    there is no qform, or the two look the same to it. It compares their singular vectors, so where one of them mirrors
+    the other the answer depends on rounding: the source is then "either" and the affine that of the qform. Written
+    after itkNiftiImageIO.cxx of ITK 5.4; tested against SimpleITK.
     """
     size = np.nan_to_num(header["pixdim"][1:4].astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     size[size == 0] = 1.0
@@ -196,6 +198,8 @@ def itk_affine(header: nib.Nifti1Header) -> tuple[np.ndarray, str]:
         right_angles = np.abs(directions @ directions.T - np.eye(3)).max() <= 1e-4
         if right_angles and (codes["sform"] == 1 or codes["qform"] <= 0 or np.abs(sform - qform).max() <= 1e-4):
             chosen, source = sform, "sform"
+        elif right_angles and _mirrored(sform, qform):
+            source = "either"
     affine = chosen.copy()
     affine[:3, :3] *= size / np.linalg.norm(chosen[:3, :3], axis=0)
     return affine, source
@@ -212,6 +216,12 @@ def _doubt(
         problem = f"its header gives no orientation (sform and qform codes 0); ITK places it up to {apart:.3g} mm away"
         return problem.replace(";", ","), "write the right sform or qform, with code 1"
     if not apart <= _tolerance(grid):
+        if itk_source == "either":
+            return (
+                f"programs that use its qform, ITK perhaps among them, place it up to {apart:.3g} mm away: its "
+                "sform and qform mirror each other, the sform is used here",
+                _WRITE_BOTH,
+            )
         if source == itk_source:
             return (
                 f"ITK (3D Slicer, ANTs) places it up to {apart:.3g} mm away: its pixdim is not the voxel size of its "
@@ -259,6 +269,12 @@ def _qform(header: nib.Nifti1Header, size: np.ndarray) -> np.ndarray:
         affine[:3, 2] *= -1
     affine[:3, 3] = [float(header[f"qoffset_{axis}"]) for axis in "xyz"]
     return affine
+
+
+def _mirrored(sform: np.ndarray, qform: np.ndarray) -> bool:
+    """Whether two affines have the same origin and, up to the signs and the order of their axes, the same axes."""
+    same_axes = np.abs(sform[:3, :3] @ sform[:3, :3].T - qform[:3, :3] @ qform[:3, :3].T).max() <= 1e-3
+    return bool(same_axes) and np.abs(sform - qform)[:3, 3].max() <= 1e-4
 
 
 def _by_voxel_size(file: NiftiFile, has_qform: bool) -> np.ndarray:
