@@ -209,12 +209,20 @@ def test_what_the_datastore_notes_of_the_fixed_image_stands_in(studies: Path) ->
         {"save_label": True, "label_tag": "final"},
         {"device": "$import os"},
         {"device": "gpu7"},
+        *(
+            {"device": one}
+            for one in ("meta", "mps", "cpu:5", "cpu:0", "xla", "cuda:99", "7", "true", 7, True, ["cpu"])
+        ),
+        *({"result_compress": one} for one in (0, 1, 1.0, "true", [True])),
+        *({"save_label": one} for one in (1, "false", "original", ["x"])),
         {"align": {"a": 1}, "result_dtype": {"a": 1}},
     ],
     ids=str,
 )
 def test_other_parameters_are_checked_before_the_server_uses_them(studies: Path, wrong: dict[str, Any]) -> None:
-    with pytest.raises(RegZooError, match=r"^(result_\w+|label_tag|device): [^\n]*; use [^\n]*$|^label_tag: "):
+    with pytest.raises(
+        RegZooError, match=r"^(result_\w+|save_label|label_tag|device): [^\n]*; use [^\n]*$|^label_tag: "
+    ):
         RequestedPaird()(request(studies, moving_image="moving01") | wrong)
     right = {"result_dtype": "int16", "result_extension": ".nrrd", "result_compress": True, "device": "cpu"}
     kept = RequestedPaird()(request(studies, moving_image="moving01", save_label=True) | right)

@@ -19,8 +19,8 @@ from regzoo.monai_label.files import PAIR_KEYS, find_file, fixed_file, noted_pai
 from regzoo.monai_label.parameters import WRITING, check_parameters
 from regzoo.transforms.load import REQUESTED, SERVED
 
-#: What MONAI Label itself needs of a request after the preprocessing.
-SERVER_KEYS = ("image_path", "model", "device", "logging", "latencies", "description", "model_filename")
+#: What MONAI Label itself needs of a request after the preprocessing, all of it checked.
+SERVER_KEYS = ("image_path", "model", "device", "model_filename")
 
 
 class RequestedPaird(MapTransform):

@@ -18,11 +18,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from monai.bundle import ConfigItem, ConfigParser, ConfigWorkflow
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 from regzoo.engines.running import running_workflow
 from regzoo.errors import RegZooError
+from regzoo.monai_label.parameters import is_known_device
 from regzoo.monai_label.studies import is_served
 
 #: The configurations that MONAI Label trains with, on one device and on several.
@@ -101,7 +101,7 @@ def _problem(name: str, value: Any, output_dir: str, models: Path) -> str:
     if name == "tracking_uri" and value != tracking["tracking_uri"]:
         known = value == os.environ.get("MONAI_LABEL_TRACKING_URI")
         return "" if known and _is_plain(value) else "only the server says where runs are tracked; leave it out"
-    if name == "save_execute_config":
+    if name == "save_execute_config" and value is not None:
         path = rf"{re.escape(output_dir)} \+ '/config_\d+_\d+\.json'"
         return "" if isinstance(value, str) and re.fullmatch(path, value) else "only the server chooses this file"
     if _is_plain(value) or value in tracking.values() or _is_loader(value, models):
@@ -126,9 +126,3 @@ def _is_loader(value: Any, models: Path) -> bool:
         return False
     rest = {"_target_": "CheckpointLoader", "load_dict": {"model": "$@network"}, "strict": False}
     return value == rest | {"load_path": path} and Path(os.path.realpath(path)).parent == Path(os.path.realpath(models))
-
-
-def is_known_device(value: Any) -> bool:
-    """Whether a value names the CPU or a CUDA device of this machine."""
-    cuda = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
-    return isinstance(value, str) and value in ("cpu", *(["cuda"] if cuda else []), *(f"cuda:{one}" for one in cuda))
