@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import pytest
 import torch
 from monai.bundle import ConfigWorkflow
-from regzoo.engines import rank_device
+from regzoo.engines import start_process_group
 from regzoo.errors import RegZooError, user_error
 
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
@@ -59,13 +60,17 @@ def test_torchrun_without_the_overlay(bundle: str, part: str, tmp_path: Path, mo
 
 
 def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[str] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert rank_device() == torch.device("cuda", 1)
+    monkeypatch.setattr(idist, "initialize", started.append)
+    for name, value in {"RANK": "1", "WORLD_SIZE": "3", "MASTER_ADDR": "localhost", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    start_process_group()
+    assert started == ["nccl"]
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(RegZooError, match="process 2 has no GPU of its own; start at most 2"):
-        rank_device()
+        start_process_group()
 
 
 def torchrun(bundle: str, files: list[str], settings: dict[str, Any]) -> subprocess.CompletedProcess[str]:

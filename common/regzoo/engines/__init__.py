@@ -16,7 +16,7 @@ from regzoo.engines.data import (
     training_images,
     training_records,
 )
-from regzoo.engines.distributed import distributed, rank_device, share_cases, start_process_group, stop_process_group
+from regzoo.engines.distributed import distributed, share_cases, start_process_group
 from regzoo.engines.identity import fingerprints
 from regzoo.engines.logs import EventWriter, LossTerms, ValidationImages
 from regzoo.engines.options import check_ids, check_options
@@ -52,7 +52,6 @@ __all__ = [
     "load_weights",
     "not_trained_on",
     "output_folder",
-    "rank_device",
     "report_failures",
     "requested_records",
     "save_weights",
@@ -62,7 +61,6 @@ __all__ = [
     "start_process_group",
     "starting_hash",
     "starting_network",
-    "stop_process_group",
     "trainable",
     "training_images",
     "training_records",

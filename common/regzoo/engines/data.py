@@ -21,7 +21,7 @@ from regzoo.datasets import (
 )
 from regzoo.datasets.folders import case_name
 from regzoo.datasets.records import patient_of
-from regzoo.engines.distributed import check_processes
+from regzoo.engines.distributed import check_processes, check_share
 from regzoo.engines.record import TRAINED, capture_log
 from regzoo.engines.running import bundle_name, running_workflow
 from regzoo.engines.weights import is_training_state
@@ -345,13 +345,8 @@ class EvaluationStream(CaseStream):
 
     def share(self) -> Sequence[dict[str, Any]]:
         """The records of this process."""
-        rank, count = idist.get_rank(), idist.get_world_size()
-        if len(self.data) < count:
-            raise RegZooError(
-                f"{count} processes share {len(self.data)} cases to evaluate; "
-                f"start at most {len(self.data)} with --nproc_per_node"
-            )
-        return self.data[rank::count]
+        check_share(len(self.data))
+        return self.data[idist.get_rank() :: idist.get_world_size()]
 
     def __iter__(self) -> Iterator[Any]:
         yield from super().__iter__()

@@ -1,9 +1,10 @@
-"""Several processes, one GPU each, or on the CPU: what the multi-GPU overlays call."""
+"""Several processes, on one GPU each or on the CPU: what the multi-GPU overlays call beside `ignite.distributed`."""
 
 from __future__ import annotations
 
 import os
 
+import ignite.distributed as idist
 import torch
 from monai.data import DistributedSampler
 from regzoo.errors import RegZooError
@@ -14,33 +15,20 @@ from torch.utils.data import Dataset
 _HOW = "torchrun --standalone --nproc_per_node 2 -m monai.bundle run …"
 
 
-def rank_device() -> torch.device:
-    """The device of this process under ``torchrun``: its own GPU, or the CPU where there is none.
-
-    Raises:
-        RegZooError: more processes than GPUs.
-    """
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    rank, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-    if rank >= count:
-        raise RegZooError(f"process {rank} has no GPU of its own; start at most {count} with --nproc_per_node")
-    return torch.device("cuda", rank)
-
-
 def start_process_group() -> None:
     """Join the processes that ``torchrun`` started: NCCL between GPUs, else Gloo.
 
     Raises:
-        RegZooError: nothing has started several processes.
+        RegZooError: there is only this process, or there are more processes than GPUs.
     """
-    if not torch.distributed.is_initialized() and not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys():
+    if torch.distributed.is_initialized():
+        return
+    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys():
         raise RegZooError(f"multi_gpu configurations need several processes; start with {_HOW}, or leave them out")
-    device = rank_device()
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    gpus, rank = torch.cuda.is_available(), int(os.environ.get("LOCAL_RANK", "0"))
+    if gpus and rank >= (count := torch.cuda.device_count()):
+        raise RegZooError(f"process {rank} has no GPU of its own; start at most {count} with --nproc_per_node")
+    idist.initialize("nccl" if gpus else "gloo")
 
 
 def check_processes() -> None:
@@ -63,24 +51,30 @@ def share_cases(data: Dataset) -> DistributedSampler:
     Raises:
         RegZooError: fewer cases than processes.
     """
-    cases, count = len(data), torch.distributed.get_world_size()  # type: ignore[arg-type]
-    if cases < count:
-        raise RegZooError(
-            f"{count} processes share {cases} cases to evaluate; start at most {cases} with --nproc_per_node"
-        )
+    check_share(len(data))  # type: ignore[arg-type]
     return DistributedSampler(data, even_divisible=False, shuffle=False)
 
 
-def stop_process_group() -> None:
-    """Leave together once all have finished, so that no process exits while the last exchange is being cleared away."""
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+def check_share(cases: int) -> None:
+    """Refuse to share fewer cases than there are processes.
+
+    Raises:
+        RegZooError: there are fewer.
+    """
+    if cases < (count := idist.get_world_size()):
+        raise RegZooError(
+            f"{count} processes share {cases} cases to evaluate; start at most {cases} with --nproc_per_node"
+        )
 
 
 def distributed(network: nn.Module, device: str | torch.device) -> DistributedDataParallel:
-    """The network on this process's device, its gradients averaged over all processes."""
+    """The network on this process's device, its gradients averaged over all processes.
+
+    Ignite's `auto_model` would wrap the network in a `DataParallel` where ``torchrun`` starts one process on a machine
+    with several GPUs.
+    """
     device = torch.device(device)
     devices = [device] if device.type == "cuda" else None
-    # Broadcasting buffers would make every forward pass a meeting of all processes, also those of a validation, of
-    # which one process may have more than another: they would wait for ever.
+    # Broadcasting buffers would make every forward pass, also of a validation, a collective call; ranks with fewer
+    # batches would deadlock.
     return DistributedDataParallel(network.to(device), device_ids=devices, broadcast_buffers=False)
