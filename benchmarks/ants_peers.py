@@ -18,6 +18,7 @@ from comparison import Values
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.transforms import Compose
+from regzoo.case import SIDES
 from regzoo.datasets import Record
 from regzoo.errors import RegZooError
 from regzoo.files import make_folder, write_json
@@ -27,6 +28,7 @@ from regzoo.spatial import DisplacementField, Grid, as_tensor
 from regzoo.spatial.grid import RAS_LPS
 from regzoo.transforms import ResamplePaird
 from regzoo.transforms.apply import with_references
+from regzoo.transforms.load import aligned
 
 #: ANTsPy's ``type_of_transform``; both begin with an affine registration of their own.
 METHODS = ("SyN", "SyNCC")
@@ -94,7 +96,9 @@ class Peers:
         """
         ants = load_ants()
         start = time.perf_counter()
-        native: dict[Hashable, Any] = self.load(dict(pair))
+        native: Any = self.load(dict(pair))
+        native |= {key: aligned(native, native[key]) for key in ("moving_image", "moving_label")}
+        del native["prealignment"]
         scaled = self.scale(dict(native))
         fixed, moving = (to_ants(ants, scaled[f"{side}_image"]) for side in ("fixed", "moving"))
         # One map, each voxel one label, as it comes in the file.
@@ -121,9 +125,10 @@ class Peers:
 
     def measure(self, native: Mapping[Hashable, Any], result: Mapping[str, MetaTensor]) -> dict[str, float]:
         """The metrics of the evaluation for a pair, and for the unregistered pair under names with ``before_``."""
-        sides = [f"{side}_{kind}" for side in ("fixed", "moving") for kind in ("image", "label")]
-        kept: dict[Hashable, Any] = {key.replace("_image", "") + "_native": native[key] for key in sides}
-        item: dict[Any, Any] = {**with_references({**native, **kept}, torch.device("cpu"), self.background), **result}
+        case: Any = dict(native)
+        for side in SIDES:
+            case |= {side.native_image: native[side.image], side.native_label: native[side.label]}
+        item: Any = {**with_references(case, torch.device("cpu"), self.background), **result}
         values = {}
         for name, metric in self.metrics.items():
             for prefix, compared in (("", metric.after), (BEFORE, metric.before)):

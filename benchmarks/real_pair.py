@@ -31,6 +31,7 @@ from regzoo.inference import RegistrationResult
 from regzoo.metrics import LabelHausdorff, centroid_distances, dice
 from regzoo.spatial import Grid, as_tensor, check_on_grid, label_values, read_image, read_label_file, to_channels
 from regzoo.transforms import AlignPaird
+from regzoo.transforms.load import aligned
 from same_world import world_of_copy
 
 STAGES = ("header", "pre-aligned", "registered")
@@ -68,13 +69,10 @@ def moved(item: dict[str, Any], matrix: np.ndarray) -> dict[str, Any]:
 
     Not by a file with that affine: a file's axes are at right angles.
     """
-    image = item["moving_image"]
-    affine = torch.as_tensor(matrix @ Grid.of(image).affine)
-    edit = torch.as_tensor(matrix @ as_tensor(item["prealignment"]).numpy())
-    return item | {"moving_image": MetaTensor(as_tensor(image), affine=affine, meta=image.meta), "prealignment": edit}
+    return item | {"prealignment": torch.as_tensor(matrix @ as_tensor(item["prealignment"]).numpy())}
 
 
-def affine_edit(prepared: Mapping[str, Any]) -> np.ndarray:
+def affine_edit(prepared: Any) -> np.ndarray:
     """An affine registration of a pair on the network grid by SimpleITK (mutual information).
 
     Args:
@@ -103,7 +101,8 @@ def affine_edit(prepared: Mapping[str, Any]) -> np.ndarray:
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(32)
     for side, set_mask in (("fixed", method.SetMetricFixedMask), ("moving", method.SetMetricMovingMask)):
-        set_mask(as_sitk(inside(Grid.of(prepared[f"{side}_native"]), grid)))
+        native = prepared[f"{side}_native"]
+        set_mask(as_sitk(inside(Grid.of(aligned(prepared, native) if side == "moving" else native), grid)))
     method.SetInterpolator(sitk.sitkLinear)
     method.SetOptimizerAsGradientDescentLineSearch(1.0, 60, convergenceWindowSize=8)
     method.SetOptimizerScalesFromPhysicalShift()

@@ -16,16 +16,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from regzoo.case import IMAGE_KEYS, LABEL_KEYS, PATH_KEYS
 from regzoo.datasets.folders import case_name
 from regzoo.errors import RegZooError, bad_file, refuse
 from regzoo.files import file_name
 from regzoo.spatial.reading import not_a_file
 
 Record = dict[str, Any]
-
-IMAGE_KEYS = ("fixed_image", "moving_image")
-LABEL_KEYS = ("fixed_label", "moving_label")
-PATH_KEYS = IMAGE_KEYS + LABEL_KEYS
+__all__ = ["IMAGE_KEYS", "LABEL_KEYS", "PATH_KEYS", "Record"]
 
 
 def is_of_kind(name: str, kinds: Iterable[str]) -> bool:

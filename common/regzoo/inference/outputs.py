@@ -8,12 +8,13 @@ import math
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
+from regzoo.case import Case
 from regzoo.datasets.records import IMAGE_KEYS, LABEL_KEYS
 from regzoo.engines.data import CaseStream, name_of
 from regzoo.engines.running import bundle_name, running_workflow
@@ -292,7 +293,7 @@ def propagated_labels(item: Mapping[Any, Any]) -> MetaTensor | None:
     label = item.get("warped_label")
     if label is None or not label.is_floating_point():
         return label
-    return MetaTensor(warped_masks(item) > 0, affine=label.affine)
+    return MetaTensor(warped_masks(cast(Case, item)) > 0, affine=label.affine)
 
 
 def label_count(item: Mapping[Any, Any], labels: MetaTensor | None) -> int:

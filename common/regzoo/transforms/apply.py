@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
+from regzoo.case import FIXED, MOVING, REFERENCE, UNREGISTERED, WARPED, Case, Key
 from regzoo.errors import bad_file
 from regzoo.spatial import DisplacementField, Grid, as_tensor, carry_labels, sample, warp
 from regzoo.spatial.carry import TOLERANCE, carry_held, subdivisions
 from regzoo.spatial.held import is_map, one_mask
 from regzoo.spatial.warp import slab_points, slabs
-from regzoo.transforms.load import REQUESTED, SERVED
-
-#: Where `ResamplePaird(keep_native=True)` keeps the moving image and label.
-NATIVE = {"image": "moving_native", "label": "moving_label_native"}
+from regzoo.transforms.load import aligned, prealignment
 
 
 def label_masks(labels: torch.Tensor, exclusive: bool) -> torch.Tensor:
@@ -38,12 +35,13 @@ def label_masks(labels: torch.Tensor, exclusive: bool) -> torch.Tensor:
     return (winner == torch.arange(len(labels), device=labels.device).view(-1, 1, 1, 1)).to(torch.uint8)
 
 
-def warped_masks(item: Mapping[Any, Any]) -> torch.Tensor:
+def warped_masks(item: Case) -> torch.Tensor:
     """The masks (C, X, Y, Z) uint8 of the soft ``warped_label`` of a case.
 
-    Those of a label map that a field has carried over exclude each other; labels predicted one by one may overlap.
+    The labels of a map exclude each other, unless they were predicted one by one.
     """
-    return label_masks(as_tensor(item["warped_label"]), "moving_label_values" in item and "probability" not in item)
+    exclusive = item.get(Key.MOVING_LABEL_IS_MAP, False) and not item.get(Key.LABELS_PREDICTED, False)
+    return label_masks(as_tensor(item[WARPED.label]), exclusive)
 
 
 def label_map(labels: torch.Tensor, values: Sequence[int]) -> torch.Tensor:
@@ -66,56 +64,57 @@ def label_map(labels: torch.Tensor, values: Sequence[int]) -> torch.Tensor:
 
 
 class WarpOnNetworkGridd(MapTransform):
-    """Warp what lies on the network grid with the prediction: quick, for validation during training.
+    """Warp the moving side on the network grid with the prediction: quick, for validation during training.
 
-    Adds ``warped_image``, ``warped_label``, ``unregistered_image``, ``unregistered_label``, ``reference_image``,
-    ``reference_label`` (the fixed image and label) and ``ddf``, all on the network grid with its affine. Labels are the
-    linear interpolation, values in [0, 1].
+    Adds ``ddf`` and what is compared, see `regzoo.case.View`, all on the network grid with its affine. Labels are
+    interpolated linearly and have values in [0, 1].
     """
 
     def __init__(self) -> None:
-        super().__init__(["pred"])
+        super().__init__([Key.PRED])
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+    def __call__(self, data: Case) -> Case:
         ddf = _prediction(data)
         item = _network_references(data, ddf)
-        affine = item["reference_image"].affine
-        item["ddf"] = MetaTensor(ddf, affine=affine)
-        for kind, padding in (("image", "border"), ("label", "zeros")):
-            if (moving := item.get(f"unregistered_{kind}")) is not None:
-                warped = warp(as_tensor(moving)[None], ddf[None], padding=padding)[0]  # type: ignore[arg-type]
-                item[f"warped_{kind}"] = MetaTensor(warped, affine=affine)
+        affine = item[REFERENCE.image].affine
+        item[Key.DDF] = MetaTensor(ddf, affine=affine)
+        moving = as_tensor(item[UNREGISTERED.image])[None]
+        item[WARPED.image] = MetaTensor(warp(moving, ddf[None], padding="border")[0], affine=affine)
+        if UNREGISTERED.label in item:
+            moving = as_tensor(item[UNREGISTERED.label])[None]
+            item[WARPED.label] = MetaTensor(warp(moving, ddf[None], padding="zeros")[0], affine=affine)
         return item
 
 
-def _prediction(data: Mapping[Hashable, Any]) -> torch.Tensor:
-    """What the network predicted for a case.
+def _prediction(data: Case) -> torch.Tensor:
+    """The network's prediction for a case.
 
     Raises:
         RegZooError: it holds NaN or infinity.
     """
-    prediction = as_tensor(data["pred"])
+    prediction = as_tensor(data[Key.PRED])
     if not prediction.isfinite().all():
-        mend = "use other weights (--checkpoint; in training, lower --learning_rate), or look for extreme values in it"
-        raise bad_file(str(data.get("case", "case")), "the network predicts NaN or infinity", mend)
+        fix = "use other weights (--checkpoint; in training, lower --learning_rate), or look for extreme values in it"
+        raise bad_file(str(data.get(Key.CASE, "case")), "the network predicts NaN or infinity", fix)
     return prediction
 
 
-def _network_references(data: Mapping[Hashable, Any], pred: torch.Tensor) -> dict[Hashable, Any]:
+def _network_references(data: Case, pred: torch.Tensor) -> Case:
     """What `with_references` adds, here on the network grid, on the device and in the type of the prediction."""
-    item = dict(data)
-    affine = torch.as_tensor(item["fixed_image"].affine)
-    for side, name in (("fixed", "reference"), ("moving", "unregistered")):
-        for kind in ("image", "label"):
-            if f"{side}_{kind}" in item:
-                item[f"{name}_{kind}"] = MetaTensor(as_tensor(item[f"{side}_{kind}"]).to(pred), affine=affine)
+    item = data.copy()
+    affine = torch.as_tensor(item[FIXED.image].affine)
+    for side, view in ((FIXED, REFERENCE), (MOVING, UNREGISTERED)):
+        if side.image in item:
+            item[view.image] = MetaTensor(as_tensor(item[side.image]).to(pred), affine=affine)
+        if side.label in item:
+            item[view.label] = MetaTensor(as_tensor(item[side.label]).to(pred), affine=affine)
     return item
 
 
 class ApplyFieldd(MapTransform):
     """Turn the prediction into the whole fixed-to-moving field, and warp the moving file's own voxels with it.
 
-    Needs what `ResamplePaird(keep_native=True)` and `AlignPaird` leave. Adds, all on the fixed image's own grid,
+    Must come after ``ResamplePaird(keep_native=True)`` and `AlignPaird`. Adds, all on the fixed image's own grid,
     ``field`` (a `DisplacementField` that includes the pre-alignment), ``ddf`` (the same in voxels), ``warped_image``
     and, with a moving label, ``warped_label``, see `regzoo.spatial.carry_labels`; and what `with_references` adds.
 
@@ -124,136 +123,129 @@ class ApplyFieldd(MapTransform):
     """
 
     def __init__(self, background: float = 0.0) -> None:
-        super().__init__(["pred"])
+        super().__init__([Key.PRED])
         self.background = float(background)
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+    def __call__(self, data: Case) -> Case:
         ddf = _prediction(data)
-        network, fixed = Grid.of(data["fixed_image"]), Grid.of(data["fixed_native"])
-        field = DisplacementField.from_ddf(ddf, network, fixed, _edit(data))
+        network, fixed = Grid.of(data[FIXED.image]), Grid.of(data[FIXED.native_image])
+        field = DisplacementField.from_ddf(ddf, network, fixed, prealignment(data))
         item = with_references(data, ddf.device, self.background)
-        item["field"] = field
-        if not data.get(REQUESTED):
-            item["ddf"] = field.ddf()
-        for kind, moving in _moving(data):
-            item[f"warped_{kind}"] = _carried(field, moving, data, self.background if kind == "image" else None)
+        item[Key.FIELD] = field
+        if not data.get(Key.REQUESTED):
+            item[Key.DDF] = field.ddf()
+        item[WARPED.image] = field.warp(data[MOVING.native_image], background=self.background)
+        if MOVING.native_label in data:
+            item[WARPED.label] = _carried(field, data[MOVING.native_label], data)
         return item
 
 
-def _carried(
-    field: DisplacementField, moving: MetaTensor, data: Mapping[Hashable, Any], background: float | None
-) -> MetaTensor:
-    """A moving image, which has a background, or a moving label, in the form it has, through a field."""
-    if background is not None:
-        return field.warp(moving, background=background)
-    if data.get(REQUESTED):
+def _carried(field: DisplacementField, label: MetaTensor, data: Case) -> MetaTensor:
+    """A moving label through a field: held small for a request, otherwise soft."""
+    if data.get(Key.REQUESTED):
         # On the network grid some of the labels may have been left out.
-        return carry_held(field, moving, len(data.get("moving_label_values") or moving))
-    return carry_labels(field, moving, "moving_label_values" in data)
+        return carry_held(field, label, len(data.get(Key.MOVING_LABEL_VALUES) or label))
+    return carry_labels(field, label, data.get(Key.MOVING_LABEL_IS_MAP, False))
 
 
-def with_references(data: Mapping[Hashable, Any], device: torch.device, background: float = 0.0) -> dict[Hashable, Any]:
+def with_references(data: Case, device: torch.device, background: float = 0.0) -> Case:
     """A copy of a case with what a result is compared with, on the fixed image's own grid.
 
     ``reference_image`` and, with a fixed label, ``reference_label``; ``unregistered_image`` and, with a moving label,
     ``unregistered_label``: the moving file seen through the pre-alignment alone. Labels have values in [0, 1].
-    The latter are not made for a served case: nobody waits for a comparison there.
+    A case for a server gets no unregistered image and label: nobody waits for a comparison there.
     """
-    item = dict(data)
-    item["reference_image"] = item["fixed_native"]
-    if "fixed_label_native" in item:
-        item["reference_label"] = item["fixed_label_native"].to(device)
-    if data.get(SERVED):
+    item = data.copy()
+    item[REFERENCE.image] = item[FIXED.native_image]
+    if FIXED.native_label in item:
+        item[REFERENCE.label] = item[FIXED.native_label].to(device)
+    if data.get(Key.SERVED):
         return item
-    fixed = Grid.of(data["fixed_native"])
-    # What was kept carries the edited affine: it is seen from where it lies.
-    still = _still(fixed, device)
-    for kind, native in NATIVE.items():
-        if native in data:
-            item[f"unregistered_{kind}"] = _carried(still, data[native], data, background if kind == "image" else None)
+    still = _still(Grid.of(data[FIXED.native_image]), device)
+    item[UNREGISTERED.image] = still.warp(aligned(data, data[MOVING.native_image]), background=background)
+    if MOVING.native_label in data:
+        item[UNREGISTERED.label] = _carried(still, aligned(data, data[MOVING.native_label]), data)
     return item
-
-
-def _edit(data: Mapping[Hashable, Any]) -> np.ndarray:
-    """The matrix of the pre-alignment, old moving world → new moving world, RAS mm."""
-    return np.asarray(as_tensor(data["prealignment"]).cpu().numpy())
-
-
-def _moving(data: Mapping[Hashable, Any]) -> Iterator[tuple[str, MetaTensor]]:
-    """The moving image and label as they were loaded, in the file's own world."""
-    for kind, native in NATIVE.items():
-        if native in data:
-            # What was kept carries the edited affine; a field leads to the file's own world.
-            affine = np.linalg.inv(_edit(data)) @ np.asarray(data[native].affine.cpu(), dtype=np.float64)
-            yield kind, MetaTensor(as_tensor(data[native]), affine=torch.as_tensor(affine))
 
 
 class PropagatedLabelsd(MapTransform):
     """Turn predicted logits, one channel for each moving label, into the propagated labels.
 
-    With what `ResamplePaird(keep_native=True)` and `AlignPaird` leave they come on the fixed image's own grid, together
-    with what `with_references` adds; otherwise, for quick validation, all of it on the network grid.
+    If the case keeps its files' own voxels (``native_kept``), the labels come on the fixed image's own grid, together
+    with what `with_references` adds; otherwise, for quick validation, everything is on the network grid.
 
     Adds ``probability`` (C, X, Y, Z), 0 beyond the network's field of view and for labels that are empty there, and
     ``warped_label``, where it reaches 0.5, each label by itself. Where the fixed image is coarser than the network and
-    that changes the volume of a label, what reaches 0.5 on the network grid is carried over, see `carry_labels`.
-    ``unseen`` are the channels that the network was shown nothing of, ``cut_off`` those that it finds at the border of
-    its field of view.
+    that changes the volume of a label, the label is cut on the network grid first and then carried over, see
+    `carry_labels`. ``unseen`` are the channels that are empty in the network's input, ``cut_off`` those that the
+    network finds at the border of its field of view.
 
     Args:
-        preserve_volume: on the fixed image's grid, cut each label that reaches 0.5 where it has the volume of the
-            moving label instead. What is likely grows with what the network is unsure of; this gives small labels
-            their size back, at the price of centroids that follow the likeliest place and not the middle of all
-            likely ones.
+        preserve_volume: on the fixed image's grid, cut each label that reaches 0.5 at the level at which it has the
+            volume of the moving label. Probabilities shrink where the network is unsure; this gives small labels
+            their size back, but their centroids then follow the likeliest place, not the middle of all likely places.
     """
 
     def __init__(self, preserve_volume: bool = False) -> None:
-        super().__init__(["pred"])
+        super().__init__([Key.PRED])
         self.preserve_volume = preserve_volume
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        logits, network = _prediction(data).float(), Grid.of(data["fixed_image"])
-        full = "fixed_native" in data
+    def __call__(self, data: Case) -> Case:
+        logits, network = _prediction(data).float(), Grid.of(data[FIXED.image])
+        full = data.get(Key.NATIVE_KEPT, False)
         item = with_references(data, logits.device) if full else _network_references(data, logits)
-        seen = as_tensor(data["moving_label"]).flatten(1).any(1).to(logits.device)
-        target = Grid.of(item["reference_image"])
-        matrix = torch.as_tensor(np.linalg.inv(network.affine) @ target.affine)
-        # Half a voxel of tolerance: the outermost voxels of the network grid reach that far.
-        last = torch.tensor(network.shape, device=logits.device).view(1, 3, 1, 1, 1) - 0.5
-        values = logits.new_empty(len(logits), *target.shape)
-        edge = torch.empty(target.shape, dtype=torch.bool, device=logits.device)
-        for rows in slabs(target.shape):
-            coordinates = slab_points(matrix, target.shape, rows, logits.device)
-            inside = ((coordinates >= -0.5) & (coordinates <= last)).all(dim=1)
-            found = sample(logits[None], coordinates.float(), padding="border")[0]
-            values[:, rows] = found.masked_fill_(~(inside & seen.view(-1, 1, 1, 1)), -torch.inf)
-            edge[rows] = ((coordinates < 0.5) | (coordinates > last - 1)).any(dim=1)[0]
+        seen = as_tensor(data[MOVING.label]).flatten(1).any(1).to(logits.device)
+        target = Grid.of(item[REFERENCE.image])
+        values, edge = _logits_on(target, logits, network, seen)
         chosen = values >= 0
         if full and subdivisions(network, target) != (1, 1, 1):
             _keep_volumes(chosen, (logits >= 0) & seen.view(-1, 1, 1, 1), network, target)
         if self.preserve_volume and full:
             there = chosen.flatten(1).any(1).view(-1, 1, 1, 1)
-            chosen = (values >= self._cuts(data, values, target)) & there
+            chosen = (values >= _volume_cuts(aligned(data, data[MOVING.native_label]), values, target)) & there
         affine = torch.as_tensor(target.affine)
-        item["probability"] = MetaTensor(values.sigmoid_(), affine=affine)
-        item["warped_label"] = MetaTensor(chosen if data.get(REQUESTED) else chosen.to(values), affine=affine)
-        item["unseen"] = (~seen).nonzero()[:, 0].tolist()
-        item["cut_off"] = (chosen & edge).flatten(1).any(1).nonzero()[:, 0].tolist()
+        item[Key.LABELS_PREDICTED] = True
+        item[Key.PROBABILITY] = MetaTensor(values.sigmoid_(), affine=affine)
+        item[WARPED.label] = MetaTensor(chosen if data.get(Key.REQUESTED) else chosen.to(values), affine=affine)
+        item[Key.UNSEEN] = (~seen).nonzero()[:, 0].tolist()
+        item[Key.CUT_OFF] = (chosen & edge).flatten(1).any(1).nonzero()[:, 0].tolist()
         return item
 
-    def _cuts(self, data: Mapping[Hashable, Any], logits: torch.Tensor, target: Grid) -> torch.Tensor:
-        """The logit (C, 1, 1, 1) at which each label has the volume of the moving label."""
-        moving = data["moving_label_native"]
-        voxel, fixed_voxel = (abs(np.linalg.det(grid.affine[:3, :3])) for grid in (Grid.of(moving), target))
-        sizes = [float(one_mask(moving, index).sum(dtype=torch.float64)) for index in range(len(logits))]
-        counts = [min(max(round(size * voxel / fixed_voxel), 1), logits[0].numel()) for size in sizes]
-        cuts = [channel.flatten().topk(count).values[-1] for channel, count in zip(logits, counts, strict=True)]
-        # A volume that is larger than what is visible does not reach beyond it.
-        return torch.stack(cuts).clamp(min=torch.finfo(torch.float32).min).view(-1, 1, 1, 1)
+
+def _logits_on(
+    target: Grid, logits: torch.Tensor, network: Grid, seen: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits on another grid: −inf beyond the network's field of view and for labels that were not seen.
+
+    Returns:
+        (C, X, Y, Z) logits, and (X, Y, Z) bool: voxels at the border of the field of view, or beyond it.
+    """
+    matrix = torch.as_tensor(np.linalg.inv(network.affine) @ target.affine)
+    # Half a voxel of tolerance: the outermost voxels of the network grid reach that far.
+    last = torch.tensor(network.shape, device=logits.device).view(1, 3, 1, 1, 1) - 0.5
+    values = logits.new_empty(len(logits), *target.shape)
+    edge = torch.empty(target.shape, dtype=torch.bool, device=logits.device)
+    for rows in slabs(target.shape):
+        coordinates = slab_points(matrix, target.shape, rows, logits.device)
+        inside = ((coordinates >= -0.5) & (coordinates <= last)).all(dim=1)
+        found = sample(logits[None], coordinates.float(), padding="border")[0]
+        values[:, rows] = found.masked_fill_(~(inside & seen.view(-1, 1, 1, 1)), -torch.inf)
+        edge[rows] = ((coordinates < 0.5) | (coordinates > last - 1)).any(dim=1)[0]
+    return values, edge
+
+
+def _volume_cuts(moving: MetaTensor, logits: torch.Tensor, target: Grid) -> torch.Tensor:
+    """The logit (C, 1, 1, 1) at which each label has the volume of the moving label."""
+    voxel, fixed_voxel = (abs(np.linalg.det(grid.affine[:3, :3])) for grid in (Grid.of(moving), target))
+    sizes = [float(one_mask(moving, index).sum(dtype=torch.float64)) for index in range(len(logits))]
+    counts = [min(max(round(size * voxel / fixed_voxel), 1), logits[0].numel()) for size in sizes]
+    cuts = [channel.flatten().topk(count).values[-1] for channel, count in zip(logits, counts, strict=True)]
+    # A volume that is larger than what is visible does not reach beyond it.
+    return torch.stack(cuts).clamp(min=torch.finfo(torch.float32).min).view(-1, 1, 1, 1)
 
 
 def _keep_volumes(chosen: torch.Tensor, found: torch.Tensor, network: Grid, target: Grid) -> None:
-    """Choose other voxels of the target for labels that are of another volume there than on the network grid.
+    """Choose other voxels of the target for labels whose volume there differs from that on the network grid.
 
     Args:
         chosen: (C, X, Y, Z) bool on the target, which is coarser; changed in place.

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
-from regzoo.datasets.records import IMAGE_KEYS
+from regzoo.case import FIXED, IMAGE_KEYS, SIDES, Case, Key, Side
 from regzoo.errors import bad_file
 from regzoo.spatial import Grid, as_tensor
 from regzoo.spatial.held import one_mask
 from regzoo.spatial.volumes import FILE
-from regzoo.transforms.load import SIDES, file_of
+from regzoo.transforms.load import file_of
 from scipy import ndimage
 
 logger = logging.getLogger(__name__)
@@ -61,15 +60,17 @@ class HounsfieldUnitsd(MapTransform):
     def __init__(self) -> None:
         super().__init__(IMAGE_KEYS, allow_missing_keys=True)
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        item = dict(data)
-        for key in self.key_iterator(item):
-            image = item[key]
-            name = file_of(image, str(key))
+    def __call__(self, data: Case) -> Case:
+        item = data.copy()
+        for side in SIDES:
+            if side.image not in data:
+                continue
+            image = data[side.image]
+            name = file_of(image, side.image)
             values, notes = hounsfield_units(as_tensor(image)[0].cpu().numpy(), Grid.of(image), name)
             if notes:
                 logger.warning("%s: %s", name, "; ".join(notes))
-                item[key] = MetaTensor(torch.from_numpy(values)[None], affine=image.affine, meta={FILE: name})
+                item[side.image] = MetaTensor(torch.from_numpy(values)[None], affine=image.affine, meta={FILE: name})
         return item
 
 
@@ -183,33 +184,31 @@ class FieldOfViewd(MapTransform):
         self.margin = float(margin)
         self.threshold = float(threshold)
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        item = dict(data)
-        sides = [side for side in SIDES if f"{side}_image" in item]
-        organs = {side: self._organ(item, side) for side in sides}
-        fixed = organs["fixed"]
+    def __call__(self, data: Case) -> Case:
+        item = data.copy()
+        sides = [side for side in SIDES if side.image in data]
+        organs = {side: self._organ(data, side) for side in sides}
+        fixed = organs[FIXED]
         if fixed is not None:
-            item["view_extent"] = fixed.extent + 2 * self.margin
-        if fixed is not None and all(organs.values()):
-            found = {side: organ for side, organ in organs.items() if organ is not None}
-            item["view_center"] = fixed.center
-        else:
-            found = {side: body_region(item[f"{side}_image"], self.threshold) for side in sides}
-            item["view_center"] = (fixed or found["fixed"]).center
-            _compare_heights(item, found)
+            item[Key.VIEW_EXTENT] = fixed.extent + 2 * self.margin
+        found = {side: organ for side, organ in organs.items() if organ is not None}
+        if len(found) < len(sides):
+            found = {side: body_region(data[side.image], self.threshold) for side in sides}
+            _compare_heights(data, found)
+        item[Key.VIEW_CENTER] = (fixed or found[FIXED]).center
         if len(sides) == 2:
-            item |= {f"{side}_anchor": found[side].centroid for side in sides}
+            for side in sides:
+                item[side.anchor] = found[side].centroid
         return item
 
-    def _organ(self, item: Mapping[Hashable, Any], side: str) -> Region | None:
+    def _organ(self, item: Case, side: Side) -> Region | None:
         """Where the organ is on one side, None where it is not labelled."""
-        label = item.get(f"{side}_label")
-        values = list(item.get("label_values") or [])
+        label, values = item.get(side.label), list(item.get(Key.LABEL_VALUES) or [])
         if self.label is None or label is None or not values:
             return None
         mask = one_mask(label, values.index(self.label)).cpu().numpy() > 0 if self.label in values else None
         if mask is None or not mask.any():
-            name = file_of(label, f"the {side} label")
+            name = file_of(label, f"the {side.name} label")
             logger.warning("%s: nothing has the value %d; the body is sought instead", name, self.label)
             return None
         return _region(mask, Grid.of(label))
@@ -255,11 +254,11 @@ def _region(mask: np.ndarray, grid: Grid, grow: float = 0.0) -> Region:
     return Region(grid.to_world((low + high) / 2), extent, grid.to_world(centroid))
 
 
-def _compare_heights(item: Mapping[Hashable, Any], bodies: Mapping[str, Region]) -> None:
+def _compare_heights(item: Case, bodies: dict[Side, Region]) -> None:
     """Warn if one image shows more of the body than the other: their middles then do not correspond."""
     heights = [box.extent[2] for box in bodies.values()]
     if max(heights) > TALLER * min(heights):
-        name = file_of(item["fixed_image"], "the fixed image")
+        name = file_of(item[FIXED.image], "the fixed image")
         logger.warning(
             "%s: shows %.0f mm of a body, its moving image %.0f mm: their middles may not correspond; label the organ "
             "in both, crop them alike, or align them otherwise (--align)",

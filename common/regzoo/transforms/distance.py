@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
-from regzoo.datasets.records import LABEL_KEYS
+from regzoo.case import LABEL_KEYS, SIDES, Case, Key
 from regzoo.errors import RegZooError, bad_file
 from regzoo.spatial import Grid, as_tensor
 from regzoo.spatial.volumes import FILE
@@ -24,12 +23,12 @@ _ALL_NEIGHBOURS = np.ones((3, 3, 3), dtype=bool)
 def signed_distance(mask: np.ndarray | torch.Tensor, spacing: Sequence[float] | np.ndarray) -> np.ndarray:
     """Distance of every voxel centre to the boundary of an object, mm: positive outside, negative inside.
 
-    The boundary, where the distance is 0, are the object's voxels with one of their 26 neighbours outside it. This is
-    the map of ITK's ``SignedMaurerDistanceMapImageFilter`` with its spacing on. As there, an object cut off by the edge
-    of the image has no boundary at the edge; only for an object that fills the whole image the edge is the boundary.
+    The boundary, where the distance is 0, consists of the object's voxels that have one of their 26 neighbours outside.
+    This equals ITK's ``SignedMaurerDistanceMapImageFilter`` with its spacing on: an object that the edge of the image
+    cuts off has no boundary at that edge, unless it fills the whole image.
 
     Args:
-        mask: (X, Y, Z); what is not 0 belongs to the object.
+        mask: (X, Y, Z); voxels that are not 0 belong to the object.
         spacing: voxel size along X, Y, Z, mm.
 
     Returns:
@@ -51,20 +50,19 @@ def signed_distance(mask: np.ndarray | torch.Tensor, spacing: Sequence[float] | 
 class SignedDistanced(MapTransform):
     """Add the signed distance maps of the gland (channel 0 of the labels) on the network grid.
 
-    Soft labels are cut at one half; one that never gets there, of a gland small against the voxels, at half of its
-    maximum.
+    Soft labels are cut at one half, or at half of their maximum if a gland is so small that it never reaches that.
 
     Args:
-        supersampling: odd number k. Labels are interpolated k times finer before they are cut, so that a surface
-            between the voxels of a coarse grid is kept; distances are taken at the centres of the original voxels.
-            Memory and time grow with k³.
+        supersampling: odd number k. Labels are interpolated k times finer before they are cut, to keep a surface that
+            lies between the voxels of a coarse grid; distances are taken at the centres of the original voxels. Memory
+            and time grow with k³.
 
     Adds ``fixed_distance`` and ``moving_distance``: (1, X, Y, Z) float32, mm, positive outside, affine of the label.
 
     Raises:
         RegZooError: a label has no gland on the network grid.
 
-    Source: Bashkanov et al. 2021, section 2.2, where the maps are computed beforehand, too.
+    Source: Bashkanov et al. 2021, section 2.2, which computes the maps beforehand, too.
     """
 
     def __init__(self, supersampling: int = 1) -> None:
@@ -73,21 +71,19 @@ class SignedDistanced(MapTransform):
             raise RegZooError(f"supersampling: {supersampling} is not possible; use an odd number: 1, 3, 5, …")
         self.supersampling = int(supersampling)
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        item = dict(data)
-        for key in LABEL_KEYS:
-            label = item[key]
+    def __call__(self, data: Case) -> Case:
+        item = data.copy()
+        for side in SIDES:
+            label = data[side.label]
             gland = as_tensor(label)[0].float()
             if float(gland.sum()) <= MIN_VOXELS:
                 raise bad_file(
-                    file_of(label, f"{key} of case {item.get('case', '')}"),
+                    file_of(label, f"{side.label} of case {data.get(Key.CASE, '')}"),
                     "holds no gland (channel 0) within the network's field of view",
                     "leave the case out, or enlarge size and spacing",
                 )
-            distance = self._distance(gland, Grid.of(label).spacing)
-            item[key.replace("label", "distance")] = MetaTensor(
-                torch.from_numpy(distance)[None], affine=label.affine, meta={FILE: file_of(label)}
-            )
+            distance = torch.from_numpy(self._distance(gland, Grid.of(label).spacing))[None]
+            item[side.distance] = MetaTensor(distance, affine=label.affine, meta={FILE: file_of(label)})
         return item
 
     def _distance(self, gland: torch.Tensor, spacing: np.ndarray) -> np.ndarray:

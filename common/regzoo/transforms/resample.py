@@ -3,50 +3,50 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
-from regzoo.datasets.records import LABEL_KEYS, is_of_kind
+from regzoo.case import FIXED, LABEL_KEYS, MOVING, SIDES, VIEWS, Case, Key, Side
+from regzoo.datasets.records import is_of_kind
 from regzoo.errors import RegZooError, bad_file
 from regzoo.filters import gaussian_filter, voxel_sigmas
 from regzoo.spatial import Grid, as_tensor, resample
 from regzoo.spatial.held import boxes, is_map, one_mask, part_of, sizes_and_centres
 from regzoo.spatial.volumes import FILE
-from regzoo.transforms.load import file_of, overlap
+from regzoo.transforms.load import aligned, file_of, overlap
 
 logger = logging.getLogger(__name__)
 
 #: A training warns if less than this share of a label lies in the network's field of view.
 IN_VIEW = 0.98
-#: A label of less than this many voxels of the network grid counts as absent: it lies outside, all but a trace.
+#: A label with less than this mass, in voxels of the network grid, counts as absent: only a trace of it is in view.
 MIN_VOXELS = 0.1
-#: How far the blur that goes before coarser sampling carries a label, standard deviations.
+#: How far the blur before coarser sampling spreads a label, standard deviations.
 REACH = 6.0
 
 
 class ResamplePaird(MapTransform):
-    """Resample a pair and its labels onto the network grid, through the affines, one interpolation each.
+    """Resample a pair and its labels onto the network grid, through their affines and the pre-alignment, once each.
 
     The network grid has the fixed image's obliquity, axes in the order and direction nearest to R, A, S, and the given
-    voxel and matrix size. Its centre is that of the fixed image, or ``view_center`` (RAS mm) where
-    `regzoo.transforms.FieldOfViewd` has found one. Images and labels are blurred before they are sampled more coarsely;
-    labels stay soft, so that small landmarks keep their mass and their centroid. Of a single image there is no moving
-    side.
+    voxel and matrix size. Its centre is ``view_center`` (RAS mm) where `regzoo.transforms.FieldOfViewd` has found one,
+    otherwise the centre of the fixed image. Images and labels are blurred before they are sampled more coarsely; labels
+    stay soft, so that small landmarks keep their mass and their centroid. A single image has no moving side.
 
     Args:
         spacing: voxel size of the network grid, mm.
         size: matrix size of the network grid.
         interpolation: of the images, ``linear`` or ``bspline`` (cubic).
         binarise: cut the resampled labels at 0.5.
-        keep_native: keep what was loaded as ``fixed_native``, ``moving_native``, ``…_label_native`` for full-resolution
-            outputs.
+        keep_native: keep the images and labels as loaded, for results at full resolution: ``fixed_native``,
+            ``moving_native``, ``fixed_label_native`` and ``moving_label_native``.
 
-    Adds ``fixed_label_in_view`` and ``moving_label_in_view``, how much of each label lies on the network grid (C,), for
-    a training, which does not keep what was loaded.
+    Adds ``native_kept``. Without `keep_native` it also adds ``fixed_label_in_view`` and ``moving_label_in_view`` (C,),
+    the share of each label that lies on the network grid, for a training.
 
     Raises:
         RegZooError: the moving image lies outside the network grid.
@@ -60,7 +60,7 @@ class ResamplePaird(MapTransform):
         interpolation: Literal["linear", "bspline"] = "linear",
         binarise: bool = False,
     ) -> None:
-        super().__init__(["fixed_image", "moving_image"])
+        super().__init__([FIXED.image, MOVING.image])
         # From a command line either may come as a single number.
         if np.size(spacing) != 3 or np.min(spacing) <= 0 or np.size(size) != 3 or np.min(size) < 8:
             raise RegZooError(f"spacing {spacing} and size {size}: give three mm > 0 and three sizes ≥ 8")
@@ -72,54 +72,62 @@ class ResamplePaird(MapTransform):
         self.keep_native = keep_native
         self.binarise = binarise
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        item = dict(data)
-        target = self.target(item)
+    def __call__(self, data: Case) -> Case:
+        item = data.copy()
+        target = self.target(data)
         affine = torch.as_tensor(target.affine)
-        for key in ("fixed_image", "moving_image", *LABEL_KEYS):
-            if key not in item:
-                continue
-            native, label = item[key], key in LABEL_KEYS
-            if label and not self.keep_native:
-                item[f"{key}_in_view"] = share_in_view(native, target)
-            if self.keep_native:
-                item[key.replace("_image", "") + "_native"] = native
-            values = (
-                _labels_on(target, native, len(item["label_values"]) if is_map(native) else len(native))
-                if label
-                else resample(native.as_tensor(), Grid.of(native), target, self.mode, "border", anti_alias=True)
-            )
-            if label and self.binarise:
-                values = (values >= 0.5).float()
-            item[key] = MetaTensor(values, affine=affine, meta={FILE: file_of(native)})
+        for side in SIDES:
+            if side.image in data:
+                native = data[side.image]
+                placed = aligned(data, native) if side is MOVING else native
+                values = resample(
+                    placed.as_tensor(), Grid.of(placed), target, self.mode, padding="border", anti_alias=True
+                )
+                item[side.image] = MetaTensor(values, affine=affine, meta={FILE: file_of(native)})
+                if self.keep_native:
+                    item[side.native_image] = native
+            if side.label in data:
+                native = data[side.label]
+                placed = aligned(data, native) if side is MOVING else native
+                values = _labels_on(target, placed, len(data[Key.LABEL_VALUES]) if is_map(native) else len(native))
+                if self.binarise:
+                    values = (values >= 0.5).float()
+                item[side.label] = MetaTensor(values, affine=affine, meta={FILE: file_of(native)})
+                if self.keep_native:
+                    item[side.native_label] = native
+                else:
+                    item[side.label_in_view] = share_in_view(placed, target)
+        item[Key.NATIVE_KEPT] = self.keep_native
         return item
 
-    def target(self, item: Mapping[Hashable, Any]) -> Grid:
+    def target(self, item: Case) -> Grid:
         """The network grid of a case, which its moving image reaches.
 
         Raises:
             RegZooError: the moving image lies outside.
         """
-        grid = Grid.of(item["fixed_image"]).network_grid(self.spacing, self.size)
-        if "view_center" in item:
+        grid = Grid.of(item[FIXED.image]).network_grid(self.spacing, self.size)
+        if Key.VIEW_CENTER in item:
             affine = grid.affine.copy()
-            affine[:3, 3] += np.asarray(item["view_center"]) - grid.center
-            extent, view = item.get("view_extent"), np.multiply(self.spacing, self.size)
+            affine[:3, 3] += np.asarray(item[Key.VIEW_CENTER]) - grid.center
+            extent, view = item.get(Key.VIEW_EXTENT), np.multiply(self.spacing, self.size)
             if extent is not None and (np.asarray(extent) > view).any():
                 sides = ["×".join(f"{mm:.0f}" for mm in box) for box in (np.asarray(extent), view)]
-                logger.warning("%s: %s mm are wanted, the network's field of view has %s mm", item.get("case"), *sides)
+                logger.warning(
+                    "%s: %s mm are wanted, the network's field of view has %s mm", item.get(Key.CASE), *sides
+                )
             grid = Grid(grid.shape, affine)
-        if "moving_image" in item and not overlap(grid, Grid.of(item["moving_image"])):
+        if MOVING.image in item and not overlap(grid, Grid.of(aligned(item, item[MOVING.image]))):
             raise bad_file(
-                file_of(item["moving_image"], "the moving image"),
-                f"lies outside the network's field of view on {file_of(item['fixed_image'], 'the fixed image')}",
+                file_of(item[MOVING.image], "the moving image"),
+                f"lies outside the network's field of view on {file_of(item[FIXED.image], 'the fixed image')}",
                 "align the centres with --align center, or enlarge size and spacing",
             )
         return grid
 
 
 def share_in_view(label: MetaTensor, view: Grid) -> torch.Tensor:
-    """How much of each label (C, X, Y, Z) lies in the voxels of a grid, from 0 to 1, shape (C,); NaN if it is empty."""
+    """The share of each label (C, X, Y, Z) that lies on a grid, from 0 to 1, shape (C,); NaN for an empty label."""
     masks, affine = as_tensor(label), np.linalg.inv(view.affine) @ Grid.of(label).affine
     total = masks.flatten(1).sum(1)
     inside = torch.ones(masks.shape[1:], dtype=torch.bool, device=masks.device)
@@ -140,7 +148,7 @@ class SelectLabelsd(MapTransform):
         need: keys of labels of which every channel kept must lie in the network's field of view.
 
     Raises:
-        RegZooError: a case has fewer channels, no names for its labels, or nothing of a label that is needed.
+        RegZooError: a case has fewer channels, no names for its labels, or a label that is needed is empty.
     """
 
     def __init__(
@@ -151,30 +159,34 @@ class SelectLabelsd(MapTransform):
         self.without = tuple(without)
         self.need = tuple(need)
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        item = dict(data)
-        for key in (key for key in LABEL_KEYS if key in item):
-            count = len(item[key])
-            kept = list(range(count)) if self.channels is None else self.channels
-            if max(kept, default=0) >= count:
-                problem = f"has {count} labels, and label {max(kept)} (from 0) is asked for"
-                raise bad_file(file_of(item[key], key), problem, "give a file with that label")
+    def __call__(self, data: Case) -> Case:
+        item = data.copy()
+        for side in SIDES:
+            if side.label not in data:
+                continue
+            label = data[side.label]
+            kept = list(range(len(label))) if self.channels is None else self.channels
+            if max(kept, default=0) >= len(label):
+                problem = f"has {len(label)} labels, and label {max(kept)} (from 0) is asked for"
+                raise bad_file(file_of(label, side.label), problem, "give a file with that label")
             if self.without:
-                left_out = of_kind(item, self.without, count)
+                left_out = of_kind(data, self.without, len(label))
                 kept = [channel for channel in kept if not left_out[channel]]
-            for channel in kept if key in self.need else ():
-                if not float(as_tensor(item[key])[channel].sum()) > MIN_VOXELS:
+            for channel in kept if side.label in self.need else ():
+                if not float(as_tensor(label)[channel].sum()) > MIN_VOXELS:
                     problem = f"label {channel} (from 0) is empty or outside the network's field of view, but needed"
-                    raise bad_file(file_of(item[key], key), problem, "draw it, or align the images otherwise (--align)")
-            item[key] = item[key][kept]
-            if (shares := item.get(f"{key}_in_view")) is not None:  # of those left out nobody need know
-                item[f"{key}_in_view"] = torch.full_like(shares, torch.nan)
-                item[f"{key}_in_view"][kept] = shares[kept]
+                    raise bad_file(
+                        file_of(label, side.label), problem, "draw it, or align the images otherwise (--align)"
+                    )
+            item[side.label] = label[kept]
+            if (shares := data.get(side.label_in_view)) is not None:  # no warning about labels that are left out
+                item[side.label_in_view] = torch.full_like(shares, torch.nan)
+                item[side.label_in_view][kept] = shares[kept]
         return item
 
 
 def _labels_on(target: Grid, labels: MetaTensor, count: int) -> torch.Tensor:
-    """Labels (C, X, Y, Z) float32 on the network grid: one after the other, each from what lies round it."""
+    """Labels (C, X, Y, Z) float32 on the network grid, each resampled from the part of its volume that holds it."""
     grid = Grid.of(labels)
     steps = np.abs(np.linalg.solve(grid.affine, target.affine))[:3, :3].max(axis=1)
     margin = np.ceil(REACH * np.maximum(steps - 1, 0) / 2) + 1
@@ -188,46 +200,41 @@ def _labels_on(target: Grid, labels: MetaTensor, count: int) -> torch.Tensor:
     return values
 
 
-def of_kind(item: Mapping[Hashable, Any], kinds: Sequence[str], count: int) -> list[bool]:
-    """Which of the labels of a case are of certain kinds.
-
-    Args:
-        item: a case with ``label_names``.
-        kinds: see `regzoo.datasets.is_of_kind`.
-        count: how many labels the case has.
+def of_kind(item: Case, kinds: Sequence[str], count: int) -> list[bool]:
+    """For each of the `count` labels of a case, whether it is of certain kinds, see `regzoo.datasets.is_of_kind`.
 
     Raises:
-        RegZooError: there are not as many names as labels.
+        RegZooError: the case does not have as many ``label_names`` as labels.
     """
-    names = [str(name) for name in item.get("label_names") or []]
+    names = [str(name) for name in item.get(Key.LABEL_NAMES) or []]
     if len(names) != count:
-        raise RegZooError(f"{item.get('case')}: it has {count} labels and {len(names)} names; mend its label_names")
-    return [is_of_kind(name, kinds) for name in names[:count]]
+        raise RegZooError(f"{item.get(Key.CASE)}: it has {count} labels and {len(names)} names; fix its label_names")
+    return [is_of_kind(name, kinds) for name in names]
 
 
 class RegionInputd(MapTransform):
-    """Make of the moving labels on the network grid what a network can be shown: each with a maximum of 1.
+    """Scale each moving label on the network grid to a maximum of 1, as a network is shown it.
 
     A region smaller than the voxels of the grid has small values there. One whose centre is out of view would be scaled
-    up from a trace at the border: it is emptied. That takes the labels as they were loaded, which
-    ``ResamplePaird(keep_native=True)`` keeps; in training `MatchLabelsd` has left such labels out before.
+    up from a trace at the border: it is emptied. That needs the labels as loaded, which
+    ``ResamplePaird(keep_native=True)`` keeps; in training, `MatchLabelsd` has already left out such labels.
     """
 
     def __init__(self) -> None:
-        super().__init__(["moving_label"])
+        super().__init__([MOVING.label])
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        item = dict(data)
-        label = item["moving_label"]
+    def __call__(self, data: Case) -> Case:
+        item = data.copy()
+        label = data[MOVING.label]
         top = as_tensor(label).amax(dim=(1, 2, 3))
         scale = torch.where(top > 0, 1 / top.clamp(min=torch.finfo(torch.float32).tiny), 0.0)
-        if "moving_label_native" in item:
-            native, grid = item["moving_label_native"], Grid.of(label)
+        if data.get(Key.NATIVE_KEPT, False):
+            native, grid = aligned(data, data[MOVING.native_label]), Grid.of(label)
             _, centres = sizes_and_centres(native, boxes(native, len(top)))
             voxels = grid.to_voxels(centres)
             inside = ((voxels >= -0.5) & (voxels <= np.asarray(grid.shape) - 0.5)).all(axis=1)
             scale = scale * torch.as_tensor(inside, device=scale.device)
-        item["moving_label"] = label * scale.view(-1, 1, 1, 1)
+        item[MOVING.label] = label * scale.view(-1, 1, 1, 1)
         return item
 
 
@@ -242,23 +249,23 @@ class AdHocLabelsd(MapTransform):
     """
 
     def __init__(self, kinds: str | Sequence[str]) -> None:
-        super().__init__(["reference_label", "warped_label", "unregistered_label"])
+        super().__init__([view.label for view in VIEWS])
         self.kinds = (kinds,) if isinstance(kinds, str) else tuple(kinds)
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        item = dict(data)
-        count = len(item["reference_label"])
-        chosen = of_kind(item, self.kinds, count) if self.kinds else [False] * count
-        for key in self.keys:
-            item[f"adhoc_{key}"] = item[key][torch.tensor(chosen, device=item[key].device)]
+    def __call__(self, data: Case) -> Case:
+        item = data.copy()
+        for view in VIEWS:
+            label = data[view.label]
+            chosen = of_kind(data, self.kinds, len(label)) if self.kinds else [False] * len(label)
+            item[view.adhoc_label] = label[torch.tensor(chosen, device=label.device)]
         return item
 
 
 class MatchLabelsd(MapTransform):
     """Keep the labels that are non-empty in both images: the label pairs a training step may draw.
 
-    Of a single image those that are non-empty in it; without labels there is nothing to do. The first label of a data
-    set of which less than 98 % lies in the network's field of view is warned about, as `ResamplePaird` found it.
+    For a single image, keep those that are non-empty in it; without labels nothing changes. Warns about the first label
+    of a data set of which less than 98 % lies in the network's field of view, by the shares of `ResamplePaird`.
 
     Raises:
         RegZooError: no label of the case is left.
@@ -268,27 +275,27 @@ class MatchLabelsd(MapTransform):
         super().__init__(LABEL_KEYS)
         self._warned = False
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        item = dict(data)
-        keys = [key for key in LABEL_KEYS if key in item]
-        if not keys:
+    def __call__(self, data: Case) -> Case:
+        item = data.copy()
+        sides = [side for side in SIDES if side.label in data]
+        if not sides:
             return item
-        present = torch.stack([as_tensor(item[key]).flatten(1).sum(1) > MIN_VOXELS for key in keys]).all(dim=0)
+        present = torch.stack([as_tensor(data[side.label]).flatten(1).sum(1) > MIN_VOXELS for side in sides]).all(dim=0)
         if not bool(present.any()):
-            shared = "in common with its moving image " if "moving_image" in item else ""
+            shared = "in common with its moving image " if MOVING.image in data else ""
             raise bad_file(
-                file_of(item["fixed_image"], f"case {item.get('case', '')}"),
+                file_of(data[FIXED.image], f"case {data.get(Key.CASE, '')}"),
                 f"has no label {shared}within the network's field of view",
                 "leave the case out, or enlarge size and spacing",
             )
-        for key in keys:
-            item[key] = item[key][present]
-            self._warn(item, key)
+        for side in sides:
+            item[side.label] = data[side.label][present]
+            self._warn(item, side)
         return item
 
-    def _warn(self, item: Mapping[Hashable, Any], key: str) -> None:
-        """Say once for all cases that a label is cut off."""
-        shares = item.get(f"{key}_in_view")
+    def _warn(self, item: Case, side: Side) -> None:
+        """Warn once per data set about a label that is cut off."""
+        shares = item.get(side.label_in_view)
         if self._warned or shares is None or not bool((shares < IN_VIEW).any()):
             return
         self._warned = True
@@ -296,7 +303,7 @@ class MatchLabelsd(MapTransform):
         logger.warning(
             "%s: only %.0f %% of label %d (from 0) lies in the network's field of view; enlarge size or spacing, or "
             "align otherwise (said once; regzoo check lists all)",
-            file_of(item[key], key),
+            file_of(item[side.label], side.label),
             100 * float(shares[worst]),
             worst,
         )
@@ -305,8 +312,8 @@ class MatchLabelsd(MapTransform):
 class FilterLabelsd(MapTransform):
     """Filter the labels in advance, once per scale: (C, X, Y, Z) → (C, scales, X, Y, Z).
 
-    With this in the cached preprocessing and a single-scale Dice loss, training uses the paper's "preFilt" variant, in
-    which filtered labels are warped instead of warped labels filtered.
+    With this in the cached preprocessing and a single-scale Dice loss, a training follows the paper's "preFilt"
+    variant, which warps filtered labels instead of filtering warped labels.
 
     Args:
         sigmas: standard deviations, mm.
@@ -319,9 +326,9 @@ class FilterLabelsd(MapTransform):
         super().__init__(LABEL_KEYS)
         self.sigmas = voxel_sigmas(sigmas, spacing)
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        item = dict(data)
-        for key in LABEL_KEYS:
-            label = as_tensor(item[key])[None]
-            item[key] = torch.stack([gaussian_filter(label, sigma)[0] for sigma in self.sigmas], dim=1)
+    def __call__(self, data: Case) -> Case:
+        item = data.copy()
+        for side in SIDES:
+            label = as_tensor(data[side.label])[None]
+            item[side.label] = torch.stack([gaussian_filter(label, sigma)[0] for sigma in self.sigmas], dim=1)
         return item

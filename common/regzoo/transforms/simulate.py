@@ -1,42 +1,42 @@
-"""A moving image for a single image, once and for all."""
+"""A moving image for a single image, the same in every run."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Hashable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
+from regzoo.case import FIXED, MOVING, Case, Key
 from regzoo.spatial import as_tensor
 
 
 class SimulateMovingd(MapTransform):
-    """Make the moving image and label of a single image on the network grid, always the same; pairs stay as they are.
+    """Make the moving image and label of a single image on the network grid; pairs stay as they are.
 
-    For validation where there are not two patients to make a pair of.
+    For validation where there are too few patients to make pairs of.
 
     Args:
         augmentation: called with a batch of tensors and their seeds, see `regzoo.augmentation.SingleImageAugmentation`.
-        seed: with the name of the case it determines what is drawn.
+        seed: with the name of the case it determines the result.
     """
 
     def __init__(
         self, augmentation: Callable[[Mapping[str, torch.Tensor], torch.Tensor], dict[str, torch.Tensor]], seed: int = 0
     ) -> None:
-        super().__init__(["fixed_image", "fixed_label"], allow_missing_keys=True)
+        super().__init__([FIXED.image, FIXED.label], allow_missing_keys=True)
         self.augmentation = augmentation
         self.seed = int(seed)
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        item = dict(data)
-        if "moving_image" in item:
+    def __call__(self, data: Case) -> Case:
+        item = data.copy()
+        if MOVING.image in data:
             return item
-        batch = {str(key): as_tensor(item[key])[None] for key in self.key_iterator(item)}
-        seed = zlib.crc32(f"{self.seed} {item.get('case')}".encode())
-        made = self.augmentation(batch, torch.tensor([seed]))
-        for key in batch:
-            moving = key.replace("fixed", "moving", 1)
-            item[moving] = MetaTensor(made[moving][0], affine=item[key].affine)
+        keys = [(FIXED.image, MOVING.image), (FIXED.label, MOVING.label)]
+        keys = [(fixed, moving) for fixed, moving in keys if fixed in data]
+        seed = zlib.crc32(f"{self.seed} {data.get(Key.CASE)}".encode())
+        made = self.augmentation({fixed: as_tensor(data[fixed])[None] for fixed, _ in keys}, torch.tensor([seed]))
+        for fixed, moving in keys:
+            item[moving] = MetaTensor(made[moving][0], affine=data[fixed].affine)
         return item

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from regzoo.datasets.records import LABEL_KEYS, Record, record_files
+from regzoo.case import FIXED, MOVING, SIDES, Case
+from regzoo.datasets.records import Record, record_files
 from regzoo.errors import user_error
 from regzoo.spatial import Grid, as_tensor, read_image, read_label_file
-from regzoo.transforms.load import SIDES, LoadPaird
+from regzoo.transforms.load import LoadPaird, aligned
 from regzoo.transforms.resample import IN_VIEW, MIN_VOXELS, ResamplePaird, share_in_view
 from regzoo_tools.checking.findings import Finding, Severity, collected_warnings, finding_of
 from regzoo_tools.checking.sheet import Thumbnail, thumbnail
@@ -95,14 +96,15 @@ class Examiner:
             facts.findings.append(finding_of(line, "warning", files, facts.case, image))
         return facts
 
-    def _loaded(self, record: Record, facts: CaseFacts, needed: Sequence[str]) -> dict[Any, Any] | None:
+    def _loaded(self, record: Record, facts: CaseFacts, needed: Sequence[str]) -> Case | None:
         """The case as it is loaded, None if a file is bad; then every file is looked at by itself."""
-        for side, key in zip(SIDES, LABEL_KEYS, strict=True):
-            if key in needed and f"{side}_image" in record and not record.get(key):
-                problem, fix = "comes without its label, which training needs", f"name it as {key}, or leave it out"
-                facts.findings.append(Finding("error", record[f"{side}_image"], problem, fix, facts.case))
+        for side in SIDES:
+            if side.label in needed and side.image in record and not record.get(side.label):
+                problem = "comes without its label, which training needs"
+                fix = f"name it as {side.label}, or leave it out"
+                facts.findings.append(Finding("error", record[side.image], problem, fix, facts.case))
         try:
-            item = self.load(dict[Any, Any](record))
+            item = self.load(cast(Any, record))
         except Exception as error:
             problems = self._bad_files(record, facts) or [_known(error)]
             files = record_files(record)
@@ -111,8 +113,8 @@ class Examiner:
             ]
             return None
         for side in SIDES:
-            if (image := item.get(f"{side}_image")) is not None:
-                facts.images[side] = _image_facts(record[f"{side}_image"], image)
+            if (image := item.get(side.image)) is not None:
+                facts.images[side.name] = _image_facts(record[side.image], image)
         facts.names = [str(name) for name in item.get("label_names") or ()]
         return item
 
@@ -122,24 +124,27 @@ class Examiner:
         for side in SIDES:
             grid = None
             try:
-                if path := record.get(f"{side}_image"):
+                if path := record.get(side.image):
                     image = read_image(path, allow_nan=self.load.allow_nan)
                     grid = Grid.of(image)
-                    facts.images[side] = _image_facts(path, image)
+                    facts.images[side.name] = _image_facts(path, image)
             except Exception as error:
                 problems.append(_known(error))
             try:
-                if label := record.get(f"{side}_label"):
+                if label := record.get(side.label):
                     read_label_file(label, grid)
             except Exception as error:
                 problems.append(_known(error))
         return problems
 
-    def _prepared(self, item: dict[Any, Any], facts: CaseFacts, files: Sequence[str]) -> Grid | None:
+    def _prepared(self, item: Case, facts: CaseFacts, files: Sequence[str]) -> Grid | None:
         """Take a case through the steps before the network grid, which is returned; None if a step refuses it."""
         try:
             for step in self.steps:
                 item.update(step(item))
+            for key in (MOVING.image, MOVING.label):
+                if key in item:
+                    item[key] = aligned(item, item[key])
             if self.view is not None:
                 return self.view.target(item)
             fixed = Grid.of(item["fixed_image"])
@@ -149,11 +154,9 @@ class Examiner:
             facts.findings.append(finding_of(_known(error), "error", files, facts.case, item["fixed_image"]))
             return None
 
-    def _look_at_labels(
-        self, item: Mapping[Any, Any], grid: Grid, record: Record, facts: CaseFacts, needed: Sequence[str]
-    ) -> None:
+    def _look_at_labels(self, item: Case, grid: Grid, record: Record, facts: CaseFacts, needed: Sequence[str]) -> None:
         """Volumes of the labels, how much of them is in view and how far they reach; what is odd about them."""
-        labels = {side: item[f"{side}_label"] for side in SIDES if f"{side}_label" in item}
+        labels = {side.name: item[side.label] for side in SIDES if side.label in item}
         reaches, seen = [], []
         for side, label in labels.items():
             voxel = float(abs(np.linalg.det(Grid.of(label).affine[:3, :3])))
@@ -183,7 +186,7 @@ class Examiner:
             if facts.names and len(facts.names) != len(volumes):
                 problem = f"holds {len(volumes)} labels, and label_names lists {len(facts.names)} names"
                 note("warning", side, None, problem, "name each label once")
-            other = SIDES[1 - SIDES.index(side)]
+            other = MOVING.name if side == FIXED.name else FIXED.name
             for channel, volume in enumerate(volumes):
                 if volume == 0 and facts.volumes.get(other, volumes)[channel] > 0:
                     where = label_file(record, other, channel)
@@ -197,7 +200,7 @@ class Examiner:
 
 def label_file(record: Record, side: str, channel: int) -> str:
     """The file of a label."""
-    files = record_files(record, [f"{side}_label"])
+    files = record_files(record, [FIXED.label if side == FIXED.name else MOVING.label])
     return files[channel] if channel < len(files) else files[0]
 
 

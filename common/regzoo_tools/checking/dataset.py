@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from regzoo.case import FIXED, MOVING
 from regzoo.datasets.records import Record, patients_of
-from regzoo.transforms.load import SIDES
 from regzoo_tools.checking.cases import CaseFacts, label_file
 from regzoo_tools.checking.findings import Finding
 
@@ -49,7 +49,7 @@ def _whose(record: Record) -> Any:
 
 def _voxel_sizes(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
     """Images whose voxels are much larger or smaller than those of the others of their side."""
-    for side in SIDES:
+    for side in (FIXED.name, MOVING.name):
         images = [(case, case.images[side]) for case in facts if side in case.images]
         if len(images) < 3:
             continue

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from regzoo.case import FIXED, MOVING
 from regzoo.datasets.records import is_single
 from regzoo.datasets.splits import linked_groups
-from regzoo.transforms.load import SIDES
 from regzoo_tools.checking.cases import CaseFacts
 from regzoo_tools.checking.command import Report
 from regzoo_tools.checking.findings import Finding
@@ -20,7 +20,7 @@ SHOWN = 10
 def as_text(report: Report) -> str:
     """The report: what there is, what is proposed, what is wrong."""
     rows = [("data", report.data), ("cases", _cases(report))]
-    rows += [(f"{side} images", line) for side in SIDES if (line := _images(report.facts, side))]
+    rows += [(f"{side} images", line) for side in (FIXED.name, MOVING.name) if (line := _images(report.facts, side))]
     rows += [("labels" if not n else "", line) for n, line in enumerate(_labels(report))] or [
         ("labels", "none that can be read")
     ]
