@@ -33,7 +33,7 @@ class Key:
     PREALIGNMENT: Final = "prealignment"
     VIEW_CENTER: Final = "view_center"
     VIEW_EXTENT: Final = "view_extent"
-    NATIVE_KEPT: Final = "native_kept"
+    FULL_RESOLUTION: Final = "full_resolution"
     IMAGE: Final = "image"
     PRED: Final = "pred"
     FIELD: Final = "field"
@@ -99,7 +99,7 @@ class Case(TypedDict, total=False):
     fixed_anchor: np.ndarray
     moving_anchor: np.ndarray
     #: Whether the images and labels as loaded are kept, under the next four keys.
-    native_kept: bool
+    full_resolution: bool
     fixed_native: MetaTensor
     moving_native: MetaTensor
     fixed_label_native: MetaTensor

@@ -13,11 +13,11 @@ import torch
 from helpers import ball, make_affine, make_grid, smooth_ddf, smooth_noise, write
 from ignite.engine import Engine
 from monai.data import MetaTensor
+from regzoo.case import Key
 from regzoo.errors import RegZooError
 from regzoo.inference import RegistrationResult, SaveRegistration
 from regzoo.spatial import DisplacementField, Grid
 from regzoo.transforms import AlignPaird, ApplyFieldd, LoadPaird, PropagatedLabelsd, ResamplePaird, SelectLabelsd
-from regzoo.transforms.load import REQUESTED
 from scipy.ndimage import center_of_mass
 
 FIXED, MOVING = (18, 16, 15), (17, 19, 14)
@@ -39,7 +39,7 @@ def applied(label: str = "masks") -> dict[Any, Any]:
         masks[0] *= 1 - masks[1]
         item["moving_label"] = MetaTensor(torch.from_numpy(masks).float(), affine=torch.from_numpy(AFFINES["moving"]))
     if label == "map":
-        item["moving_label_values"] = [2, 300, 301]
+        item |= {"moving_label_is_map": True, "moving_label_values": [2, 300, 301]}
     size = (12, 12, 12)
     item = ResamplePaird((2, 2, 2), size, keep_native=True)(AlignPaird()(item))
     item["pred"] = torch.from_numpy(smooth_ddf(size, 1.5))
@@ -73,7 +73,7 @@ def propagated(labels: int = 1, values: list[int] | None = None, scale: float = 
     masks[5, :, :, -1] = 1
     item["moving_label"] = MetaTensor(torch.from_numpy(masks[:labels]), affine=torch.from_numpy(affines["moving"]))
     if values:
-        item["moving_label_values"] = values
+        item |= {"moving_label_is_map": True, "moving_label_values": values}
     item = ResamplePaird((2 * scale,) * 3, (12, 12, 12), keep_native=True)(AlignPaird()(item))
     network = item["fixed_image"].affine.numpy()
     world = np.einsum("ij,jxyz->ixyz", network[:3, :3], np.indices((12,) * 3)) + network[:3, 3].reshape(3, 1, 1, 1)
@@ -169,7 +169,7 @@ def test_small_structures_survive_thick_slices(
             thin.affine,
         ),
     }
-    loaded = LoadPaird()(record | ({REQUESTED: True} if requested else {}))
+    loaded = LoadPaird()(record | ({Key.REQUESTED: True} if requested else {}))
     item = ResamplePaird((3, 3, 3), (16, 16, 16), keep_native=True)(AlignPaird()(loaded))
     item = SelectLabelsd(selected)(item)
     item["pred"] = torch.zeros(3, 16, 16, 16)

@@ -12,6 +12,7 @@ from helpers import ball, make_affine, smooth_noise, write
 from regzoo.errors import RegZooError
 from regzoo.spatial import Grid
 from regzoo.transforms import AlignPaird, ApplyFieldd, LoadPaird, ResamplePaird
+from regzoo.transforms.load import aligned
 from scipy.ndimage import center_of_mass
 
 FIXED, MOVING = (12, 11, 10), (9, 13, 8)
@@ -67,6 +68,7 @@ def test_labels_become_channels_however_they_are_stored(form: str, case: Case) -
     known = {"map": [3, 5, 8], "mask": [1], "path": [1]}
     assert item.get("moving_label_values") == known.get(form)
     assert item.get("moving_mask_values") == {"4-D": [1, 1, 1], "list": [7, 1, 7]}.get(form)
+    assert item["moving_label_is_map"] == (form in known)
     assert item["moving_label_axes"] == (4 if form in ("4-D", "list") else 3)
 
 
@@ -133,14 +135,17 @@ def test_centre_alignment_moves_the_affine_alone(case: Case) -> None:
         AlignPaird()(loaded)
     item = AlignPaird("center")(loaded)
     fixed_center = AFFINES["fixed"] @ [*(np.array(FIXED) - 1) / 2, 1]
-    np.testing.assert_allclose(Grid.of(item["moving_image"]).center, fixed_center[:3], atol=1e-4)
-    np.testing.assert_allclose(item["moving_label"].affine.numpy(), item["moving_image"].affine.numpy())
-    np.testing.assert_array_equal(item["moving_image"].numpy(), loaded["moving_image"].numpy())
+    image, label = (aligned(item, item[key]) for key in ("moving_image", "moving_label"))
+    np.testing.assert_allclose(Grid.of(image).center, fixed_center[:3], atol=1e-4)
+    np.testing.assert_allclose(label.affine.numpy(), image.affine.numpy())
+    np.testing.assert_array_equal(image.numpy(), loaded["moving_image"].numpy())
+    for key in ("moving_image", "moving_label"):  # the case itself keeps the file's affine
+        np.testing.assert_allclose(item[key].affine.numpy(), away, atol=1e-4)
     edit = item["prealignment"].numpy()
-    np.testing.assert_allclose(edit @ away, item["moving_image"].affine.numpy(), atol=1e-4)
+    np.testing.assert_allclose(edit @ away, image.affine.numpy(), atol=1e-4)
     np.testing.assert_array_equal(edit[:3, :3], np.eye(3))
     # The label's centroid goes along with its image.
-    before, after = (a @ [*center_of_mass(MASKS["moving"]), 1] for a in (away, item["moving_label"].affine.numpy()))
+    before, after = (a @ [*center_of_mass(MASKS["moving"]), 1] for a in (away, label.affine.numpy()))
     np.testing.assert_allclose(after - before, edit[:, 3] - [0, 0, 0, 1], atol=1e-4)
 
 
@@ -153,11 +158,12 @@ def test_label_alignment_puts_the_first_label_on_the_fixed_centre(labels: int, c
     loaded = LoadPaird()(case.record)
     item = AlignPaird("label")(loaded)
     middle = (AFFINES["fixed"] @ [*(np.array(FIXED) - 1) / 2, 1])[:3]
-    there = item["moving_label"].affine.numpy() @ [*center_of_mass(masks[..., 0]), 1]
+    image, label = (aligned(item, item[key]) for key in ("moving_image", "moving_label"))
+    there = label.affine.numpy() @ [*center_of_mass(masks[..., 0]), 1]
     np.testing.assert_allclose(there[:3], middle, atol=1e-3)
-    np.testing.assert_array_equal(item["moving_image"].affine.numpy(), item["moving_label"].affine.numpy())
+    np.testing.assert_array_equal(image.affine.numpy(), label.affine.numpy())
     edit = item["prealignment"].numpy()
-    np.testing.assert_allclose(edit @ affine, item["moving_image"].affine.numpy(), atol=1e-3)
+    np.testing.assert_allclose(edit @ affine, image.affine.numpy(), atol=1e-3)
     np.testing.assert_array_equal(edit[:3, :3], np.eye(3))
     for key in ("moving_image", "moving_label"):  # nothing is resampled
         np.testing.assert_array_equal(item[key].numpy(), loaded[key].numpy())
@@ -179,7 +185,7 @@ def test_label_alignment_puts_the_first_label_on_the_fixed_centre(labels: int, c
 def test_label_alignment_without_a_label_takes_the_field_of_view(case: Case) -> None:
     loaded = LoadPaird()(case.record)
     item, center = AlignPaird("label")(loaded), AlignPaird("center")(loaded)
-    np.testing.assert_array_equal(item["moving_image"].affine.numpy(), center["moving_image"].affine.numpy())
+    np.testing.assert_array_equal(item["prealignment"].numpy(), center["prealignment"].numpy())
     middles = [a @ [*(np.array(n) - 1) / 2, 1] for a, n in ((AFFINES["fixed"], FIXED), (AFFINES["moving"], MOVING))]
     np.testing.assert_allclose(item["prealignment"].numpy()[:3, 3], (middles[0] - middles[1])[:3], atol=1e-4)
 

@@ -123,7 +123,7 @@ def test_each_label_by_itself_and_the_smallest_on_top(native: bool, values: list
     both = [((18, -30, 10), 8.0), ((20, -30, 10), 4.0)]
     item["moving_label"] = item["moving_label"][:2]
     if values:
-        item["moving_label_values"] = values
+        item |= {"moving_label_is_map": True, "moving_label_values": values}
     logits = depth(network, both) * [[[[3.0]]], [[[1.0]]]]  # the network is surer of the gland
     out = propagated(item, logits)
     labels = out["warped_label"].numpy() > 0

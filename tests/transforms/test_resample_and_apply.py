@@ -168,7 +168,7 @@ def test_labels_that_cannot_be_selected() -> None:
     with pytest.raises(RegZooError, match=r"moving_label: has 2 labels, and label 3 \(from 0\) is asked for; give"):
         SelectLabelsd([0, 3])(named() | {"moving_label": named(2)["moving_label"]})
     for names in (None, [], ["gland", "apex", "cyst"]):
-        with pytest.raises(RegZooError, match=f"A: it has 4 labels and {len(names or [])} names; mend its label_names"):
+        with pytest.raises(RegZooError, match=f"A: it has 4 labels and {len(names or [])} names; fix its label_names"):
             SelectLabelsd(without=["cyst"])(named() | {"label_names": names})
 
 
@@ -288,7 +288,7 @@ def test_what_a_server_shows_is_one_label_map(values: list[int] | None) -> None:
     assert BuildAnswerd()(item)["pred"] is item["warped_image"]
     item["warped_label"] = MetaTensor(torch.from_numpy(masks) * 0.8, affine=affine)
     if values:
-        item["moving_label_values"] = values
+        item |= {"moving_label_is_map": True, "moving_label_values": values}
         masks[0] *= 1 - masks[1]  # a map has one value in each voxel
         item["warped_label"] = MetaTensor(torch.from_numpy(masks) * 0.8, affine=affine)
     shown = BuildAnswerd()(item)["pred"]

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
+from regzoo.case import Key
 from regzoo.errors import RegZooError
 from regzoo.inference.outputs import propagated_labels, registration_statistics
 from regzoo.transforms import label_map
-from regzoo.transforms.load import SERVED
 
 
 class BuildAnswerd(MapTransform):
@@ -41,7 +41,7 @@ class BuildAnswerd(MapTransform):
         else:
             values = item.get("moving_label_values") or list(range(1, len(labels) + 1))
             item["pred"] = MetaTensor(label_map(labels.as_tensor(), values)[None], affine=labels.affine)
-        if item.get(SERVED):
+        if item.get(Key.SERVED):
             _check_type(item.get("result_dtype"), item["pred"])
             answer = {"case": item.get("case"), "answer": "image" if labels is None else "label"}
             item["result"] = answer | registration_statistics(item, labels, values)

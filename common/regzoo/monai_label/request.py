@@ -13,11 +13,11 @@ from typing import Any
 
 from monai.transforms import Compose, MapTransform, Transform
 from monai.utils import optional_import
+from regzoo.case import Key
 from regzoo.datasets.records import case_name
 from regzoo.errors import RegZooError, user_error
 from regzoo.monai_label.files import PAIR_KEYS, find_file, fixed_file, noted_pair, studies_folder
 from regzoo.monai_label.parameters import WRITING, check_parameters
-from regzoo.transforms.load import REQUESTED, SERVED
 
 #: What MONAI Label itself needs of a request after the preprocessing, all of it checked.
 SERVER_KEYS = ("image_path", "model", "device", "model_filename")
@@ -44,8 +44,8 @@ class RequestedPaird(MapTransform):
         self.models = Path(models)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        if not data.get(SERVED):
-            return dict(data) | {"fixed_image": data["image"], REQUESTED: True}
+        if not data.get(Key.SERVED):
+            return dict(data) | {"fixed_image": data["image"], Key.REQUESTED: True}
         fixed = fixed_file(data.get("image_path"))
         studies = studies_folder(fixed)
         check_parameters(data, self.models)
@@ -63,7 +63,7 @@ class RequestedPaird(MapTransform):
                 item[key] = files if several else files[0]
         if "align" in pair:
             item["align"] = pair["align"]
-        return item | {"case": case_name(fixed), REQUESTED: True, SERVED: True}
+        return item | {"case": case_name(fixed), Key.REQUESTED: True, Key.SERVED: True}
 
 
 class _Answering(Transform):
@@ -75,7 +75,7 @@ class _Answering(Transform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Any:
         try:
-            return self.steps({**data, SERVED: self.served})
+            return self.steps({**data, Key.SERVED: self.served})
         except Exception as error:
             mine = user_error(error)
             if mine is None or not self.served:

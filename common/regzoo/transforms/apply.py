@@ -171,8 +171,8 @@ def with_references(data: Case, device: torch.device, background: float = 0.0) -
 class PropagatedLabelsd(MapTransform):
     """Turn predicted logits, one channel for each moving label, into the propagated labels.
 
-    If the case keeps its files' own voxels (``native_kept``), the labels come on the fixed image's own grid, together
-    with what `with_references` adds; otherwise, for quick validation, everything is on the network grid.
+    A case with ``full_resolution`` gets them on the fixed image's own grid, together with what `with_references` adds;
+    otherwise, for quick validation, everything is on the network grid.
 
     Adds ``probability`` (C, X, Y, Z), 0 beyond the network's field of view and for labels that are empty there, and
     ``warped_label``, where it reaches 0.5, each label by itself. Where the fixed image is coarser than the network and
@@ -192,7 +192,7 @@ class PropagatedLabelsd(MapTransform):
 
     def __call__(self, data: Case) -> Case:
         logits, network = _prediction(data).float(), Grid.of(data[FIXED.image])
-        full = data.get(Key.NATIVE_KEPT, False)
+        full = data.get(Key.FULL_RESOLUTION, False)
         item = with_references(data, logits.device) if full else _network_references(data, logits)
         seen = as_tensor(data[MOVING.label]).flatten(1).any(1).to(logits.device)
         target = Grid.of(item[REFERENCE.image])

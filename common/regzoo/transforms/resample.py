@@ -45,8 +45,8 @@ class ResamplePaird(MapTransform):
         keep_native: keep the images and labels as loaded, for results at full resolution: ``fixed_native``,
             ``moving_native``, ``fixed_label_native`` and ``moving_label_native``.
 
-    Adds ``native_kept``. Without `keep_native` it also adds ``fixed_label_in_view`` and ``moving_label_in_view`` (C,),
-    the share of each label that lies on the network grid, for a training.
+    Adds ``full_resolution``, which is `keep_native`, and without it ``fixed_label_in_view`` and
+    ``moving_label_in_view`` (C,), the share of each label that lies on the network grid, for a training.
 
     Raises:
         RegZooError: the moving image lies outside the network grid.
@@ -97,7 +97,7 @@ class ResamplePaird(MapTransform):
                     item[side.native_label] = native
                 else:
                     item[side.label_in_view] = share_in_view(placed, target)
-        item[Key.NATIVE_KEPT] = self.keep_native
+        item[Key.FULL_RESOLUTION] = self.keep_native
         return item
 
     def target(self, item: Case) -> Grid:
@@ -228,7 +228,7 @@ class RegionInputd(MapTransform):
         label = data[MOVING.label]
         top = as_tensor(label).amax(dim=(1, 2, 3))
         scale = torch.where(top > 0, 1 / top.clamp(min=torch.finfo(torch.float32).tiny), 0.0)
-        if data.get(Key.NATIVE_KEPT, False):
+        if data.get(Key.FULL_RESOLUTION, False):
             native, grid = aligned(data, data[MOVING.native_label]), Grid.of(label)
             _, centres = sizes_and_centres(native, boxes(native, len(top)))
             voxels = grid.to_voxels(centres)

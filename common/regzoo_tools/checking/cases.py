@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from regzoo.case import FIXED, MOVING, SIDES, Case
+from regzoo.case import FIXED, MOVING, SIDES, Case, Key
 from regzoo.datasets.records import Record, record_files
 from regzoo.errors import user_error
 from regzoo.spatial import Grid, as_tensor, read_image, read_label_file
@@ -145,6 +145,7 @@ class Examiner:
             for key in (MOVING.image, MOVING.label):
                 if key in item:
                     item[key] = aligned(item, item[key])
+            item.pop(Key.PREALIGNMENT, None)  # from here on both images lie in one world
             if self.view is not None:
                 return self.view.target(item)
             fixed = Grid.of(item["fixed_image"])
