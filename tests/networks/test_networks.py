@@ -185,6 +185,13 @@ def test_autocast_gives_a_float32_field(name: str) -> None:
     assert bool(ddf.isfinite().all())
 
 
+def test_autocast_does_not_round_an_affine_field() -> None:
+    network = trained("global")
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        _, left = affine_fit(network(images())[0].numpy())
+    assert left < 1e-4
+
+
 def affine_fit(ddf: np.ndarray) -> tuple[np.ndarray, float]:
     """The (3, 4) matrix of voxel → displacement in the least-squares sense, and what it leaves."""
     index = np.indices(ddf.shape[1:]).reshape(3, -1)

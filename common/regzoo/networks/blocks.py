@@ -11,21 +11,18 @@ class ConvNorm(nn.Sequential):
     """Convolution "same" without bias, normalisation, and ReLU unless told otherwise."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int = 3, norm: str = "batch", relu: bool = True) -> None:
-        layers: list[nn.Module] = [
-            nn.Conv3d(inputs, outputs, kernel, padding=kernel // 2, bias=False),
-            normalisation(norm, outputs),
-        ]
-        super().__init__(*layers, *([nn.ReLU(inplace=True)] if relu else []))
+        convolution = nn.Conv3d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
+        super().__init__(convolution, normalisation(norm, outputs), *([nn.ReLU(inplace=True)] if relu else []))
 
 
 class BatchNorm3d(nn.BatchNorm3d):
-    """PyTorch's, which refuses a batch with one value per channel: that is normalised by the running statistics.
+    """PyTorch's batch normalisation, which also takes a batch with one value per channel.
 
-    So a last batch of one sample can be trained on where the network's coarsest level has a single voxel.
+    PyTorch refuses such a batch, which occurs when the last batch has one sample and the coarsest level one voxel. It
+    is normalised by the running statistics.
     """
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
-        """Normalise (B, C, X, Y, Z)."""
         learn = self.training and values.numel() > values.size(1)
         if learn and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
@@ -44,6 +41,11 @@ def normalisation(kind: str, channels: int) -> nn.Module:
     raise ValueError(f"norm must be 'batch' or 'instance', not {kind!r}")
 
 
+def residual(channels: int, norm: str) -> nn.Sequential:
+    """The convolutions of a residual block; the ReLU after the second follows the sum."""
+    return nn.Sequential(ConvNorm(channels, channels, norm=norm), ConvNorm(channels, channels, norm=norm, relu=False))
+
+
 class DownBlock(nn.Module):
     """Residual block of one resolution level, then max-pooling.
 
@@ -54,10 +56,8 @@ class DownBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, kernel: int, norm: str) -> None:
         super().__init__()
         self.first = ConvNorm(inputs, outputs, kernel, norm)
-        self.residual = nn.Sequential(
-            ConvNorm(outputs, outputs, 3, norm), ConvNorm(outputs, outputs, 3, norm, relu=False)
-        )
-        # Rounding up keeps every voxel of an odd-sized volume in play.
+        self.residual = residual(outputs, norm)
+        # Rounding up uses every voxel of an odd-sized volume.
         self.pool = nn.MaxPool3d(2, ceil_mode=True)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -77,13 +77,11 @@ class UpBlock(nn.Module):
         super().__init__()
         self.deconv = nn.ConvTranspose3d(inputs, outputs, 3, stride=2, padding=1, output_padding=1, bias=False)
         self.norm = normalisation(norm, outputs)
-        self.residual = nn.Sequential(
-            ConvNorm(outputs, outputs, 3, norm), ConvNorm(outputs, outputs, 3, norm, relu=False)
-        )
+        self.residual = residual(outputs, norm)
         self.additive = additive
 
     def forward(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
-        # Twice the size of a level that was rounded up is one too many: cut to the skip's size.
+        # A level whose size was rounded up doubles to one voxel too many: cut it to the skip's size.
         up = F.relu(self.norm(self.deconv(x)))[:, :, : skip.shape[2], : skip.shape[3], : skip.shape[4]]
         if self.additive:
             first, second = torch.chunk(x, 2, dim=1)
@@ -91,11 +89,13 @@ class UpBlock(nn.Module):
         return F.relu(up + skip + self.residual(up))
 
 
-class Float32Conv3d(nn.Conv3d):
-    """A convolution that stays in float32 under autocast: half precision would round displacements."""
+class FieldHead(nn.Conv3d):
+    """3³ convolution that predicts a field, zero at the start, in float32: half precision would round displacements."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, inputs, X, Y, Z) → (B, outputs, X, Y, Z) float32."""
         if torch.jit.is_scripting():
             return self._conv_forward(x.float(), self.weight, self.bias)
         with torch.autocast(x.device.type, enabled=False):
@@ -131,9 +131,11 @@ class Encoder(nn.Module):
 
 
 def initialise(network: nn.Module) -> None:
-    """Xavier-uniform weights for every convolution and linear layer, zero biases."""
+    """Xavier-uniform weights for every convolution and linear layer; zero biases and field heads."""
     for module in network.modules():
         if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d, nn.Linear)):
             nn.init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+            if isinstance(module, FieldHead):
+                nn.init.zeros_(module.weight)

@@ -1,4 +1,4 @@
-"""Networks with an affine part: the variants of Hu et al. 2018 that came before the multi-resolution sum."""
+"""Networks with an affine part: the earlier variants of Hu et al. 2018."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 from regzoo.networks.blocks import Encoder, initialise
 from regzoo.networks.local_net import LocalNet
-from regzoo.networks.voxelmorph import warp_within
+from regzoo.spatial import warp
 from torch import nn
 
 
 class GlobalNet(nn.Module):
-    """Predicts one affine transformation, identity at initialisation, as a DDF.
+    """Predicts one affine transformation as a DDF, the identity at initialisation.
 
-    The bottom features are pooled to 4³, so that, unlike MONAI's GlobalNet, it takes images of any size.
+    The bottom features are pooled to 4³, so it takes images of any size, unlike MONAI's GlobalNet.
 
     Args:
         in_channels: channels of the stacked input, fixed image first.
@@ -34,17 +34,15 @@ class GlobalNet(nn.Module):
         nn.init.zeros_(self.theta.weight)
 
     def contracting_path(self) -> list[nn.Module]:
-        """The encoder."""
+        """The modules that ``--freeze_encoder`` freezes."""
         return [self.encoder]
 
     def affine(self, image: torch.Tensor) -> torch.Tensor:
         """The change from identity (B, 3, 4) in coordinates that run from -1 to 1 along each axis, array order."""
         bottom, _ = self.encoder(image.contiguous(memory_format=torch.channels_last_3d))
         pooled = F.adaptive_avg_pool3d(bottom.float(), 4).flatten(1)
-        if torch.jit.is_scripting():
-            return self.theta(pooled).view(-1, 3, 4)
-        with torch.autocast(image.device.type, enabled=False):
-            return self.theta(pooled).view(-1, 3, 4)
+        # Written out, since autocast would run the layer in half precision.
+        return ((pooled[:, None] * self.theta.weight).sum(dim=2) + self.theta.bias).view(-1, 3, 4)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """(B, in_channels, X, Y, Z) → DDF (B, 3, X, Y, Z) float32, voxels."""
@@ -76,30 +74,30 @@ class CompositeNet(nn.Module):
         self.local_net = LocalNet(2, 3, channels, depth, levels, additive_upsampling, norm)
 
     def contracting_path(self) -> list[nn.Module]:
-        """The encoders of both networks."""
+        """The modules that ``--freeze_encoder`` freezes."""
         return [*self.global_net.contracting_path(), *self.local_net.contracting_path()]
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """(B, 2, X, Y, Z), fixed image first → DDF (B, 3, X, Y, Z) float32, voxels."""
         points = voxels_of(image)
         theta = self.global_net.affine(image)
-        moved = warp_within(image[:, 1:], affine_displacement(theta, points))
+        moved = warp(image[:, 1:], affine_displacement(theta, points), padding="border")
         local = self.local_net(torch.cat([image[:, :1], moved.to(image.dtype)], dim=1))
         # moved(x + local) = moving(A(x + local)), so the whole displacement is local + A's displacement there.
         return local + affine_displacement(theta, points + local)
 
 
 def voxels_of(image: torch.Tensor) -> torch.Tensor:
-    """The coordinates of every voxel of an image (B, C, X, Y, Z), shape (B, 3, X, Y, Z) float32; TorchScript can."""
+    """The coordinates of every voxel of an image (B, C, X, Y, Z): (B, 3, X, Y, Z) float32."""
     x, y, z = [torch.arange(n, device=image.device, dtype=torch.float32) for n in image.shape[2:]]
     return torch.stack(torch.meshgrid(x, y, z, indexing="ij")).expand(image.shape[0], -1, -1, -1, -1)
 
 
 def affine_displacement(theta: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-    """Displacement of an affine change at points that belong to the voxels of a grid, in its order.
+    """Displacement by an affine map, for one point per voxel of a grid.
 
     Args:
-        theta: (B, 3, 4), change from identity in coordinates from -1 to 1 along each axis.
+        theta: (B, 3, 4), the map minus the identity, in coordinates from -1 to 1 along each axis.
         points: (B, 3, X, Y, Z), voxels.
 
     Returns:
@@ -107,5 +105,9 @@ def affine_displacement(theta: torch.Tensor, points: torch.Tensor) -> torch.Tens
     """
     half = torch.tensor([max(n - 1, 1) / 2 for n in points.shape[2:]], device=points.device).view(1, 3, 1, 1, 1)
     normalised = points / half - 1
-    change = torch.einsum("bij,bjxyz->bixyz", theta[:, :, :3], normalised)
-    return (change + theta[:, :, 3].reshape(-1, 3, 1, 1, 1)) * half
+    # Sums and not a matrix product, which autocast would run in half precision.
+    columns = theta[:, :, :, None, None, None]
+    change = columns[:, :, 3]
+    for axis in range(3):
+        change = change + columns[:, :, axis] * normalised[:, axis : axis + 1]
+    return change * half

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from regzoo.networks.blocks import Encoder, Float32Conv3d, UpBlock, initialise, resize
+from regzoo.networks.blocks import Encoder, FieldHead, UpBlock, initialise, resize
 from torch import nn
 
 
 class LocalNet(nn.Module):
-    """Residual encoder–decoder whose output is a sum of predictions made at several resolutions.
+    """Residual encoder–decoder whose output is the sum of predictions at several resolutions.
 
-    Each chosen level has its own 3³ convolution with bias, initialised to zero, so an untrained network predicts no
-    displacement; its output is resized trilinearly to the input's size and added to the others. Any input size works.
+    Each chosen level has a 3³ convolution with bias that starts at zero, so an untrained network predicts no
+    displacement. Its output is resized trilinearly to the size of the input. Any input size works.
 
     Args:
         in_channels: channels of the stacked input, fixed image first.
@@ -44,23 +44,20 @@ class LocalNet(nn.Module):
         widths = [channels * 2**level for level in range(depth + 1)]
         self.lowest = min(levels)
         self.encoder = Encoder(in_channels, channels, depth, norm)
-        # Levels finer than the finest prediction would not reach the output, so they are not built.
+        # Levels finer than the finest prediction do not reach the output and are not built.
         self.decoder = nn.ModuleList(
             UpBlock(widths[level + 1], widths[level], norm, additive_upsampling)
             for level in reversed(range(self.lowest, depth))
         )
         self.heads = nn.ModuleList(
-            Float32Conv3d(widths[level], out_channels, 3, padding=1) if level in levels else nn.Identity()
+            FieldHead(widths[level], out_channels) if level in levels else nn.Identity()
             for level in reversed(range(self.lowest, depth + 1))
         )
         self.active = [level in levels for level in reversed(range(self.lowest, depth + 1))]
         initialise(self)
-        for head in self.heads:
-            if isinstance(head, nn.Conv3d):
-                nn.init.zeros_(head.weight)
 
     def contracting_path(self) -> list[nn.Module]:
-        """The encoder with its bottom."""
+        """The modules that ``--freeze_encoder`` freezes."""
         return [self.encoder]
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:

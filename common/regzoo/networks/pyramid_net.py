@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from regzoo.networks.blocks import Float32Conv3d, initialise, normalisation, resize
+from regzoo.networks.blocks import FieldHead, initialise, normalisation, resize
 from torch import nn
 
 
@@ -11,8 +11,7 @@ class ActivatedNorm(nn.Sequential):
     """Convolution "same" without bias, leaky ReLU (slope 0.1), and only then the normalisation, as in the paper."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, norm: str) -> None:
-        # An even kernel takes one voxel more behind than before. Padded by a layer, because padding="same" does the
-        # same and warns about it at every run.
+        # An even kernel needs one voxel more after than before; padding="same" does this with a warning at each run.
         before, after = (kernel - 1) // 2, kernel // 2
         pad = [nn.ZeroPad3d((before, after) * 3)] if before != after else []
         super().__init__(
@@ -23,15 +22,8 @@ class ActivatedNorm(nn.Sequential):
         )
 
 
-class FieldHead(Float32Conv3d):
-    """3³ convolution with bias, zero at the start, that predicts a displacement field in float32."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(inputs, outputs, 3, padding=1)
-
-
 class PyramidLevel(nn.Module):
-    """One level of the decoder: join the coarser features with the skip, refine them, and add to the field."""
+    """One level of the decoder: join the coarser features with the skip, refine them and add to the field."""
 
     def __init__(self, inputs: int, outputs: int, fields: int, kernel: int, norm: str) -> None:
         super().__init__()
@@ -49,11 +41,11 @@ class PyramidLevel(nn.Module):
 
 
 class PyramidNet(nn.Module):
-    """U-Net that predicts a displacement field at every level and adds them up from coarse to fine.
+    """U-Net that predicts a displacement field at every level and adds the fields up from coarse to fine.
 
-    The field of a level is resized trilinearly to the next finer one and added to its; displacements are in voxels of
-    the full resolution at every level, so resizing does not scale them. The heads are zero at the start: an untrained
-    network predicts no displacement. Any input size works.
+    The field of a level is resized trilinearly to the next finer level and added to the field there. Displacements are
+    in voxels of the full resolution at every level, so resizing does not scale them. The heads start at zero, so an
+    untrained network predicts no displacement. Any input size works.
 
     Args:
         in_channels: channels of the stacked input: fixed and moving image, and with 3 the moving label.
@@ -81,7 +73,7 @@ class PyramidNet(nn.Module):
             ActivatedNorm(inputs, outputs, kernel, norm)
             for inputs, outputs in zip([in_channels, *widths[:-2]], widths[:-1], strict=True)
         )
-        # Rounding up keeps every voxel of an odd-sized volume in play.
+        # Rounding up uses every voxel of an odd-sized volume.
         self.pool = nn.MaxPool3d(2, ceil_mode=True)
         self.bottom = ActivatedNorm(widths[-2], widths[-1], kernel, norm)
         self.head = FieldHead(widths[-1], out_channels)
@@ -90,12 +82,9 @@ class PyramidNet(nn.Module):
             for level in reversed(range(depth))
         )
         initialise(self)
-        for module in self.modules():
-            if isinstance(module, FieldHead):
-                nn.init.zeros_(module.weight)
 
     def contracting_path(self) -> list[nn.Module]:
-        """The encoder with its bottom."""
+        """The modules that ``--freeze_encoder`` freezes."""
         return [*self.encoder, self.bottom]
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:

@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from monai.networks.layers.simplelayers import SkipConnection
 from monai.networks.nets import VoxelMorphUNet
-from regzoo.networks.blocks import initialise
-from regzoo.networks.pyramid_net import FieldHead
+from regzoo.networks.blocks import FieldHead, initialise
 from regzoo.spatial import warp
 from torch import nn
 
@@ -18,23 +17,23 @@ from torch import nn
 class VoxelMorphNet(nn.Module):
     """VoxelMorph U-Net that predicts a displacement field, or a velocity field that is integrated to one.
 
-    An encoder of one convolution (3³, leaky ReLU) per level with max-pooling between, a decoder of the same widths with
-    nearest up-sampling and skip connections, and a head of two convolutions before the field. The field's layer is zero
-    at the start: an untrained network predicts no displacement. Any input size works: it is extended by its border to
-    a multiple of 2 to the number of levels.
+    The encoder has one convolution (3³, leaky ReLU) per level, with max-pooling between. The decoder has equal widths,
+    nearest up-sampling and skip connections. A head of two convolutions precedes the layer of the field, which starts
+    at zero, so an untrained network predicts no displacement. Any input size works: the input is extended by its border
+    values to a multiple of 2 to the number of levels.
 
     Args:
-        in_channels: channels of the stacked input, an even number (MONAI's demand).
+        in_channels: channels of the stacked input; MONAI requires an even number.
         channels: width of each level of the encoder; the decoder has the same.
         head: widths of the convolutions at full resolution between the last skip connection and the field.
-        norm: ``batch`` or ``instance`` normalisation after each convolution; None, as in the paper, for none.
+        norm: ``batch`` or ``instance`` normalisation after each convolution; the paper has none (None).
         stride: predict the field on every n-th voxel along each axis and interpolate it linearly, as VoxelMorph does
-            with 2: smooth displacements lose nothing, and the network takes 1/n³ of the time. What the voxels between
-            show comes in as further channels. 1, as in the paper, for each voxel.
-        passes: how often the network looks: each time again at the fixed image and at the moving one as the passes
-            before have warped it, with the same weights, and adds to the displacement. 1, as in the paper, for once.
-        diffeomorphic: take what is predicted for a stationary velocity field and integrate it, so that the
-            transformation is smooth and has an inverse, up to discretisation.
+            with 2. Smooth displacements lose nothing, and the network takes 1/n³ of the time. The voxels between enter
+            as further channels. The paper has 1.
+        passes: number of times the network is applied, with the same weights, to the fixed image and the moving image
+            as warped so far. Each pass adds to the displacement. The paper has 1.
+        diffeomorphic: treat the prediction as a stationary velocity field and integrate it, so that the
+            transformation is smooth and invertible up to discretisation.
         steps: doublings of the integration (scaling and squaring).
 
     Source: Pérez de Frutos et al. 2023, section "Model architecture"; Balakrishnan et al. 2019; integration, Dalca et
@@ -58,13 +57,13 @@ class VoxelMorphNet(nn.Module):
         if stride < 1 or passes < 1:
             raise ValueError(f"stride and passes must be at least 1, not {stride} and {passes}")
         if passes > 1 and in_channels != 2:
-            raise ValueError(f"only a fixed and a moving image can be looked at again, not {in_channels} channels")
+            raise ValueError(f"more than one pass needs a fixed and a moving image, not {in_channels} channels")
         self.stride = int(stride)
         self.passes = int(passes)
         self.diffeomorphic = bool(diffeomorphic)
         self.steps = int(steps)
         self.multiple = self.stride * 2 ** len(channels)
-        # Saved with the weights, which fit a network that makes something else of them all the same.
+        # Saved with the weights, whose shapes would also fit a network with other settings.
         form = [self.stride, self.passes, self.steps if self.diffeomorphic else 0]
         self.register_buffer("form", torch.tensor(form))
         self.unet = VoxelMorphUNet(
@@ -77,13 +76,11 @@ class VoxelMorphNet(nn.Module):
             norm=(norm, {"affine": True}) if norm else None,
         )
         # MONAI's last layer would predict displacements in half precision under autocast.
-        field = FieldHead(head[-1], 3)
-        self.unet.net[1].final_conv_out = field
+        self.unet.net[1].final_conv_out = FieldHead(head[-1], 3)
         initialise(self)
-        nn.init.zeros_(field.weight)
 
     def extra_repr(self) -> str:
-        """Shown in the repr, which is how a checkpoint tells one network from another."""
+        """Shown in the repr, by which a checkpoint tells one network from another."""
         return f"stride={self.stride}, passes={self.passes}, diffeomorphic={self.diffeomorphic}, steps={self.steps}"
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
@@ -98,15 +95,15 @@ class VoxelMorphNet(nn.Module):
         extra = [-z % self.multiple, -y % self.multiple, -x % self.multiple]
         if sum(extra) > 0:
             image = F.pad(image, [0, extra[0], 0, extra[1], 0, extra[2]], mode="replicate")
-        ddf = self.look(image)
+        ddf = self.predict(image)
         for _ in range(self.passes - 1):
-            moved = torch.cat([image[:, :1], warp_within(image[:, 1:], ddf).to(image.dtype)], dim=1)
-            more = self.look(moved)
-            ddf = more + warp_within(ddf, more)
+            moved = torch.cat([image[:, :1], warp(image[:, 1:], ddf, padding="border").to(image.dtype)], dim=1)
+            more = self.predict(moved)
+            ddf = more + warp(ddf, more, padding="border")
         return ddf[:, :, :x, :y, :z]
 
-    def look(self, image: torch.Tensor) -> torch.Tensor:
-        """One pass, for sizes that are multiples."""
+    def predict(self, image: torch.Tensor) -> torch.Tensor:
+        """One pass on an image whose sizes are multiples of `multiple`."""
         if self.stride > 1:
             image = space_to_channels(image, self.stride)
         # Channels last is the layout in which convolutions are fastest, on the CPU and on tensor cores.
@@ -118,7 +115,7 @@ class VoxelMorphNet(nn.Module):
         return field
 
     def contracting_path(self) -> list[nn.Module]:
-        """The convolutions of the encoder, full resolution first; the decoder begins with the bottom."""
+        """The modules that ``--freeze_encoder`` freezes: the encoder's convolutions, without the bottom."""
         parts, block = [], self.unet.net[0]
         while True:
             parts.append(block[0])
@@ -128,7 +125,7 @@ class VoxelMorphNet(nn.Module):
 
 
 def space_to_channels(image: torch.Tensor, n: int) -> torch.Tensor:
-    """(B, C, n·X, n·Y, n·Z) → (B, n³·C, X, Y, Z): what `torch.pixel_unshuffle` does for two dimensions."""
+    """(B, C, n·X, n·Y, n·Z) → (B, n³·C, X, Y, Z): `torch.pixel_unshuffle` in three dimensions."""
     b, c, x, y, z = image.shape
     blocks = image.view(b, c, x // n, n, y // n, n, z // n, n)
     return blocks.permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(b, c * n * n * n, x // n, y // n, z // n)
@@ -138,7 +135,7 @@ def integrate(velocity: torch.Tensor, steps: int = 7) -> torch.Tensor:
     """The displacement after unit time in a stationary velocity field, by scaling and squaring.
 
     Args:
-        velocity: (B, 3, X, Y, Z), voxels per unit of time; beyond the border its border value holds.
+        velocity: (B, 3, X, Y, Z), voxels per unit of time; its border values hold beyond the border.
         steps: doublings, from a time of 2^-steps.
 
     Returns:
@@ -148,25 +145,5 @@ def integrate(velocity: torch.Tensor, steps: int = 7) -> torch.Tensor:
     """
     ddf = velocity / 2**steps
     for _ in range(steps):
-        ddf = ddf + warp_within(ddf, ddf)
+        ddf = ddf + warp(ddf, ddf, padding="border")
     return ddf
-
-
-def warp_within(image: torch.Tensor, ddf: torch.Tensor) -> torch.Tensor:
-    """`regzoo.spatial.warp` with its border's values beyond the border, which TorchScript can compile, too.
-
-    Args:
-        image: (B, C, X, Y, Z).
-        ddf: (B, 3, X, Y, Z), voxels.
-    """
-    if not torch.jit.is_scripting():
-        return warp(image, ddf, padding="border")
-    parts: list[torch.Tensor] = []
-    for axis in range(3):
-        n = ddf.shape[2 + axis]
-        shape = [1, 1, 1, 1]
-        shape[1 + axis] = n
-        places = torch.arange(n, device=ddf.device, dtype=torch.float32).view(shape)
-        parts.insert(0, (places + ddf[:, axis].float()) * (2.0 / float(max(n - 1, 1))) - 1.0)
-    grid = torch.stack(parts, dim=-1)
-    return F.grid_sample(image.float(), grid, mode="bilinear", padding_mode="border", align_corners=True)

@@ -5,7 +5,7 @@ from regzoo.spatial.field import DisplacementField
 from regzoo.spatial.grid import RAS_LPS, Grid
 from regzoo.spatial.labels import LabelFile, check_on_grid, label_values, read_label_file, to_channels
 from regzoo.spatial.volumes import as_tensor, centroids, read_image
-from regzoo.spatial.warp import apply_matrix, compose, jacobian_determinant, resample, sample, voxel_coordinates, warp
+from regzoo.spatial.warp import apply_matrix, compose, jacobian_determinant, resample, sample, warp
 from regzoo.spatial.writing import write_nifti
 
 __all__ = [
@@ -26,7 +26,6 @@ __all__ = [
     "resample",
     "sample",
     "to_channels",
-    "voxel_coordinates",
     "warp",
     "write_nifti",
 ]

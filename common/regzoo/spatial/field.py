@@ -27,7 +27,6 @@ from regzoo.spatial.warp import (
     sample_file,
     slab_points,
     slabs,
-    voxel_coordinates,
 )
 from regzoo.spatial.writing import write_nifti
 
@@ -51,17 +50,12 @@ class DisplacementField:
     @classmethod
     def from_points(cls, points: torch.Tensor, grid: Grid) -> DisplacementField:
         """The field that takes each voxel of `grid` to a given point (3, X, Y, Z), RAS mm, float64 advised."""
-        return cls(points - _world_coordinates(grid, points.device), grid)
+        return cls(points - slab_points(grid.affine, grid.shape, device=points.device)[0], grid)
 
     @classmethod
     def from_affine(cls, matrix: np.ndarray, grid: Grid, device: torch.device | None = None) -> DisplacementField:
         """The field of an affine map (4×4, RAS mm, fixed to moving), sampled on a grid."""
-        return cls.from_points(
-            apply_matrix(
-                torch.as_tensor(matrix @ grid.affine), voxel_coordinates(grid.shape, device, torch.float64)[None]
-            )[0],
-            grid,
-        )
+        return cls.from_points(slab_points(matrix @ grid.affine, grid.shape, device=device)[0], grid)
 
     @classmethod
     def from_ddf(
@@ -107,7 +101,10 @@ class DisplacementField:
 
     def points(self) -> torch.Tensor:
         """Where each voxel of the grid goes in the moving image's world, (3, X, Y, Z) float64, RAS mm."""
-        return _world_coordinates(self.grid, self.displacement.device) + self.displacement
+        return self._voxel_centres(self.grid)[0] + self.displacement
+
+    def _voxel_centres(self, grid: Grid) -> torch.Tensor:
+        return slab_points(grid.affine, grid.shape, device=self.displacement.device)
 
     def transform_points(self, points: np.ndarray) -> np.ndarray:
         """Take points of the fixed image (N, 3) to the moving image, RAS mm."""
@@ -174,11 +171,10 @@ class DisplacementField:
         """
         target = self.grid if grid is None else grid
         affine = self._affine_fit()
-        device = self.displacement.device
-        residual = (self.points() - apply_matrix(affine, _world_coordinates(self.grid, device)[None])[0]).float()
+        residual = (self.points() - apply_matrix(affine, self._voxel_centres(self.grid))[0]).float()
         to_voxels = torch.as_tensor(np.linalg.inv(self.grid.affine))
         back = torch.linalg.inv(affine)
-        wanted = _world_coordinates(target, device)[None]
+        wanted = self._voxel_centres(target)
         points = apply_matrix(back, wanted)
         change = 0.0
         for iteration in range(iterations):
@@ -211,15 +207,9 @@ class DisplacementField:
         """The 4×4 matrix (RAS mm) nearest to the field in the least-squares sense, from a coarse subset of voxels."""
         step = [max(n // 16, 1) for n in self.grid.shape]
         pick = (slice(None), *(slice(None, None, s) for s in step))
-        source = _world_coordinates(self.grid, self.displacement.device)[pick].flatten(1)
+        source = self._voxel_centres(self.grid)[0][pick].flatten(1)
         homogeneous = torch.cat([source, torch.ones_like(source[:1])])
         solution = torch.linalg.lstsq(homogeneous.T, self.points()[pick].flatten(1).T).solution
         matrix = torch.eye(4, dtype=torch.float64, device=solution.device)
         matrix[:3] = solution.T
         return matrix
-
-
-def _world_coordinates(grid: Grid, device: torch.device) -> torch.Tensor:
-    """World position of every voxel centre, (3, X, Y, Z) float64, RAS mm."""
-    coordinates = voxel_coordinates(grid.shape, device, torch.float64)
-    return apply_matrix(torch.as_tensor(grid.affine), coordinates[None])[0]

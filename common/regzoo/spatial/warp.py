@@ -1,15 +1,14 @@
 """Sampling, warping and composing on voxel grids.
 
-Convention: a DDF has shape (B, 3, X, Y, Z), is in voxels of its own (fixed) grid, its components follow the array axes,
-and points from a fixed voxel to its moving correspondent: ``warped(x) = moving(x + ddf(x))``. Voxel centres carry the
-integer coordinates (``align_corners=True``), interpolation is linear unless said otherwise.
+Convention: a DDF has shape (B, 3, X, Y, Z) and is in voxels of its own (fixed) grid. Its components follow the array
+axes, and it points from a fixed voxel to its moving correspondent: ``warped(x) = moving(x + ddf(x))``. Voxel centres
+have integer coordinates (``align_corners=True``). Interpolation is linear unless stated otherwise.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -24,63 +23,31 @@ Padding = Literal["zeros", "border"]
 
 #: Voxels of a slab, see `slabs`.
 SLAB = 1 << 20
-#: What rounding errors may take from a point that is meant to lie between two voxels, voxels.
+#: Rounding error allowed for a point that lies half-way between two voxels, voxels.
 TIE = 1e-6
 
 
-def _axes(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-    """The voxel coordinate along each axis, shaped to broadcast over (X, Y, Z)."""
-    # A recording would have the making of them in it or not, depending on what ran before, and what it makes is no
-    # tensor for those who come after.
-    return (_make_axes if _recorded() else _cached_axes)(shape, device, dtype)
-
-
-def _recorded() -> bool:
-    """Whether the operations are being written down, by `torch.jit.trace` or `torch.export`, for any machine to run."""
-    return torch.jit.is_tracing() or torch.compiler.is_compiling()
-
-
-@lru_cache(maxsize=8)
-def _cached_axes(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-    return _make_axes(shape, device, dtype)
-
-
-def _make_axes(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-    # Made outside inference_mode, because the cache hands them to training later.
-    with torch.inference_mode(False):
-        return tuple(
-            torch.arange(n, device=device, dtype=dtype).view([-1 if i == axis else 1 for i in range(len(shape))])
-            for axis, n in enumerate(shape)
-        )
-
-
-def voxel_coordinates(
-    shape: tuple[int, ...], device: torch.device | None = None, dtype: torch.dtype = torch.float32
-) -> torch.Tensor:
-    """The coordinates of every voxel of a grid, shape (3, X, Y, Z)."""
-    axes = _axes(tuple(shape), torch.device(device or "cpu"), dtype)
-    return torch.stack([axis.expand(*shape) for axis in axes])
-
-
 def _grid_sample(image: torch.Tensor, grid: torch.Tensor, mode: str, padding: str) -> torch.Tensor:
-    """`F.grid_sample`, on the CPU with every thread at work even for a batch of one.
+    """`F.grid_sample`; on the CPU with every thread at work even for a batch of one."""
+    if not torch.jit.is_scripting():
+        # An exported graph runs on any machine, so it must not depend on this machine's threads or this batch's size.
+        exporting = torch.jit.is_tracing() or torch.compiler.is_compiling()
+        if not exporting and len(grid) == 1 and image.device.type == "cpu" and not image.requires_grad:
+            threads = torch.get_num_threads()
+            if 1 < threads <= grid.shape[1] // 2:
+                return _grid_sample_by_threads(image, grid, mode, padding, threads)
+    return F.grid_sample(image, grid, mode=mode, padding_mode=padding, align_corners=True)
 
-    PyTorch's 3-D CPU kernel runs one thread per batch item. Cutting the output into slabs along the first axis and
-    passing them as batch items (the image is expanded, not copied) gives each thread its share.
-    """
-    batch, slabs = grid.shape[0], torch.get_num_threads()
-    # A recording is for any machine, not for as many threads as this one has.
-    whole = _recorded() or batch > 1 or slabs == 1 or image.device.type != "cpu"
-    if whole or grid.shape[1] < 2 * slabs or image.requires_grad:
-        return F.grid_sample(image, grid, mode=mode, padding_mode=padding, align_corners=True)
+
+def _grid_sample_by_threads(
+    image: torch.Tensor, grid: torch.Tensor, mode: str, padding: str, threads: int
+) -> torch.Tensor:
+    """PyTorch's 3-D CPU kernel runs one thread per batch item, so slabs of the output are passed as batch items."""
     rows = grid.shape[1]
-    extra = -rows % slabs
-    if extra:
-        grid = torch.cat([grid, grid[:, -1:].expand(-1, extra, -1, -1, -1)], dim=1)
-    slabbed = grid.reshape(slabs, -1, *grid.shape[2:])
-    sampled = F.grid_sample(
-        image.expand(slabs, -1, -1, -1, -1), slabbed, mode=mode, padding_mode=padding, align_corners=True
-    )
+    grid = torch.cat([grid, grid[:, -1:].expand(-1, -rows % threads, -1, -1, -1)], dim=1)
+    slabbed = grid.reshape(threads, -1, *grid.shape[2:])
+    images = image.expand(threads, -1, -1, -1, -1)
+    sampled = F.grid_sample(images, slabbed, mode=mode, padding_mode=padding, align_corners=True)
     return sampled.transpose(0, 1).flatten(1, 2)[None, :, :rows]
 
 
@@ -93,7 +60,7 @@ def sample(
         image: (B, C, X', Y', Z').
         coordinates: (B, 3, X, Y, Z), voxels of `image`.
         mode: ``bilinear`` (trilinear) or ``nearest``.
-        padding: what lies outside the image: ``zeros`` or its ``border`` value.
+        padding: outside the image, ``zeros`` or its ``border`` value.
 
     Returns:
         (B, C, X, Y, Z) in the dtype of `image`.
@@ -102,10 +69,11 @@ def sample(
     return _grid_sample(image, torch.stack(parts, dim=-1).to(image.dtype), mode, padding)
 
 
-def warp(image: torch.Tensor, ddf: torch.Tensor, mode: Mode = "bilinear", padding: Padding = "zeros") -> torch.Tensor:
+def warp(image: torch.Tensor, ddf: torch.Tensor, mode: str = "bilinear", padding: str = "zeros") -> torch.Tensor:
     """Warp a moving image that lies on the grid of the DDF: ``warped(x) = image(x + ddf(x))``.
 
-    Runs in float32 under autocast: half precision cannot tell neighbouring voxels of a large image apart.
+    Runs in float32 under autocast: half precision cannot tell neighbouring voxels of a large image apart. TorchScript
+    can compile it.
 
     Args:
         image: (B, C, X, Y, Z) on the same grid as `ddf`.
@@ -114,18 +82,18 @@ def warp(image: torch.Tensor, ddf: torch.Tensor, mode: Mode = "bilinear", paddin
         padding: ``zeros`` or ``border``.
 
     Returns:
-        (B, C, X, Y, Z).
+        (B, C, X, Y, Z) float32.
     """
-    shape = tuple(ddf.shape[2:])
-    with torch.autocast(ddf.device.type, enabled=False):
-        ddf = ddf.float()
-        axes = _axes(shape, ddf.device, ddf.dtype)
+    parts: list[torch.Tensor] = []
+    for axis in range(3):
+        n = ddf.shape[2 + axis]
+        along = [1, 1, 1, 1]
+        along[1 + axis] = n
         # One affine map per axis from displacement to grid_sample's [-1, 1], last array axis first.
-        parts = []
-        for axis in (2, 1, 0):
-            scale = 2 / max(shape[axis] - 1, 1)
-            parts.append(torch.add(axes[axis] * scale - 1, ddf[:, axis], alpha=scale))
-        return _grid_sample(image.float(), torch.stack(parts, dim=-1), mode, padding)
+        scale = 2.0 / float(max(n - 1, 1))
+        voxels = torch.arange(n, device=ddf.device, dtype=torch.float32).view(along)
+        parts.insert(0, torch.add(voxels * scale - 1.0, ddf[:, axis].float(), alpha=scale))
+    return _grid_sample(image.float(), torch.stack(parts, dim=-1), mode, padding)
 
 
 def compose(first: torch.Tensor, then: torch.Tensor) -> torch.Tensor:
@@ -133,7 +101,7 @@ def compose(first: torch.Tensor, then: torch.Tensor) -> torch.Tensor:
 
     Args:
         first: (B, 3, X, Y, Z), voxels.
-        then: (B, 3, X, Y, Z), voxels of the same grid; beyond its border the border value holds.
+        then: (B, 3, X, Y, Z), voxels of the same grid; its border values hold beyond the border.
 
     Returns:
         (B, 3, X, Y, Z). ``warp(image, compose(first, then))`` equals ``warp(warp(image, then), first)`` up to
@@ -161,27 +129,29 @@ def jacobian_determinant(ddf: torch.Tensor) -> torch.Tensor:
 
 
 def slabs(shape: Sequence[int]) -> Iterator[slice]:
-    """Ranges along the first axis of a grid (X, Y, Z), each of about a million voxels: what is computed at a time."""
+    """Slices of about a million voxels along the first axis of a grid (X, Y, Z), to bound the working memory."""
     step = max(SLAB // max(math.prod(shape[1:]), 1), 1)
     return (slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step))
 
 
 def slab_points(
-    matrix: np.ndarray | torch.Tensor, shape: Sequence[int], rows: slice, device: torch.device | None = None
+    matrix: np.ndarray | torch.Tensor,
+    shape: Sequence[int],
+    rows: slice = slice(None),
+    device: torch.device | None = None,
 ) -> torch.Tensor:
-    """Where a 4×4 matrix takes the voxels of a slab of a grid (X, Y, Z), (1, 3, rows, Y, Z) float64."""
+    """A 4×4 matrix applied to the voxels of a grid (X, Y, Z) or a slab of it: (1, 3, rows, Y, Z) float64."""
     matrix = torch.as_tensor(matrix, dtype=torch.float64, device=device)
-    x = torch.arange(rows.start, rows.stop, dtype=torch.float64, device=device).view(1, -1, 1, 1)
-    y, z = (torch.arange(n, dtype=torch.float64, device=device) for n in shape[1:])
+    x, y, z = (torch.arange(n, dtype=torch.float64, device=device) for n in shape)
     column = [matrix[:3, index].view(3, 1, 1, 1) for index in range(4)]
-    return ((column[0] * x + column[3]) + (column[1] * y.view(1, 1, -1, 1) + column[2] * z))[None]
+    plane = column[1] * y.view(1, 1, -1, 1) + column[2] * z
+    return ((column[0] * x[rows].view(1, -1, 1, 1) + column[3]) + plane)[None]
 
 
 def within(coordinates: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     """Whether points (1, 3, …), voxels, belong to a voxel of a grid: [-0.5, n - 0.5) along each axis, as in ITK."""
-    return torch.stack(
-        [(c >= -0.5 - TIE) & (c < n - 0.5 - TIE) for c, n in zip(coordinates[0], shape, strict=True)]
-    ).all(0)
+    sizes = torch.tensor(shape, device=coordinates.device).view(3, 1, 1, 1)
+    return ((coordinates[0] >= -0.5 - TIE) & (coordinates[0] < sizes - 0.5 - TIE)).all(0)
 
 
 def sample_file(
@@ -193,14 +163,14 @@ def sample_file(
 ) -> torch.Tensor:
     """Values of an image at given points, as ITK's interpolators give them.
 
-    A point that is at most half a voxel beyond the outermost centres still belongs to a voxel: the border value holds.
+    A point at most half a voxel beyond the outermost centres still belongs to a voxel and gets the border value.
 
     Args:
         image: (C, X', Y', Z') float32.
         coordinates: (1, 3, X, Y, Z) float64, voxels of `image`.
         mode: ``bilinear`` (trilinear) or ``nearest``.
-        padding: what lies further out: ``zeros``, which is the background, or the ``border`` value.
-        background: the value there.
+        padding: further out, ``zeros`` gives the background and ``border`` the border value.
+        background: the value further out.
 
     Returns:
         (C, X, Y, Z) float32.
@@ -231,7 +201,7 @@ def resample(
         source: grid of `image`.
         target: grid to sample on.
         mode: ``bilinear``, ``nearest``, or ``bspline`` (cubic, by SciPy on the CPU).
-        padding: what lies more than half a voxel beyond the outermost centres of `source`, see `sample_file`.
+        padding: more than half a voxel beyond the outermost centres of `source`, see `sample_file`.
         anti_alias: blur beforehand along axes where the target is coarser, σ = (ratio - 1) / 2 voxels.
         background: the value beyond `source`, unless `padding` is ``border`` or `mode` is ``bspline``.
 
@@ -245,8 +215,8 @@ def resample(
         steps = matrix[:3, :3].abs().amax(dim=1)
         image = gaussian_filter(image[None], [max(float(step) - 1, 0) / 2 for step in steps], border="renormalise")[0]
     if mode == "bspline":
-        coordinates = apply_matrix(matrix, voxel_coordinates(target.shape)[None])
-        points, edge = coordinates[0].numpy(), {"zeros": "grid-constant", "border": "nearest"}[padding]
+        points = slab_points(matrix, target.shape)[0].numpy()
+        edge = {"zeros": "grid-constant", "border": "nearest"}[padding]
         channels = [map_coordinates(channel.cpu().numpy(), points, order=3, mode=edge) for channel in image]
         return torch.from_numpy(np.stack(channels)).to(image.device)
     values = image.new_empty(len(image), *target.shape)
