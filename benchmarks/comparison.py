@@ -8,8 +8,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from regzoo.errors import RegZooError, bad_file
-from regzoo.report import paired_wilcoxon, percentile_summary, read_csv
+from regzoo.report import percentile_summary, read_csv
 from regzoo.report.tables import BEFORE
+from regzoo_tools.statistics import paired_wilcoxon
 
 TESTED = ("tre_mm", "adhoc_tre_mm", "gland_dsc")
 TESTS = "Paired two-sided Wilcoxon signed-rank tests, p not corrected for their number:"

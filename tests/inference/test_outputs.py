@@ -216,7 +216,7 @@ def test_propagated_values_of_a_map_are_one_map_again(tmp_path: Path) -> None:
             ["label", "image"],
             "B: the labels were predicted without a transformation, so there is no warped",
         ),
-        (applied, "probability", "A 1/2: labels that a field has carried over have no probabilities; use "),
+        (applied, "probability", "A 1/2: labels that were warped with a field have no probabilities; use "),
         (lambda: applied("none"), ["label"], "A 1/2: there is no label without a moving label; name one"),
         (applied, "image,fields", "outputs: 'fields' is not known; use some of image, label, probability, field, stat"),
         (applied, [7], "outputs: 7 is not known; use"),

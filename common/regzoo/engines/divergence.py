@@ -1,4 +1,4 @@
-"""Stops a training whose loss or weights are no longer finite, before anything of it is saved."""
+"""Stopping a training whose loss or weights are no longer finite, before anything of it is saved."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import ignite.distributed as idist
 import torch
 from regzoo.errors import RegZooError
 
-#: On a GPU the host would have to wait for each value that it looks at: steps between two looks.
+#: Steps between two checks on a GPU, where the host has to wait for each value that it reads.
 STEPS_BETWEEN_CHECKS = 20
 
 
@@ -37,33 +37,29 @@ def flat_tensors(state: Any, name: str) -> dict[str, torch.Tensor]:
 
 
 def first_few(names: list[str], limit: int = 3) -> str:
-    """Names in a row; of many, the first ones and how many more there are."""
+    """Names in one line; of many names, the first few and the number of the others."""
     rest = len(names) - limit
     return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
 
 
 class DivergenceCheck:
-    """Looks at the values of each step, on the CPU at once and on a GPU every few steps and at the end of the epoch.
+    """Checks the values of each step: on the CPU at once, on a GPU every few steps and at the end of the epoch.
 
-    Ignite's `TerminateOnNan` does not serve: it waits for the device in every step, cannot name the term, and ends a
-    training as if it had succeeded. All processes of a group look at the same steps and stop together.
+    Ignite's `TerminateOnNan` waits for the device in every step, cannot name the term, and ends a training as if it had
+    succeeded. All processes of a group check the same steps and stop together.
     """
 
     def __init__(self) -> None:
         self.waiting: list[tuple[int, dict[str, torch.Tensor]]] = []
 
-    def clear(self) -> None:
-        """Forget what an epoch that was broken off left behind."""
-        self.waiting.clear()
-
     def add(self, values: Mapping[str, torch.Tensor], epoch: int, step: int, rate: float, last: bool) -> None:
-        """Take the scalars of a step of an epoch.
+        """Add the scalars of a step.
 
         Args:
             values: name → scalar on the device, which must not be changed later.
             epoch, step: counted from 1.
             rate: the learning rate, for the message.
-            last: this is the last step of the epoch.
+            last: whether this is the last step of the epoch.
 
         Raises:
             RegZooError: a value is NaN or infinite, here or in another process of the group.
@@ -81,10 +77,10 @@ class DivergenceCheck:
 
 
 def stop_if_any(names: list[str], where: str, rate: float | None = None) -> None:
-    """Raise, in all processes of a group alike, if any of them names something.
+    """Raise, in all processes of a group, if any of them names a value that is not finite.
 
     Raises:
-        RegZooError: naming what is not finite, where, and what to do.
+        RegZooError: it names the values, the place and what to do.
     """
     count = len(names)
     if idist.get_world_size() > 1:
@@ -94,13 +90,3 @@ def stop_if_any(names: list[str], where: str, rate: float | None = None) -> None
     found = f"{first_few(names)} became NaN or infinite" if names else "the training diverged in another process"
     lower = "lower --learning_rate" + ("" if rate is None else f" (now {rate:g})")
     raise RegZooError(f"{where}: {found}; {lower}, or check the images and labels for extreme values")
-
-
-def check_start(weights: Mapping[str, torch.Tensor]) -> None:
-    """Refuse to train weights that are not finite to begin with, whoever loaded them.
-
-    Raises:
-        RegZooError: naming some of them.
-    """
-    if names := non_finite(weights):
-        raise RegZooError(f"{first_few(names)} hold NaN or infinity before the first step; start from other weights")

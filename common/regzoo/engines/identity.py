@@ -1,28 +1,26 @@
-"""What cases are by the content of their files, so that they are known again under another path, and only then."""
+"""Cases identified by the content of their files, so that a moved file is recognised and a changed one is not."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from regzoo import files
-from regzoo.datasets.records import PATH_KEYS, Record, record_files
+from regzoo.datasets.records import IMAGE_KEYS, PATH_KEYS, Record, patients_of, record_files
 from regzoo.errors import RegZooError
 
 #: Hexadecimal digits of a hash that are kept: enough to tell millions of files apart.
 DIGITS = 20
 PATIENT_KEYS = ("patient", "fixed_patient", "moving_patient")
-IMAGE_KEYS = ("fixed_image", "moving_image")
+#: Facts of a record, beside its files, that identify a case.
+FACTS = (*PATIENT_KEYS, "label_names", "label_values")
 
 
 def whole_hash(path: str | PathLike[str]) -> str:
-    """SHA-256 of a file's bytes.
-
-    A file is read once per run, unless its size or time changes: some hundred MB a second.
-    """
+    """SHA-256 of a file's bytes; a file is read once per run, unless its size or time changes."""
     real = Path(path).resolve()
     state = real.stat()
     return _hash(real, state.st_size, state.st_mtime_ns)
@@ -39,7 +37,7 @@ def _hash(path: Path, size: int, time: int) -> str:
 
 
 def fingerprints(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
-    """What the cases of a data set are: the hash of each file, whose they are, and how their labels are read.
+    """The identity of each case: the hashes of its files, its patients, and how its labels are read.
 
     Args:
         records: of pairs or of single images.
@@ -52,38 +50,30 @@ def fingerprints(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
 
 def _fingerprint(record: Record) -> dict[str, Any]:
     hashes = {key: [file_hash(file) for file in record_files(record, [key])] for key in PATH_KEYS if record.get(key)}
-    kept = (*PATIENT_KEYS, "label_names", "label_values")
-    return hashes | {key: record[key] for key in kept if record.get(key) is not None}
+    return hashes | {key: record[key] for key in FACTS if record.get(key) is not None}
 
 
 def data_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """How the cases of two `fingerprints` differ, in words; empty if they do not."""
-    changed = [
-        f"{case} changed ({', '.join(_changed(before[case], now[case]))})"
-        for case in sorted(before.keys() & now.keys())
-        if before[case] != now[case]
-    ]
+    """The difference between two `fingerprints`, in words; empty if there is none."""
+    changed = []
+    for case in sorted(before.keys() & now.keys()):
+        was, is_ = before[case], now[case]
+        if keys := sorted(key for key in was.keys() | is_.keys() if was.get(key) != is_.get(key)):
+            changed.append(f"{case} changed ({', '.join(keys)})")
     parts = changed[:3] + ([f"{len(changed) - 3} more changed"] if len(changed) > 3 else [])
     for word, cases in (("added", now.keys() - before.keys()), ("removed", before.keys() - now.keys())):
         if cases:
-            parts.append(f"{len(cases)} {word} ({_some(sorted(cases))})")
+            shown = ", ".join(sorted(cases)[:3]) + (", …" if len(cases) > 3 else "")
+            parts.append(f"{len(cases)} {word} ({shown})")
     return ", ".join(parts)
 
 
-def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    return sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
-
-
 def refuse_shared(trained: Mapping[str, Mapping[str, Any]], records: Sequence[Record], weights: object) -> None:
-    """Refuse to measure weights on what they were trained on.
+    """Refuse to evaluate weights on data they were trained on.
 
     Args:
         trained: `fingerprints` of the training.
-        records: the cases to measure on.
+        records: the cases to evaluate.
         weights: their file, for the message.
 
     Raises:
@@ -97,11 +87,7 @@ def refuse_shared(trained: Mapping[str, Mapping[str, Any]], records: Sequence[Re
         for file in record_files(record, IMAGE_KEYS):
             if (case := hashes.get(file_hash(file))) is not None:
                 raise RegZooError(f"{file}: {weights} was trained on this image, as case {case}; {fix}")
-        for patient in _patients(record):
+        for patient in sorted(patients_of(record)):
             if (case := patients.get(patient)) is not None:
                 problem = f"case {record['case']} is of patient {patient}, on whom {weights} was trained (case {case})"
                 raise RegZooError(f"{problem}; {fix}{unless}")
-
-
-def _patients(record: Record) -> Iterable[str]:
-    return (str(record[key]) for key in PATIENT_KEYS if record.get(key) is not None)

@@ -1,4 +1,4 @@
-"""What a training writes to TensorBoard and to the screen beside what MONAI's and Ignite's handlers do."""
+"""What a training writes to TensorBoard and to the screen, in addition to MONAI's and Ignite's handlers."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
-from regzoo.engines.divergence import DivergenceCheck, check_start, non_finite, stop_if_any
+from regzoo.engines.divergence import DivergenceCheck, first_few, non_finite, stop_if_any
 from regzoo.engines.weights import unwrap
+from regzoo.errors import RegZooError
 from regzoo.losses import RegistrationLoss
 from regzoo.report.engine import cases_of, is_writer
 from regzoo.spatial import as_tensor
@@ -24,8 +25,8 @@ _FIXED, _PROPAGATED = (0.21, 0.82, 1.0), (1.0, 0.37, 0.69)  # as in the quality-
 class EventWriter:
     """The TensorBoard file of a run, shared by its handlers and opened with the first value.
 
-    What earlier files of the folder hold of that step and later ones is marked as void: a training that was killed
-    repeats an epoch when it is resumed, and one that starts anew begins its curves anew.
+    Opening it voids the values of that step and later ones in earlier files of the folder: a resumed training repeats
+    the epoch in which it was killed, and a training that starts again starts its curves again.
 
     Args:
         folder: TensorBoard folder.
@@ -44,7 +45,7 @@ class EventWriter:
         self._opened(step).add_image(tag, picture, step)
 
     def flush(self) -> None:
-        """Bring what was written onto the disk."""
+        """Write buffered values to the disk."""
         if self.writer is not None:
             self.writer.flush()
 
@@ -57,21 +58,21 @@ class EventWriter:
 class LossTerms:
     """Ignite handler of a trainer: logs the loss and each term of a `RegistrationLoss`, mean over the epoch.
 
-    TensorBoard gets ``loss/<name>``, and ``weight/<name>`` where the weight of a term is learned. Values stay on the
-    device until the epoch ends, so the training loop is never held up; MONAI's handlers fetch the loss in every step.
+    TensorBoard gets ``loss/<name>``, and ``weight/<name>`` for a term whose weight is learned. Values stay on the
+    device until the epoch ends, so the training loop never waits; MONAI's handlers fetch the loss in every step.
 
     It also stops a training whose loss, terms or weights become NaN or infinite, in the same epoch and before its
     validation, see `DivergenceCheck`.
 
-    Handlers that come later, such as MONAI's `MLFlowHandler`, find the means among the engine's metrics, and the loss
-    of a step where they look for it: they expect an output decollated into a list, which would take time in each step.
+    Later handlers, such as MONAI's `MLFlowHandler`, find the means among the engine's metrics. They expect the output
+    of a step as a decollated list, so it is put into one; decollating it would take time in each step.
 
     Args:
         loss: the loss of the trainer.
         writer: where the curves go.
 
     Raises:
-        RegZooError: while training, if it diverges.
+        RegZooError: the training diverges, or starts from weights that are not finite.
     """
 
     def __init__(self, loss: RegistrationLoss, writer: EventWriter) -> None:
@@ -88,11 +89,14 @@ class LossTerms:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
 
     def _clear(self, engine: Engine) -> None:
-        """Forget what an epoch that was broken off left behind."""
+        """Discard the values of an epoch that was broken off, and check the weights."""
         self.sums.clear()
         self.count = 0
-        self.check.clear()
-        check_start(_weights(engine))
+        self.check.waiting.clear()
+        if names := non_finite(_weights(engine)):
+            raise RegZooError(
+                f"{first_few(names)} hold NaN or infinity before the first step; start from other weights"
+            )
 
     def _add(self, engine: Engine) -> None:
         self.count += 1
@@ -118,9 +122,7 @@ class LossTerms:
         self.writer.add_scalar("learning_rate", _rate(engine), engine.state.epoch)
         self.writer.flush()
         losses, weights = (
-            ", ".join(
-                f"{name.removeprefix(kind)} {value:.4f}" for name, value in means.items() if name.startswith(kind)
-            )
+            ", ".join(f"{name.removeprefix(kind)} {means[name]:.4f}" for name in means if name.startswith(kind))
             for kind in ("loss/", "weight/")
         )
         text = losses + ("; weights: " + weights if weights else "")
@@ -132,7 +134,7 @@ def _rate(engine: Engine) -> float:
 
 
 def _weights(engine: Engine) -> dict[str, torch.Tensor]:
-    """All weights and running statistics of the trained network, by their names in a checkpoint."""
+    """All weights and running statistics of the trained network, by name."""
     network = getattr(engine, "network", None)
     return {} if network is None else {f"the weights {k}": v for k, v in unwrap(network).state_dict().items()}
 
@@ -141,7 +143,7 @@ class ValidationImages:
     """Ignite handler of an evaluator: writes the middle slice of its first case to TensorBoard.
 
     Side by side: fixed, unregistered moving and warped moving image, each scaled to its own range. Without a warped
-    image its place is taken by the fixed image with the outlines of the fixed (cyan) and the propagated labels (pink).
+    image, the third is the fixed image with the outlines of the fixed (cyan) and the propagated labels (pink).
 
     Args:
         writer: where the pictures go.
@@ -152,7 +154,7 @@ class ValidationImages:
 
     def attach(self, engine: Engine) -> None:
         """Register with an evaluator."""
-        # MONAI's evaluator counts its iterations anew in every run.
+        # MONAI's evaluator restarts its count of iterations in every run.
         engine.add_event_handler(Events.ITERATION_COMPLETED(event_filter=lambda _, event: event == 1), self)
 
     def __call__(self, engine: Engine) -> None:
@@ -183,11 +185,11 @@ def _middle(volume: torch.Tensor) -> np.ndarray:
 
 
 def _scaled(picture: np.ndarray) -> np.ndarray:
-    """A picture with its values between 0 and 1, black and white at the 1st and 99th percentile."""
+    """A picture scaled to [0, 1], with black and white at the 1st and 99th percentile."""
     low, high = np.percentile(picture, (1, 99))
     return np.clip((picture - low) / max(high - low, 1e-6), 0, 1)
 
 
 def _outlines(masks: np.ndarray) -> np.ndarray:
-    """The inner border pixels (Y, X) of any of some masks (C, Y, X)."""
+    """The inner border pixels (Y, X) of masks (C, Y, X)."""
     return np.any([mask & ~binary_erosion(mask) for mask in masks], axis=0)

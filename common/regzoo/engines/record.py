@@ -1,4 +1,4 @@
-"""The record that a run leaves in its folder: command, configuration, data, versions, log and metrics."""
+"""The record of a run in its folder: command, configuration, data, versions, log and metrics."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from regzoo.engines.identity import whole_hash
 from regzoo.engines.plateau import just_validated
 from regzoo.engines.running import bundle_name, running_workflow
 from regzoo.errors import bad_file
-from regzoo.files import make_folder, write_json
+from regzoo.files import write_json
 from regzoo.ownership import CLAIMS, claim
 from regzoo.report.engine import is_writer
 from regzoo.report.tables import read_csv, write_csv
@@ -37,66 +38,58 @@ from regzoo.report.tables import read_csv, write_csv
 logger = logging.getLogger(__name__)
 
 RUN, CONFIG, DATA, LOG, EPOCHS = "run.json", "config.json", "data.json", "log.txt", "epochs.csv"
-#: What a training leaves in its folder, and an evaluation of it.
+#: The files of a training and of its evaluation in the training's folder.
 OURS = ("last.pt", "model.pt", RUN, CONFIG, DATA, LOG, EPOCHS, "events.out.tfevents.*", "evaluation")
-#: Those that a training writes under names of its own choice.
+#: Those that a training itself writes, under fixed names.
 TRAINED = OURS[:7]
 PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "scipy", "nibabel", "itk")
 
 
-class RunLog(logging.Handler):
-    """Keeps the lines of a run in memory until `keep_in` says which file they belong in, then appends to it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        self.lines: list[str] = []
-        self.path: Path | None = None
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Take a line."""
-        self.lines.append(self.format(record) + "\n")
-        self._write()
-
-    def keep_in(self, folder: Path) -> None:
-        """Append all lines, those to come as well, to a file in a folder."""
-        self.path = make_folder(folder) / LOG
-        self._write()
-
-    def _write(self) -> None:
-        if self.path is not None:
-            # A disk that is full ends the run where it saves its weights, not here.
-            with contextlib.suppress(OSError), self.path.open("a", encoding="utf-8") as file:
-                file.writelines(self.lines)
-                self.lines.clear()
-
-
-#: The logs of the workflows that are running.
-_logs: weakref.WeakKeyDictionary[ConfigWorkflow, RunLog] = weakref.WeakKeyDictionary()
+#: The logs of the running workflows; a log is kept in memory until `describe_run` names its folder.
+_logs: weakref.WeakKeyDictionary[ConfigWorkflow, MemoryHandler] = weakref.WeakKeyDictionary()
 _show_warning = warnings.showwarning
 
 
 def capture_log() -> None:
-    """Take the log lines and the warnings of the running workflow from here on, if one is running."""
+    """Record the log lines and the warnings of the running workflow, if there is one, from here on."""
     global _show_warning
-    workflow, root = running_workflow(), logging.getLogger()
+    workflow = running_workflow()
     if workflow is None or workflow in _logs or not is_writer():
         return
-    log = _logs[workflow] = RunLog()
-    root.addHandler(log)
-    weakref.finalize(workflow, root.removeHandler, log)
+    log = _logs[workflow] = MemoryHandler(capacity=0)
+    logging.getLogger().addHandler(log)
+    weakref.finalize(workflow, _end_log, log)
     if warnings.showwarning is not _warn:
         _show_warning = warnings.showwarning
         warnings.showwarning = _warn
 
 
+def _keep_log(log: MemoryHandler, folder: Path) -> None:
+    """Append the lines of a log so far, and later ones, to a file in a folder."""
+    if log.target is None:
+        file = _LogFile(folder / LOG, encoding="utf-8", delay=True)
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.setTarget(file)
+    log.flush()
+    # A configuration that was read later has removed the root logger's handlers.
+    logging.getLogger().addHandler(log)
+
+
+class _LogFile(logging.FileHandler):
+    """A log file whose errors are ignored: on a full disk, the run ends where it saves its weights."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Ignore an error."""
+
+
+def _end_log(log: MemoryHandler) -> None:
+    logging.getLogger().removeHandler(log)
+    if log.target is not None:
+        log.target.close()
+
+
 def _warn(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: Any = None,
-    line: str | None = None,
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
 ) -> None:
     """Show a warning as before, and log it."""
     text = f"{category.__name__}: {message} ({filename}:{lineno})"
@@ -108,20 +101,20 @@ def _warn(
 def describe_run(
     folder: str | Path, data: Mapping[str, Sequence[Record]], workflow: ConfigWorkflow | None, epoch: int | None = None
 ) -> None:
-    """Write what a run is into its folder, and let its log lines follow.
+    """Write the record of a run into its folder.
 
-    ``run.json``: for each start its time, command and versions, and of a training the epoch it starts with;
-    ``config.json``: the configuration with all overlays and options, references to plain values resolved, which MONAI
-    can run again; ``data.json``: the cases with the SHA-256 of each file; ``log.txt``: the log lines and warnings.
+    ``run.json``: for each start its time, command and versions, and for a training its first epoch; ``config.json``:
+    the configuration with all overlays and options, references to plain values resolved, which MONAI can run again;
+    ``data.json``: the cases with the SHA-256 of each file; ``log.txt``: the log lines and warnings, also later ones.
 
     Args:
-        folder: where to.
+        folder: the run's folder.
         data: part, such as ``training`` → its records.
-        workflow: what runs; None leaves the configuration and the log out.
-        epoch: the epoch that a training starts with, from 1. Later ones than the first add to ``run.json``.
+        workflow: the running workflow; without it, configuration and log are left out.
+        epoch: the first epoch of a training, from 1. A later epoch than the first adds to ``run.json``.
 
     Raises:
-        RegZooError: the folder cannot be written to, or a file of another kind is there under the name of one of ours.
+        RegZooError: the folder cannot be written to, or a file of another kind has the name of one of ours.
     """
     folder = Path(folder)
     earlier = _starts(folder / RUN) if epoch is not None and epoch > 1 else []
@@ -134,9 +127,7 @@ def describe_run(
         return
     write_json(folder / CONFIG, resolved_config(workflow))
     if (log := _logs.get(workflow)) is not None:
-        log.keep_in(folder)
-        # A configuration that was read later has cleared the root logger.
-        logging.getLogger().addHandler(log)
+        _keep_log(log, folder)
 
 
 def _starts(path: Path) -> list[Any]:
@@ -150,14 +141,14 @@ def _starts(path: Path) -> list[Any]:
 
 
 def _described(record: Record) -> dict[str, Any]:
-    """A case by its names and the contents of its files."""
+    """The names of a case and the hashes of its files."""
     named = {key: value for key, value in record.items() if key not in PATH_KEYS and key.endswith(("case", "patient"))}
     files = {str(path): whole_hash(path) for path in record_files(record)}
     return named | {"files": files}
 
 
 def resolved_config(workflow: ConfigWorkflow) -> dict[str, Any]:
-    """A workflow's configuration as plain values; what is at its top shows the value that it was resolved to."""
+    """A workflow's configuration as plain values; a top-level reference or expression is replaced by its value."""
     known = workflow.parser.ref_resolver.resolved_content
     config = {key: value for key, value in workflow.parser.get().items() if key != "_meta_"}
     for key, value in config.items():
@@ -168,7 +159,7 @@ def resolved_config(workflow: ConfigWorkflow) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """The versions of what a result depends on, and the machine."""
+    """The versions of the packages that a result depends on, and the machine."""
     found = {"regzoo": regzoo.__version__, "python": platform.python_version()}
     for name in PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
@@ -181,7 +172,7 @@ def versions() -> dict[str, str]:
 
 
 def _commit(checkout: Path) -> str | None:
-    """The commit of a source checkout, marked as dirty if it was changed."""
+    """The commit of a source checkout, marked as dirty if files have changed since."""
     command = ["git", "-C", str(checkout), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
     if not (checkout / ".git").exists():
         return None
@@ -191,10 +182,10 @@ def _commit(checkout: Path) -> str | None:
 
 
 def set_aside(folder: str | Path) -> Path | None:
-    """Move what an earlier run left in a folder into a new folder ``earlier_1``, ``earlier_2``, … inside it.
+    """Move the files of an earlier run in a folder into a new folder ``earlier_1``, ``earlier_2``, … inside it.
 
     Returns:
-        That folder; None if there was nothing.
+        The new folder; None if there was nothing to move.
     """
     left = [path for name in OURS for path in sorted(Path(folder).glob(name))]
     if not left:
@@ -212,18 +203,18 @@ def set_aside(folder: str | Path) -> Path | None:
 
 
 class RunRecord:
-    """Ignite handler of a trainer: writes what `describe_run` does, and ``epochs.csv``, a row per epoch.
+    """Ignite handler of a trainer: calls `describe_run`, and writes ``epochs.csv``, a row per epoch.
 
     Columns: epoch, seconds, learning_rate, the means of the loss, its terms and learned weights, and the metrics of
     the validation, empty in an epoch without one. Rows of epochs that a resumed training repeats are replaced. Attach
-    it after `LossTerms` and before `TrainingCheckpoint`. Nothing is written before the first epoch begins, when the
-    data and the checkpoint to resume from are in order.
+    it after `LossTerms` and before `TrainingCheckpoint`. Nothing is written before the first epoch begins, by which
+    time the data and the checkpoint have been checked.
 
     Args:
         folder: the training's output folder.
         data: ``training`` and ``validation`` → records.
         evaluator: MONAI evaluator of the validation.
-        resume: whether the training goes on with what is in the folder; if not, that is set aside, see `set_aside`.
+        resume: whether the training resumes from the folder; otherwise earlier files are moved, see `set_aside`.
     """
 
     def __init__(
@@ -235,7 +226,7 @@ class RunRecord:
     ) -> None:
         self.folder, self.data, self.evaluator, self.resume = Path(folder), data, evaluator, resume
         workflow = running_workflow()
-        # Not kept alive: its log ends with it.
+        # A weak reference, because the log ends with the workflow.
         self.workflow = None if workflow is None else weakref.ref(workflow)
         self.rows: list[dict[str, Any]] | None = None
         self.begun = 0.0

@@ -1,37 +1,34 @@
-"""What a registration leaves on disk."""
+"""The result of a registration, and its files."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
-from regzoo.case import Case
 from regzoo.datasets.records import IMAGE_KEYS, LABEL_KEYS
 from regzoo.engines.data import CaseStream, name_of
 from regzoo.engines.running import bundle_name, running_workflow
 from regzoo.errors import RegZooError, bad_file
 from regzoo.files import file_name, make_folder, partial_folder, write_json
-from regzoo.metrics import deformation_statistics
+from regzoo.inference.statistics import label_count, propagated_labels, registration_statistics
 from regzoo.ownership import check_folder, discard, own_files, sign
 from regzoo.report.engine import cases_of
 from regzoo.report.figures import case_figure
 from regzoo.spatial import DisplacementField, Grid, as_tensor, write_nifti
-from regzoo.spatial.held import Box, as_masks, boxes, is_map, sizes_and_centres
-from regzoo.transforms import label_map, warped_masks
+from regzoo.spatial.held import as_masks
+from regzoo.transforms import label_map
 
 logger = logging.getLogger(__name__)
 
-WHO = ("reference", "unregistered", "warped")
-#: What a result can write, by the name a user asks for it.
+#: The files of a result, by the name that a user asks for.
 OUTPUTS = {
     "image": "warped_image.nii.gz",
     "label": "warped_label.nii.gz",
@@ -43,16 +40,22 @@ OUTPUTS = {
 #: Written on request only.
 ON_REQUEST = {"probability"}
 _REGISTER = "use a bundle that registers, such as prostate_mr_trus_weak_ddf"
-#: Why a result may not have an output, and what to do.
+#: Why a result may lack an output, and what to do.
 MISSING = {
     "image": ("the labels were predicted without a transformation, so there is no warped image", _REGISTER),
     "field": ("the labels were predicted without a transformation, so there is no field", _REGISTER),
     "label": ("there is no label without a moving label", "name one as moving_label (regzoo register: --label)"),
     "probability": (
-        "labels that a field has carried over have no probabilities",
+        "labels that were warped with a field have no probabilities",
         "use prostate_mr_trus_conditional_seg, or ask for label",
     ),
 }
+#: The entries of a case that a result needs; the others, among them the images as loaded, can be freed.
+KEPT = (
+    *("case", "field", "probability", "label_values", "moving_label_values", "moving_mask_values"),
+    *("moving_label_axes", "reference_image", "unregistered_image", "warped_image"),
+    *("reference_label", "unregistered_label", "warped_label"),
+)
 
 
 @dataclasses.dataclass
@@ -61,53 +64,47 @@ class RegistrationResult:
 
     Attributes:
         case: name of the pair.
-        fixed_image: (1, X, Y, Z), as loaded.
-        labels: the warped labels, held small (see `regzoo.spatial.held`), or None without a moving label.
-        label_count: how many labels they are.
-        probability: (C, X, Y, Z) in [0, 1], of labels that were predicted without a transformation, else None.
-        label_values: for labels that came as an integer map, the value of each channel.
-        mask_values: for labels that came as masks, the value of each in its file; None stands for 1.
-        label_axes: how many axes the file of the labels has, 3 or 4.
+        labels: the warped labels as held labels (see `regzoo.spatial.held`), or None without a moving label.
+        label_count: their number.
         statistics: ``deformation`` (with a field), per label its volume and centroid, and ``warnings``.
-        pictured: what the quality-control picture shows.
-        transformation, moved_image: behind `field` and `warped_image`; None where there are none.
+        kept: the entries of the registered case that are in `KEPT`.
         bundle: the name of the bundle that registered the pair, for the record of the files.
     """
 
     case: str
-    fixed_image: MetaTensor
     labels: MetaTensor | None
     label_count: int
-    probability: MetaTensor | None
-    label_values: list[int] | None
     statistics: dict[str, Any]
-    transformation: DisplacementField | None
-    moved_image: MetaTensor | None
-    pictured: Mapping[str, Any] = dataclasses.field(repr=False, default_factory=dict)
-    mask_values: list[int] | None = None
-    label_axes: int = 3
+    kept: Mapping[str, Any] = dataclasses.field(repr=False)
     bundle: str = ""
 
     @classmethod
-    def of(cls, item: Mapping[str, Any]) -> RegistrationResult:
-        """From what `regzoo.transforms.ApplyFieldd` or `regzoo.transforms.PropagatedLabelsd` leaves in a dict."""
+    def of(cls, item: Mapping[str, Any], bundle: str = "") -> RegistrationResult:
+        """From a case after `regzoo.transforms.ApplyFieldd` or `regzoo.transforms.PropagatedLabelsd`."""
         labels = propagated_labels(item)
-        keys = ["case", "field", "probability", "moving_label_values", "label_values"]
-        keys += [f"{who}_{kind}" for who in WHO for kind in ("image", "label")]
-        return cls(
-            case=str(item.get("case", "case")),
-            fixed_image=item["reference_image"],
-            labels=labels,
-            label_count=label_count(item, labels),
-            probability=item.get("probability"),
-            label_values=item.get("moving_label_values"),
-            statistics=registration_statistics(item, labels),
-            transformation=item.get("field"),
-            moved_image=item.get("warped_image"),
-            pictured={key: item[key] for key in keys if key in item},
-            mask_values=item.get("moving_mask_values"),
-            label_axes=int(item.get("moving_label_axes", 3)),
-        )
+        statistics = registration_statistics(item, labels)
+        kept = {key: item[key] for key in KEPT if key in item}
+        return cls(str(item.get("case", "case")), labels, label_count(item, labels), statistics, kept, bundle)
+
+    @property
+    def fixed_image(self) -> MetaTensor:
+        """(1, X, Y, Z), as loaded."""
+        return self.kept["reference_image"]
+
+    @property
+    def probability(self) -> MetaTensor | None:
+        """(C, X, Y, Z) in [0, 1], of labels that were predicted without a transformation, else None."""
+        return self.kept.get("probability")
+
+    @property
+    def transformation(self) -> DisplacementField | None:
+        """The same as `field`, but None where the bundle predicts labels without one."""
+        return self.kept.get("field")
+
+    @property
+    def label_values(self) -> list[int] | None:
+        """For labels that came as an integer map, the value of each channel."""
+        return self.kept.get("moving_label_values")
 
     @property
     def field(self) -> DisplacementField:
@@ -116,9 +113,7 @@ class RegistrationResult:
         Raises:
             RegZooError: the bundle predicts labels without one.
         """
-        if self.transformation is None:
-            raise _missing(self.case, "field")
-        return self.transformation
+        return self._required("field", "field")
 
     @property
     def warped_image(self) -> MetaTensor:
@@ -127,45 +122,48 @@ class RegistrationResult:
         Raises:
             RegZooError: the bundle predicts labels without a transformation.
         """
-        if self.moved_image is None:
-            raise _missing(self.case, "image")
-        return self.moved_image
+        return self._required("warped_image", "image")
+
+    def _required(self, key: str, output: str) -> Any:
+        if self.kept.get(key) is None:
+            raise bad_file(self.case, *MISSING[output])
+        return self.kept[key]
 
     @property
     def warped_label(self) -> MetaTensor | None:
-        """(C, X, Y, Z) uint8 masks, made anew at each call, or None without a moving label."""
+        """(C, X, Y, Z) uint8 masks, computed at each call, or None without a moving label."""
         return None if self.labels is None else as_masks(self.labels, self.label_count)
 
     def label_map(self) -> MetaTensor | None:
-        """The warped labels in the form they came in: an integer map (X, Y, Z), or masks along the last axis.
+        """The warped labels in the form of the moving label: an integer map (X, Y, Z), or masks along the last axis.
 
-        A map that was the only volume of a 4-D file is one again: (X, Y, Z, 1). Masks have the values they came with.
+        A map that was the only volume of a 4-D file is (X, Y, Z, 1). Masks keep the values of their file.
         """
         if self.labels is None:
             return None
         labels, affine = self.labels.as_tensor().cpu(), self.labels.affine
         if self.label_values is None:
-            values = torch.tensor([int(value) for value in self.mask_values or [1] * len(labels)])
+            values = torch.tensor([int(value) for value in self.kept.get("moving_mask_values") or [1] * len(labels)])
             ones = bool((values == 1).all())
             shown = labels.to(torch.uint8) if ones else labels * values.int().view(-1, 1, 1, 1)
             return MetaTensor(shown.movedim(0, -1), affine=affine)
         shown = label_map(labels, self.label_values)
-        return MetaTensor(shown[..., None] if self.label_axes > 3 else shown, affine=affine)
+        return MetaTensor(shown[..., None] if self.kept.get("moving_label_axes", 3) > 3 else shown, affine=affine)
 
     def save(self, folder: str | PathLike[str], outputs: Sequence[str] | str | None = None) -> Path:
-        """Write the result into a folder; nothing of it if something fails, and nothing of an earlier result remains.
+        """Write the result into a folder: all of its files or, if one cannot be written, none.
 
-        Only files that an earlier result left there, and that nobody has changed since, are replaced or removed.
+        Files of an earlier result that nobody has changed are replaced or removed; no other file is.
 
         Args:
-            folder: where to.
+            folder: the result's folder.
             outputs: some of ``image`` (``warped_image.nii.gz``, float32), ``label`` (``warped_label.nii.gz``, in the
                 form of the moving label), ``probability`` (``probability.nii.gz``, last axis = label), ``field``
                 (``field.nii.gz``, the transformation for ITK, ANTs and 3D Slicer, LPS mm), ``statistics``
-                (``statistics.json``) and ``picture`` (``quality.png``); None: all there are but the probability.
+                (``statistics.json``) and ``picture`` (``quality.png``); None: all that exist but the probability.
 
         Raises:
-            RegZooError: one is asked for that there is not, or there is another file in its place.
+            RegZooError: the result lacks one of `outputs`, or somebody else's file has its name.
         """
         target = Path(folder)
         wanted = self._wanted(outputs)
@@ -186,14 +184,14 @@ class RegistrationResult:
         return target
 
     def _wanted(self, outputs: Sequence[str] | str | None) -> list[str]:
-        has = {"image": self.moved_image, "label": self.labels, "probability": self.probability}
-        missing = {name for name, value in (has | {"field": self.transformation}).items() if value is None}
+        values = {"image": "warped_image", "label": "warped_label", "probability": "probability", "field": "field"}
+        missing = {name for name, key in values.items() if self.kept.get(key) is None}
         wanted = asked_outputs(outputs)
         if wanted is None:
             return [name for name in OUTPUTS if name not in missing | ON_REQUEST]
         for name in wanted:
             if name in missing:
-                raise _missing(self.case, name)
+                raise bad_file(self.case, *MISSING[name])
         return wanted
 
     def _write(self, folder: Path, wanted: Sequence[str]) -> None:
@@ -217,7 +215,7 @@ class RegistrationResult:
 
     def draw(self, path: str | Path) -> None:
         """Write the quality-control picture, see `regzoo.report.registration_figure`."""
-        case_figure(path, self.pictured)
+        case_figure(path, self.kept)
 
 
 def check_target(
@@ -226,13 +224,13 @@ def check_target(
     """Refuse a folder for a result before the work is done.
 
     Args:
-        folder: where the result is to go.
+        folder: the result's folder.
         outputs: as for `RegistrationResult.save`.
         bundle: the name of the bundle.
-        record: whose images and labels are going to be read.
+        record: the pair, whose files will be read.
 
     Raises:
-        RegZooError: an input or somebody else's file lies where an output goes, or a result of another bundle.
+        RegZooError: an input, somebody else's file or a result of another bundle is in the place of an output.
     """
     names = asked_outputs(outputs) or [name for name in OUTPUTS if name not in ON_REQUEST]
     inputs = [value for key, value in record.items() if key in {"image", *IMAGE_KEYS, *LABEL_KEYS}]
@@ -243,7 +241,7 @@ def asked_outputs(outputs: Sequence[str] | str | None) -> list[str] | None:
     """The outputs a user asked for, as a list; None for the usual ones.
 
     Raises:
-        RegZooError: there is no such output.
+        RegZooError: an output is not known.
     """
     if outputs is None or outputs == "":
         return None
@@ -257,94 +255,14 @@ def asked_outputs(outputs: Sequence[str] | str | None) -> list[str] | None:
     return list(names)
 
 
-def _missing(case: str, output: str) -> RegZooError:
-    return bad_file(case, *MISSING[output])
-
-
-def registration_statistics(
-    item: Mapping[Any, Any], labels: MetaTensor | None, values: Sequence[int] | None = None
-) -> dict[str, Any]:
-    """What a registration is judged by, as plain values for JSON.
-
-    Args:
-        item: what `regzoo.transforms.ApplyFieldd` or `regzoo.transforms.PropagatedLabelsd` leaves.
-        labels: its `propagated_labels`.
-        values: what each of them is called; by default its value in a label map, or its number from 0.
-
-    Returns:
-        ``deformation`` (with a field), ``labels`` (with a moving label): of each its value or index, name, volume in
-        mm³ and centroid in RAS mm; and ``warnings``, a line each.
-    """
-    found: dict[str, Any] = {}
-    if "field" in item:
-        deformation = deformation_statistics(item["field"])
-        # JSON has no NaN, which the logarithm gives where every voxel folds.
-        found["deformation"] = {k: v if math.isfinite(v) else None for k, v in deformation.items()}
-    found["warnings"] = []
-    if labels is not None:
-        places = boxes(labels, label_count(item, labels))
-        found["labels"] = _label_statistics(item, labels, values, places)
-        found["warnings"] = _warnings(item, labels.shape[1:], places, found["labels"])
-    return found
-
-
-def propagated_labels(item: Mapping[Any, Any]) -> MetaTensor | None:
-    """The propagated labels of a case, held small, if there are any; see `regzoo.spatial.held`."""
-    label = item.get("warped_label")
-    if label is None or not label.is_floating_point():
-        return label
-    return MetaTensor(warped_masks(cast(Case, item)) > 0, affine=label.affine)
-
-
-def label_count(item: Mapping[Any, Any], labels: MetaTensor | None) -> int:
-    """How many labels the `propagated_labels` of a case are."""
-    return 0 if labels is None else len(item["moving_label_values"]) if is_map(labels) else len(labels)
-
-
-def _label_statistics(
-    item: Mapping[str, Any], labels: MetaTensor, values: Sequence[int] | None, found: Sequence[Box | None]
-) -> list[dict[str, Any]]:
-    voxel = float(abs(np.linalg.det(Grid.of(labels).affine[:3, :3])))
-    values, names = values or item.get("moving_label_values"), item.get("label_names")
-    return [
-        {
-            "label": values[index] if values else index,
-            **({"name": str(names[index])} if names and index < len(names) else {}),
-            "volume_mm3": round(size * voxel, 3),
-            "centroid_ras_mm": None if size == 0 else [round(float(x), 3) for x in centre],
-        }
-        for index, (size, centre) in enumerate(zip(*sizes_and_centres(labels, found), strict=True))
-    ]
-
-
-def _warnings(
-    item: Mapping[str, Any], shape: Sequence[int], found: Sequence[Box | None], entries: Sequence[Mapping[str, Any]]
-) -> list[str]:
-    """A line for each label that was there and is now empty, or that reaches the end of what could be seen."""
-    lines = list[str]()
-    before = boxes(item["moving_label_native"], len(found))
-    for index, (entry, box) in enumerate(zip(entries, found, strict=True)):
-        name = f"label {entry['label']}" + (f" ({entry['name']})" if "name" in entry else "")
-        was_there = before[index] is not None
-        if was_there and index in item.get("unseen", ()):
-            lines.append(f"{name}: lies outside the network's field of view, so it is not looked for")
-        elif was_there and box is None:
-            lines.append(f"{name}: nothing of it is found in the fixed image")
-        elif box is not None and any(side.start == 0 or side.stop == n for side, n in zip(box, shape, strict=True)):
-            lines.append(f"{name}: touches the border of the fixed image, part of it may lie beyond")
-        elif index in item.get("cut_off", ()):
-            lines.append(f"{name}: touches the border of the network's field of view, part of it may lie beyond")
-    return lines
-
-
 class SaveRegistration:
     """Ignite handler of an evaluator: writes every registered case to ``<output_dir>/<case>/``.
 
     Args:
         output_dir: folder to write to.
         outputs: which files, see `RegistrationResult.save`.
-        dataset: where the cases come from; one that cannot be written is added to its failures and the next one
-            follows. Without it, the run ends there. An earlier result of a case that fails is removed.
+        dataset: the source of the cases. A result that cannot be written is added to its failures and the run goes
+            on; without it, the run ends there. An earlier result of a case that fails is removed.
 
     Raises:
         RegZooError: see `check_target`.
@@ -375,8 +293,7 @@ class SaveRegistration:
     def __call__(self, engine: Engine) -> None:
         """Write the cases of the current iteration."""
         for item in cases_of(engine):
-            result = RegistrationResult.of(item)
-            result.bundle = self.bundle
+            result = RegistrationResult.of(item, self.bundle)
             try:
                 folder = result.save(self._folder(result.case), self.outputs)
             except RegZooError as error:

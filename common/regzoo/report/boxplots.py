@@ -19,19 +19,15 @@ _INK, _BEFORE, _AFTER = "#1f2933", "#9aa5b1", "#1273de"
 _NAMES = {"tre_mm": "landmark TRE, mm", "gland_dsc": "gland DSC", "gland_hd95_mm": "gland HD95, mm"}
 
 
-def summary_figure(
-    path: str | PathLike[str], cases_csv: str | PathLike[str], metrics: Sequence[str] | None = None, title: str = ""
-) -> None:
+def summary_figure(path: str | PathLike[str], cases_csv: str | PathLike[str]) -> None:
     """Draw Tukey box plots of each metric before and after registration; a line joins the two values of a case.
 
-    The box spans the quartiles, the whiskers reach the last value within 1.5 box lengths of it.
+    The box spans the quartiles, the whiskers reach the last value within 1.5 box lengths of it. Drawn are all measured
+    metrics that the table also has as ``before_<name>``.
 
     Args:
         path: PNG file to write.
         cases_csv: table of `regzoo.report.CaseTable`.
-        metrics: names of metrics that the table also has as ``before_<name>``; by default all such metrics that
-            were measured.
-        title: above the plots.
 
     Raises:
         RegZooError: the table cannot be read or has no such metrics.
@@ -42,28 +38,24 @@ def summary_figure(
         raise bad_file(
             cases_csv, "cannot be read as a table of cases", "name the cases.csv of an evaluation"
         ) from error
-    if metrics is None:
-        metrics = [name for name in table if BEFORE + name in table and any(table[name])]
-    missing = [name for metric in metrics for name in (BEFORE + metric, metric) if name not in table]
-    if missing or not metrics:
+    metrics = [name for name in table if BEFORE + name in table and any(table[name])]
+    if not metrics:
         raise bad_file(
             cases_csv,
-            f"has no column {missing[0]}" if missing else f"has no metric with a column {BEFORE}<metric>",
+            f"has no metric with a column {BEFORE}<metric>",
             "evaluate with the metrics of the unregistered pair",
         )
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    layout = ConstrainedLayoutEngine(h_pad=0.12 if title else 0.04)
+    layout = ConstrainedLayoutEngine(h_pad=0.04)
     figure = Figure(figsize=(2.7 * len(metrics) + 0.4, 3.6), dpi=120, facecolor="white", layout=layout)
     canvas = FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(metrics), squeeze=False)[0]
     for axes, name in zip(panels, metrics, strict=True):
         _paired_boxes(axes, _numbers(table[BEFORE + name]), _numbers(table[name]))
         axes.set_title(_NAMES.get(name.lower(), name), fontsize=10.5, color=_INK, pad=8)
-    if title:
-        figure.suptitle(title, fontsize=11.5, color=_INK, weight="bold")
     with atomic_path(path) as temporary:
         canvas.print_png(str(temporary))
 

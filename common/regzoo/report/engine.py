@@ -1,4 +1,4 @@
-"""What the report handlers read from a MONAI evaluator."""
+"""Reading cases from a MONAI evaluator, for the handlers that report on them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def name_of_case(item: Mapping[str, Any]) -> str:
 
 
 def gather_strings(strings: list[str]) -> list[str]:
-    """The strings of all ranks, rank by rank, as MONAI gathers the buffers of its metrics."""
+    """The strings of all ranks, in the order in which MONAI gathers the buffers of its metrics."""
     return string_list_all_gather(strings) if idist.get_world_size() > 1 else strings
 
 

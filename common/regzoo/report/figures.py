@@ -1,4 +1,4 @@
-"""Quality-control picture of a registration: what it did to the image, to the labels and to space."""
+"""Quality-control picture of a registration: the images, the labels and the deformation."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def registration_figure(
 ) -> None:
     """Draw a registration in three orthogonal planes through the gland and write it as a PNG file.
 
-    Columns: fixed image; moving image before and after registration, with the outlines of its labels over those of
-    the fixed labels; checkerboard of fixed and warped image; where each line of a regular fixed grid comes from in
-    the moving image; local change of volume (det J), folded voxels marked.
+    Columns: fixed image; moving image before and after registration, with the outlines of its labels and of the fixed
+    labels; checkerboard of fixed and warped image; the lines of a regular fixed grid, drawn where they lie in the
+    moving image; local change of volume (det J), folded voxels marked.
 
-    Where labels were propagated without a transformation there is no warped image. Then the third column, the last,
-    shows them on the fixed image, with the probabilities they were cut from.
+    Labels that were propagated without a transformation have no warped image. The third column, then the last, shows
+    them on the fixed image, with the probabilities they were thresholded from.
 
     Args:
         path: PNG file to write.
@@ -53,16 +53,16 @@ def registration_figure(
         title: usually the name of the case.
         affine: 4×4, voxel → RAS mm; turns the picture to radiological convention and letters its edges.
         probability: (C, X, Y, Z) in [0, 1], of the propagated labels; drawn where there is no warped image.
-        label_map: the labels are those of a label map, of which none comes first: the planes go through the largest.
+        label_map: the labels come from a label map, where channel 0 is not special: the planes go through the largest.
     """
-    # matplotlib takes its time, and a server that only registers may not have it.
+    # matplotlib is slow to import, and a server that only registers may lack it.
     from regzoo.report.picture import Picture
 
     images = {"fixed": fixed, "moving": moving}
     labels = {"fixed": fixed_label, "moving": moving_label, "warped": warped_label}
     if warped is not None:
         images, probability = images | {"warped": warped}, None
-    else:  # where no fixed label says where to look, the propagated one knows better than the moving one
+    else:  # without a fixed label, the planes go through the propagated one rather than the moving one
         labels = {key: labels[key] for key in ("fixed", "warped", "moving")}
     known = {key: label for key, label in labels.items() if label is not None}
     Picture(images, known, ddf, spacing, affine, probability, label_map).write(path, title)
@@ -71,11 +71,11 @@ def registration_figure(
 class FigureWriter:
     """Ignite handler that draws `registration_figure` for every case of an evaluator, ``<output_dir>/<case>.png``.
 
-    Reads from each case ``reference_image``, ``unregistered_image``, ``warped_image`` (1, X, Y, Z) and, where there,
+    Reads from each case ``reference_image``, ``unregistered_image``, ``warped_image`` (1, X, Y, Z) and, if present,
     ``reference_label``, ``unregistered_label``, ``warped_label`` (C, X, Y, Z) and ``ddf`` (3, X, Y, Z) in voxels, all
     on the grid of ``reference_image``, a `MetaTensor`. Labels that were propagated without a transformation are
-    ``warped_label``, without ``warped_image``, and have a ``probability`` (C, X, Y, Z), where there. Under several
-    ranks each draws its own cases.
+    ``warped_label``, without ``warped_image`` and possibly with a ``probability`` (C, X, Y, Z). Each rank draws its own
+    cases.
 
     Args:
         output_dir: folder to write to.

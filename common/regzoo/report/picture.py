@@ -26,7 +26,7 @@ from regzoo.spatial import DisplacementField
 BACKGROUND, TEXT, MUTED = "#14171c", "#f2f4f7", "#9aa4b2"
 FIXED, MOVING, _PROPAGATED, _FOLDED = "#35d0ff", "#ffb02e", "#ff5fb0", "#7dff3a"
 _HEAT = LinearSegmentedColormap.from_list("probability", ["#ff2f8a00", "#ff2f8a68", "#ffd84a88"])
-_LARGE = 0.1  # a label above this part of the largest one's volume would cover the others with its probability
+_LARGE = 0.1  # a label with more than this share of the largest one's volume would cover the others in the heat map
 _MARGIN_MM = 18.0  # around the labels
 _CHECKER_MM = 12.0
 _PANEL = 2.35  # width, inches
@@ -108,7 +108,7 @@ class Picture:
         canvas = FigureCanvasAgg(figure)
 
         def place(x: float, y: float, wide: float, high: float) -> tuple[float, float, float, float]:
-            """Inches → the fractions of the figure that matplotlib wants."""
+            """Inches → fractions of the figure."""
             return x / width, y / height, wide / width, high / height
 
         y = height - top
@@ -243,12 +243,12 @@ class Picture:
         _color_bar(axes, "RdBu_r", norm, [float(norm.vmin or 0), 1, float(norm.vmax or 2)])
 
     def _facts(self) -> str:
-        """Dice of the gland, or mean Dice, before and after; folded voxels; of propagated labels what landmarks do."""
+        """Dice of the gland, or mean Dice, before and after; folded voxels; for propagated labels the landmark TRE."""
         facts = []
         if "fixed" in self.labels:
             fixed = self.labels["fixed"]
             moved = [self.labels[k] for k in ("moving", "warped") if k in self.labels]
-            with warnings.catch_warnings():  # of nothing there is no mean
+            with warnings.catch_warnings():  # the mean of no value is NaN
                 warnings.simplefilter("ignore", RuntimeWarning)
                 scores = [np.nanmean(overlap(m, fixed, fixed.count if self.label_map else 1)) for m in moved]
             if scores and np.isfinite(scores).all():
@@ -308,14 +308,14 @@ def _color_bar(axes: Axes, colors: Any, norm: Normalize, ticks: list[float]) -> 
 
 
 def _probability_bar(axes: Axes) -> None:
-    axes.set_facecolor("#55585e")  # as over a grey image
+    axes.set_facecolor("#55585e")  # as on a grey image
     _color_bar(axes, _HEAT, Normalize(0, 1), [0, 0.5, 1])
     axes.yaxis.set_label_position("right")
     axes.set_ylabel("probability", color=MUTED, fontsize=8.5, labelpad=2)
 
 
 def _heat(probability: np.ndarray) -> np.ndarray:
-    """The largest probability (X, Y, Z) of the small labels; those of the gland and its zones would cover them."""
+    """The largest probability (X, Y, Z) of any small label; the gland and its zones would cover them."""
     known = np.nan_to_num(np.asarray(probability, dtype=np.float32))
     volumes = (known >= 0.5).sum(axis=(1, 2, 3))
     small = volumes < _LARGE * volumes.max()

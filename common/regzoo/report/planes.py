@@ -1,4 +1,4 @@
-"""Cutting volumes into the three anatomical planes, the way radiologists look at them."""
+"""The three anatomical planes of a volume, as radiologists view them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables of an evaluation: per case, per label and summed up."""
+"""Tables of an evaluation: per case, per label, and a summary."""
 
 from __future__ import annotations
 
@@ -101,8 +101,8 @@ class LabelTable:
     and ``label_names`` of each case. A label that is empty in the fixed or in both moving labels has no row.
 
     Columns: case, label (channel), name, distance of the centroids in mm and DSC before and after, and the volumes in
-    ml of the fixed, unregistered and warped label. An empty cell means that the label was not there: a warped label
-    without distance has left the image.
+    ml of the fixed, unregistered and warped label. An empty cell means that the label is absent: a warped label
+    without a distance has left the image.
 
     Args:
         output_dir: folder to write to.
@@ -135,7 +135,7 @@ class LabelTable:
         self._rows = []
 
     def _collect(self, engine: Engine) -> None:
-        # One JSON text per case, so that a rank's rows can be gathered as strings.
+        # One JSON text per case, because ranks gather strings.
         self._rows += [json.dumps(label_rows(item)) for item in cases_of(engine)]
 
     def _finish(self, engine: Engine) -> None:
@@ -173,7 +173,7 @@ def summary_text(summaries: Mapping[str, Mapping[str, float]], cases: int) -> st
     """The table that `CaseTable` prints: medians and percentiles, unregistered beside registered."""
     shown = ("median", "p10", "p25", "p75", "p90")
     names = [n for n in summaries if not (n.startswith(BEFORE) and n.removeprefix(BEFORE) in summaries)]
-    # What no case of this data set has, such as labels of kinds held out, would be a line of dashes.
+    # A metric that no case has, such as one of labels held out, would be a line of dashes.
     measured = {name for name, summary in summaries.items() if summary["n"]}
     names = [n for n in names if {n, BEFORE + n} & measured]
     paired = any(BEFORE + name in summaries for name in names)
@@ -212,7 +212,7 @@ def _columns(details: Mapping[str, Any], cases: int) -> dict[str, np.ndarray]:
 
 
 def _first_of_each(cases: Sequence[str]) -> list[int]:
-    """Indices of the cases to keep: with several ranks, a sampler may repeat cases to fill up the last batch."""
+    """Indices of the cases to keep; with several ranks, a sampler may repeat cases to fill the last batch."""
     if idist.get_world_size() == 1:
         return list(range(len(cases)))
     return sorted({case: i for i, case in reversed(list(enumerate(cases)))}.values())

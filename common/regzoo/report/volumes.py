@@ -1,4 +1,4 @@
-"""What a picture takes from the volumes of a case: planes and a few numbers, without a copy of any of them."""
+"""Planes and a few numbers of large volumes, computed without copying a volume."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from regzoo.spatial import DisplacementField, jacobian_determinant
 from regzoo.spatial.warp import slabs
 from scipy.ndimage import find_objects
 
-#: As many voxels of a volume are enough for its percentiles.
+#: This many voxels of a volume are enough for its percentiles.
 ENOUGH = 1 << 22
 
 
 def some_of(volume: np.ndarray) -> np.ndarray:
-    """A volume (X, Y, Z), or an even part of its voxels where they are many."""
+    """A volume (X, Y, Z), or an evenly spaced part of its voxels if they are many."""
     step = math.ceil((volume.size / ENOUGH) ** (1 / 3))
     return volume[::step, ::step, ::step]
 
@@ -29,7 +29,7 @@ class Labels:
 
     Attributes:
         volume: masks (C, X, Y, Z), soft or not, or a map (X, Y, Z) of their numbers from 1, of an integer type.
-        count: how many labels they are.
+        count: the number of labels.
     """
 
     volume: np.ndarray
@@ -73,7 +73,7 @@ class Labels:
 
 
 def overlap(first: Labels, second: Labels, count: int) -> np.ndarray:
-    """Dice of each of the first `count` labels of one volume and of a second, NaN where the latter is empty."""
+    """Dice between the first `count` labels of two volumes, (count,); NaN where the second volume's label is empty."""
     scores = []
     for index, boxes in enumerate(zip(first.boxes()[:count], second.boxes()[:count], strict=True)):
         there = [box for box in boxes if box is not None]

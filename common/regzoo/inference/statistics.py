@@ -1,0 +1,91 @@
+"""The statistics of a registration: its deformation, its labels, and warnings about them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+from monai.data import MetaTensor
+from regzoo.case import Case
+from regzoo.metrics import deformation_statistics
+from regzoo.spatial import Grid
+from regzoo.spatial.held import Box, boxes, is_map, sizes_and_centres
+from regzoo.transforms import warped_masks
+
+
+def registration_statistics(
+    item: Mapping[Any, Any], labels: MetaTensor | None, values: Sequence[int] | None = None
+) -> dict[str, Any]:
+    """The statistics of a registration as plain values for JSON.
+
+    Args:
+        item: the case after `regzoo.transforms.ApplyFieldd` or `regzoo.transforms.PropagatedLabelsd`.
+        labels: its `propagated_labels`.
+        values: the name of each label; by default its value in a label map, or its number from 0.
+
+    Returns:
+        ``deformation`` (with a field); ``labels`` (with a moving label), for each its value or index, name, volume in
+        mm³ and centroid in RAS mm; and ``warnings``, a line each.
+    """
+    found: dict[str, Any] = {}
+    if "field" in item:
+        deformation = deformation_statistics(item["field"])
+        # JSON has no NaN, which the logarithm yields if every voxel folds.
+        found["deformation"] = {k: v if math.isfinite(v) else None for k, v in deformation.items()}
+    found["warnings"] = []
+    if labels is not None:
+        places = boxes(labels, label_count(item, labels))
+        found["labels"] = _label_statistics(item, labels, values, places)
+        found["warnings"] = _warnings(item, labels.shape[1:], places, found["labels"])
+    return found
+
+
+def propagated_labels(item: Mapping[Any, Any]) -> MetaTensor | None:
+    """The propagated labels of a case as held labels, see `regzoo.spatial.held`; None without a moving label."""
+    label = item.get("warped_label")
+    if label is None or not label.is_floating_point():
+        return label
+    return MetaTensor(warped_masks(cast(Case, item)) > 0, affine=label.affine)
+
+
+def label_count(item: Mapping[Any, Any], labels: MetaTensor | None) -> int:
+    """The number of the `propagated_labels` of a case."""
+    return 0 if labels is None else len(item["moving_label_values"]) if is_map(labels) else len(labels)
+
+
+def _label_statistics(
+    item: Mapping[str, Any], labels: MetaTensor, values: Sequence[int] | None, found: Sequence[Box | None]
+) -> list[dict[str, Any]]:
+    voxel = float(abs(np.linalg.det(Grid.of(labels).affine[:3, :3])))
+    values, names = values or item.get("moving_label_values"), item.get("label_names")
+    return [
+        {
+            "label": values[index] if values else index,
+            **({"name": str(names[index])} if names and index < len(names) else {}),
+            "volume_mm3": round(size * voxel, 3),
+            "centroid_ras_mm": None if size == 0 else [round(float(x), 3) for x in centre],
+        }
+        for index, (size, centre) in enumerate(zip(*sizes_and_centres(labels, found), strict=True))
+    ]
+
+
+def _warnings(
+    item: Mapping[str, Any], shape: Sequence[int], found: Sequence[Box | None], entries: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """A line for each label that got lost, or that reaches the border of the image or of the field of view."""
+    lines = list[str]()
+    before = boxes(item["moving_label_native"], len(found))
+    for index, (entry, box) in enumerate(zip(entries, found, strict=True)):
+        name = f"label {entry['label']}" + (f" ({entry['name']})" if "name" in entry else "")
+        was_there = before[index] is not None
+        if was_there and index in item.get("unseen", ()):
+            lines.append(f"{name}: lies outside the network's field of view, so it is not looked for")
+        elif was_there and box is None:
+            lines.append(f"{name}: nothing of it is found in the fixed image")
+        elif box is not None and any(side.start == 0 or side.stop == n for side, n in zip(box, shape, strict=True)):
+            lines.append(f"{name}: touches the border of the fixed image, part of it may lie beyond")
+        elif index in item.get("cut_off", ()):
+            lines.append(f"{name}: touches the border of the network's field of view, part of it may lie beyond")
+    return lines
