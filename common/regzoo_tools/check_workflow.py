@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigWorkflow
 from regzoo.datasets import load_records
+from regzoo.engines.origin import STEPS, step_of
 from regzoo_phantoms import embedded_phantoms
 from regzoo_tools.bundle import Bundle, CheckError, NotCheckedError
 
 #: Ids that training and inference may define differently. All else that both have must agree, or weights would be used
 #: on another input than they know.
-OWN = {"imports", "output_dir", "network", "split", "initialize", "run", "finalize", "displayable_configs"}
+OWN = {"imports", "output_dir", "network", "initialize", "run", "finalize", "displayable_configs"}
 #: What the zoo's rules and MONAI Label ask for, by configuration.
 ZOO_IDS = {
     "inference": ("bundle_root", "device", "network_def", "inferer", "output_dir"),
@@ -87,9 +88,14 @@ def same_settings(bundle: Bundle) -> str:
     """What both training and inference define is the same, and the fixed image comes first."""
     train, inference = bundle.config("train"), bundle.config("inference")
     shared = sorted((train.get().keys() & inference.get().keys()) - OWN)
-    different = [key for key in shared if train[key] != inference[key]]
+    different = [key for key in shared if step_of(train[key]) != step_of(inference[key])]
     if different:
         raise CheckError(f"train.json and inference.json differ in {', '.join(different)}")
+    common = {*shared, "load", "alignment", *STEPS}
+    orders = [_steps(config, common) for config in (train["train"], train["validate"], inference.get())]
+    if any(order != orders[-1] for order in orders[:-1]):
+        listed = " | ".join(", ".join(order) for order in orders)
+        raise CheckError(f"the steps of training, validation and inference differ: {listed}")
     if "network_def" not in shared:
         raise CheckError("train.json has no network_def of its own to compare with")
     inputs = train.get("inputs", ["fixed_image", "moving_image"])
@@ -98,6 +104,12 @@ def same_settings(bundle: Bundle) -> str:
             f"inputs of train.json are {inputs}: not the fixed image first, or not the channels of metadata"
         )
     return f"{len(shared)} settings"
+
+
+def _steps(section: Mapping[str, Any], common: Collection[str]) -> list[str]:
+    """The steps of a section's preprocessing, by the names they have in common with others."""
+    steps = (section.get("preprocessing") or {}).get("transforms", ())
+    return [step[1:] for step in steps if isinstance(step, str) and step[1:] in common]
 
 
 def train_properties(bundle: Bundle) -> str:

@@ -200,18 +200,22 @@ def test_kinds_of_label_are_held_out_and_measured_apart(
 ) -> None:
     """Without the ad hoc labels in the training, and with them in the evaluation."""
     kinds = ["cyst", "calcification"]
-    parser = ConfigParser()
-    configs = BUNDLES / bundle / "configs"
-    parser.read_config([str(configs / "train.json"), str(configs / "evaluate.json")])
     overrides = SMALL | {"dataset_dir": str(prostate_phantoms), "output_dir": str(tmp_path), "holdout": kinds}
-    for key, value in (overrides | {"pictures": 0, "checkpoint": str(tmp_path / "model.pt")}).items():
-        parser[key] = value
+
+    def parsed(*names: str, **settings: Any) -> ConfigParser:
+        parser = ConfigParser()
+        parser.read_config([str(BUNDLES / bundle / "configs" / name) for name in names])
+        for key, value in (overrides | settings).items():
+            parser[key] = value
+        return parser
+
     seen = 0
-    for item in parser.get_parsed_content("train#dataset"):
+    for item in parsed("train.json").get_parsed_content("train#dataset"):
         others = [name for name in item["label_names"] if not name.startswith(tuple(kinds))]
         assert len(item["fixed_label"]) == len(item["moving_label"]) <= len(others) < len(item["label_names"])
         seen += len(item["fixed_label"])
     assert seen > 0
+    parser = parsed("train.json", "evaluate.json", pictures=0, checkpoint=str(tmp_path / "model.pt"))
     save_weights(parser.get_parsed_content("network_def"), tmp_path / "model.pt")
     parser.get_parsed_content("run")
     table, labels = (read_csv(tmp_path / "evaluation" / name) for name in ("cases.csv", "labels.csv"))

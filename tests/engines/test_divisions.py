@@ -148,7 +148,7 @@ def test_every_bundle_follows_the_rule(bundle: Path, write: Callable[..., Path],
         return parser
 
     for settings in ({}, {"fold": 1}):
-        _, held_out = parsed("train.json", **settings).get_parsed_content("split")
+        _, held_out = parsed("train.json", **settings).get_parsed_content("division")
         images = {record["fixed_image"] for record in held_out}
         names = {Path(image).name for image in images}
         number = (1, 4, 7, 10) if settings else (12, 13, 14, 15)

@@ -216,14 +216,14 @@ def test_a_site_that_is_aborted(bundle: str, root: Path, dataset: Path, tmp_path
 @pytest.mark.parametrize("bundle", ["prostate_mr_trus_sdm", "abdominal_ct_ddmr"])
 def test_statistics_of_a_site(bundle: str, root: Path, dataset: Path, tmp_path: Path) -> None:
     """What a site tells about its fixed images, against nibabel."""
-    as_images = "$[{{'image': case['fixed_image'], 'label': case['fixed_label']}} for case in @split[{}]]"
+    as_images = "$[{{'image': case['fixed_image'], 'label': case['fixed_label']}} for case in @division.{}]"
     workflow = ConfigWorkflow(
         config_file=str(root / "configs" / "train.json"),
         logging_file=False,
         **small(bundle),
         dataset_dir=str(dataset),
         output_dir=str(tmp_path / "output"),
-        **{"train#dataset#data": as_images.format(0), "validate#dataset#data": as_images.format(1)},
+        **{"train#dataset#data": as_images.format("training"), "validate#dataset#data": as_images.format("validation")},
     )
     keys = ["image", "label"]
     transforms = [LoadImaged(keys, ensure_channel_first=True, image_only=True), Lambdad("label", lambda x: x[:1] == 1)]

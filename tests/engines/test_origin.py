@@ -127,6 +127,23 @@ def test_another_network_of_the_same_weights_is_refused(data: Path, trained: Pat
     assert "was trained with another network_def" in refusal(lambda: run(WEAK, overlays, **given))
 
 
+def test_another_step_to_what_the_network_sees_is_refused(data: Path, trained: Path, tmp_path: Path) -> None:
+    """By an evaluation, a registration and a training that is resumed; what belongs to one use of a step is free."""
+    weights, keys = trained / "model.pt", ["fixed_image", "moving_image"]
+    percentiles = {"_target_": "ScaleIntensityRangePercentilesd", "keys": keys, "lower": 1, "upper": 99}
+    for changed, told in (
+        ({"intensity": percentiles | {"b_min": 0, "b_max": 1}}, "another intensity"),
+        ({"intensity#nonzero": True}, "another intensity"),
+        ({"resample#interpolation": "bspline"}, "another resample"),
+    ):
+        assert told in refusal(lambda changed=changed: evaluate(data, trained, **changed))
+        assert told in refusal(lambda changed=changed: Registrar(BUNDLES / WEAK, checkpoint=str(weights), **changed))
+        output = Path(shutil.copytree(trained, tmp_path / str(len(list(tmp_path.iterdir())))))
+        line = refusal(lambda changed=changed, output=output: train(data, output, max_epochs=2, **changed))
+        assert line.startswith(f"{output / 'last.pt'}: was written by a training with {told}; ")
+    Registrar(BUNDLES / WEAK, checkpoint=str(weights), **{"load#need": ["moving_label"], "resample#keep_native": False})
+
+
 def test_what_was_trained_on_is_not_measured(data: Path, trained: Path, tmp_path: Path) -> None:
     folds = {"eval_split": "fold", "folds": 4}
     assert len(evaluate(data, trained, **folds)["case"]) == 2

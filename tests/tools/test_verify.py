@@ -40,6 +40,9 @@ def test_every_bundle_is_green(bundle: Path) -> None:
 
 # How to break a bundle. Each takes its folder.
 
+#: The bundle's own but one.
+STEPS = ["@request", "@load", "@alignment", "@resample", "@select_labels", "@stack"]
+
 
 def write(name: str, text: str) -> Callable[[Path], object]:
     return lambda root: (root / name).write_text(text, encoding="utf-8")
@@ -163,7 +166,7 @@ BROKEN: list[tuple[str, str, Callable[[Path], object]]] = [
     # As in the zoo, where the package is no first party: between MONAI and PyTorch, not in a block of its own.
     ("Python style", "isort", write("code.py", "import torch\n\nimport regzoo\n\nprint(torch, regzoo)\n")),
     ("code in configurations", "os.system", edit("variants/mix", "run", ["$os.system('ls')"])),
-    ("code in configurations", "__import__", edit("train", "split", "$__import__('os').listdir(@dataset_dir)")),
+    ("code in configurations", "__import__", edit("train", "records", "$__import__('os').listdir(@dataset_dir)")),
     ("code in configurations", "subprocess", edit("train", "loss", {"_target_": "subprocess.run", "args": "ls"})),
     ("code in configurations", "urllib.request", edit("train", "imports", ["$from urllib import request"])),
     ("code in configurations", "eval", edit("inference", "size", "$eval('[1, 2, 3]')")),
@@ -210,6 +213,9 @@ BROKEN: list[tuple[str, str, Callable[[Path], object]]] = [
     ("TorchScript (trace)", "differs", network("Faint")),
     ("train and inference agree", "spacing", edit("inference", "spacing", [1.0, 1.0, 1.0])),
     ("train and inference agree", "differ in inputs", edit("train", "inputs", ["fixed_image", "moving_image"])),
+    ("train and inference agree", "differ in intensity", edit("inference", "intensity#lower", 1.0)),
+    ("train and inference agree", "differ in resample", edit("train", "resample#interpolation", "bspline")),
+    ("train and inference agree", "steps of training", edit("inference", "preprocessing#transforms", STEPS)),
     ("train and inference agree", "not the fixed image first", lambda root: swap_inputs(root)),
     ("ids of the zoo", "val_interval", edit("train", "val_interval")),
     ("ids of the zoo", "output_dir", edit("inference", "output_dir")),

@@ -14,7 +14,7 @@ import torch
 from ignite.engine import Engine, Events
 from regzoo.engines.divergence import flat_tensors, non_finite, stop_if_any
 from regzoo.engines.identity import data_difference
-from regzoo.engines.origin import origin
+from regzoo.engines.origin import STEPS, origin
 from regzoo.engines.weights import load_state, read_checkpoint, save_weights, unwrap
 from regzoo.errors import bad_file
 from regzoo.files import atomic_path, make_folder
@@ -46,9 +46,10 @@ class TrainingCheckpoint:
         objects: name → anything else with a state dict, such as the optimiser and the schedule.
         evaluator: MONAI evaluator whose key metric picks the best weights. Without one, and as long as the metric is
             NaN, the latest weights are kept.
-        settings: what makes this training what it is, as plain values; a training is not resumed with others. The
-            cases of ``data`` and ``validation`` are `fingerprints`. The optimiser with its own settings, the kind of
-            the schedule and the precision of the trainer are added.
+        settings: what makes this training what it is, as plain values; a training is not resumed with others, nor with
+            other steps to what the network sees (`regzoo.engines.origin.STEPS`). The cases of ``data`` and
+            ``validation`` are `fingerprints`. The optimiser with its own settings, the kind of the schedule and the
+            precision of the trainer are added.
         resume: continue from ``last.pt`` if there is one.
         serve_as: another file for the best weights, written when the training has ended well.
     """
@@ -108,7 +109,10 @@ class TrainingCheckpoint:
         content = read_checkpoint(self.last_file)
         mend = "train with those settings, name another --output_dir, or start anew with --resume False"
         # Weights alone have no settings; what else they lack is told below.
-        if changed := differences(content.get("settings", self.settings), self.settings):
+        before, now = content.get("settings", self.settings), self.settings
+        was, is_ = (origin_.get("config", {}) for origin_ in (content.get("origin", {}), self.origin))
+        shared = [step for step in STEPS if step in was and step in is_]
+        if changed := differences(before | {s: was[s] for s in shared}, now | {s: is_[s] for s in shared}):
             raise bad_file(self.last_file, f"was written by a training with {changed}", mend)
         load_state(self.network, content, self.last_file)
         try:

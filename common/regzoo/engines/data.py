@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ignite.distributed as idist
 from regzoo.datasets import (
@@ -18,6 +18,7 @@ from regzoo.datasets import (
     load_validation,
     single_records,
     split_fold,
+    validate_kinds,
 )
 from regzoo.datasets.folders import case_name
 from regzoo.datasets.records import patient_of
@@ -75,10 +76,22 @@ def training_records(folder: str | Path, direction: str = "mr_to_us", count: int
     return load_records(folder, "train", direction)[: count or None] if folder else []
 
 
+class Division(NamedTuple):
+    """The records of a training, to train on and to validate on; the latter choose the epoch."""
+
+    training: list[Record]
+    validation: list[Record]
+
+
 def split_pairs(
-    records: Sequence[Record], fold: int | None = None, folds: int | None = None, seed: int = 0, folder: str | Path = ""
-) -> tuple[list[Record], list[Record]]:
-    """Pairs to train on and to validate on: the latter choose the epoch; none of none.
+    records: Sequence[Record],
+    fold: int | None = None,
+    folds: int | None = None,
+    seed: int = 0,
+    folder: str | Path = "",
+    holdout: Sequence[str] = (),
+) -> Division:
+    """Divide pairs into those to train on and those to validate on; without records both are empty.
 
     With `fold` or `folds`, a fold of the training split is held out; otherwise a datalist's validation part is
     validated on; where there is none, fold 0 is held out. The folds are those of the datalist's column ``fold``, or
@@ -90,11 +103,15 @@ def split_pairs(
         folds: how many folds; None: those of the data set, or else 20.
         seed: of the division.
         folder: the data set, for its validation part.
+        holdout: kinds of label that the training leaves out.
 
-    Returns:
-        (training, validation).
+    Raises:
+        RegZooError: see `regzoo.datasets.validate_kinds`.
     """
-    return _divided(records, fold, folds, seed, load_validation(folder) if folder and records else [], FOLDS)
+    division = _divided(records, fold, folds, seed, load_validation(folder) if folder and records else [], FOLDS)
+    if records:
+        validate_kinds([*division.training, *division.validation], holdout)
+    return division
 
 
 def _divided(
@@ -104,17 +121,17 @@ def _divided(
     seed: int,
     validation: Sequence[Record],
     default: int,
-) -> tuple[list[Record], list[Record]]:
+) -> Division:
     """What `split_pairs` says, for pairs or single images."""
     if not records:
-        return [], []
+        return Division([], [])
     if validation and fold is None and folds is None:
         logger.info("validating on the %d records of the data set's validation part", len(validation))
-        return list(records), list(validation)
+        return Division(list(records), list(validation))
     own = any("fold" in record for record in records)
-    parts = split_fold(records, fold or 0, folds if own or folds is not None else default, seed)
+    parts = Division(*split_fold(records, fold or 0, folds if own or folds is not None else default, seed))
     which = "of the data set's own folds" if own else f"of {folds or default}"
-    logger.info("validating on fold %d %s: %d of %d records", fold or 0, which, len(parts[1]), len(records))
+    logger.info("validating on fold %d %s: %d of %d records", fold or 0, which, len(parts.validation), len(records))
     return parts
 
 
@@ -126,6 +143,7 @@ def evaluation_records(
     fold: int | None = None,
     folds: int | None = None,
     seed: int = 0,
+    holdout: Sequence[str] = (),
 ) -> list[Record]:
     """The records to evaluate on.
 
@@ -136,10 +154,17 @@ def evaluation_records(
         direction: moving to fixed, see `regzoo.datasets.load_records`.
         count: take the first few records of the data set only; all for 0 or None.
         fold, folds, seed: of the training, see `split_pairs`.
+        holdout: kinds of label that the training left out, to be measured by themselves.
+
+    Raises:
+        RegZooError: see `regzoo.datasets.validate_kinds`.
     """
     if split == "fold":
-        return split_pairs(training_records(folder, direction, count), fold, folds, seed, folder)[1]
-    return load_records(folder, split, direction)[: count or None]
+        records = split_pairs(training_records(folder, direction, count), fold, folds, seed, folder).validation
+    else:
+        records = load_records(folder, split, direction)[: count or None]
+    validate_kinds(records, holdout)
+    return records
 
 
 def training_images(folder: str | Path, count: int | None = None) -> list[Record]:
@@ -159,7 +184,7 @@ def split_images(
     seed: int = 0,
     simulated: bool = False,
     folder: str | Path = "",
-) -> tuple[list[Record], list[Record]]:
+) -> Division:
     """Single images to train on, and what to validate on: pairs of the patients held out, drawn once and stored.
 
     With too few images to hold two patients out, or if asked for, the validation is on single images, to each of which
@@ -173,24 +198,22 @@ def split_images(
         count: how many pairs; None: as many as images are held out.
         simulated: validate on single images in any case.
         folder: the data set, for its validation part. Pairs that it lists are used as they are.
-
-    Returns:
-        (training, validation); none of no images.
     """
     if not records:
-        return [], []
+        return Division([], [])
     validation = load_validation(folder, single=True) if folder else []
     training, held_out = list(records), list[Record]()
     enough = len(set(map(patient_of, records))) >= max(folds or FOLDS_OF_IMAGES, 2)
     if enough or validation or any("fold" in record for record in records):
         training, held_out = _divided(records, fold, folds, seed, validation, FOLDS_OF_IMAGES)
     if held_out and not simulated and (pairs := _as_pairs(held_out, pairs_file, count, seed)):
-        return training, pairs
+        return Division(training, pairs)
     held_out = single_records(held_out or records)
     if not simulated:
         logger.warning("%d images of too few patients to make pairs of: validating on simulated pairs", len(held_out))
     repeats = -(-SIMULATED // len(held_out))
-    return training, [item | {"case": f"{item['case']}_{turn}"} for turn in range(repeats) for item in held_out]
+    repeated = [item | {"case": f"{item['case']}_{turn}"} for turn in range(repeats) for item in held_out]
+    return Division(training, repeated)
 
 
 def _as_pairs(records: Sequence[Record], pairs_file: str | Path, count: int | None, seed: int) -> list[Record]:
@@ -231,7 +254,7 @@ def evaluation_pairs(
         return load_records(folder, LISTED[split])[: count or None]
     if split == "fold":
         validation = load_validation(folder, single=True)
-        records = _divided(training_images(folder, images), fold, folds, seed, validation, FOLDS_OF_IMAGES)[1]
+        records = _divided(training_images(folder, images), fold, folds, seed, validation, FOLDS_OF_IMAGES).validation
         if not any(map(is_single, records)):
             return records[: count or None]
     elif split == "rest":

@@ -33,9 +33,14 @@ FIXED = (
 )
 #: Settings that are those of the training unless somebody says otherwise, since they depend on the images at hand.
 USUAL = ("align", "region_label", "margin", "label_values")
+#: Steps of the preprocessing that make what a network sees, so they are those of its training.
+STEPS = ("units", "field_of_view", "resample", "intensity", "region_input")
+#: Arguments by which one use of a step differs from another: they choose cases and labels and what else is kept, but do
+#: not change what a network sees.
+OF_ONE_USE = {"need", "without", "keep_native"}
 #: Parts of a configuration that overlays replace. They are compared, not taken over: a file of weights must not bring
 #: code along.
-PARTS = ("network_def", "units", "field_of_view", "intensity")
+PARTS = ("network_def", *STEPS)
 
 
 def origin(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,7 +62,12 @@ def origin(settings: Mapping[str, Any]) -> dict[str, Any]:
 def described(parser: ConfigParser) -> dict[str, Any]:
     """The settings of a configuration that belong to weights, and its parts as text."""
     found = {key: parser[key] for key in (*FIXED, *USUAL) if key in parser.config}
-    return found | {key: _text(parser, parser[key]) for key in PARTS if key in parser.config}
+    return found | {key: _text(parser, step_of(parser[key])) for key in PARTS if key in parser.config}
+
+
+def step_of(section: Any) -> Any:
+    """A step of a configuration without what belongs to one use of it."""
+    return {k: v for k, v in section.items() if k not in OF_ONE_USE} if isinstance(section, Mapping) else section
 
 
 def _text(parser: ConfigParser, value: Any) -> str:

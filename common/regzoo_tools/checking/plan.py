@@ -22,6 +22,8 @@ from regzoo.transforms.load import AlignPaird, LoadPaird
 from regzoo.transforms.resample import ResamplePaird
 from regzoo_tools.checking.cases import Examiner
 
+#: The steps from files to a training's cases, in its configuration.
+_STEPS = "train::preprocessing::transforms"
 #: Steps of a training that are run and timed after a first one that is not.
 TIMED_STEPS = 2
 
@@ -93,7 +95,7 @@ class Plan:
             return Examiner(LoadPaird(), [AlignPaird("header")])
         parser = self.parser()
         steps: list[Any] = []
-        for number in range(len(_steps(parser))):
+        for number in range(len(parser[_STEPS])):
             step = parser.get_parsed_content(f"{_STEPS}::{number}")
             steps.append(step)
             if isinstance(step, ResamplePaird):
@@ -107,7 +109,7 @@ class Plan:
             return None
         with tempfile.TemporaryDirectory(prefix="regzoo-") as folder:
             try:
-                self.parser(output_dir=folder).get_parsed_content("split")
+                self.parser(output_dir=folder).get_parsed_content("division")
             except Exception as error:
                 if mine := user_error(error):
                     return mine
@@ -122,7 +124,8 @@ class Plan:
             spacing, size: of the network grid.
         """
         with tempfile.TemporaryDirectory(prefix="regzoo-") as folder:
-            more = {"split": [[record], [record]], "spacing": spacing, "size": size, "output_dir": folder}
+            more: dict[str, Any] = {"train#dataset#data": [record], "validate#dataset#data": [record]}
+            more |= {"spacing": spacing, "size": size, "output_dir": folder}
             more |= {"num_workers": 0, "cache_rate": 1.0}
             parser = self.parser(**more)
             epoch = int(parser.get_parsed_content("samples_per_epoch"))
@@ -147,13 +150,6 @@ class Plan:
             cached = sum(v.numel() * v.element_size() for v in loader.dataset[0].values() if torch.is_tensor(v))
             step = min(seconds[1:])
             return Cost(device.type, step, step * -(-epoch // batch), _peak_bytes(device), cached)
-
-
-_STEPS = "train::preprocessing_transforms"
-
-
-def _steps(parser: ConfigParser) -> list[Any]:
-    return list(parser[_STEPS])
 
 
 def _peak_bytes(device: torch.device) -> int:
