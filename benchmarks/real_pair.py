@@ -24,7 +24,7 @@ from comparison import markdown, short
 from measure import machine
 from monai.data import MetaTensor
 from regzoo import DisplacementField, Registrar
-from regzoo.engines.data import as_request, requested_records
+from regzoo.engines.streams import as_request, requested_records
 from regzoo.errors import RegZooError, bad_file, one_line_errors
 from regzoo.files import write_text
 from regzoo.inference import RegistrationResult

@@ -3,14 +3,9 @@
 from regzoo.engines.batch import PreparePair
 from regzoo.engines.checkpoint import TrainingCheckpoint, is_lower
 from regzoo.engines.data import (
-    CaseStream,
-    EvaluationStream,
     data_folder,
     evaluation_pairs,
     evaluation_records,
-    output_folder,
-    report_failures,
-    requested_records,
     split_images,
     split_pairs,
     training_images,
@@ -22,7 +17,8 @@ from regzoo.engines.logs import EventWriter, LossTerms, ValidationImages
 from regzoo.engines.options import check_ids, check_options
 from regzoo.engines.origin import as_trained, not_trained_on
 from regzoo.engines.plateau import EarlyStop, Schedule, key_metric
-from regzoo.engines.record import RunRecord
+from regzoo.engines.record import RunRecord, output_folder
+from regzoo.engines.streams import CaseStream, EvaluationStream, report_failures, requested_records
 from regzoo.engines.tracking import claim_evaluation, finish_evaluation
 from regzoo.engines.weights import load_weights, save_weights, starting_hash, starting_network, trainable
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ignite.distributed as idist
 from regzoo.datasets import (
     Record,
-    check_records,
     draw_pairs,
     is_single,
     load_records,
@@ -20,17 +18,8 @@ from regzoo.datasets import (
     split_fold,
     validate_kinds,
 )
-from regzoo.datasets.folders import case_name
 from regzoo.datasets.records import patient_of
-from regzoo.engines.distributed import check_processes, check_share
-from regzoo.engines.record import TRAINED, capture_log
-from regzoo.engines.running import bundle_name, running_workflow
-from regzoo.engines.weights import is_training_state
-from regzoo.errors import RegZooError, user_error
-from regzoo.files import make_folder
-from regzoo.ownership import CLAIMS, check_folder
-from regzoo.report.engine import gather_strings
-from torch.utils.data import IterableDataset
+from regzoo.errors import RegZooError
 
 logger = logging.getLogger(__name__)
 
@@ -264,143 +253,3 @@ def evaluation_pairs(
     else:
         records = load_single_records(folder, split)
     return draw_pairs(records, pairs_file, count or None, seed)
-
-
-def requested_records(
-    fixed_image: str | None = None,
-    moving_image: str | None = None,
-    moving_label: str | Sequence[str] | None = None,
-    dataset_dir: str | None = None,
-    split: str | None = None,
-    direction: str = "mr_to_us",
-    fixed_label: str | Sequence[str] | None = None,
-) -> list[Record]:
-    """The cases an inference was asked for: one pair of files, or a data set or datalist.
-
-    Args:
-        fixed_image, moving_image, moving_label: one pair.
-        dataset_dir: a folder in a known layout, or a datalist file.
-        split: which pairs of it, see `regzoo.datasets.load_records`; all if empty.
-        direction: moving to fixed, where the layout does not say it.
-        fixed_label: of the pair, for bundles that can use it.
-
-    Raises:
-        RegZooError: nothing or too much was named, or a file is missing.
-    """
-    pair = {"fixed_image": fixed_image, "moving_image": moving_image, "moving_label": moving_label}
-    pair["fixed_label"] = fixed_label
-    named = {key: value for key, value in pair.items() if value}
-    if dataset_dir and named:
-        raise RegZooError(f"--dataset_dir and --{next(iter(named))} were both named; keep one of them")
-    if dataset_dir:
-        return load_records(dataset_dir, split or None, direction)
-    for key in ("fixed_image", "moving_image"):
-        if key not in named:
-            raise RegZooError(
-                f"no {key.replace('_', ' ')} to register; name it with --{key}, or a set with --dataset_dir"
-            )
-    check_records([named])
-    return [named]
-
-
-def as_request(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record as MONAI Label would send it, which is what ``inference.json`` takes: the fixed image is ``image``."""
-    return {"image" if key == "fixed_image" else key: value for key, value in record.items()}
-
-
-def name_of(record: Mapping[str, Any]) -> str:
-    """The name of a case, which is that of its fixed image unless it has one of its own."""
-    return str(record.get("case") or case_name(record.get("fixed_image") or record["image"]))
-
-
-class CaseStream(IterableDataset):
-    """Transforms cases one after another; a bad one is logged in one line, remembered, and the next one follows.
-
-    Args:
-        data: records.
-        transform: the preprocessing.
-
-    Attributes:
-        failures: one line per case that could not be loaded, or that a handler could not write.
-        on_failure: called with the record of a case that fails.
-    """
-
-    def __init__(self, data: Sequence[Mapping[str, Any]], transform: Callable[[Any], Any]) -> None:
-        self.data = [as_request(record) for record in data]
-        self.transform = transform
-        self.failures: list[str] = []
-        self.on_failure: Callable[[Mapping[str, Any]], None] = lambda record: None
-
-    def share(self) -> Sequence[dict[str, Any]]:
-        """The records of this process."""
-        return self.data
-
-    def fail(self, record: Mapping[str, Any], error: RegZooError) -> None:
-        """Log and remember a case that has failed."""
-        self.failures.append(str(error))
-        logger.error("%s", error)
-        self.on_failure(record)
-
-    def __iter__(self) -> Iterator[Any]:
-        self.failures.clear()
-        for record in self.share():
-            try:
-                item = self.transform(dict(record))
-            except Exception as error:
-                mine = user_error(error)
-                if mine is None:
-                    raise
-                self.fail(record, mine)
-            else:
-                yield item
-
-
-class EvaluationStream(CaseStream):
-    """The same for an evaluation, of which each process takes a share of the cases.
-
-    Raises:
-        RegZooError: when the cases are read, if there are fewer than processes, or if none of this process's is good.
-    """
-
-    def __init__(self, data: Sequence[Mapping[str, Any]], transform: Callable[[Any], Any]) -> None:
-        super().__init__([], transform)
-        self.data = [dict(record) for record in data]
-
-    def share(self) -> Sequence[dict[str, Any]]:
-        """The records of this process."""
-        check_share(len(self.data))
-        return self.data[idist.get_rank() :: idist.get_world_size()]
-
-    def __iter__(self) -> Iterator[Any]:
-        yield from super().__iter__()
-        if len(self.failures) == len(self.share()):
-            raise RegZooError(f"none of the {len(self.failures)} cases can be evaluated: " + " | ".join(self.failures))
-
-
-def report_failures(dataset: CaseStream) -> None:
-    """End a run that met bad cases with an error that counts them, after the good ones are done."""
-    failures = [line for line in gather_strings(dataset.failures) if line]  # a process without any counts as empty
-    if len(failures) == 1 and len(dataset.data) == 1:
-        raise RegZooError(failures[0])
-    if failures:
-        raise RegZooError(f"{len(failures)} of {len(dataset.data)} cases failed: " + " | ".join(failures))
-
-
-def output_folder(path: str | Path, served: bool = False) -> str:
-    """An output folder, created and checked to be writable before any work is done.
-
-    A training that is `served` creates the folder only once it has data: nobody would clear up after one that failed.
-
-    Raises:
-        RegZooError: it cannot be written to, a training would write over somebody else's file in it, or other
-            processes are about to do the same work.
-    """
-    check_processes()
-    capture_log()
-    folder, workflow = Path(path), running_workflow()
-    config = {} if workflow is None else workflow.parser.config
-    trains = "train" in config and "evaluation_dir" not in config
-    # A training of a version that kept no such record goes on.
-    if trains and ((folder / CLAIMS).is_file() or not is_training_state(folder / "last.pt")):
-        check_folder(folder, TRAINED, bundle_name(workflow))
-    return str(path) if served else str(make_folder(path))

@@ -26,12 +26,14 @@ import torch
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
 from regzoo.datasets.records import PATH_KEYS, Record, record_files
+from regzoo.engines.distributed import check_processes
 from regzoo.engines.identity import whole_hash
 from regzoo.engines.plateau import just_validated
 from regzoo.engines.running import bundle_name, running_workflow
+from regzoo.engines.weights import is_training_state
 from regzoo.errors import bad_file
-from regzoo.files import write_json
-from regzoo.ownership import CLAIMS, claim
+from regzoo.files import make_folder, write_json
+from regzoo.ownership import CLAIMS, check_folder, claim
 from regzoo.report.engine import is_writer
 from regzoo.report.tables import read_csv, write_csv
 
@@ -200,6 +202,26 @@ def set_aside(folder: str | Path) -> Path | None:
         shutil.copyfile(Path(folder) / CLAIMS, target / CLAIMS)
     logger.info("the files of the earlier run are now in %s", target)
     return target
+
+
+def output_folder(path: str | Path, served: bool = False) -> str:
+    """Create an output folder and check that it is writable, before any work is done.
+
+    A training that is `served` creates the folder only once it has data: nobody would clear up after one that failed.
+
+    Raises:
+        RegZooError: it cannot be written to, a training would overwrite somebody else's file in it, or other
+            processes are about to do the same work.
+    """
+    check_processes()
+    capture_log()
+    folder, workflow = Path(path), running_workflow()
+    config = {} if workflow is None else workflow.parser.config
+    trains = "train" in config and "evaluation_dir" not in config
+    # A training of an older version, which recorded no files, may be resumed.
+    if trains and ((folder / CLAIMS).is_file() or not is_training_state(folder / "last.pt")):
+        check_folder(folder, TRAINED, bundle_name(workflow))
+    return str(path) if served else str(make_folder(path))
 
 
 class RunRecord:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ignite.engine import Engine
-from regzoo.engines.data import name_of
 from regzoo.engines.record import CONFIG, DATA, LOG, RUN, describe_run
 from regzoo.engines.running import bundle_name, running_workflow
+from regzoo.engines.streams import name_of
 from regzoo.files import file_name
 from regzoo.ownership import claim, settle
 from regzoo.report import summary_figure

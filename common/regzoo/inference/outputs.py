@@ -14,8 +14,8 @@ import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from regzoo.datasets.records import IMAGE_KEYS, LABEL_KEYS
-from regzoo.engines.data import CaseStream, name_of
 from regzoo.engines.running import bundle_name, running_workflow
+from regzoo.engines.streams import CaseStream, name_of
 from regzoo.errors import RegZooError, bad_file
 from regzoo.files import file_name, make_folder, partial_folder, write_json
 from regzoo.inference.statistics import label_count, propagated_labels, registration_statistics

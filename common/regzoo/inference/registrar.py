@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from monai.bundle import ConfigParser
 from regzoo.bundles import find_bundle
-from regzoo.engines.data import as_request, requested_records
+from regzoo.datasets import Record
 from regzoo.engines.options import check_config, check_effect, unknown
 from regzoo.engines.origin import adopt
+from regzoo.engines.streams import as_request, requested_records
 from regzoo.errors import RegZooError, bad_file, user_error
 from regzoo.files import check_writable
 from regzoo.inference.outputs import RegistrationResult, asked_outputs, check_target
@@ -24,16 +25,16 @@ USED = ("device", "preprocessing", "network", "inferer", "postprocessing")
 def inference_config(
     bundle: str | PathLike[str], overlays: Sequence[str], overrides: Mapping[str, Any], used: Sequence[str] = USED
 ) -> tuple[Path, ConfigParser]:
-    """A bundle's folder, and its ``configs/inference.json`` with overlays and settings put over it.
+    """A bundle's folder, and its ``configs/inference.json`` with overlays and settings applied.
 
     Args:
         bundle: a bundle's folder or name.
         overlays: further configuration files, relative to the bundle.
         overrides: settings.
-        used: the ids that are going to be evaluated.
+        used: the ids that will be evaluated.
 
     Raises:
-        RegZooError: no such bundle, overlay or setting, or a setting of an impossible value or without effect.
+        RegZooError: no such bundle, overlay or setting, or a setting with an invalid value or without effect.
     """
     root = find_bundle(bundle)
     parser = ConfigParser()
@@ -50,15 +51,10 @@ def inference_config(
     check_config(parser, files[:1], overrides)
     check_effect(parser, overrides, used)
     parser["bundle_root"] = str(root)
-    adopt(parser, _resolved(parser, "checkpoint"), files[0], overrides)
+    checkpoint = parser.get_parsed_content("checkpoint", default=None)
+    parser.ref_resolver.reset()  # the settings of the checkpoint's training have yet to be adopted
+    adopt(parser, checkpoint, files[0], overrides)
     return root, parser
-
-
-def _resolved(parser: ConfigParser, key: str) -> Any:
-    """A setting of a configuration, which is then as if nothing had been read of it."""
-    value = parser.get_parsed_content(key, default=None)
-    parser.ref_resolver.reset()
-    return value
 
 
 #: One file, or a file for each label.
@@ -68,27 +64,30 @@ Label = str | PathLike[str] | Sequence[str]
 class Registrar:
     """A bundle, loaded once, that registers pairs of files.
 
+    It evaluates the preprocessing, the network, the inferer and the postprocessing of ``configs/inference.json``, as
+    ``python -m monai.bundle run`` does, but without a data loader: one pair at a time, and an error is raised.
+
     Args:
         bundle: a bundle's folder, or its name.
         overlays: further configuration files, such as ``configs/variants/paper.json``, relative to the bundle.
         overrides: any id of ``configs/inference.json``, such as ``align="center"`` or ``checkpoint=…``.
 
     Raises:
-        RegZooError: no such bundle, weights that do not fit it, or settings that contradict those the weights were
-            trained with, which are used unless others are given.
+        RegZooError: no such bundle, weights that do not fit it, or settings that contradict those of the weights'
+            training, which are used unless others are given.
     """
 
     def __init__(self, bundle: str | PathLike[str], overlays: Sequence[str] = (), **overrides: Any) -> None:
         root, parser = inference_config(bundle, overlays, overrides)
         self.bundle = root.resolve().name
+        self.takes_fixed_label = "fixed_label" in parser.config
         try:
-            self.takes_fixed_label = "fixed_label" in parser.config
             self.device = torch.device(parser.get_parsed_content("device"))
             self.preprocessing = parser.get_parsed_content("preprocessing")
             self.network = parser.get_parsed_content("network").eval()
             self.inferer = parser.get_parsed_content("inferer")
             self.postprocessing = parser.get_parsed_content("postprocessing")
-        except RuntimeError as error:  # MONAI wraps what goes wrong in a configuration
+        except RuntimeError as error:  # MONAI wraps errors that occur in a configuration
             raise user_error(error) or error from None
 
     def register(
@@ -104,28 +103,33 @@ class Registrar:
             fixed: fixed image, any grid.
             moving: moving image, any grid.
             label: labels on the moving image to propagate: a 4-D file, a label map, a mask, or a list of masks.
-            fixed_label: labels on the fixed image, for a bundle that aligns the two by an organ beforehand.
+            fixed_label: labels on the fixed image, for a bundle that first aligns the two by an organ.
 
         Raises:
-            RegZooError: a file is not usable, or the bundle has no use for it; one line names it and the mend.
+            RegZooError: a file cannot be used, or the bundle does not use it.
         """
         if fixed_label is not None and not self.takes_fixed_label:
-            raise RegZooError(f"{fixed_label}: this bundle has no use for labels of the fixed image; leave them out")
-        (record,) = requested_records(str(fixed), str(moving), _paths(label), fixed_label=_paths(fixed_label))
+            raise RegZooError(f"{fixed_label}: this bundle does not use labels of the fixed image; leave them out")
         try:
-            item = self.preprocessing(as_request(record))
+            item = self.preprocessing(as_request(_record(fixed, moving, label, fixed_label)))
         except RuntimeError as error:
             raise user_error(error) or error from None
         with torch.inference_mode():
             item["pred"] = self.inferer(item["image"][None].to(self.device), self.network)[0]
-            result = RegistrationResult.of(self.postprocessing(item))
-        result.bundle = self.bundle
-        return result
+            return RegistrationResult.of(self.postprocessing(item), self.bundle)
 
 
-def _paths(label: Label | None) -> str | list[str] | None:
-    """As a record has them."""
-    return str(label) if isinstance(label, (str, PathLike)) else None if label is None else [str(p) for p in label]
+def _record(
+    fixed: str | PathLike[str], moving: str | PathLike[str], label: Label | None, fixed_label: Label | None
+) -> Record:
+    """The record of a pair of files, all of which exist."""
+    labels = (
+        str(one) if isinstance(one, str | PathLike) else None if one is None else [str(path) for path in one]
+        for one in (label, fixed_label)
+    )
+    moving_label, label_of_fixed = labels
+    (record,) = requested_records(str(fixed), str(moving), moving_label, fixed_label=label_of_fixed)
+    return record
 
 
 def register(
@@ -143,8 +147,8 @@ def register(
     For many pairs make one `Registrar`, which loads the network once. Arguments as `Registrar` and
     `Registrar.register`; the files written are those of `RegistrationResult.save`.
     """
-    # Before any work is done.
-    (record,) = requested_records(str(fixed), str(moving), _paths(label), fixed_label=_paths(fixed_label))
+    # These checks come before the network is loaded.
+    record = _record(fixed, moving, label, fixed_label)
     asked_outputs(outputs)
     if out is not None:
         check_target(out, outputs, find_bundle(bundle).resolve().name, record)

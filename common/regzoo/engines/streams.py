@@ -1,0 +1,141 @@
+"""The cases of an inference or an evaluation, one after another; a bad case is reported and the others go on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import ignite.distributed as idist
+from regzoo.datasets import Record, check_records, load_records
+from regzoo.datasets.folders import case_name
+from regzoo.engines.distributed import check_share
+from regzoo.errors import RegZooError, user_error
+from regzoo.report.engine import gather_strings
+from torch.utils.data import IterableDataset
+
+logger = logging.getLogger(__name__)
+
+
+def requested_records(
+    fixed_image: str | None = None,
+    moving_image: str | None = None,
+    moving_label: str | Sequence[str] | None = None,
+    dataset_dir: str | None = None,
+    split: str | None = None,
+    direction: str = "mr_to_us",
+    fixed_label: str | Sequence[str] | None = None,
+) -> list[Record]:
+    """The cases to register: one pair of files, or a data set or datalist.
+
+    Args:
+        fixed_image, moving_image, moving_label: one pair.
+        dataset_dir: a folder in a known layout, or a datalist file.
+        split: the pairs to use of it, see `regzoo.datasets.load_records`; all if empty.
+        direction: moving to fixed, for a layout that leaves it open.
+        fixed_label: of the pair, for bundles that use it.
+
+    Raises:
+        RegZooError: no image or both a pair and a data set were named, or a file is missing.
+    """
+    pair: dict[str, Any] = {"fixed_image": fixed_image, "moving_image": moving_image}
+    pair |= {"moving_label": moving_label, "fixed_label": fixed_label}
+    named = {key: value for key, value in pair.items() if value}
+    if dataset_dir and named:
+        raise RegZooError(f"--dataset_dir and --{next(iter(named))} were both named; keep one of them")
+    if dataset_dir:
+        return load_records(dataset_dir, split or None, direction)
+    for key in ("fixed_image", "moving_image"):
+        if key not in named:
+            raise RegZooError(
+                f"no {key.replace('_', ' ')} to register; name it with --{key}, or a set with --dataset_dir"
+            )
+    check_records([named])
+    return [named]
+
+
+def as_request(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record in the form of a MONAI Label request, which ``inference.json`` takes: the fixed image is ``image``."""
+    return {"image" if key == "fixed_image" else key: value for key, value in record.items()}
+
+
+def name_of(record: Mapping[str, Any]) -> str:
+    """The name of a case; without one, the name of its fixed image."""
+    return str(record.get("case") or case_name(record.get("fixed_image") or record["image"]))
+
+
+class CaseStream(IterableDataset):
+    """Transforms cases one after another; a bad case is logged in one line, recorded and skipped.
+
+    Args:
+        data: records.
+        transform: the preprocessing.
+
+    Attributes:
+        failures: one line per case that could not be loaded, or whose result a handler could not write.
+        on_failure: called with the record of a case that fails.
+    """
+
+    def __init__(self, data: Sequence[Mapping[str, Any]], transform: Callable[[Any], Any]) -> None:
+        self.data = [as_request(record) for record in data]
+        self.transform = transform
+        self.failures: list[str] = []
+        self.on_failure: Callable[[Mapping[str, Any]], None] = lambda record: None
+
+    def share(self) -> Sequence[dict[str, Any]]:
+        """The records of this process."""
+        return self.data
+
+    def fail(self, record: Mapping[str, Any], error: RegZooError) -> None:
+        """Log and record a case that has failed."""
+        self.failures.append(str(error))
+        logger.error("%s", error)
+        self.on_failure(record)
+
+    def __iter__(self) -> Iterator[Any]:
+        self.failures.clear()
+        for record in self.share():
+            try:
+                item = self.transform(dict(record))
+            except Exception as error:
+                mine = user_error(error)
+                if mine is None:
+                    raise
+                self.fail(record, mine)
+            else:
+                yield item
+
+
+class EvaluationStream(CaseStream):
+    """A `CaseStream` for an evaluation, whose cases are shared between the processes.
+
+    Raises:
+        RegZooError: while iterating: there are fewer cases than processes, or all cases of this process fail.
+    """
+
+    def __init__(self, data: Sequence[Mapping[str, Any]], transform: Callable[[Any], Any]) -> None:
+        super().__init__([], transform)
+        self.data = [dict(record) for record in data]
+
+    def share(self) -> Sequence[dict[str, Any]]:
+        """The records of this process."""
+        check_share(len(self.data))
+        return self.data[idist.get_rank() :: idist.get_world_size()]
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from super().__iter__()
+        if len(self.failures) == len(self.share()):
+            raise RegZooError(f"none of the {len(self.failures)} cases can be evaluated: " + " | ".join(self.failures))
+
+
+def report_failures(dataset: CaseStream) -> None:
+    """End a run in which cases failed with an error that counts them.
+
+    Raises:
+        RegZooError: a case failed, in any process.
+    """
+    failures = [line for line in gather_strings(dataset.failures) if line]  # a process without failures sends ""
+    if len(failures) == 1 and len(dataset.data) == 1:
+        raise RegZooError(failures[0])
+    if failures:
+        raise RegZooError(f"{len(failures)} of {len(dataset.data)} cases failed: " + " | ".join(failures))
