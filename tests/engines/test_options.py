@@ -58,11 +58,11 @@ def answer(
         ("train", ["--train#trainer#max_epoch", "1"], "did you mean --train#trainer#max_epochs?"),
         ("train", ["--train#handlers#0#x", "1"], "no such setting"),
         ("train", ["--validate#evalutor", "1"], "did you mean --validate#evaluator?"),
-        ("train", ["--init_id", "initialise"], "--init_id initialise: is nothing to start with; leave it out"),
-        ("inference", ["--init_id", "x"], "--init_id x: is nothing to start with"),
-        ("evaluate", ["--init_id", "x"], "--init_id x: is nothing to start with"),
+        ("train", ["--init_id", "initialise"], "--init_id initialise: a run cannot start with it; leave it out"),
+        ("inference", ["--init_id", "x"], "--init_id x: a run cannot start with it"),
+        ("evaluate", ["--init_id", "x"], "--init_id x: a run cannot start with it"),
         ("evaluate", ["--final_id", "finalise"], "--final_id finalise: no such id; leave it out"),
-        ("train", ["--run_id", "training"], "--init_id run: is nothing to start with"),  # beside `run run`
+        ("train", ["--run_id", "training"], "--init_id run: a run cannot start with it"),  # beside `run run`
         ("train", ["--experiment_name", "mine"], "--experiment_name: no such setting"),
         ("train", ["--checkpoint", "X"], "it belongs to evaluate.json, leave it out"),
         ("evaluate", ["--learning_rate", "0.1"], READ),  # repeated from the training
@@ -116,7 +116,7 @@ def test_settings_that_need_another_one(monkeypatch: pytest.MonkeyPatch, tmp_pat
         (DDMR, "train", ["--integration_steps", "3"], "unless --diffeomorphic is True"),
         (DDMR, "train", ["--diffeomorphic", "true", "--integration_steps", "3"], READ),
         (DDMR, "train", ["--norm", "null"], READ),
-        (DDMR, "train", ["--window", "[3,1]"], "does not rise"),
+        (DDMR, "train", ["--window", "[3,1]"], "does not increase"),
         *((bundle, "train", ["--sigmas", "2"], "--sigmas 2: is not a list") for bundle in ALL if "_seg" not in bundle),
         (DDMR, "train", ["--eval_split", "val"], "--eval_split: has no effect"),
         (WEAK, "inference", ["--direction", "us_to_mr", "--fixed_image", "a"], "without --dataset_dir"),

@@ -1,4 +1,4 @@
-"""From a batch of the data loader to what the network and the loss take."""
+"""From a batch of the data loader to the input of the network and of the loss."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class PreparePair:
 
     Args:
         augmentation: called with the tensors on the device and the samples' seeds on the CPU; None for none.
-        inputs: what the network sees, in this order; the fixed image first.
+        inputs: the inputs of the network in their order, the fixed image first.
 
-    Called as MONAI does with (batch, device, non_blocking), returns ``(image, targets)``: the stacked input
+    MONAI calls it with (batch, device, non_blocking). It returns ``(image, targets)``: the stacked input
     (B, C, X, Y, Z) and the dict that `regzoo.losses.RegistrationLoss` takes.
     """
 

@@ -1,4 +1,4 @@
-"""The values that settings may have, by the setting's name and by its default."""
+"""Valid values of settings, by the setting's name and by its default."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "interpolation": ("linear", "bspline"),
     "label_mode": ("bilinear", "nearest"),
 }
-#: What a setting is whose default is an expression or null.
+#: Example values of settings whose default is an expression or null.
 KINDS: dict[str, Any] = {"amp": True, "fold": 0, "folds": 2}
 KINDS |= {"label_values": [1], "providers": [""], "window": [0.0, 1.0]}
 #: Settings that may be null.
@@ -42,24 +42,22 @@ NULLABLE = {"label_values", "providers", "window", "norm", "outputs", "fold", "f
 
 
 def check_value(name: str, value: Any, default: Any) -> None:
-    """Refuse a value that is of another type than the setting's default, or out of its range.
+    """Refuse a value whose type differs from that of the setting's default, or that is out of range.
 
     Raises:
-        RegZooError: one line that names the setting, the value and what it may be.
+        RegZooError: it names the setting, the value and the valid values.
     """
     if isinstance(value, str) and value.startswith(("$", "@", "%")):
         return
     if isinstance(default, str) and default.startswith(("$", "@")):
         default = None
-    kind = KINDS.get(name, "" if name in NAMES else default)
-    wrong = _problem(name, value, kind)
-    if wrong:
+    if wrong := _problem(name, value, KINDS.get(name, "" if name in NAMES else default)):
         shown = f"{value!r:.60}" if isinstance(value, str) else f"{value!s:.60}"
         raise RegZooError(f"--{name} {shown}: {wrong}")
 
 
 def _problem(name: str, value: Any, kind: Any) -> str:
-    """What is wrong with a value, and what to write instead; empty if nothing is."""
+    """What is wrong with a value, and what to write instead; empty for a valid value."""
     if value is None and (name in NULLABLE or kind is None):
         return ""
     if name == "device":
@@ -88,7 +86,7 @@ def _device_problem(value: Any) -> str:
     except (RuntimeError, TypeError):
         return "is not a device; write cpu, cuda or cuda:0"
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        return f"is not here, PyTorch finds {torch.cuda.device_count()} GPUs; write cpu"
+        return f"does not exist, PyTorch finds {torch.cuda.device_count()} GPUs; write cpu"
     return ""
 
 
@@ -106,7 +104,7 @@ def _list_problem(name: str, value: Any, kind: list[Any]) -> str:
         if problem := next(filter(None, problems), ""):
             return problem
         if name in {"window", "gamma"} and value[0] >= value[1]:
-            return f"does not rise; {example}"
+            return f"does not increase; {example}"
     return ""
 
 

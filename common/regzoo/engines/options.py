@@ -1,4 +1,4 @@
-"""Settings that are misspelt, would have no effect or have impossible values: refused before any work is done."""
+"""Checking settings before any work is done: misspelt names, settings without effect, and invalid values."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ logger = logging.getLogger(__name__)
 
 #: The configurations that a run starts from.
 BASES = ("train", "evaluate", "inference")
-#: What `monai.bundle run` takes for itself.
+#: Arguments of `monai.bundle run` itself.
 MONAI = {"workflow_name", "config_file", "args_file", "meta_file", "logging_file", "init_id", "run_id", "final_id"}
 MONAI |= {"tracking", "workflow_type", "properties_path"}
-#: What a workflow may run.
+#: The ids that a workflow may run.
 RUNS = ("run", "training")
-#: What MONAI adds to a configuration for its tracking, or its federated client without it.
+#: Ids that MONAI adds to a configuration for tracking; its federated client adds them in any case.
 TRACKING = {"tracking_uri", "experiment_name", "run_name", "is_not_rank0", "save_execute_config"}
-#: Settings that have no effect: when, and how to say so.
+#: Settings that may have no effect: the condition, and its wording in the error.
 IDLE: dict[str, tuple[Callable[[Mapping[str, Any]], Any], str]] = {
     "phantoms": (lambda config: config.get("dataset_dir"), "with a data set of your own"),
     "split": (lambda config: "fixed_image" in config and not config["dataset_dir"], "without --dataset_dir"),
@@ -41,11 +41,11 @@ IDLE: dict[str, tuple[Callable[[Mapping[str, Any]], Any], str]] = {
 def check_options() -> None:
     """Check the settings of the workflow whose ``initialize`` calls this.
 
-    Settings from the command line are first read as what they are: names stay as they were typed, and ``null``,
-    ``true`` and ``false`` are values.
+    Settings from the command line are converted first: names stay as they were typed, and ``null``, ``true`` and
+    ``false`` are values.
 
     Raises:
-        RegZooError: one line that names the setting, what is wrong and the nearest one that there is.
+        RegZooError: it names the setting, what is wrong, and the most similar setting.
     """
     workflow = running_workflow()
     if workflow is None:
@@ -63,13 +63,13 @@ def check_options() -> None:
 
 
 def check_ids() -> None:
-    """Check what the running workflow is to start, run and end with; the first step of a bundle's ``run`` as well.
+    """Check the ids with which the running workflow starts, runs and ends; also the first step of a bundle's ``run``.
 
-    MONAI leaves out an ``--init_id`` that is not there, and with it `check_options`; so does ``run training --run_id
-    train``, which to MONAI says that it is to start with ``training``.
+    MONAI skips an unknown ``--init_id``, and with it `check_options`; so does ``run training --run_id train``, where
+    MONAI takes ``training`` as the id to start with.
 
     Raises:
-        RegZooError: an id is not there or cannot be run.
+        RegZooError: an id does not exist or cannot be run.
     """
     workflow = running_workflow()
     if workflow is None:
@@ -77,25 +77,25 @@ def check_ids() -> None:
     one_line_errors()
     config, start, end = workflow.parser.config, str(workflow.init_id), str(workflow.final_id)
     if start != "initialize" and (start not in workflow.parser or start in RUNS):
-        raise RegZooError(f"--init_id {start}: is nothing to start with; leave it out, and name one id to run")
+        raise RegZooError(f"--init_id {start}: a run cannot start with it; leave it out, and name one id to run")
     if end != "finalize" and end not in workflow.parser:
         raise RegZooError(f"--final_id {end}: no such id; leave it out")
     _check_runs(config, _run_id(workflow))
 
 
 def _run_id(workflow: ConfigWorkflow) -> str:
-    """What a workflow runs; MONAI runs everything for the empty id that 3D Slicer's panel for MONAI Label sends."""
+    """The id that a workflow runs; MONAI runs everything for the empty id that 3D Slicer's MONAI Label panel sends."""
     return str(workflow.run_id) or "run"
 
 
 def check_config(parser: ConfigParser, files: Sequence[Path], given: Collection[str]) -> None:
-    """Refuse ids of a configuration that nothing reads, and values that cannot be.
+    """Refuse ids of a configuration that nothing reads, and invalid values.
 
     Args:
         parser: the whole configuration, with overlays and settings.
         files: the bundle's own files that it was made from.
-        given: ids that the user has set. Overlays may also have ids of the bundle's other files, which are of no use
-            here but for another run.
+        given: ids that the user has set. An overlay may also have ids of the bundle's other files, which another run
+            of the bundle uses.
 
     Raises:
         RegZooError: see `check_options`.
@@ -109,7 +109,8 @@ def check_config(parser: ConfigParser, files: Sequence[Path], given: Collection[
         raise unknown(name, known, files[-1])
     for name, section in base.items():
         now = parser.config[name]
-        if not any("_target_" in part for part in _parts(section)):
+        parts = section.values() if isinstance(section, dict) and "_target_" not in section else ()
+        if not any(isinstance(part, dict) and "_target_" in part for part in parts):
             continue
         if gone := section.keys() - (now.keys() if isinstance(now, dict) else ()):
             lost = f"replaces the whole section, without {', '.join(sorted(gone))}"
@@ -120,51 +121,46 @@ def check_config(parser: ConfigParser, files: Sequence[Path], given: Collection[
 
 
 def check_effect(parser: ConfigParser, given: Collection[str], roots: Sequence[str]) -> None:
-    """Refuse settings that were given but are not used by what runs.
+    """Refuse settings that the run does not use.
 
     Args:
         parser: the whole configuration.
         given: ids that the user has set.
-        roots: ids that are evaluated.
+        roots: the ids that the run evaluates.
     """
     used = _reached(parser.config, roots)
     for name in given:
         idle, when = IDLE.get(name.partition("::")[0], (lambda _: False, ""))
+        shown = name.replace("::", "#")
         if name not in {"bundle_root", "output_dir"} and not _covered(name, used):
-            when = "here: nothing that is run reads it"
             if "evaluation_dir" in parser.config:  # the training's settings may be repeated for its evaluation
-                logger.warning("--%s has no effect in an evaluation", name.replace("::", "#"))
+                logger.warning("--%s has no effect in an evaluation", shown)
                 continue
+            when = "here: nothing in this run reads it"
         elif not idle(parser.config):
             continue
-        raise RegZooError(f"--{name.replace('::', '#')}: has no effect {when}; leave it out")
+        raise RegZooError(f"--{shown}: has no effect {when}; leave it out")
 
 
 def unknown(name: str, known: Collection[str], file: Path) -> RegZooError:
-    """The error for a setting that a configuration file has not, with the nearest one that it has."""
+    """The error for a setting that a configuration file lacks, with the most similar one that it has."""
     name, known = name.replace("::", "#"), [key.replace("::", "#") for key in known]
     near = difflib.get_close_matches(name, known, 1)
     other = next((path for path in _bases(file.parent) if name in ConfigParser.load_config_file(path)), None)
-    mend = f"did you mean --{near[0]}?" if near else f"see the ids of {file}"
+    fix = f"did you mean --{near[0]}?" if near else f"see the ids of {file}"
     if other is not None:
-        mend = f"it belongs to {other.name}, leave it out"
-    return bad_file(f"--{name}", f"no such setting in {file}", mend)
+        fix = f"it belongs to {other.name}, leave it out"
+    return bad_file(f"--{name}", f"no such setting in {file}", fix)
 
 
 def _base_files(folder: Path, config: Mapping[str, Any]) -> list[Path]:
-    """Those of the bundle's own configurations in a folder that a configuration was made from."""
+    """The bundle's own files in a folder that a configuration was made from."""
     ids = {name.replace("::", "#") for name in _ids(config)}
     return [file for file in _bases(folder) if ids.issuperset(ConfigParser.load_config_file(file))]
 
 
 def _bases(folder: Path) -> list[Path]:
     return [file for name in BASES if (file := folder / f"{name}.json").is_file()]
-
-
-def _parts(section: Any) -> list[Any]:
-    """The dictionaries in a section of a configuration; none in a component or a value."""
-    inside = section.values() if isinstance(section, dict) and "_target_" not in section else ()
-    return [item for item in inside if isinstance(item, dict)]
 
 
 def _walk(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -188,12 +184,12 @@ def _references(value: Any) -> set[str]:
 
 
 def _covered(name: str, ids: Collection[str]) -> bool:
-    """Whether an id, something above it or something below it is among some ids."""
+    """Whether an id, a section around it or an id inside it is among `ids`."""
     return any(name == other or name.startswith(f"{other}::") or other.startswith(f"{name}::") for other in ids)
 
 
 def _unread(config: Mapping[str, Any], known: Collection[str]) -> Iterator[str]:
-    """The ids of a configuration that are neither known nor referred to."""
+    """The ids of a configuration that are unknown and that nothing refers to."""
     used = {name for key, value in config.items() if key != "_meta_" for name in _references(value)}
 
     def descend(section: Mapping[str, Any], prefix: str) -> Iterator[str]:
@@ -215,7 +211,7 @@ def _unread(config: Mapping[str, Any], known: Collection[str]) -> Iterator[str]:
 
 
 def _not_arguments(name: str, component: Mapping[str, Any], known: Collection[str]) -> Iterator[str]:
-    """The arguments of a component that were added to it and that it does not take."""
+    """The arguments that were added to a component and that it does not take."""
     added = [key for key in component if f"{name}::{key}" not in known and not key.startswith("_")]
     if not added or str(component["_target_"]).startswith("$"):
         return
@@ -227,7 +223,7 @@ def _not_arguments(name: str, component: Mapping[str, Any], known: Collection[st
 
 
 def _reached(config: Mapping[str, Any], roots: Sequence[str]) -> set[str]:
-    """The ids that evaluating some leads to. What is only recorded, in ``settings``, is not used by that."""
+    """The ids that evaluating `roots` uses; recording an id in ``settings`` does not use it."""
     values = dict(_walk(config))
     reached, waiting = set(), [name.replace("#", "::") for name in roots]
     while waiting:
@@ -239,7 +235,7 @@ def _reached(config: Mapping[str, Any], roots: Sequence[str]) -> set[str]:
 
 
 def _check_runs(config: Mapping[str, Any], name: str) -> None:
-    """Refuse to run an id that is not there, or that evaluates to something that does nothing."""
+    """Refuse to run an id that does not exist, or that is not an expression."""
     values = dict(_walk(config))
     value = values.get(name.replace("#", "::"))
     steps = value if isinstance(value, list) else [value]
@@ -252,12 +248,12 @@ def _check_runs(config: Mapping[str, Any], name: str) -> None:
 
 
 def command_line() -> dict[str, Any]:
-    """The settings that a running `monai.bundle.run` was called with, names as they were typed if it was by command."""
+    """The settings of a running `monai.bundle.run`; on the command line, names are as they were typed."""
     frame, given, by_command = inspect.currentframe(), dict[str, Any](), False
     while frame is not None:
         module = frame.f_globals.get("__name__")
         if module == "monai.bundle.scripts" and frame.f_code.co_name == "create_workflow":
-            # MONAI leaves out what is None.
+            # MONAI drops settings that are None.
             given = {**frame.f_locals.get("_args", {}), **frame.f_locals.get("kwargs", {})}
         by_command = by_command or module == "fire.core"
         frame = frame.f_back
@@ -268,7 +264,7 @@ def command_line() -> dict[str, Any]:
 
 
 def _typed(name: str, value: Any) -> Any:
-    """What was typed for a setting, where fire has made something else of a name."""
+    """The text that was typed for a name that fire has converted to another type."""
     if name not in NAMES or isinstance(value, str):
         return value
     arguments = sys.argv[1:]

@@ -1,4 +1,4 @@
-"""What a training does when it no longer gets better, and its learning rate."""
+"""Early stopping, and the schedule of the learning rate."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 
 def key_metric(evaluator: Engine) -> Callable[[Engine], float]:
-    """The key metric of the latest validation, as handlers of a trainer ask for it (with the trainer, not used).
-
-    NaN before the first validation.
+    """A score function for handlers of a trainer: the key metric of the latest validation, NaN before the first.
 
     Args:
         evaluator: a MONAI evaluator with a key metric.
@@ -27,21 +25,21 @@ def key_metric(evaluator: Engine) -> Callable[[Engine], float]:
 
 
 def just_validated(engine: Engine, evaluator: Engine) -> bool:
-    """Whether a validation has followed the epoch that a trainer has come to."""
+    """Whether the trainer's current epoch has been validated."""
     return bool(evaluator.state.epoch == engine.state.epoch)
 
 
 class Schedule(LrScheduleHandler):
-    """MONAI's handler of a trainer for the learning rate: whatever the schedule, it is stepped when it wants to be.
+    """MONAI's handler for the learning rate, for any schedule.
 
-    One that follows the key metric is stepped after each validation, any other after each iteration. Attach it after
-    the validation.
+    A schedule that follows the key metric is stepped after each validation, any other after each iteration. Attach the
+    handler after the validation.
 
     Args:
         lr_scheduler: the schedule.
         evaluator: a MONAI evaluator with a key metric.
-        early_stopping: attached after the schedule. In a configuration it is no handler by itself, because others, such
-            as the one that saves its state, refer to it, and MONAI Label puts handlers of its own into the list.
+        early_stopping: attached after the schedule. A configuration does not list it as a handler, because the handler
+            that saves its state refers to it, and MONAI Label adds handlers of its own to the list.
     """
 
     def __init__(self, lr_scheduler: LRScheduler, evaluator: Engine, early_stopping: EarlyStop | None = None) -> None:
@@ -58,7 +56,7 @@ class Schedule(LrScheduleHandler):
             self.early_stopping.attach(engine)
 
     def __call__(self, engine: Engine) -> None:
-        """Step, unless there is nothing new."""
+        """Step, unless the schedule waits for a validation."""
         if not self.follows or just_validated(engine, self.evaluator):
             super().__call__(engine)
 
@@ -66,16 +64,16 @@ class Schedule(LrScheduleHandler):
 class EarlyStop(EarlyStopping):
     """Ignite handler of a trainer: ends the training when the key metric has not risen for some validations.
 
-    Attach it after the validation. Unlike MONAI's `EarlyStopHandler` it has a state, so that a resumed training ends
-    where it would have ended.
+    Attach it after the validation. Unlike MONAI's `EarlyStopHandler` it has a state, so a resumed training ends at the
+    same epoch as one without a break.
 
     Args:
-        patience: validations to wait; 0 for ever.
-        evaluator: a MONAI evaluator with a key metric, of which more is better.
+        patience: validations to wait; 0 never ends the training.
+        evaluator: a MONAI evaluator with a key metric that increases as the training improves.
     """
 
     def __init__(self, patience: int, evaluator: Engine) -> None:
-        # Ignite wants the trainer at once, which is made from its handlers; `attach` brings the right one.
+        # Ignite requires a trainer here, but the trainer is made from its handlers; `attach` replaces this one.
         super().__init__(max(patience, 1), key_metric(evaluator), Engine(lambda engine, batch: None))
         self.active = patience > 0
         self.evaluator = evaluator
@@ -88,11 +86,11 @@ class EarlyStop(EarlyStopping):
             engine.add_event_handler(Events.EPOCH_STARTED, self._stay_stopped)
 
     def __call__(self, engine: Engine) -> None:
-        """Count, unless there is nothing new."""
+        """Count, if there is a new validation."""
         if just_validated(engine, self.evaluator):
             super().__call__(engine)
 
     def _stay_stopped(self, engine: Engine) -> None:
-        """A training that has ended here does not go on by being started again."""
+        """End a training that is started again after it was stopped."""
         if self.counter >= self.patience:
             engine.terminate()

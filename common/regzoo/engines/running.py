@@ -10,11 +10,11 @@ from monai.bundle import ConfigWorkflow
 def running_workflow() -> ConfigWorkflow | None:
     """The `ConfigWorkflow` that called the code from a ``$`` expression, or None outside a workflow.
 
-    An expression sees the values of a configuration, not the configuration itself. A check of all options needs the
-    latter, however the workflow was started: from the command line, from Python or by MONAI Label. MONAI does not hand
-    it over, so it is looked up on the call stack.
+    An expression sees the values of a configuration, but not the configuration, which a check of all options needs.
+    MONAI does not pass it on, so it is looked up on the call stack. This works however the workflow was started: from
+    the command line, from Python or by MONAI Label.
     """
-    # Not this frame itself: looking at its variables would make it refer to itself, and keep the workflow alive.
+    # Skip this frame: reading its variables would create a reference cycle that keeps the workflow alive.
     own = inspect.currentframe()
     frame = None if own is None else own.f_back
     del own

@@ -1,4 +1,4 @@
-"""What MONAI's ``--tracking mlflow`` leaves to us."""
+"""The start and the end of an evaluation: its files, and its run in MLflow."""
 
 from __future__ import annotations
 
@@ -16,43 +16,40 @@ from regzoo.ownership import claim, settle
 from regzoo.report import summary_figure
 from regzoo.report.engine import is_writer
 
-# MLflow tells its makers how it is used. Whoever trains on patients' images has to ask for that.
+# MLflow reports its usage to its developers. With patients' images, that must be opt-in.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
-#: What an evaluation leaves in its folder, beside the pictures of cases.
+#: The files of an evaluation, besides the pictures of cases.
 TABLES = ("cases.csv", "labels.csv", "summary.csv", "summary.png", RUN, CONFIG, DATA, LOG)
 
 
 def claim_evaluation(folder: str | Path, evaluator: Engine, pictures: int | None = None) -> None:
-    """Make sure, before the work, that an evaluation writes over nothing but an earlier one of the same bundle.
+    """Claim the files of an evaluation before it runs; only an earlier one of the same bundle may be overwritten.
 
     Args:
-        folder: where the tables, the pictures and the record go.
-        evaluator: MONAI evaluator that is about to run; its weights are in order.
-        pictures: of how many cases at most; all for None.
+        folder: the folder of the tables, the pictures and the record.
+        evaluator: MONAI evaluator that is about to run.
+        pictures: the largest number of pictures; None for one of each case.
 
     Raises:
         RegZooError: see `regzoo.ownership.check_folder`.
     """
     if is_writer():
-        drawn = (
-            [f"{file_name(name_of(record))}.png" for record in evaluator.data_loader.dataset.data]
-            if pictures != 0
-            else []
-        )
+        cases = evaluator.data_loader.dataset.data if pictures != 0 else []
+        drawn = [f"{file_name(name_of(record))}.png" for record in cases]
         claim(Path(folder), [*TABLES, *drawn], bundle_name(running_workflow()))
 
 
 def finish_evaluation(evaluator: Engine, handlers: Iterable[Any], folder: str | Path) -> None:
-    """The end of an evaluation: draws ``summary.png`` from ``cases.csv``, writes its record, ends its run in MLflow.
+    """Draw ``summary.png`` from ``cases.csv``, write the record of an evaluation, and end its run in MLflow.
 
-    MONAI ends the run of a training and of an inference only; a training that is tracked in the same place would go on
-    in the run of the evaluation.
+    MONAI ends only the runs of trainings and inferences; without this, a later training that is tracked in the same
+    place would continue the run of the evaluation.
 
     Args:
-        evaluator: MONAI evaluator; nothing is drawn if it has not run, as at a federated client that stops early.
-        handlers: its handlers; those that can be closed are.
-        folder: where the evaluation's tables are.
+        evaluator: MONAI evaluator; if it has not run, as at a federated client that stops early, nothing is drawn.
+        handlers: its handlers; those with a ``close`` method are closed.
+        folder: the folder of the evaluation's tables.
 
     Raises:
         RegZooError: the table cannot be read or has no metrics to draw.

@@ -1,4 +1,4 @@
-"""How a network that takes one label at a time is applied to many."""
+"""Applying a network that takes one label at a time to many labels."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from regzoo.spatial import as_tensor
 
 
 class LabelWiseInferer(Inferer):
-    """MONAI inferer: shows the network the image pair with one moving label at a time, many in one batch.
+    """MONAI inferer: passes the image pair to the network with one moving label at a time, several in one batch.
 
     Args:
-        batch_size: how many labels go through the network together; all if None, as training needs it.
+        batch_size: the number of labels in one batch; None for all, as in training.
 
     Source: Hu et al. 2019, section 2.1, where regions are propagated one by one.
     """
@@ -23,11 +23,11 @@ class LabelWiseInferer(Inferer):
     def __init__(self, batch_size: int | None = None) -> None:
         super().__init__()
         if batch_size is not None and batch_size < 1:
-            raise RegZooError(f"{batch_size} labels at a time cannot be shown to a network; use 1 or more")
+            raise RegZooError(f"{batch_size} labels at a time is not a valid batch; use 1 or more")
         self.batch_size = batch_size
 
     def __call__(self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """(B, 2 + L, X, Y, Z), the images and L moving labels → (B, L, X, Y, Z), what the network makes of each."""
+        """(B, 2 + L, X, Y, Z), the images and L moving labels → (B, L, X, Y, Z), the prediction for each."""
         inputs = as_tensor(inputs)
         images, labels = inputs[:, : len(IMAGE_KEYS)], inputs[:, len(IMAGE_KEYS) :]
         pairs = images.repeat_interleave(labels.shape[1], dim=0)
