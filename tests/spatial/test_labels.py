@@ -117,7 +117,7 @@ def test_masks_keep_in_mind_what_their_values_were(tmp_path: Path) -> None:
     assert not label.is_map and label.axes == 4 and label.mask_values == [255, 2, 1]
     np.testing.assert_array_equal(label.volume.numpy(), [ORGAN, NODULE, ORGAN])
     files.append(write(tmp_path / "map.nii", MAP, AFFINE))
-    with pytest.raises(RegZooError, match=r"map\.nii: holds the values 1, 2, where a mask has one; give one mask"):
+    with pytest.raises(RegZooError, match=r"map\.nii: holds the values 1, 2, but a mask has one value; give one mask"):
         read_label_file(files, IMAGE)
 
 
@@ -148,7 +148,7 @@ def test_segmentations_of_slicer_come_cropped(inside: bool, slices: int, tmp_pat
         np.testing.assert_array_equal(label.volume[0].numpy(), drawn)
         np.testing.assert_allclose(label.volume.affine.numpy(), AFFINE, atol=1e-5)
     else:
-        with pytest.raises(RegZooError, match="voxels where its image has"):
+        with pytest.raises(RegZooError, match="voxels, but its image has"):
             read_label_file(path, IMAGE)
-    with pytest.raises(RegZooError, match=r"voxels where its image has|2-D image"):
+    with pytest.raises(RegZooError, match=r"voxels, but its image has|2-D image"):
         read_label_file(path.rename(tmp_path / "Segmentation.nrrd"), IMAGE)

@@ -1,8 +1,8 @@
 """Carrying labels through a field onto voxels that may be larger than the label's own.
 
-A thick slice seen at its centre alone misses what lies between the centres. So a coarser voxel is cut into parts no
-larger than the moving voxels, and what counts is the share of it that a label fills. Shares of a small structure may
-stay below one half everywhere: it then gets the voxels with the largest shares, as many as have its volume.
+Sampling a thick slice at its centre misses what lies between the centres. So a coarser voxel is cut into parts no
+larger than the moving voxels, and the share of the voxel that a label fills decides. The shares of a small structure
+may stay below one half everywhere. It then gets the voxels with the largest shares, as many as have its volume.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from regzoo.spatial.held import is_map, one_mask
 from regzoo.spatial.volumes import as_tensor
 from regzoo.spatial.warp import apply_matrix, sample, sample_file, slab_points, within
 
-#: A target voxel that is longer than this many moving voxels is cut into parts.
+#: A target voxel longer than this many moving voxels is cut into parts.
 COARSER = 1.05
-#: How far the volume of the voxels that are more than half full may be off before others are chosen.
+#: Relative error in the volume of the voxels that are more than half full above which other voxels are chosen.
 TOLERANCE = 0.05
-#: How many values, voxels times labels, are worked on at a time.
+#: Number of values (voxels times labels) computed at a time.
 SLAB = 2**22
-#: A label of which at least this share arrives in the target keeps at least one voxel.
+#: A label keeps at least one voxel if at least this share of it arrives in the target.
 ARRIVED = 0.1
 
-#: The shares of one label: where they are not zero, as indices into the flattened target, and how large they are there.
+#: The non-zero shares of one label: indices into the flattened target, and the shares there.
 Shares = tuple[torch.Tensor, torch.Tensor]
 
 
 def subdivisions(moving: Grid, target: Grid) -> tuple[int, int, int]:
-    """Into how many parts each axis of a target voxel is cut; (1, 1, 1) where it is not coarser than a moving voxel."""
+    """The number of parts along each axis of a target voxel; (1, 1, 1) if it is not coarser than a moving voxel."""
     steps = np.abs(np.linalg.solve(moving.affine[:3, :3], target.affine[:3, :3])).max(axis=0)
     x, y, z = (int(np.ceil(step - (COARSER - 1))) if step > COARSER else 1 for step in steps)
     return x, y, z
@@ -43,25 +43,23 @@ def subdivisions(moving: Grid, target: Grid) -> tuple[int, int, int]:
 def filled_shares(
     labels: torch.Tensor, moving: Grid, field: DisplacementField, start: int, stop: int, count: int | None = None
 ) -> torch.Tensor:
-    """The share of each voxel of a slab of the field's grid that a label fills.
+    """The share of each voxel in a slab of the field's grid that each label fills.
 
     Args:
         labels: masks (C, X', Y', Z') on `moving`, values in [0, 1], or a map of numbers (1, X', Y', Z'), see
             `regzoo.spatial.held`; on the device of the field.
-        moving: grid of the masks, in the world that the field leads to.
+        moving: grid of the labels.
         field: from the target to the moving image.
-        start, stop: first index of the slab along the first axis of the field's grid, and the one after its last.
-        count: how many labels a map of numbers has.
+        start, stop: the slab along the first axis of the field's grid.
+        count: number of labels of a map.
 
     Returns:
         (C, stop - start, Y, Z) float32 in [0, 1]. Their sum times the volume of a voxel is the carried volume.
     """
-    stop = min(stop, field.grid.shape[0])
-    shape, parts = field.grid.shape, subdivisions(moving, field.grid)
-    device, rows = field.displacement.device, slice(start, stop)
+    parts, device = subdivisions(moving, field.grid), field.displacement.device
     to_moving = torch.as_tensor(np.linalg.inv(moving.affine), device=device)
     there = to_moving @ torch.as_tensor(field.grid.affine, device=device)
-    centres = slab_points(np.eye(4), shape, rows, device)
+    centres = slab_points(np.eye(4), field.grid.shape, slice(start, stop), device)
     total = torch.zeros(count or len(labels), *centres.shape[2:], device=device)
     for step in product(*[(np.arange(n) + 0.5) / n - 0.5 for n in parts]):
         points = centres + torch.tensor(step, dtype=centres.dtype, device=device).view(1, 3, 1, 1, 1)
@@ -85,30 +83,23 @@ def corners(numbers: torch.Tensor, coordinates: torch.Tensor) -> tuple[torch.Ten
         coordinates: (1, 3, X, Y, Z) float64, voxels of the map.
 
     Returns:
-        The numbers at the eight corners round each point, 0 for points outside, and their weights, (8, X·Y·Z) each.
+        The numbers at the eight corners around each point, 0 for points outside, and their weights, (8, X·Y·Z) each.
     """
-    low = coordinates[0].flatten(1).floor()
-    shares = (coordinates[0].flatten(1) - low).float()
-    first, flat = low.long(), numbers.reshape(-1)
+    points = coordinates[0].flatten(1)
+    low = points.floor()
+    share = (points - low).float()
+    first = low.long()
     ends = [[(first[axis] + end).clamp(0, n - 1) for end in (0, 1)] for axis, n in enumerate(numbers.shape)]
-    found, weights = [], []
-    for x, y, z in product((0, 1), repeat=3):
-        index = (ends[0][x] * numbers.shape[1] + ends[1][y]) * numbers.shape[2] + ends[2][z]
-        found.append(flat[index])
-        # Written so that the weights of the two ends add up to 1.
-        weights.append(_share(shares[0], x) * _share(shares[1], y) * _share(shares[2], z))
-    inside = within(coordinates, numbers.shape).flatten()
-    return torch.stack(found) * inside, torch.stack(weights)
-
-
-def _share(share: torch.Tensor, end: int) -> torch.Tensor:
-    return share if end else 1 - share
+    shares = [(1 - part, part) for part in share]
+    found = [numbers[ends[0][x], ends[1][y], ends[2][z]] for x, y, z in product((0, 1), repeat=3)]
+    weights = [shares[0][x] * shares[1][y] * shares[2][z] for x, y, z in product((0, 1), repeat=3)]
+    return torch.stack(found) * within(coordinates, numbers.shape).flatten(), torch.stack(weights)
 
 
 def likeliest(numbers: torch.Tensor, coordinates: torch.Tensor) -> torch.Tensor:
-    """The label (X, Y, Z) with the largest weight at each point, the background only where it has more; see `corners`.
+    """The label (X, Y, Z) with the largest weight at each point, see `corners`.
 
-    Of two labels with the same weight it is the one with the lower number.
+    The background wins only with more weight than any label. Of two labels with the same weight the lower number wins.
     """
     found, weights = corners(numbers, coordinates)
     winner = found[0].clone()
@@ -124,22 +115,23 @@ def likeliest(numbers: torch.Tensor, coordinates: torch.Tensor) -> torch.Tensor:
 
 
 def sparse(shares: torch.Tensor, offset: int = 0) -> Shares:
-    """Shares (x, Y, Z) of a slab that begins at `offset` voxels of the flattened target, without the empty voxels."""
+    """Shares (x, Y, Z) of a slab that starts at voxel `offset` of the flattened target, without the empty voxels."""
     flat = shares.flatten()
     index = flat.nonzero()[:, 0]
     return index + offset, flat[index]
 
 
 def chosen_voxels(shares: Sequence[Shares], voxels: int, sizes: Sequence[float]) -> torch.Tensor:
-    """Which label each voxel of the target gets; labels that may overlap are given to it one by one.
+    """The label of each voxel of the target. Labels that may overlap are passed one by one.
 
-    A voxel goes to the label with the largest share, if that is at least as large as the background's. Labels whose
-    volume that does not keep are chosen anew, the smallest first: each gets the fullest voxels that no smaller one has.
+    A voxel goes to the label with the largest share, if that is at least as large as the background's. A label that
+    loses or gains volume by this rule gets other voxels instead, the smallest label first: the fullest voxels that no
+    smaller label has.
 
     Args:
         shares: of each label, see `sparse`.
-        voxels: how many voxels the target has.
-        sizes: of each label, how many target voxels its moving volume makes.
+        voxels: number of voxels of the target.
+        sizes: moving volume of each label, in target voxels.
 
     Returns:
         (voxels,) int32: 0 for the background, or the label's number, from 1.
@@ -169,12 +161,12 @@ def chosen_voxels(shares: Sequence[Shares], voxels: int, sizes: Sequence[float])
 
 
 def carry_held(field: DisplacementField, labels: MetaTensor, count: int) -> MetaTensor:
-    """What `carry_labels` gives for labels that are held small, cut at one half, in the form that they have.
+    """`carry_labels` for held labels, thresholded at one half; the result is held in the same form.
 
     Args:
         field: from the target to the moving image.
         labels: of the moving image, see `regzoo.spatial.held`.
-        count: how many labels they are.
+        count: number of labels.
     """
     moving, held = Grid.of(labels), as_tensor(labels).to(field.displacement.device)
     carried = torch.zeros(len(held), *field.grid.shape, dtype=held.dtype, device=held.device)
@@ -191,16 +183,16 @@ def carry_held(field: DisplacementField, labels: MetaTensor, count: int) -> Meta
 
 
 def carry_labels(field: DisplacementField, labels: MetaTensor, exclusive: bool) -> MetaTensor:
-    """Labels on the grid of a field that leads to them.
+    """Moving labels on the grid of a field.
 
     Args:
         field: from the target to the moving image.
         labels: (C, X', Y', Z') of 0 and 1, affine voxel → RAS mm.
-        exclusive: they are the values of one map, so they must not overlap.
+        exclusive: the labels are the values of one map, so they must not overlap.
 
     Returns:
-        (C, X, Y, Z) float32: where the target is not coarser, the linear interpolation at the centres of its voxels;
-        where it is, masks of 0 and 1 that keep the volume of each label, see `chosen_voxels`.
+        (C, X, Y, Z) float32. If the target is not coarser: the linear interpolation at the centres of its voxels.
+        Otherwise: masks of 0 and 1 that keep the volume of each label, see `chosen_voxels`.
     """
     moving, target = Grid.of(labels), field.grid
     if subdivisions(moving, target) == (1, 1, 1):
@@ -210,18 +202,16 @@ def carry_labels(field: DisplacementField, labels: MetaTensor, exclusive: bool) 
     voxels = math.prod(target.shape)
     if exclusive:
         winner = chosen_voxels(shares, voxels, sizes)
-        found = torch.stack([winner == number for number in range(1, len(masks) + 1)])
+        found = [winner == number for number in range(1, len(masks) + 1)]
     else:
-        found = torch.stack(
-            [chosen_voxels([part], voxels, [size]) > 0 for part, size in zip(shares, sizes, strict=True)]
-        )
-    return MetaTensor(found.view(-1, *target.shape).float(), affine=torch.as_tensor(target.affine))
+        found = [chosen_voxels([part], voxels, [size]) > 0 for part, size in zip(shares, sizes, strict=True)]
+    return MetaTensor(torch.stack(found).view(-1, *target.shape).float(), affine=torch.as_tensor(target.affine))
 
 
 def _shares(
     field: DisplacementField, labels: torch.Tensor, count: int, moving: Grid
 ) -> tuple[list[Shares], list[float]]:
-    """The shares of each label on the field's grid, and how many of its voxels the moving volume of each makes."""
+    """The shares of each label on the field's grid, and its moving volume in voxels of that grid."""
     target = field.grid
     ratio = float(abs(np.linalg.det(moving.affine[:3, :3]) / np.linalg.det(target.affine[:3, :3])))
     sizes = [float(one_mask(labels, index).sum(dtype=torch.float64)) * ratio for index in range(count)]
@@ -231,7 +221,5 @@ def _shares(
         [sparse(share, start * plane) for share in filled_shares(labels, moving, field, start, start + rows, count)]
         for start in range(0, target.shape[0], rows)
     ]
-    shares = [
-        (torch.cat([part[0] for part in of]), torch.cat([part[1] for part in of])) for of in zip(*slabs, strict=True)
-    ]
-    return shares, sizes
+    joined = [tuple(map(torch.cat, zip(*parts, strict=True))) for parts in zip(*slabs, strict=True)]
+    return [(index, share) for index, share in joined], sizes

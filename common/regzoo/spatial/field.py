@@ -1,4 +1,4 @@
-"""A displacement field in physical space: what a registration hands to ITK, ANTs, 3D Slicer, or to the next step.
+"""A displacement field in physical space, as ITK, ANTs and 3D Slicer read it.
 
 In memory a field is in RAS mm, as NIfTI affines are. In a file it follows ITK's convention: LPS mm, shape
 (X, Y, Z, 1, 3), NIfTI intent 1007, on the grid of the fixed image. ``antsApplyTransforms``, SimpleITK's
@@ -38,7 +38,7 @@ class DisplacementField:
 
     Attributes:
         displacement: (3, X, Y, Z) float32, RAS mm.
-        grid: where the displacements are known. Beyond it the displacement at the border holds.
+        grid: where the displacements are known. Beyond it the displacement of its border holds.
     """
 
     def __init__(self, displacement: torch.Tensor, grid: Grid) -> None:
@@ -49,7 +49,7 @@ class DisplacementField:
 
     @classmethod
     def from_points(cls, points: torch.Tensor, grid: Grid) -> DisplacementField:
-        """The field that takes each voxel of `grid` to a given point (3, X, Y, Z), RAS mm, float64 advised."""
+        """The field that takes each voxel of `grid` to a given point (3, X, Y, Z), RAS mm, preferably float64."""
         return cls(points - slab_points(grid.affine, grid.shape, device=points.device)[0], grid)
 
     @classmethod
@@ -67,7 +67,7 @@ class DisplacementField:
             ddf: (3, X, Y, Z), voxels of `network`, as a network predicts it.
             network: grid of the network's input; beyond it the displacement of its border holds.
             fixed: grid of the fixed image, on which the result is sampled.
-            prealignment: 4×4, RAS mm, the edit that was made to the moving image's affine (old world → new world).
+            prealignment: 4×4, RAS mm, the edit made to the moving image's affine (old world → new world).
         """
         device, edit = ddf.device, np.eye(4) if prealignment is None else np.asarray(prealignment, dtype=np.float64)
         to_network = np.linalg.solve(network.affine, fixed.affine)
@@ -86,10 +86,10 @@ class DisplacementField:
 
         Args:
             path: LPS mm with intent 1007, as `save` writes it; for the others see `regzoo.spatial.field_file`.
-            strict_headers: refuse a file that other programs may place elsewhere, instead of a warning.
+            strict_headers: refuse a file that other programs may place elsewhere, instead of warning.
 
         Raises:
-            RegZooError: not a field that can be read; the line says what it is.
+            RegZooError: not a readable displacement field; the line says what the file is.
         """
         displacement, grid = read_field(path, strict_headers)
         return cls(torch.from_numpy(displacement), grid)
@@ -119,9 +119,9 @@ class DisplacementField:
         padding: Padding = "zeros",
         background: float = 0.0,
     ) -> MetaTensor:
-        """Warp a moving image onto the field's grid: one interpolation from the moving image's own voxels.
+        """Warp a moving image onto the field's grid with one interpolation from the moving image's own voxels.
 
-        Up to its border the values are those of ITK's linear or nearest-neighbour resampling with this field.
+        Up to its border the values equal ITK's linear or nearest-neighbour resampling with this field.
 
         Args:
             moving: (C, X', Y', Z') with affine voxel → RAS mm on any grid, or the path of an image.
@@ -141,7 +141,7 @@ class DisplacementField:
         return MetaTensor(values, affine=torch.as_tensor(self.grid.affine))
 
     def coordinates(self, moving: Grid) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Where the voxels of each of the `slabs` of the grid go: (1, 3, rows, Y, Z) float64, voxels of `moving`."""
+        """For each of the `slabs` of the grid, where its voxels go: (1, 3, rows, Y, Z) float64, voxels of `moving`."""
         to_voxels = np.linalg.inv(moving.affine)
         turn = torch.as_tensor(to_voxels[:3, :3], device=self.displacement.device)
         for rows in slabs(self.grid.shape):
@@ -149,7 +149,7 @@ class DisplacementField:
             yield rows, here + torch.einsum("ij,jxyz->ixyz", turn, self.displacement[:, rows].double())
 
     def compose(self, then: DisplacementField) -> DisplacementField:
-        """The field of going through this one and then through another: x → then(self(x)), on this field's grid."""
+        """The field x → then(self(x)), on this field's grid."""
         points = self.points()
         voxels = apply_matrix(torch.as_tensor(np.linalg.inv(then.grid.affine)), points[None])
         return self.from_points(
@@ -159,12 +159,12 @@ class DisplacementField:
     def inverse(self, grid: Grid | None = None, iterations: int = 50, tolerance: float = 1e-3) -> DisplacementField:
         """The transformation from moving to fixed.
 
-        An affine map A is fitted first, so a large pre-alignment does no harm; what remains, r, is inverted by
-        fixed-point iteration x ← A⁻¹(y − r(x)), every other step of half length.
+        An affine map A is fitted first, so a large pre-alignment does no harm. The residual r is inverted by the
+        fixed-point iteration x ← A⁻¹(y − r(x)) with every other step of half length.
 
         Args:
-            grid: where to sample the inverse, usually the moving image's grid; the field's own grid if None.
-            iterations: upper limit on the number of updates.
+            grid: where to sample the inverse, usually the moving image's grid; None for the field's own grid.
+            iterations: largest number of updates.
             tolerance: stop when no point moves by more than this, mm.
 
         Source: Chen et al. 2008, A simple fixed-point approach to invert a deformation field.
@@ -180,13 +180,13 @@ class DisplacementField:
         for iteration in range(iterations):
             remaining = sample(residual[None], apply_matrix(to_voxels, points).float(), padding="border")
             update = apply_matrix(back, wanted - remaining) - points
-            # Full steps alone swing for ever where the field stretches space to more than twice its size.
+            # Full steps alone oscillate where the field stretches space to more than twice its size.
             points = points + update * (0.5 if iteration % 2 else 1.0)
             change = float(update.abs().max())
             if change < tolerance:
                 break
         else:
-            logger.warning("the inverse has not converged (last change %.3g mm): the field may fold", change)
+            logger.warning("the inverse has not converged (last change %.3g mm); the field may fold", change)
         return self.from_points(points[0], target)
 
     def ddf(self) -> MetaTensor:
@@ -194,17 +194,17 @@ class DisplacementField:
         return MetaTensor(self.voxel_displacement(slice(None)), affine=torch.as_tensor(self.grid.affine))
 
     def voxel_displacement(self, rows: slice) -> torch.Tensor:
-        """Of a slab along the first axis what `ddf` is of the whole, (3, rows, Y, Z)."""
+        """The part of `ddf` in a slab along the first axis, (3, rows, Y, Z)."""
         to_voxels = torch.as_tensor(np.linalg.inv(self.grid.affine[:3, :3])).to(self.displacement)
         return torch.einsum("ij,jxyz->ixyz", to_voxels, self.displacement[:, rows])
 
     def jacobian(self) -> MetaTensor:
-        """Determinant of the Jacobian of x → x + u(x) with respect to the world, (1, X, Y, Z); ≤ 0 is a fold."""
+        """Determinant of the Jacobian of x → x + u(x) in the world, (1, X, Y, Z); ≤ 0 is a fold."""
         det = jacobian_determinant(self.ddf().as_tensor()[None])[0]
         return MetaTensor(det, affine=torch.as_tensor(self.grid.affine))
 
     def _affine_fit(self) -> torch.Tensor:
-        """The 4×4 matrix (RAS mm) nearest to the field in the least-squares sense, from a coarse subset of voxels."""
+        """The least-squares 4×4 matrix (RAS mm) of the field, from a coarse subset of its voxels."""
         step = [max(n // 16, 1) for n in self.grid.shape]
         pick = (slice(None), *(slice(None, None, s) for s in step))
         source = self._voxel_centres(self.grid)[0][pick].flatten(1)

@@ -1,4 +1,4 @@
-"""Reading the displacement fields of several programs, each by its own convention, into RAS mm."""
+"""Reading the displacement fields of several programs, each in its own convention, into RAS mm."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from regzoo.errors import bad_file
 from regzoo.spatial.grid import RAS_LPS, Grid
 from regzoo.spatial.itk_files import ITK_SUFFIXES
 from regzoo.spatial.reading import read_volume
-from regzoo.spatial.volumes import remark
+from regzoo.spatial.volumes import warn_or_refuse
 
 VECTOR_INTENT = 1007  # NIFTI_INTENT_VECTOR
 _DISPLACEMENT_INTENT = 1006  # NIFTI_INTENT_DISPVECT
@@ -32,21 +32,22 @@ _WRITE = "write it as ITK does: shape (X, Y, Z, 1, 3), LPS mm, NIfTI intent 1007
 def read_field(path: str | PathLike[str], strict_headers: bool = False) -> tuple[np.ndarray, Grid]:
     """Displacements from fixed to moving, and where they lie.
 
-    ITK's and ANTs' displacement fields (intent 1007, LPS mm, or 1006, RAS mm), NiftyReg's deformation and displacement
-    fields and SPM's deformations (``Mapping``) are converted, those of other kinds refused by name.
+    Displacement fields of ITK and ANTs (intent 1007, LPS mm, or 1006, RAS mm), deformation and displacement fields of
+    NiftyReg and deformations of SPM (``Mapping``) are converted. Other kinds are refused by name.
 
     Returns:
         (3, X, Y, Z) float32, RAS mm; the grid.
 
     Raises:
-        RegZooError: not a displacement field, or one whose convention is not known.
+        RegZooError: not a displacement field, or a field of an unknown convention.
     """
     path = str(path)
     volume = None if path.lower().endswith(tuple(chain(*ITK_SUFFIXES.values()))) else read_volume(path)
     if volume is None or volume.header is None:
         raise bad_file(path, "is not a NIfTI file, as a displacement field must be", _WRITE)
     header, shape = volume.header, volume.values.shape
-    _refuse_fsl(path, header)
+    if (intent := int(header["intent_code"])) in _FSL_INTENTS:
+        raise bad_file(path, f"is a warp of FSL (intent {intent}), in the coordinates of FSL", _WRITE)
     if volume.values.ndim != 5 or shape[3:] != (1, 3):
         raise bad_file(path, f"has shape {shape}, so it is not a displacement field", _WRITE)
     grid = Grid((shape[0], shape[1], shape[2]), volume.affine)
@@ -60,13 +61,13 @@ def read_field(path: str | PathLike[str], strict_headers: bool = False) -> tuple
         for component, row in zip(vectors, grid.affine, strict=False):
             component -= row[0] * x + row[1] * y + row[2] * z + row[3]
     elif _looks_absolute(vectors, grid):
-        raise bad_file(path, "holds positions, not displacements, so that it would fold everything flat", _WRITE)
-    remark(path, volume.doubt, strict_headers)
+        raise bad_file(path, "holds positions, not displacements, and would collapse the image", _WRITE)
+    warn_or_refuse(path, volume.doubt, strict_headers)
     return vectors, grid
 
 
 def _convention(path: str, header: nib.Nifti1Header) -> tuple[np.ndarray, bool]:
-    """The signs that take vectors to RAS, and whether they are positions."""
+    """The signs that convert the vectors to RAS, and whether the vectors are positions."""
     code, kind = int(header["intent_code"]), float(header["intent_p1"])
     name = bytes(header["intent_name"].item()).decode("latin-1").strip()
     about = bytes(header["descrip"].item()).decode("latin-1").strip()
@@ -78,25 +79,19 @@ def _convention(path: str, header: nib.Nifti1Header) -> tuple[np.ndarray, bool]:
     if name.lower() == "mapping" and code in (VECTOR_INTENT, _DISPLACEMENT_INTENT):
         return np.ones(3), True
     if name or any(word in about.lower() for word in ("deformation", "velocity", "flow", "mapping", "dartel")):
-        problem = f"is marked {name or about!r}, so it is not known what its vectors are"
+        problem = f"is marked {name or about!r}, so the meaning of its vectors is unknown"
         raise bad_file(path, problem, f"if it is a displacement field, {_WRITE}, without a name")
     if code == VECTOR_INTENT:
         return RAS_LPS.diagonal()[:3], False
     if code == _DISPLACEMENT_INTENT:
         return np.ones(3), False
-    raise bad_file(path, f"has NIfTI intent {code}, so the frame of its vectors is not known", _WRITE)
-
-
-def _refuse_fsl(path: str, header: nib.Nifti1Header) -> None:
-    if int(header["intent_code"]) in _FSL_INTENTS:
-        problem = f"is a warp of FSL (intent {int(header['intent_code'])}), in the coordinates of FSL"
-        raise bad_file(path, problem, _WRITE)
+    raise bad_file(path, f"has NIfTI intent {code}, so the frame of its vectors is unknown", _WRITE)
 
 
 def _looks_absolute(vectors: np.ndarray, grid: Grid) -> bool:
-    """Whether vectors grow with the place as positions do that are taken for displacements, in LPS or RAS.
+    """Whether vectors grow with the position as positions taken for displacements do, in LPS or RAS.
 
-    A rotation, however large, is further than 1.7 from that, a scale of all axes less than 1.65 further than 0.6.
+    Any rotation is further than 1.7 from that, and a scale of all axes below 1.65 further than 0.6.
     """
     some = tuple(slice(0, n, max(n // 16, 1)) for n in grid.shape)
     places = grid.to_world(np.mgrid[some].reshape(3, -1).T)

@@ -61,7 +61,7 @@ class Grid:
         return np.asarray(points, dtype=np.float64) @ inverse[:3, :3].T + inverse[:3, 3]
 
     def network_grid(self, spacing: Sequence[float], size: Sequence[int]) -> Grid:
-        """The grid a network sees: same centre and obliquity, axes in the order and direction nearest to RAS.
+        """The grid of a network's input: same centre and obliquity, axes in the order and direction nearest to RAS.
 
         Args:
             spacing: voxel size along the new axes (nearest R, A, S), mm.
@@ -84,9 +84,9 @@ class Grid:
         return Grid(self.shape, affine)
 
     def distance(self, other: Grid) -> float:
-        """How far apart the corners of this grid lie, at most, in another grid's world, mm; both have this shape."""
+        """The largest distance between corresponding corners of two grids, mm."""
         return float(np.linalg.norm(self.corners - other.corners, axis=-1).max())
 
     def same_as(self, other: Grid, tolerance: float = 1e-3) -> bool:
-        """Whether two grids have one shape and agree to `tolerance` mm at every corner."""
+        """Whether two grids have the same shape and agree to `tolerance` mm at every corner."""
         return self.shape == other.shape and self.distance(other) <= tolerance

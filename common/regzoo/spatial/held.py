@@ -1,6 +1,6 @@
-"""Labels held small: what a registration keeps of them on the grids of the files, where voxels are many.
+"""Compact labels, which a registration keeps on the large grids of the files.
 
-Held labels are either a map (1, X, Y, Z) of the labels' numbers, 1, 2, … and 0 for the background, of an integer type,
+Held labels are either a map (1, X, Y, Z) of an integer type, with the labels' numbers 1, 2, … and 0 for the background,
 or masks (C, X, Y, Z), bool. The functions here also take masks of floats, as training and evaluation have them.
 """
 
@@ -16,7 +16,7 @@ from regzoo.spatial.volumes import as_tensor, centroids
 from regzoo.spatial.warp import slabs
 from scipy.ndimage import find_objects
 
-#: The part of a volume that a label lies in.
+#: Part of a volume.
 Box = tuple[slice, slice, slice]
 
 
@@ -26,11 +26,11 @@ def is_map(labels: torch.Tensor) -> bool:
 
 
 def hold(volume: MetaTensor, values: Sequence[int] | None) -> MetaTensor:
-    """Labels as they are held.
+    """Held labels from float32 volumes.
 
     Args:
-        volume: an integer map (1, X, Y, Z), or masks (C, X, Y, Z) of 0 and 1; float32.
-        values: of a map, the value of each label; other values become background. None for masks.
+        volume: an integer map (1, X, Y, Z), or masks (C, X, Y, Z) of 0 and 1.
+        values: the value of each label of a map; other values become background. None for masks.
     """
     stored = volume.as_tensor()
     if values is None:
@@ -43,13 +43,13 @@ def hold(volume: MetaTensor, values: Sequence[int] | None) -> MetaTensor:
 
 
 def one_mask(labels: torch.Tensor, index: int, box: Box | None = None) -> torch.Tensor:
-    """One of the labels, or the part of it in a box: (X, Y, Z) bool, or as they are where they are floats."""
-    part = as_tensor(labels) if box is None else as_tensor(labels)[(slice(None), *box)]
+    """One label, or its part in a box: (X, Y, Z), bool or, for float masks, float."""
+    part = as_tensor(labels)[(slice(None), *(box or ()))]
     return part[0] == index + 1 if is_map(labels) else part[index]
 
 
 def boxes(labels: torch.Tensor, count: int) -> list[Box | None]:
-    """The smallest box that holds each of the `count` labels, None for those that are empty."""
+    """The bounding box of each of the `count` labels; None for an empty label."""
     if is_map(labels):
         return list(find_objects(as_tensor(labels)[0].cpu().numpy(), max_label=count))
     found = [find_objects((mask > 0).cpu().numpy().view(np.uint8), max_label=1) for mask in as_tensor(labels)]
@@ -65,7 +65,7 @@ def part_of(grid: Grid, box: Box) -> Grid:
 
 
 def sizes_and_centres(labels: MetaTensor, found: Sequence[Box | None]) -> tuple[list[float], np.ndarray]:
-    """Number of voxels (soft: their sum) and centroid (C, 3), RAS mm, NaN where empty, of labels in their `boxes`."""
+    """Number of voxels (their sum if soft) and centroid (C, 3) of labels, RAS mm, NaN if empty; `found` are `boxes`."""
     grid, sizes, centres = Grid.of(labels), list[float](), np.full((len(found), 3), np.nan)
     for index, box in enumerate(found):
         if box is None:
@@ -78,6 +78,6 @@ def sizes_and_centres(labels: MetaTensor, found: Sequence[Box | None]) -> tuple[
 
 
 def as_masks(labels: MetaTensor, count: int) -> MetaTensor:
-    """Held labels as masks (C, X, Y, Z) uint8, which takes a byte for each voxel and label."""
+    """Held labels as masks (C, X, Y, Z) uint8."""
     masks = torch.stack([one_mask(labels, index).to(torch.uint8) for index in range(count)])
     return MetaTensor(masks, affine=labels.affine)

@@ -1,4 +1,4 @@
-"""Reading labels in every form they come in, and bringing them into one."""
+"""Reading labels in any of their forms: masks, lists of masks and integer maps."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from regzoo.spatial.volumes import STORED_AXES, as_tensor, check_finite, check_s
 from regzoo.spatial.warp import SLAB
 from torch.nn import functional
 
-#: A label map with more values than this is taken for an image given by mistake.
+#: A label map with more values than this is probably an image given by mistake.
 MAX_LABEL_VALUES = 256
-#: Values this close to a whole number are that number: resampling and scaling leave such differences.
+#: Values this close to a whole number are rounded to it: resampling and scaling leave such differences.
 NEAR_WHOLE = 1e-3
-#: Whole numbers from here on are not all different from each other in float32.
+#: From here on float32 does not hold every whole number.
 NOT_EXACT = 2**24
-#: How far a label may lie from its image along any axis, in voxels.
+#: Largest distance of a label from its image along any axis, voxels.
 TENTH = 0.1
 _DRAW = "draw the label, or leave the file out"
 _WHOLE = "give a mask or a map of whole numbers"
 
 
 class LabelFile(NamedTuple):
-    """Labels as they are stored.
+    """Labels as stored in a file.
 
     Attributes:
         volume: masks (C, X, Y, Z) of 0 and 1, or an integer map (1, X, Y, Z); float32 with affine voxel → RAS mm.
-        is_map: whether it is an integer map, to be split by value.
-        mask_values: of masks, the value that each of them has in its file.
-        axes: how many axes the file has: 4 for masks and for a map that is the only volume of a 4-D file.
+        is_map: whether `volume` is an integer map.
+        mask_values: for masks, the value of each in its file.
+        axes: number of axes of the file; 4 also for a map that is the only volume of a 4-D file.
     """
 
     volume: MetaTensor
@@ -51,14 +51,14 @@ def read_label_file(
 ) -> LabelFile:
     """Read labels: a 4-D file (last axis = label), a 3-D mask or integer map, or a list of masks.
 
-    Values within 0.001 of a whole number are rounded. What lies between 0 and 1 otherwise is a soft mask: from 0.5 on a
-    voxel belongs to it.
+    Values within 0.001 of a whole number are rounded. Other values between 0 and 1 make a soft mask, to which a voxel
+    belongs from 0.5 on.
 
     Args:
-        path: one file, or one file per label, empty masks where something is not labelled.
-        image: grid of the image the labels were drawn on; they must lie on it.
-        may_be_empty: take a file without a labelled voxel.
-        strict_headers: refuse a file that other programs may place elsewhere, instead of a warning.
+        path: one file, or one file per label, with an empty mask for a label that is not drawn.
+        image: grid of the image the labels were drawn on; the labels must lie on it.
+        may_be_empty: accept a file without a labelled voxel.
+        strict_headers: refuse a file that other programs may place elsewhere, instead of warning.
 
     Raises:
         RegZooError: missing or damaged file, 2-D, NaN, values that are not labels, another grid, no labelled voxel.
@@ -98,7 +98,9 @@ def _joined(paths: Sequence[str | Path], image: Grid | None, may_be_empty: bool,
         masks.append((file.volume.as_tensor() > 0).float())
         values += [_only_value(path, file.volume, "holds")] if file.is_map else file.mask_values
         if masks[-1].shape[1:] != masks[0].shape[1:]:
-            raise bad_file(paths[0], "lies on another grid than the other masks of its list", "resample them alike")
+            raise bad_file(
+                paths[0], "lies on another grid than the other masks of its list", "resample all masks onto one grid"
+            )
         affine = file.volume.affine
     joined = torch.cat(masks)
     if not bool(joined.any()) and not may_be_empty:
@@ -107,7 +109,7 @@ def _joined(paths: Sequence[str | Path], image: Grid | None, may_be_empty: bool,
 
 
 def _uncropped(label: MetaTensor, image: Grid) -> MetaTensor:
-    """A segmentation of 3D Slicer, which saves it cropped to its segments, on all voxels of its image again."""
+    """A segmentation padded to the grid of its image; 3D Slicer saves it cropped to its segments."""
     affine = np.array(label.affine, dtype=np.float64)
     before = np.rint(image.to_voxels(affine[:3, 3])).astype(int)
     after = np.asarray(image.shape) - before - label.shape[:3]
@@ -127,11 +129,7 @@ def _check_last_axis(path: str | Path, stored: torch.Tensor, image: Grid | None)
 
 
 def _whole_numbers(path: str | Path, stored: torch.Tensor) -> torch.Tensor:
-    """The labels of a volume (X, Y, Z), rounded.
-
-    Raises:
-        RegZooError: the values are not labels.
-    """
+    """The labels of a volume (X, Y, Z), rounded; raises `RegZooError` if the values are not labels."""
     low, high = float(stored.min()), float(stored.max())
     labels = stored.round()
     off = (stored - labels).abs_()
@@ -152,15 +150,11 @@ def _whole_numbers(path: str | Path, stored: torch.Tensor) -> torch.Tensor:
 
 
 def _only_value(path: str | Path, mask: torch.Tensor, what: str) -> int:
-    """The value of a mask, 1 if it is empty.
-
-    Raises:
-        RegZooError: there are several.
-    """
+    """The only value of a mask, 1 if it is empty; raises `RegZooError` if there are several."""
     values = label_values(mask)
     if len(values) > 1:
         shown = ", ".join(str(value) for value in values[:4]) + (", …" if len(values) > 4 else "")
-        problem = f"{what} the values {shown}, where a mask has one"
+        problem = f"{what} the values {shown}, but a mask has one value"
         raise bad_file(path, problem, "give one mask per label, or a 3-D label map as a single file")
     return values[0] if values else 1
 
@@ -176,7 +170,7 @@ def label_values(volume: torch.Tensor) -> list[int]:
 
 
 def to_channels(volume: MetaTensor, values: Sequence[int]) -> MetaTensor:
-    """Split an integer map (1, X, Y, Z) into one mask per value (C, X, Y, Z); a value not there gives an empty mask."""
+    """Split an integer map (1, X, Y, Z) into one mask per value (C, X, Y, Z); a missing value gives an empty mask."""
     wanted = torch.as_tensor(list(values), dtype=torch.float32).view(-1, 1, 1, 1)
     return MetaTensor((volume.as_tensor() == wanted).float(), affine=volume.affine)
 
@@ -185,7 +179,7 @@ def check_on_grid(path: str | Path, label: MetaTensor, image: Grid) -> None:
     """Raise `RegZooError` unless a label (…, X, Y, Z) lies on the grid of its image (to a tenth of a voxel)."""
     grid = Grid.of(label)
     if grid.shape != image.shape:
-        problem = f"has {grid.shape} voxels where its image has {image.shape}"
+        problem = f"has {grid.shape} voxels, but its image has {image.shape}"
     elif np.abs(image.to_voxels(grid.corners) - image.to_voxels(image.corners)).max() > TENTH:
         problem = f"lies elsewhere in space than its image (the affines differ, by up to {grid.distance(image):.3g} mm)"
     else:

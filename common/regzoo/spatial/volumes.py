@@ -1,4 +1,4 @@
-"""Reading images, with the checks that hostile files need, and what all volumes have in common."""
+"""Reading images with checks against unusable files, and functions for all volumes."""
 
 from __future__ import annotations
 
@@ -12,41 +12,37 @@ from regzoo.spatial.reading import read_volume
 
 logger = logging.getLogger(__name__)
 
-#: Where MONAI keeps the name of the file of an image.
+#: Metadata keys: MONAI's for the file name of an image, and ours for the number of axes of the file.
 FILE = "filename_or_obj"
-#: Where the number of axes of a file is kept.
 STORED_AXES = "stored_axes"
 NAN_MEND = "replace them by the background value: in most images the minimum, in CT -1000"
-_remarked: set[str] = set()
+_CHECK = "check that the right file was exported"
+_warned: set[str] = set()
 
 
 def read_checked(path: str | Path, strict: bool = False) -> MetaTensor:
-    """The volume of a file as float32 with its affine (voxel → RAS mm), trailing axes of one voxel dropped.
+    """The volume of a file as float32 with its affine (voxel → RAS mm), without trailing axes of one voxel.
 
-    ``meta[STORED_AXES]`` is how many axes the file has.
+    ``meta[STORED_AXES]`` is the number of axes of the file.
     """
     file = read_volume(path)
-    remark(path, file.doubt, strict)
-    # In NIfTI the first axis runs fastest; what is computed slab by slab wants it to run slowest.
+    warn_or_refuse(path, file.doubt, strict)
+    # In NIfTI the first axis varies fastest; slab by slab computation is faster when it varies slowest.
     values = torch.from_numpy(file.values).contiguous()
     while values.ndim > 3 and values.shape[-1] == 1:
         values = values[..., 0]
     return MetaTensor(values, affine=torch.as_tensor(file.affine), meta={STORED_AXES: file.values.ndim})
 
 
-def remark(path: str | Path, doubt: tuple[str, str] | None, strict: bool = False) -> None:
-    """Say once that other programs may place a file elsewhere, or, if strict, refuse it.
-
-    Raises:
-        RegZooError: there is doubt, and the caller is strict.
-    """
+def warn_or_refuse(path: str | Path, doubt: tuple[str, str] | None, strict: bool = False) -> None:
+    """Warn once that other programs may place a file elsewhere, or raise `RegZooError` if `strict`."""
     if doubt is None:
         return
     error = bad_file(path, *doubt)
     if strict:
         raise error
-    if str(error) not in _remarked:
-        _remarked.add(str(error))
+    if str(error) not in _warned:
+        _warned.add(str(error))
         logger.warning("%s", error)
 
 
@@ -72,7 +68,7 @@ def read_image(path: str | Path, strict_headers: bool = False, allow_nan: bool =
 
     Args:
         path: NIfTI, NRRD, MetaImage or MGH.
-        strict_headers: refuse a file that other programs may place elsewhere, instead of a warning.
+        strict_headers: refuse a file that other programs may place elsewhere, instead of warning.
         allow_nan: leave NaN and infinity to a later step, such as `regzoo.transforms.HounsfieldUnitsd`.
 
     Returns:
@@ -93,17 +89,15 @@ def read_image(path: str | Path, strict_headers: bool = False, allow_nan: bool =
     values, inf = volume.as_tensor(), torch.inf
     low, high = float(values.nan_to_num(inf, inf, inf).min()), float(values.nan_to_num(-inf, -inf, -inf).max())
     if low > high:
-        raise bad_file(
-            path, "holds no numbers: every voxel is NaN or infinity", "check that the right file was exported"
-        )
+        raise bad_file(path, "holds no numbers: every voxel is NaN or infinity", _CHECK)
     if low == high:
-        raise bad_file(path, f"is constant: every voxel is {low:g}", "check that the right file was exported")
-    # The name is MONAI's; it lets later steps say which file they cannot use.
+        raise bad_file(path, f"is constant: every voxel is {low:g}", _CHECK)
+    # Later steps name the file in their errors.
     return MetaTensor(values[None], affine=volume.affine, meta={FILE: str(path)})
 
 
 def as_tensor(image: torch.Tensor) -> torch.Tensor:
-    """The same values without MONAI's metadata, which slows every operation down and may be dropped by it."""
+    """The same values without MONAI's metadata, which slows every operation down."""
     return image.as_subclass(torch.Tensor)
 
 
@@ -111,14 +105,14 @@ def centroids(masks: torch.Tensor, affine: torch.Tensor) -> torch.Tensor:
     """Centres of mass of labels.
 
     Args:
-        masks: (C, X, Y, Z), binary or soft; soft values weigh the voxels.
+        masks: (C, X, Y, Z), binary, or soft values as weights.
         affine: 4×4, voxel → RAS mm.
 
     Returns:
         (C, 3) float64, RAS mm; NaN for an empty label.
     """
     masks = as_tensor(masks)
-    # Marginal sums first: the data are read twice, not once per coordinate, and only short sums run in float32.
+    # Marginal sums first: this reads the data twice, not three times, and only short sums are in float32.
     plane = masks.sum(dim=3, dtype=torch.float32).double()
     other = masks.sum(dim=1, dtype=torch.float32).double()
     marginals = (plane.sum(2), plane.sum(1), other.sum(1))
