@@ -83,7 +83,7 @@ def test_an_input_under_the_name_of_an_output(
     before = content(tmp_path)
     options = [f"--{key}={value}" for key, value in files.items()]
     error = refused(monkeypatch, capfd, *options, "--out", str(out))
-    assert error == (f"error: {files[key]}: is an input, and lies where {name} is to be written; name another folder\n")
+    assert error == (f"error: {files[key]}: is an input, and {name} would be written over it; name another folder\n")
     assert content(tmp_path) == before
 
 
@@ -135,7 +135,7 @@ def test_our_own_result_is_replaced_until_somebody_changes_it(
         with pytest.raises(RegZooError, match=f"{name}: is there already, and RegZoo did not write it or it was cha"):
             register(WEAK, files["fixed"], files["moving"], files["label"], tmp_path / name, **settings)
         assert content(tmp_path / name) == before
-    with pytest.raises(RegZooError, match=f"holds a result of {WEAK}; name another folder for that of {SEG}"):
+    with pytest.raises(RegZooError, match=f"holds a result of {WEAK}; name another folder for the result of {SEG}"):
         register(SEG, files["fixed"], files["moving"], files["label"], out, device="cpu")
 
 
@@ -277,7 +277,7 @@ def test_what_was_claimed_is_ours_until_it_is_settled_and_changed(tmp_path: Path
     claim(tmp_path, ["cases.csv", "a.png"], WEAK)
     (tmp_path / "cases.csv").write_text("of a run that was killed", encoding="utf-8")
     claim(tmp_path, ["cases.csv", "a.png"], WEAK)
-    with pytest.raises(RegZooError, match=f"holds a result of {WEAK}; name another folder for that of {SEG}"):
+    with pytest.raises(RegZooError, match=f"holds a result of {WEAK}; name another folder for the result of {SEG}"):
         claim(tmp_path, ["cases.csv"], SEG)
     with pytest.raises(RegZooError, match=r"cases\.csv: is there already"):
         check_file(tmp_path / "cases.csv")  # another kind of command

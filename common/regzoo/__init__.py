@@ -29,8 +29,8 @@ __all__ = ["DisplacementField", "RegZooError", "Registrar", "RegistrationResult"
 
 
 def __getattr__(name: str) -> Any:
-    # Importing MONAI takes seconds, so names and modules are fetched when they are first used. Configurations can so
-    # name anything of the package after a plain `import regzoo`.
+    # Importing MONAI takes seconds, so names and modules are imported on first use. With `import regzoo` alone,
+    # configurations can name anything in the package.
     if name in _MODULES:
         return import_module(f"regzoo.{name}")
     if name in _HOME:

@@ -1,4 +1,4 @@
-"""`python -m regzoo`: the `regzoo` command, where it is not installed, such as in a packaged bundle."""
+"""`python -m regzoo`: the `regzoo` command without an installation, as in a packaged bundle."""
 
 from regzoo.cli import main
 

@@ -1,4 +1,4 @@
-"""Bundles by name, and their settings as they are typed; light, so that a wrong name is answered at once."""
+"""Finding bundles by name and reading typed settings. Imports little, so a wrong name is answered at once."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 from fire.parser import DefaultParseValue
 from regzoo.errors import bad_file
 
-#: Where bundles are looked for by name: the working folder's and the source checkout's ``bundles/``.
+#: Bundles are looked up by name in ``bundles/`` of the working folder and of the source checkout.
 BUNDLE_FOLDERS = (Path("bundles"), Path(__file__).resolve().parents[2] / "bundles")
-#: Settings that are names of files or folders, and stay what was typed.
+#: Settings that name files or folders; their text is not parsed.
 NAMES = {"bundle_root", "dataset_dir", "output_dir", "evaluation_dir", "checkpoint", "exported", "init_weights"}
 NAMES |= {"fixed_image", "moving_image", "fixed_label", "moving_label"}
 
@@ -20,7 +20,7 @@ def find_bundle(bundle: str | PathLike[str]) -> Path:
     """The folder of a bundle given by path or by name.
 
     Raises:
-        RegZooError: no such bundle; the line lists those that were found.
+        RegZooError: no such bundle; the line lists the bundles found.
     """
     for folder in (Path(bundle), *(place / bundle for place in BUNDLE_FOLDERS)):
         if (folder / "configs" / "inference.json").is_file():
@@ -28,16 +28,16 @@ def find_bundle(bundle: str | PathLike[str]) -> Path:
     known = sorted(
         {path.parent.parent.name for place in BUNDLE_FOLDERS for path in place.glob("*/configs/inference.json")}
     )
-    mend = f"name one of {', '.join(known)}, or a folder" if known else "name a folder with configs/inference.json"
-    raise bad_file(bundle, "is not a bundle", mend)
+    fix = f"name one of {', '.join(known)}, or a folder" if known else "name a folder with configs/inference.json"
+    raise bad_file(bundle, "is not a bundle", fix)
 
 
 def as_value(name: str, typed: Any) -> Any:
-    """What was typed for a setting as its value: names stay as they are, ``null``, ``true`` and ``false`` are values.
+    """The value of a typed setting: names stay text, ``null``, ``true`` and ``false`` become values.
 
     Args:
         name: of the setting.
-        typed: text, or what fire has already made of it.
+        typed: text, or the value that fire has already parsed.
     """
     if isinstance(typed, str):
         if name in NAMES and not typed.startswith("["):  # several labels are a list

@@ -1,4 +1,4 @@
-"""One kind of error for everything a user can mend: a line that names the file, what is wrong and what to do."""
+"""One kind of error for everything a user can fix: a line that names the file, what is wrong and what to do."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _collected: ContextVar[list[RegZooError] | None] = ContextVar("collected", defau
 
 
 class RegZooError(ValueError):
-    """A mistake in the input that the user can mend. The message is one line: file, what is wrong, what to do."""
+    """A mistake in the input that the user can fix. The message is one line: file, what is wrong, what to do."""
 
 
-def bad_file(path: str | PathLike[str], problem: str, mend: str) -> RegZooError:
-    """The error for a file: ``<path>: <problem>; <mend>``."""
-    return RegZooError(f"{path}: {problem}; {mend}")
+def bad_file(path: str | PathLike[str], problem: str, fix: str) -> RegZooError:
+    """The error for a file: ``<path>: <problem>; <fix>``."""
+    return RegZooError(f"{path}: {problem}; {fix}")
 
 
 @contextmanager
 def collected_problems() -> Iterator[list[RegZooError]]:
-    """Within the block, problems of a data set are put on the list that it gives instead of being raised one by one."""
+    """Within the block, `refuse` appends problems to the list that the block gets, instead of raising them."""
     problems: list[RegZooError] = []
     token = _collected.set(problems)
     try:
@@ -40,7 +40,7 @@ def collected_problems() -> Iterator[list[RegZooError]]:
 
 
 def refuse(error: RegZooError) -> None:
-    """Raise an error, or within `collected_problems` note it, after which the caller goes on."""
+    """Raise an error, or within `collected_problems` append it to the list and return."""
     problems = _collected.get()
     if problems is None:
         raise error
@@ -48,12 +48,12 @@ def refuse(error: RegZooError) -> None:
 
 
 def user_error(error: BaseException | None) -> RegZooError | None:
-    """The `RegZooError` behind an exception, however many layers of MONAI or Ignite wrapped it, or None."""
+    """The `RegZooError` behind an exception that MONAI or Ignite may have wrapped, or None."""
     return next((cause for cause in _causes(error) if isinstance(cause, RegZooError)), None)
 
 
 def one_line(error: BaseException) -> str:
-    """Any exception in one line: a `RegZooError` as it is, of others the cause and where the traceback is kept.
+    """Any exception in one line: a `RegZooError` as it is; for others the cause and the place of the traceback.
 
     With the environment variable ``REGZOO_TRACEBACK`` set, the traceback is printed above the line instead.
     """
@@ -62,7 +62,7 @@ def one_line(error: BaseException) -> str:
         return str(mine)
     causes = list(_causes(error))
     cause, where = causes[-1], ""
-    for outer in causes[:-1]:  # MONAI names the component that it could not make
+    for outer in causes[:-1]:  # MONAI names the component that it could not build
         if found := re.search(r"component '([^']+)'|\$(@?[a-z][\w.]+)", str(outer)):
             where = f"{found[1] or found[2]}: "
     words = " ".join(str(cause).split()) or "no message"
@@ -81,7 +81,7 @@ def one_line(error: BaseException) -> str:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception and those behind it, the first cause last."""
+    """An exception and the exceptions that caused it, the first cause last."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         yield error
@@ -115,10 +115,10 @@ def one_line_errors() -> None:
 
 
 def end_on_signals() -> None:
-    """Let SIGTERM and SIGHUP end the program as an error does, so that what is half-written is cleared away.
+    """Let SIGTERM and SIGHUP end the program as an error does, so that half-written files are removed.
 
-    The exit status is 128 and the number of the signal, as in a shell. Only in the main thread, and only where nobody
-    else has a handler, as a server has, or ignores the signal, as ``nohup`` does.
+    The exit status is 128 plus the number of the signal, as in a shell. Does nothing outside the main thread, or if the
+    signal already has a handler, as in a server, or is ignored, as under ``nohup``.
     """
     if threading.current_thread() is not threading.main_thread():
         return
@@ -129,5 +129,5 @@ def end_on_signals() -> None:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_IGN)  # a second one does not disturb the clearing away
+    signal.signal(number, signal.SIG_IGN)  # a second signal must not interrupt the cleaning up
     raise SystemExit(128 + number)

@@ -1,4 +1,4 @@
-"""Writing files so that nothing half-written is ever left behind."""
+"""Writing files without ever leaving a half-written one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from regzoo.errors import bad_file
 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:
-    """Create an output folder and make sure it can be written to.
+    """Create an output folder and check that it can be written to.
 
     Raises:
         RegZooError: the folder cannot be created or written to.
@@ -37,7 +37,7 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
-    """Make sure that an output folder can be created and written to, without leaving it behind.
+    """Check that an output folder can be created and written to, without leaving it behind.
 
     Raises:
         RegZooError: see `make_folder`.
@@ -53,7 +53,7 @@ def check_writable(path: str | os.PathLike[str]) -> None:
 
 
 def file_name(case: str) -> str:
-    """A case's name made fit for a file name."""
+    """The name of a case as a file name."""
     return re.sub(r"[^\w.+-]+", "_", case).strip("._") or "case"
 
 
@@ -66,16 +66,16 @@ def file_hash(path: Path, kind: str = "sha256") -> str:
     return digest.hexdigest()
 
 
-#: Folders of this process that are still to be removed.
+#: Folders that this process has yet to remove.
 _partial: set[str] = set()
 
 
 @contextmanager
 def partial_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary folder inside another one, removed when the block ends, however it ends.
+    """A temporary folder inside another one, removed however the block ends.
 
-    Only a process that is killed outright leaves it behind. Its name tells the machine and the process, and the next
-    call for the same place removes it.
+    Only a process killed outright leaves it behind. Its name holds the machine and the process, and the next call for
+    the same place removes it.
     """
     for left in Path(folder).glob(".partial-*"):
         if _is_orphan(left.name):
@@ -91,7 +91,7 @@ def partial_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
 
 @atexit.register
 def _remove_partial() -> None:
-    """What is left where a signal has interrupted the removal itself."""
+    """Remove what is left if a signal has interrupted the removal itself."""
     for name in _partial:
         shutil.rmtree(name, ignore_errors=True)
 
@@ -106,15 +106,15 @@ def _is_orphan(name: str) -> bool:
     except ProcessLookupError:
         return True
     except OSError:
-        pass  # it belongs to somebody else
+        pass  # another user's process
     return False
 
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary name beside `path` that is renamed to it when the block ends well, and removed when it does not.
+    """A temporary path beside `path`, renamed to it when the block succeeds and removed when it fails.
 
-    The temporary name keeps all suffixes, so libraries that choose a format by suffix still do.
+    It keeps all suffixes, for libraries that choose a format by suffix.
 
     Raises:
         RegZooError: the folder cannot be written to, or the disk is full.
@@ -127,17 +127,12 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             yield temporary
         except (OSError, RuntimeError) as error:
             # PyTorch has no error of its own for a full disk.
-            full = error.errno == errno.ENOSPC if isinstance(error, OSError) else disk_is_full(folder)
-            if not full:
+            full = shutil.disk_usage(folder).free < 1 << 20
+            if not (error.errno == errno.ENOSPC if isinstance(error, OSError) else full):
                 raise
-            mend = "free some space, or name another folder"
-            raise bad_file(target, "cannot be written, the disk is full", mend) from error
+            fix = "free some space, or name another folder"
+            raise bad_file(target, "cannot be written, the disk is full", fix) from error
         temporary.replace(target)
-
-
-def disk_is_full(folder: Path) -> bool:
-    """Whether there is less than a megabyte left."""
-    return shutil.disk_usage(folder).free < 1 << 20
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -1,7 +1,7 @@
 """Separable filtering as matrix products: exact at any scale and at the border, fast on a CPU and on tensor cores.
 
-A separable filter of a volume is one n×n matrix per axis. A product with it is a BLAS call whose cost does not depend
-on the width of the kernel, and its transpose is its exact adjoint.
+A separable filter of a volume is one n×n matrix per axis. The cost of the product, a BLAS call, does not depend on the
+width of the kernel, and the transpose is the exact adjoint.
 """
 
 from __future__ import annotations
@@ -51,18 +51,18 @@ def gaussian_mass(size: int, sigma: float) -> torch.Tensor:
 
 @lru_cache(maxsize=256)
 def _on_device(make: Callable[..., torch.Tensor], arguments: tuple[object, ...], device: torch.device) -> torch.Tensor:
-    # A matrix first made under inference_mode could not be used in training later.
+    # A matrix made under inference_mode could not be used in training later.
     with torch.inference_mode(False):
         return make(*arguments).to(device)
 
 
 def matrix_for(device: torch.device, make: Callable[..., torch.Tensor], *arguments: object) -> torch.Tensor:
-    """A filter matrix on a device, made and copied once."""
+    """A cached filter matrix on a device."""
     return _on_device(make, arguments, device)
 
 
 def separable_filter(volume: torch.Tensor, matrices: Sequence[torch.Tensor | None]) -> torch.Tensor:
-    """Multiply every axis of a volume with its own matrix, in float32.
+    """Multiply each axis of a volume by a matrix, in float32.
 
     Args:
         volume: (B, C, X, Y, Z).

@@ -1,4 +1,4 @@
-"""Which files of an output folder are ours: only those that we wrote and nobody has changed are replaced or removed."""
+"""Which files of an output folder RegZoo wrote: it replaces or removes only those, and only if they are unchanged."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from regzoo import __version__
 from regzoo.errors import bad_file
 from regzoo.files import atomic_path, file_hash, write_json
 
-#: Where a folder's record is: in the statistics, if there are any, under `KEY`, or else in a file of its own.
+#: The record of a folder is the entry `KEY` of the statistics or, without statistics, of a file of its own.
 STATISTICS, RECORD, KEY = "statistics.json", ".regzoo.json", "written_by"
-#: The record of files that are no result of a registration, such as tables, exported networks and weights.
+#: The record of files that are not results of a registration, such as tables, exported networks and weights.
 CLAIMS = ".regzoo.files.json"
 
 
 def _text_digest(content: dict[str, Any]) -> str:
-    """The hash of a JSON file that holds its own hash, which counts as empty."""
+    """The hash of a JSON file that holds its own hash, with that entry empty."""
     record = content[KEY] | {"files": content[KEY]["files"] | {STATISTICS: ""}}
     return hashlib.sha256(json.dumps(content | {KEY: record}, indent=4).encode()).hexdigest()
 
 
 def sign(folder: Path, bundle: str) -> None:
-    """Record all files of a folder as ours.
+    """Record all files of a folder as ours, in its ``statistics.json`` if there is one.
 
     Args:
-        folder: with nothing else in it; its ``statistics.json`` takes the record.
-        bundle: the name of the bundle that made them; may be empty.
+        folder: holds only files that RegZoo wrote.
+        bundle: name of the bundle that wrote them; may be empty.
     """
     files = {path.name: file_hash(path) for path in sorted(folder.iterdir()) if path.name != STATISTICS}
     record = {"regzoo": __version__, "bundle": bundle, "files": files}
@@ -51,13 +51,13 @@ def _records(folder: Path, names: Iterable[str] = (STATISTICS, RECORD)) -> list[
             content = json.loads((folder / name).read_text(encoding="utf-8"))
             if isinstance(content[KEY]["files"], dict):
                 found.append((folder / name, content))
-        except (OSError, ValueError, KeyError, TypeError):  # there is none, or it is somebody else's
+        except (OSError, ValueError, KeyError, TypeError):  # missing, or not ours
             continue
     return found
 
 
 def own_files(folder: Path) -> set[str]:
-    """The names of the files of a folder that were recorded by `sign` and are unchanged, with the record itself."""
+    """The names of the unchanged files of a folder that `sign` recorded, and of the record itself."""
     own = set()
     for path, content in _records(folder):
         for name, digest in content[KEY]["files"].items():
@@ -72,7 +72,7 @@ def own_files(folder: Path) -> set[str]:
 
 
 def _claimed(folder: Path) -> dict[str, str | None]:
-    """The files that were recorded by `claim` or `own_path`, with their hashes; None is one that is being written."""
+    """The files recorded by `claim` or `own_path` and their hashes; None for a file that is being written."""
     return {name: digest for _, content in _records(folder, [CLAIMS]) for name, digest in content[KEY]["files"].items()}
 
 
@@ -89,7 +89,7 @@ def _record(folder: Path, files: Mapping[str, str | None], bundle: str = "") -> 
 
 
 def claim(folder: Path, names: Collection[str], bundle: str = "") -> None:
-    """Record files that are about to be written, which so are ours even if the work is cut short.
+    """Record files before they are written, so that they are ours even if the run is cut short.
 
     Raises:
         RegZooError: see `check_folder`.
@@ -99,14 +99,14 @@ def claim(folder: Path, names: Collection[str], bundle: str = "") -> None:
 
 
 def settle(folder: Path) -> None:
-    """Record the content of the files that were claimed: whoever changes them from now on makes them theirs."""
+    """Record the content of the claimed files; a file that changes afterwards is no longer ours."""
     if claimed := _claimed(folder):
         _record(folder, {name: file_hash(folder / name) for name in claimed if (folder / name).is_file()})
 
 
 @contextmanager
 def own_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """As `regzoo.files.atomic_path`, for a file that is recorded as ours, and never in place of somebody else's.
+    """As `regzoo.files.atomic_path`, but records the file as ours and never replaces another file.
 
     Raises:
         RegZooError: see `check_file` and `atomic_path`.
@@ -119,29 +119,22 @@ def own_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def check_file(path: str | os.PathLike[str]) -> None:
-    """Refuse to write a file over another one than `own_path` has written there.
-
-    Raises:
-        RegZooError: one line that names the file.
-    """
+    """Raise `RegZooError` if a file exists that `own_path` has not written, or that was changed since."""
     target = Path(path)
     claimed = _claimed(target.parent)
     if os.path.lexists(target) and not (claimed.get(target.name) and _is_claimed(target, claimed)):
-        problem = "is there already, and is not an earlier result of this command or was changed since"
+        problem = "is there already, and this command did not write it or it was changed since"
         raise bad_file(target, problem, "move it, or name another file")
 
 
 def check_folder(folder: Path, names: Collection[str], bundle: str = "", inputs: Iterable[Any] = ()) -> None:
-    """Refuse to write files that would take the place of somebody else's, or of an input.
+    """Raise `RegZooError` if writing files would replace an input or a file that is not ours.
 
     Args:
-        folder: where to; need not exist.
-        names: of the files that are to be written.
-        bundle: the name of the bundle that is to write them.
-        inputs: files, or lists of files, that are going to be read.
-
-    Raises:
-        RegZooError: one line that names the file.
+        folder: the output folder; need not exist.
+        names: of the files to be written.
+        bundle: name of the bundle that will write them.
+        inputs: files, or lists of files, to be read.
     """
     there = [folder / name for name in names if os.path.lexists(folder / name)]
     if not there:
@@ -150,11 +143,11 @@ def check_folder(folder: Path, names: Collection[str], bundle: str = "", inputs:
     for path in there:
         for name in flat:
             if Path(name).exists() and path.exists() and path.samefile(name):
-                raise bad_file(name, f"is an input, and lies where {path.name} is to be written", "name another folder")
+                raise bad_file(name, f"is an input, and {path.name} would be written over it", "name another folder")
     for _, content in _records(folder, (STATISTICS, RECORD, CLAIMS)):
         other = content[KEY].get("bundle")
         if bundle and other and other != bundle:
-            raise bad_file(folder, f"holds a result of {other}", f"name another folder for that of {bundle}")
+            raise bad_file(folder, f"holds a result of {other}", f"name another folder for the result of {bundle}")
     claimed = _claimed(folder)
     foreign = {path.name for path in there if not _is_claimed(path, claimed)}
     for name in sorted(foreign - own_files(folder)) if foreign else ():
@@ -163,7 +156,7 @@ def check_folder(folder: Path, names: Collection[str], bundle: str = "", inputs:
 
 
 def discard(folder: Path, bundle: str = "") -> None:
-    """Remove a bundle's own files from a folder, and the folder if nothing is left in it."""
+    """Remove a bundle's own files from a folder, and the folder if it is then empty."""
     own = own_files(folder)
     if not own or any(content[KEY].get("bundle") != bundle for _, content in _records(folder)):
         return

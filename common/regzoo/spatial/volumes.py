@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 #: Metadata keys: MONAI's for the file name of an image, and ours for the number of axes of the file.
 FILE = "filename_or_obj"
 STORED_AXES = "stored_axes"
-NAN_MEND = "replace them by the background value: in most images the minimum, in CT -1000"
+NAN_FIX = "replace them by the background value: in most images the minimum, in CT -1000"
 _CHECK = "check that the right file was exported"
 _warned: set[str] = set()
 
@@ -52,10 +52,10 @@ def check_spatial(path: str | Path, volume: torch.Tensor) -> None:
         raise bad_file(path, f"is a 2-D image ({sizes(volume)})", "give a 3-D volume with at least two slices")
 
 
-def check_finite(path: str | Path, volume: torch.Tensor, mend: str) -> None:
+def check_finite(path: str | Path, volume: torch.Tensor, fix: str) -> None:
     """Raise `RegZooError`, with what to do, if a volume holds NaN or infinity."""
     if count := int((~torch.isfinite(volume)).sum()):
-        raise bad_file(path, f"holds NaN or infinity in {count} voxels", mend)
+        raise bad_file(path, f"holds NaN or infinity in {count} voxels", fix)
 
 
 def sizes(volume: torch.Tensor) -> str:
@@ -80,7 +80,7 @@ def read_image(path: str | Path, strict_headers: bool = False, allow_nan: bool =
     volume = read_checked(path, strict_headers)
     check_spatial(path, volume)
     if not allow_nan:
-        check_finite(path, volume, NAN_MEND)
+        check_finite(path, volume, NAN_FIX)
     if volume.ndim == 5 and volume.shape[3] == 1:
         problem = f"is a vector image ({volume.shape[4]} values in each voxel), such as a displacement field"
         raise bad_file(path, problem, "give one 3-D volume")
