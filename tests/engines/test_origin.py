@@ -268,5 +268,5 @@ def test_a_resumed_training_does_not_start_from_weights_again(
     train(data, tmp_path / "run", **start)
     with caplog.at_level(logging.INFO, "regzoo"):
         train(data, tmp_path / "run", max_epochs=2, **start)
-    assert "those of --init_weights were its start" in caplog.text
+    assert "it had started from those of --init_weights" in caplog.text
     assert "init_weights" in refusal(lambda: train(data, tmp_path / "run", max_epochs=3))

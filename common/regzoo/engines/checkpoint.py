@@ -23,7 +23,7 @@ from torch import nn
 
 logger = logging.getLogger(__name__)
 
-#: Settings that are fingerprints of cases, and what those are for.
+#: Settings that are fingerprints of cases, and how an error names them.
 CASES = {"data": "train on", "validation": "validate on"}
 
 
@@ -38,20 +38,19 @@ class TrainingCheckpoint:
     Attach it after the validation and learning-rate handlers. At the end of every epoch it writes ``last.pt`` (network,
     the other objects, epoch, best metric) and, after a validation with a new best key metric, ``model.pt`` (weights
     alone). Files are written under another name and renamed, which MONAI's `CheckpointSaver` does not do, so a kill
-    leaves the previous file whole. With `TwoStageSampler` a resumed training ends in the same weights on the CPU.
+    leaves the previous file intact. With `TwoStageSampler`, a resumed training on the CPU ends with the same weights.
 
     Args:
-        folder: where the files go.
+        folder: the folder of the files.
         network: the trained network.
-        objects: name → anything else with a state dict, such as the optimiser and the schedule.
-        evaluator: MONAI evaluator whose key metric picks the best weights. Without one, and as long as the metric is
-            NaN, the latest weights are kept.
-        settings: what makes this training what it is, as plain values; a training is not resumed with others, nor with
-            other steps to what the network sees (`regzoo.engines.origin.STEPS`). The cases of ``data`` and
-            ``validation`` are `fingerprints`. The optimiser with its own settings, the kind of the schedule and the
-            precision of the trainer are added.
-        resume: continue from ``last.pt`` if there is one.
-        serve_as: another file for the best weights, written when the training has ended well.
+        objects: name → another object with a state dict, such as the optimiser and the schedule.
+        evaluator: MONAI evaluator whose key metric picks the best weights. Without one, and while the metric is NaN,
+            the latest weights are kept.
+        settings: the settings that identify this training, as plain values; it is not resumed with others, nor with
+            other preprocessing (`regzoo.engines.origin.STEPS`). The cases of ``data`` and ``validation`` are
+            `fingerprints`. The optimiser's settings, the kind of schedule and the precision are added.
+        resume: continue from ``last.pt`` if it exists.
+        serve_as: another file for the best weights, written when the training ends without an error.
     """
 
     def __init__(
@@ -64,27 +63,21 @@ class TrainingCheckpoint:
         resume: bool = True,
         serve_as: str | Path | None = None,
     ) -> None:
-        self.folder = Path(folder)
+        self.last_file, self.best_file = Path(folder) / "last.pt", Path(folder) / "model.pt"
         self.network = network
         self.objects = dict(objects or {})
         self.evaluator = evaluator
-        self.settings = _through_json(
-            {**{name: _described(value) for name, value in self.objects.items()}, **(settings or {})}
-        )
+        kinds = {name: {"class": type(value).__name__} for name, value in self.objects.items()}
+        for name, value in self.objects.items():
+            kinds[name] |= value.defaults if isinstance(value, torch.optim.Optimizer) else {}
+        # Through JSON, as the checkpoint is compared: a tuple becomes a list.
+        self.settings: dict[str, Any] = json.loads(json.dumps({**kinds, **(settings or {})}, default=str))
         self.resume = resume
         self.serve_as = serve_as
 
-    @property
-    def last_file(self) -> Path:
-        return self.folder / "last.pt"
-
-    @property
-    def best_file(self) -> Path:
-        return self.folder / "model.pt"
-
     def attach(self, engine: Engine) -> None:
-        """Register with a trainer, which there is once its data are in order."""
-        make_folder(self.folder)
+        """Register with a trainer; the folder is made only now, because a trainer exists only if its data are valid."""
+        make_folder(self.last_file.parent)
         if hasattr(engine, "amp"):
             dtype = (engine.amp_kwargs or {}).get("dtype", "its default") if engine.amp else torch.float32
             self.settings["precision"] = str(dtype).removeprefix("torch.")
@@ -97,27 +90,27 @@ class TrainingCheckpoint:
     def restore(self, engine: Engine) -> None:
         """Load ``last.pt`` into the network, the objects and the engine.
 
-        Only into an engine that has not trained yet: one that is run again, as by a federated client in each round,
-        goes on with the weights it was given in between.
+        An engine that has trained already is left alone: a federated client runs it again in each round, with the
+        weights that it has received.
 
         Raises:
             RegZooError: the file is damaged, or was written by a training with other settings.
         """
         if not self.resume or engine.state.iteration > 0 or not self.last_file.is_file():
             return
-        # On the CPU: each object moves its state where it belongs, and Adam's step counts belong on the CPU.
+        # On the CPU: each object moves its own state to its device, and Adam's step counts stay on the CPU.
         content = read_checkpoint(self.last_file)
-        mend = "train with those settings, name another --output_dir, or start anew with --resume False"
-        # Weights alone have no settings; what else they lack is told below.
+        fix = "train with those settings, name another --output_dir, or start again with --resume False"
+        # A file of weights alone has no settings, and fails below.
         before, now = content.get("settings", self.settings), self.settings
         was, is_ = (origin_.get("config", {}) for origin_ in (content.get("origin", {}), self.origin))
         shared = [step for step in STEPS if step in was and step in is_]
         if changed := differences(before | {s: was[s] for s in shared}, now | {s: is_[s] for s in shared}):
-            raise bad_file(self.last_file, f"was written by a training with {changed}", mend)
+            raise bad_file(self.last_file, f"was written by a training with {changed}", fix)
         load_state(self.network, content, self.last_file)
         try:
             for name, value in self.objects.items():
-                # The length of a schedule is how long the training is to be, not what it has come to.
+                # The length of a schedule is a plan for the whole training, not a state.
                 length = getattr(value, "t_total", None)
                 value.load_state_dict(content["objects"][name])
                 if length is not None and length != value.t_total:
@@ -129,17 +122,19 @@ class TrainingCheckpoint:
                 self.evaluator.state.best_metric = content["best_metric"]
                 self.evaluator.state.best_metric_epoch = content["best_metric_epoch"]
         except (KeyError, ValueError, RuntimeError) as error:
-            raise bad_file(self.last_file, "was written by another kind of training", mend) from error
+            raise bad_file(self.last_file, "was written by another kind of training", fix) from error
         logger.info("resumed from %s at epoch %d", self.last_file, content["epoch"])
         if self.settings.get("init_weights"):
-            logger.info("it goes on with its own weights; those of --init_weights were its start")
-        self._say_if_done(engine)
+            logger.info("it continues with its own weights; it had started from those of --init_weights")
+        done, wanted = engine.state.epoch, engine.state.max_epochs
+        if wanted is not None and done >= wanted:
+            logger.warning("%d of %d epochs done; raise --max_epochs to train on", done, wanted)
 
     def save(self, engine: Engine) -> None:
-        """Write the best weights if this epoch's are, then the state to resume from; nothing that is not finite.
+        """Write the weights if they are the best so far, then the state to resume from.
 
         Raises:
-            RegZooError: the weights or the state of the optimiser became NaN or infinite.
+            RegZooError: the weights or the state of the optimiser became NaN or infinite; nothing is written.
         """
         content: dict[str, Any] = {
             "network": unwrap(self.network).state_dict(),
@@ -162,16 +157,11 @@ class TrainingCheckpoint:
             torch.save(content, temporary)
 
     def serve(self, engine: Engine) -> None:
-        """Write the best weights where they are served from."""
+        """Copy the best weights to the file that a server reads."""
         if self.serve_as is not None and is_writer() and self.best_file.is_file():
             with atomic_path(self.serve_as) as temporary:
                 shutil.copyfile(self.best_file, temporary)
             logger.info("the best weights are in %s", self.serve_as)
-
-    def _say_if_done(self, engine: Engine) -> None:
-        done, wanted = engine.state.epoch, engine.state.max_epochs
-        if wanted is not None and done >= wanted:
-            logger.warning("%d of %d epochs done; raise --max_epochs to train on", done, wanted)
 
     def _is_best(self, engine: Engine) -> bool:
         if self.evaluator is None:
@@ -179,18 +169,18 @@ class TrainingCheckpoint:
         state = self.evaluator.state
         if state.best_metric_epoch > 0 and math.isnan(float(state.best_metric)):
             logger.warning(
-                "no pair to validate on has what the key metric %s measures; %s keeps the latest weights",
+                "the key metric %s could not be measured on any pair of the validation; %s keeps the latest weights",
                 getattr(state, "key_metric_name", ""),
                 self.best_file,
             )
             return True
-        # A training too short for its first validation still leaves weights.
+        # A training that ends before its first validation also writes weights.
         short = state.best_metric_epoch < 0 and engine.state.epoch == engine.state.max_epochs
         return short or state.best_metric_epoch == engine.state.epoch
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """How the settings of two trainings differ, in words; empty if they do not."""
+    """The differences between the settings of two trainings, in words; empty if there are none."""
     plain, parts = [], []
     for key in sorted(before.keys() | now.keys()):
         was, is_ = before.get(key), now.get(key)
@@ -198,19 +188,8 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
             if difference := data_difference(was, is_):
                 parts.append(f"other cases to {CASES[key]}: {difference}")
         elif isinstance(was, dict) and isinstance(is_, dict):
-            # An option that only one version of PyTorch knows does not count.
+            # Options that only one version of PyTorch has are ignored.
             plain += [f"{key} {name}" for name in sorted(was.keys() & is_.keys()) if was[name] != is_[name]]
         elif was != is_:
             plain.append(key)
     return " and ".join(([f"another {', '.join(plain)}"] if plain else []) + parts)
-
-
-def _described(value: Any) -> Any:
-    """What kind of optimiser, schedule or other object it is, and an optimiser's own settings."""
-    defaults = value.defaults if isinstance(value, torch.optim.Optimizer) else {}
-    return {"class": type(value).__name__, **defaults}
-
-
-def _through_json(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """So that a tuple and a list, or 1 and 1.0, do not differ after they were read back."""
-    return dict(json.loads(json.dumps(settings, default=str)))

@@ -1,4 +1,4 @@
-"""Where a bundle's cases come from, and how a bad one is reported without stopping the others."""
+"""The records of a bundle: the data set, and which of its cases train, validate and evaluate."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from regzoo.errors import RegZooError
 
 logger = logging.getLogger(__name__)
 
-#: Fewest cases to validate on where they are made of single images.
+#: The smallest number of cases to validate on, if they are simulated from single images.
 SIMULATED = 8
-#: Parts of a cross-validation where neither the data set nor anybody else says how many: of pairs, and of images.
+#: Default number of folds: of pairs, and of single images.
 FOLDS, FOLDS_OF_IMAGES = 20, 8
-#: Splits of pairs that a data set lists itself, by what an evaluation calls them.
+#: An evaluation's names of the pairs that a data set lists itself → their split.
 LISTED = {"listed": "val", "listed_test": "test"}
 
 
 def data_folder(
     dataset_dir: str | Path | None, bundle_root: str | Path, *, served: bool = False, **phantoms: Any
 ) -> str:
-    """The data set the user named, or, without one, phantoms written into the bundle's ``data/``.
+    """The data set that the user named or, without one, phantoms in the bundle's ``data/``.
 
-    Each set of parameters has its own folder, so that the demo and the training do not get in each other's way.
+    Each set of phantom parameters has its own folder, so the demo and the training do not share one.
 
     Args:
         dataset_dir: folder or datalist of a data set; empty for phantoms.
         bundle_root: the bundle's folder.
-        served: MONAI Label brings the data.
-        phantoms: how to make the phantoms, see `regzoo_phantoms.embedded_phantoms`.
+        served: whether MONAI Label provides the data.
+        phantoms: parameters of the phantoms, see `regzoo_phantoms.embedded_phantoms`.
 
     Returns:
         The data set; empty if `served`.
@@ -58,15 +58,12 @@ def data_folder(
 
 
 def training_records(folder: str | Path, direction: str = "mr_to_us", count: int | None = None) -> list[Record]:
-    """The records of a data set's training split, the first `count` of them if that is not 0 or None.
-
-    None for no data set.
-    """
+    """The first `count` records (0 or None: all) of a data set's training split; empty without a data set."""
     return load_records(folder, "train", direction)[: count or None] if folder else []
 
 
 class Division(NamedTuple):
-    """The records of a training, to train on and to validate on; the latter choose the epoch."""
+    """The records of a training: those to train on, and those to validate on, which choose the best epoch."""
 
     training: list[Record]
     validation: list[Record]
@@ -82,14 +79,14 @@ def split_pairs(
 ) -> Division:
     """Divide pairs into those to train on and those to validate on; without records both are empty.
 
-    With `fold` or `folds`, a fold of the training split is held out; otherwise a datalist's validation part is
-    validated on; where there is none, fold 0 is held out. The folds are those of the datalist's column ``fold``, or
-    else see `regzoo.datasets.split_fold`.
+    With `fold` or `folds`, a fold of the training split is held out; otherwise the data set's validation part is used;
+    without one, fold 0 is held out. The folds are those of the datalist's column ``fold``, or see
+    `regzoo.datasets.split_fold`.
 
     Args:
         records: of the training split.
-        fold: which fold is held out, from 0; None: 0, or the validation part.
-        folds: how many folds; None: those of the data set, or else 20.
+        fold: the fold to hold out, from 0; None: 0, or the validation part.
+        folds: the number of folds; None: those of the data set, or else 20.
         seed: of the division.
         folder: the data set, for its validation part.
         holdout: kinds of label that the training leaves out.
@@ -111,7 +108,7 @@ def _divided(
     validation: Sequence[Record],
     default: int,
 ) -> Division:
-    """What `split_pairs` says, for pairs or single images."""
+    """Divide pairs or single images, see `split_pairs`."""
     if not records:
         return Division([], [])
     if validation and fold is None and folds is None:
@@ -138,12 +135,12 @@ def evaluation_records(
 
     Args:
         folder: the data set.
-        split: ``val`` or ``test`` as the data set has them, or ``fold`` for what a training with the same settings
-            validates on, see `split_pairs`.
+        split: ``val`` or ``test`` of the data set, or ``fold`` for the validation records of a training with the same
+            settings, see `split_pairs`.
         direction: moving to fixed, see `regzoo.datasets.load_records`.
-        count: take the first few records of the data set only; all for 0 or None.
+        count: use only the first few records of the data set; all for 0 or None.
         fold, folds, seed: of the training, see `split_pairs`.
-        holdout: kinds of label that the training left out, to be measured by themselves.
+        holdout: kinds of label that the training left out, to be measured separately.
 
     Raises:
         RegZooError: see `regzoo.datasets.validate_kinds`.
@@ -157,10 +154,7 @@ def evaluation_records(
 
 
 def training_images(folder: str | Path, count: int | None = None) -> list[Record]:
-    """The single images of a data set's training split, the first `count` of them if that is not 0 or None.
-
-    None for no data set.
-    """
+    """The first `count` single images (0 or None: all) of a data set's training split; empty without a data set."""
     return load_single_records(folder, "train")[: count or None] if folder else []
 
 
@@ -174,19 +168,19 @@ def split_images(
     simulated: bool = False,
     folder: str | Path = "",
 ) -> Division:
-    """Single images to train on, and what to validate on: pairs of the patients held out, drawn once and stored.
+    """Divide single images into those to train on and pairs of the held-out patients, which are drawn once and stored.
 
-    With too few images to hold two patients out, or if asked for, the validation is on single images, to each of which
-    a moving one is to be made (`regzoo.transforms.SimulateMovingd`): those held out, or with fewer images than folds,
-    all. Every image is then listed several times under names of its own.
+    With too few images to hold two patients out, or with `simulated`, the validation uses single images, for each of
+    which a moving image is simulated (`regzoo.transforms.SimulateMovingd`): the held-out ones or, with fewer images
+    than folds, all. Each image is then listed several times under different names.
 
     Args:
         records: of single images.
-        fold, folds, seed: what is held out, see `split_pairs`; 8 folds by default.
-        pairs_file: where the pairs are stored, see `regzoo.datasets.draw_pairs`.
-        count: how many pairs; None: as many as images are held out.
-        simulated: validate on single images in any case.
-        folder: the data set, for its validation part. Pairs that it lists are used as they are.
+        fold, folds, seed: which images are held out, see `split_pairs`; 8 folds by default.
+        pairs_file: the file that stores the pairs, see `regzoo.datasets.draw_pairs`.
+        count: the number of pairs; None: the number of held-out images.
+        simulated: always validate on single images.
+        folder: the data set, for its validation part; pairs that it lists are used as they are.
     """
     if not records:
         return Division([], [])
@@ -199,14 +193,14 @@ def split_images(
         return Division(training, pairs)
     held_out = single_records(held_out or records)
     if not simulated:
-        logger.warning("%d images of too few patients to make pairs of: validating on simulated pairs", len(held_out))
+        logger.warning("%d images of too few patients for pairs: validating on simulated pairs", len(held_out))
     repeats = -(-SIMULATED // len(held_out))
     repeated = [item | {"case": f"{item['case']}_{turn}"} for turn in range(repeats) for item in held_out]
     return Division(training, repeated)
 
 
 def _as_pairs(records: Sequence[Record], pairs_file: str | Path, count: int | None, seed: int) -> list[Record]:
-    """Pairs that were held out, as they are; images as pairs of different patients, none where there are not two."""
+    """Held-out pairs as they are; held-out images as pairs of different patients, none if there is only one patient."""
     if not any(map(is_single, records)):
         return list(records)
     images = single_records(records)
@@ -224,20 +218,20 @@ def evaluation_pairs(
     folds: int | None = None,
     seed: int = 0,
 ) -> list[Record]:
-    """The pairs to evaluate on: drawn once from single images and stored, or those that the data set lists.
+    """The pairs to evaluate on: drawn once from single images and stored, or listed by the data set.
 
     Args:
         folder: the data set.
-        split: ``val`` or ``test`` as the data set has them, ``fold`` for what a training with the same settings
-            validates on, see `split_images`, ``rest`` for the images to train on beyond the training's limit, or
-            ``listed`` and ``listed_test`` for the pairs to validate and to test on that the data set lists itself.
-        pairs_file: where the pairs are stored, see `regzoo.datasets.draw_pairs`; drawn if it is not there.
-        count: how many pairs; all those listed, or as many as there are images, for 0 or None.
+        split: ``val`` or ``test`` of the data set; ``fold`` for the validation pairs of a training with the same
+            settings, see `split_images`; ``rest`` for the training images beyond the training's limit; ``listed`` or
+            ``listed_test`` for the pairs that the data set lists for validation or test.
+        pairs_file: the file that stores the pairs, see `regzoo.datasets.draw_pairs`; without it, pairs are drawn.
+        count: the number of pairs; for 0 or None all that are listed, or one for each image.
         images: the training's limit on the number of images, for ``fold`` and ``rest``.
         fold, folds, seed: of the training, see `split_images`.
 
     Raises:
-        RegZooError: there are no two patients to make pairs of, or see `regzoo.datasets.draw_pairs`.
+        RegZooError: there are no two patients for a pair, or see `regzoo.datasets.draw_pairs`.
     """
     if split in LISTED:
         return load_records(folder, LISTED[split])[: count or None]

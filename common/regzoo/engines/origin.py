@@ -1,7 +1,7 @@
-"""What weights were trained with: noted with them, taken over by evaluation and inference, and never contradicted.
+"""The settings that weights were trained with: written with the weights, and used by evaluation and inference.
 
-Weights only do what they were trained for on the grid, with the intensities and by the network of their training. So a
-training writes its settings into the file of the weights, from where they are read before anything else is made.
+Weights are only valid for the grid, the intensities and the network of their training. So a training writes its
+settings into the file of the weights; evaluation and inference read them first, and refuse other settings.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ from regzoo.errors import bad_file
 
 logger = logging.getLogger(__name__)
 
-#: Settings that have to be those of the training: direction, grid, intensities, labels held out, and the network.
+#: Settings that must equal those of the training: direction, grid, intensities, labels held out, and the network.
 FIXED = (
     *("direction", "spacing", "size", "interpolation", "binarise", "percentile", "window", "inputs", "holdout"),
     *("channels", "kernel", "norm", "stride", "passes", "diffeomorphic", "integration_steps"),
 )
-#: Settings that are those of the training unless somebody says otherwise, since they depend on the images at hand.
+#: Settings taken from the training unless the user sets them, because they depend on the images at hand.
 USUAL = ("align", "region_label", "margin", "label_values")
 #: Steps of the preprocessing that make what a network sees, so they are those of its training.
 STEPS = ("units", "field_of_view", "resample", "intensity", "region_input")
 #: Arguments by which one use of a step differs from another: they choose cases and labels and what else is kept, but do
 #: not change what a network sees.
 OF_ONE_USE = {"need", "without", "keep_native"}
-#: Parts of a configuration that overlays replace. They are compared, not taken over: a file of weights must not bring
-#: code along.
+#: Parts of a configuration that overlays replace. They are compared, not adopted: a file of weights must not bring code
+#: with it.
 PARTS = ("network_def", *STEPS)
 
 
 def origin(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What a training notes with its weights, as plain values.
+    """The note that a training writes with its weights, plain values.
 
     Args:
         settings: of the training, see `TrainingCheckpoint`.
@@ -71,7 +71,7 @@ def step_of(section: Any) -> Any:
 
 
 def _text(parser: ConfigParser, value: Any) -> str:
-    """A part of a configuration as text, the settings that it refers to put in."""
+    """A part of a configuration as text, with references to settings replaced by their values."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key}: {_text(parser, entry)}" for key, entry in value.items()) + "}"
     if isinstance(value, list | tuple):
@@ -82,13 +82,13 @@ def _text(parser: ConfigParser, value: Any) -> str:
 
 
 def as_trained(checkpoint: str | PathLike[str]) -> None:
-    """Give the configuration that is running the settings its weights were trained with; for its ``initialize``.
+    """Give the running configuration the settings its weights were trained with; called by its ``initialize``.
 
     Args:
-        checkpoint: the file of the weights. One that is not there or does not say anything changes nothing.
+        checkpoint: the file of the weights. A missing file, or one without a note, changes nothing.
 
     Raises:
-        RegZooError: the configuration contradicts the training; the line says what was trained and what was asked for.
+        RegZooError: the configuration contradicts the training.
     """
     workflow = running_workflow()
     if workflow is None:
@@ -101,11 +101,11 @@ def as_trained(checkpoint: str | PathLike[str]) -> None:
 def adopt(parser: ConfigParser, checkpoint: Any, base: str | PathLike[str], asked: Collection[str]) -> None:
     """Give a configuration the settings its weights were trained with.
 
-    A setting that was asked for, or that overlays made another than it is in the bundle's own file, must be that of the
-    training. Any other is changed to it.
+    A setting that the user gave, or that an overlay changed from the bundle's own file, must equal that of the
+    training. Any other setting is changed to it.
 
     Args:
-        parser: the configuration, overlays and settings in it, nothing resolved that depends on these.
+        parser: the configuration with overlays and settings, in which nothing that depends on these is resolved yet.
         checkpoint, Raises: as for `as_trained`.
         base: the bundle's own configuration, without overlays.
         asked: names of settings that the user gave.
@@ -125,8 +125,8 @@ def adopt(parser: ConfigParser, checkpoint: Any, base: str | PathLike[str], aske
         if not chosen:
             taken[key] = there
         elif key in FIXED:
-            mend = f"leave --{key} out, or name other weights with --checkpoint"
-            raise bad_file(checkpoint, f"was trained with {key} {there}, not {here}", mend)
+            fix = f"leave --{key} out, or name other weights with --checkpoint"
+            raise bad_file(checkpoint, f"was trained with {key} {there}, not {here}", fix)
     for key, value in taken.items():
         parser[key] = value
     if taken:
@@ -140,7 +140,7 @@ def adopt(parser: ConfigParser, checkpoint: Any, base: str | PathLike[str], aske
 
 
 def not_trained_on(checkpoint: str | PathLike[str], records: Sequence[Record]) -> None:
-    """Refuse an evaluation on what the weights were trained on, as far as they say.
+    """Refuse to evaluate weights on the cases of their training, if their file names these.
 
     Raises:
         RegZooError: a case has an image or a patient of the training.
@@ -151,7 +151,7 @@ def not_trained_on(checkpoint: str | PathLike[str], records: Sequence[Record]) -
 
 
 def _config_of(checkpoint: Any) -> dict[str, Any]:
-    """The configuration noted with weights; none where there is no file, which is another's to complain about."""
+    """The configuration in the note of weights; empty without a file, which is reported elsewhere."""
     if not isinstance(checkpoint, str | PathLike) or not Path(checkpoint).is_file():
         return {}
     config = origin_of(read_checkpoint(checkpoint)).get("config")
@@ -159,7 +159,7 @@ def _config_of(checkpoint: Any) -> dict[str, Any]:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a value is data: in a configuration some text would be run, or read from a file."""
+    """Whether a value is plain data; MONAI would evaluate other text, or read it from a file."""
     if isinstance(value, list):
         return all(_is_plain(entry) for entry in value)
     if isinstance(value, str):
@@ -168,10 +168,6 @@ def _is_plain(value: Any) -> bool:
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Whether two values of a setting mean the same."""
-    return _listed(a) == _listed(b)
-
-
-def _listed(value: Any) -> Any:
-    """One name as a list of one, no value as none."""
-    return [value] if isinstance(value, str) else list(value) if isinstance(value, tuple) else value
+    """Whether two values of a setting mean the same; one name is a list of one."""
+    first, second = ([one] if isinstance(one, str) else list(one) if isinstance(one, tuple) else one for one in (a, b))
+    return bool(first == second)

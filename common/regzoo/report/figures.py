@@ -85,22 +85,18 @@ class FigureWriter:
     def __init__(self, output_dir: str | PathLike[str], limit: int | None = None) -> None:
         self.output_dir = Path(output_dir)
         self.limit = limit
-        self._drawn = 0
+        self._drawn: list[str] = []
 
     def attach(self, engine: Engine) -> None:
         """Attach to an evaluator."""
-        engine.add_event_handler(Events.EPOCH_STARTED, self._start)
+        engine.add_event_handler(Events.EPOCH_STARTED, lambda engine: self._drawn.clear())
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._draw)
-
-    def _start(self, engine: Engine) -> None:
-        self._drawn = 0
 
     def _draw(self, engine: Engine) -> None:
         for item in cases_of(engine):
-            if self.limit is not None and self._drawn >= self.limit:
-                return
-            case_figure(self.output_dir / f"{file_name(name_of_case(item))}.png", item)
-            self._drawn += 1
+            if self.limit is None or len(self._drawn) < self.limit:
+                self._drawn.append(name_of_case(item))
+                case_figure(self.output_dir / f"{file_name(name_of_case(item))}.png", item)
 
 
 def case_figure(path: str | PathLike[str], item: Mapping[str, Any]) -> None:

@@ -42,7 +42,36 @@ def read_csv(path: str | PathLike[str]) -> dict[str, list[str]]:
     return {name: [row[i] for row in rows] for i, name in enumerate(header)}
 
 
-class CaseTable:
+class _Table:
+    """Ignite handler that collects a text per case, and writes a table of all of them when the run ends."""
+
+    def __init__(self, output_dir: str | PathLike[str]) -> None:
+        self.output_dir = Path(output_dir)
+        self._texts: list[str] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to an evaluator."""
+        engine.add_event_handler(Events.EPOCH_STARTED, lambda engine: self._texts.clear())
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+        engine.add_event_handler(Events.COMPLETED, self._finish)
+
+    def _collect(self, engine: Engine) -> None:
+        self._texts += [self._text(item) for item in cases_of(engine)]
+
+    def _finish(self, engine: Engine) -> None:
+        texts = gather_strings(self._texts)
+        if is_writer():
+            make_folder(self.output_dir)
+            self._write(engine, texts)
+
+    def _text(self, item: Mapping[str, Any]) -> str:
+        raise NotImplementedError
+
+    def _write(self, engine: Engine, texts: list[str]) -> None:
+        raise NotImplementedError
+
+
+class CaseTable(_Table):
     """Ignite handler that writes a table of all metrics of an evaluator.
 
     Attach it after the metrics. When the run ends it writes ``cases.csv`` (a row per case, a column per metric) and
@@ -59,42 +88,27 @@ class CaseTable:
     """
 
     def __init__(self, output_dir: str | PathLike[str], show: bool = True) -> None:
-        self.output_dir = Path(output_dir)
+        super().__init__(output_dir)
         self.show = show
-        self._cases: list[str] = []
 
-    def attach(self, engine: Engine) -> None:
-        """Attach to an evaluator."""
-        engine.add_event_handler(Events.EPOCH_STARTED, self._start)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
-        engine.add_event_handler(Events.COMPLETED, self._finish)
+    def _text(self, item: Mapping[str, Any]) -> str:
+        return name_of_case(item)
 
-    def _start(self, engine: Engine) -> None:
-        self._cases = []
-
-    def _collect(self, engine: Engine) -> None:
-        self._cases += [name_of_case(item) for item in cases_of(engine)]
-
-    def _finish(self, engine: Engine) -> None:
-        cases = gather_strings(self._cases)
-        if not is_writer():
-            return
-        columns = _columns(getattr(engine.state, "metric_details", None) or {}, len(cases))
-        kept = _first_of_each(cases)
-        cases = [cases[i] for i in kept]
+    def _write(self, engine: Engine, texts: list[str]) -> None:
+        columns = _columns(getattr(engine.state, "metric_details", None) or {}, len(texts))
+        kept = _first_of_each(texts)
         columns = {name: values[kept] for name, values in columns.items()}
-        make_folder(self.output_dir)
-        rows = [[case, *(values[i] for values in columns.values())] for i, case in enumerate(cases)]
+        rows = [[texts[i], *(values[row] for values in columns.values())] for row, i in enumerate(kept)]
         write_csv(self.output_dir / "cases.csv", ["case", *columns], rows)
         summaries = {name: percentile_summary(values) for name, values in columns.items()}
         if summaries:
             header = ["metric", *next(iter(summaries.values()))]
             write_csv(self.output_dir / "summary.csv", header, [[n, *s.values()] for n, s in summaries.items()])
         if self.show:
-            print(summary_text(summaries, len(cases)), flush=True)
+            print(summary_text(summaries, len(rows)), flush=True)
 
 
-class LabelTable:
+class LabelTable(_Table):
     """Ignite handler that writes ``labels.csv``: a row per case and label, before and after registration.
 
     Reads ``reference_label``, ``warped_label`` and, if there, ``unregistered_label``, (C, X, Y, Z) on the fixed grid,
@@ -109,41 +123,16 @@ class LabelTable:
     """
 
     HEADER = (
-        "case",
-        "label",
-        "name",
-        "distance_before_mm",
-        "distance_after_mm",
-        "dsc_before",
-        "dsc_after",
-        "volume_fixed_ml",
-        "volume_before_ml",
-        "volume_after_ml",
+        *("case", "label", "name", "distance_before_mm", "distance_after_mm", "dsc_before", "dsc_after"),
+        *("volume_fixed_ml", "volume_before_ml", "volume_after_ml"),
     )
 
-    def __init__(self, output_dir: str | PathLike[str]) -> None:
-        self.output_dir = Path(output_dir)
-        self._rows: list[str] = []
+    def _text(self, item: Mapping[str, Any]) -> str:
+        return json.dumps(label_rows(item))
 
-    def attach(self, engine: Engine) -> None:
-        """Attach to an evaluator."""
-        engine.add_event_handler(Events.EPOCH_STARTED, self._start)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
-        engine.add_event_handler(Events.COMPLETED, self._finish)
-
-    def _start(self, engine: Engine) -> None:
-        self._rows = []
-
-    def _collect(self, engine: Engine) -> None:
-        # One JSON text per case, because ranks gather strings.
-        self._rows += [json.dumps(label_rows(item)) for item in cases_of(engine)]
-
-    def _finish(self, engine: Engine) -> None:
-        tables = [json.loads(text) for text in gather_strings(self._rows)]
-        if is_writer():
-            unique = list({table["case"]: table["rows"] for table in tables}.values())
-            make_folder(self.output_dir)
-            write_csv(self.output_dir / "labels.csv", self.HEADER, [row for rows in unique for row in rows])
+    def _write(self, engine: Engine, texts: list[str]) -> None:
+        tables = {table["case"]: table["rows"] for table in map(json.loads, texts)}
+        write_csv(self.output_dir / "labels.csv", self.HEADER, [row for rows in tables.values() for row in rows])
 
 
 def label_rows(item: Mapping[str, Any]) -> dict[str, Any]:
