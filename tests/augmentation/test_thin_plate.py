@@ -110,7 +110,7 @@ def test_a_lattice_reproduces_cubic_fields_and_their_slopes() -> None:
     np.testing.assert_allclose(lattice.on_voxels(values).numpy(), cubic_polynomial(voxels)[0], atol=1e-4)
     np.testing.assert_allclose(lattice.gradient(values).numpy(), slopes, atol=1e-4)
     for start, stop in ((0, 4), (4, 9), (9, 40)):
-        part = lattice.on_voxels(values, start, stop)
+        part = lattice.on_voxels(values, slice(start, stop))
         np.testing.assert_allclose(part.numpy(), cubic_polynomial(voxels)[0][:, start:stop], atol=1e-4)
 
 

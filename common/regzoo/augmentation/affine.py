@@ -7,16 +7,16 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 
-#: Four corners of the cube [-1, 1]³ that are affinely independent; the other four lie opposite.
+#: Four affinely independent corners of the cube [-1, 1]³; the other four lie opposite.
 _CORNERS = torch.tensor([[-1.0, -1, -1], [1, 1, -1], [1, -1, 1], [-1, 1, 1]])
 
 
 def random_affine(seeds: torch.Tensor, max_corner_shift: float) -> torch.Tensor:
-    """Affine maps about the image centre that move the corners of the field of view.
+    """Random affine maps about the image centre that move the corners of the field of view.
 
     Args:
-        seeds: (B,) int64 on the CPU, one per sample: a sample's map depends on its own seed only.
-        max_corner_shift: largest movement of a corner along each axis, as a fraction of the distance to the centre.
+        seeds: (B,) int64 on the CPU, one per sample; a sample's map depends on its own seed only.
+        max_corner_shift: largest movement of a corner along each axis, as a fraction of its distance to the centre.
 
     Returns:
         (B, 3, 4) in coordinates from −1 to 1 along each axis, order (Z, Y, X) as `F.affine_grid` takes it.
@@ -29,7 +29,7 @@ def random_affine(seeds: torch.Tensor, max_corner_shift: float) -> torch.Tensor:
     for seed in seeds.tolist():
         generator = torch.Generator().manual_seed(int(seed))
         shift = (torch.rand(4, 3, generator=generator) * 2 - 1) * max_corner_shift
-        # The opposite corners follow from these four, and may go up to twice as far: scaled back along that axis.
+        # The opposite corners follow from these four and may move twice as far: scale the map back along that axis.
         move = _CORNERS * shift
         farthest = (2 * move.mean(dim=0) - move).abs().amax(dim=0)
         shift = shift * (max_corner_shift / farthest.clamp(min=max_corner_shift))
@@ -38,13 +38,13 @@ def random_affine(seeds: torch.Tensor, max_corner_shift: float) -> torch.Tensor:
 
 
 class RandomAffinePair:
-    """Moves the fixed and the moving image of each sample by independent random affine maps, labels with them.
+    """Moves the fixed and the moving image of each sample, with their labels, by independent random affine maps.
+
+    A batch is a dict of (B, C, X, Y, Z) tensors named ``fixed_…`` and ``moving_…``. Images are extended by their border
+    values, labels by zeros.
 
     Args:
         max_corner_shift: see `random_affine`; 0.1 in the paper.
-
-    A batch is a dict of (B, C, X, Y, Z) tensors named ``fixed_…`` and ``moving_…``; images are extended by their
-    border, labels by zeros.
     """
 
     def __init__(self, max_corner_shift: float = 0.1) -> None:
@@ -62,7 +62,7 @@ class RandomAffinePair:
             if not keys:
                 continue
             first = batch[keys[0]]
-            # Two streams from one seed: twice the seed and its odd neighbour.
+            # Two random streams from one seed: twice the seed and its odd neighbour.
             theta = random_affine(2 * seeds + offset, self.max_corner_shift).to(first.device, non_blocking=True)
             grid = F.affine_grid(theta, [len(first), 1, *first.shape[2:]], align_corners=True)
             for key in keys:

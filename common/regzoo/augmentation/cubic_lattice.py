@@ -1,4 +1,4 @@
-"""Smooth fields kept on a coarse lattice over an image and read off between its nodes by cubic B-splines."""
+"""Smooth fields held on a coarse lattice over an image and interpolated between its nodes by cubic B-splines."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def _voxel_matrix(size: int, cells: int, margin: int) -> torch.Tensor:
 class CubicLattice:
     """Equally spaced nodes over an image, the outermost on its outermost voxels, plus a margin of cells around it.
 
-    A field is held as its values (C, nodes…) at the nodes. Reading it off at every voxel is one matrix product per
-    axis; all that is fixed by the lattice is computed once per device.
+    A field is held as its values (C, nodes…) at the nodes. Its values at all voxels are one matrix product per axis;
+    the matrices are computed once per device.
 
     Args:
         shape: voxels of the image along each axis.
         cells: lattice cells across the image along each axis.
-        margin: further cells on either side.
+        margin: additional cells on either side.
     """
 
     def __init__(self, shape: Sequence[int], cells: Sequence[int], margin: int = 0) -> None:
@@ -64,14 +64,14 @@ class CubicLattice:
             for count, step in zip(self.cells, self.step, strict=True)
         ]
 
-    def on_voxels(self, values: torch.Tensor, start: int = 0, stop: int | None = None) -> torch.Tensor:
-        """The field (C, nodes…) on the voxels of the planes from `start` to `stop` along X: (C, stop - start, Y, Z)."""
+    def on_voxels(self, values: torch.Tensor, rows: slice = slice(None)) -> torch.Tensor:
+        """The field (C, nodes…) on the voxels of some planes along X: (C, rows, Y, Z)."""
         along_x, along_y, along_z = (
             matrix_for(values.device, _voxel_matrix, size, cells, self.margin)
             for size, cells in zip(self.shape, self.cells, strict=True)
         )
-        # X first, so that the slab alone, and nothing of the rest of the image, is ever in memory.
-        slab = (along_x[start:stop] @ values.flatten(2)).unflatten(2, values.shape[2:])
+        # X first, so that only the slab is ever in memory.
+        slab = (along_x[rows] @ values.flatten(2)).unflatten(2, values.shape[2:])
         return separable_filter(slab[None], [None, along_y, along_z])[0]
 
     def gradient(self, values: torch.Tensor) -> torch.Tensor:
@@ -84,9 +84,9 @@ class CubicLattice:
         return torch.stack(slopes, dim=1)
 
     def linear(self, values: torch.Tensor, coordinates: torch.Tensor) -> torch.Tensor:
-        """The field (C, nodes…) at voxel coordinates (3, X, Y, Z), linear between nodes: quick and coarse.
+        """The field (C, nodes…) at voxel coordinates (3, X, Y, Z), by linear interpolation between nodes.
 
-        Beyond the lattice its border value holds.
+        Beyond the lattice its border values hold.
         """
         places = [along / step + self.margin for along, step in zip(coordinates, self.step, strict=True)]
         return sample(values[None], torch.stack(places)[None], padding="border")[0]

@@ -12,20 +12,20 @@ import torch
 from regzoo.augmentation.spline_transform import SplineTransform, limit_scale, unfold_scale
 from regzoo.augmentation.thin_plate import thin_plate_spline
 from regzoo.spatial import sample
-from regzoo.spatial.warp import Mode
+from regzoo.spatial.warp import Mode, slabs
 from scipy.spatial.transform import Rotation
 
-#: Voxels that are resampled at a time, so that the working memory does not grow with the image.
+#: Voxels resampled at a time, so that the working memory does not grow with the image.
 _SLAB = 3 * 2**16
 
 
 @dataclass(frozen=True)
-class Deformation:
-    """What is drawn for one sample.
+class DrawnDeformation:
+    """The random numbers of one sample.
 
     Attributes:
-        gamma: exponent of the moving image's intensities, then of the fixed image's.
-        brightness: what is added to them afterwards, in the same order.
+        gamma: exponents of the moving and the fixed image's intensities.
+        brightness: added to the intensities afterwards, in the same order.
         rotation: degrees about the three array axes, one after the other.
         translation: (3,) mm.
         displacements: (3, control points…) mm, before `SingleImageAugmentation` scales them down.
@@ -43,27 +43,27 @@ class SingleImageAugmentation:
 
     A voxel x of the fixed image goes to ``T(x) = c + R (x + u(x) - c) + t``: a thin-plate spline u through random
     displacements of a regular grid of control points, then a rotation R about the image centre c and a translation t.
-    The moving image is ``fixed(T⁻¹(y))``, resampled once, and the DDF is ``T(x) - x``, so that ``warp(moving, ddf)`` is
-    the fixed image again, up to interpolation, wherever T stays within the image. Both are computed to a small fraction
-    of a voxel. A spline that would exceed its limit between the control points, or fold, is scaled down.
+    The moving image is ``fixed(T⁻¹(y))``, resampled once, and the DDF is ``T(x) - x``. So ``warp(moving, ddf)`` is the
+    fixed image, up to interpolation, wherever T stays within the image. Both are exact to a small fraction of a voxel.
+    A spline that folds, or exceeds its limit between the control points, is scaled down.
 
     Args:
         spacing: voxel size of the network grid along each axis, mm.
-        gamma: smallest and largest exponent of intensities in [0, 1]; log-uniform, hence 1 in the median.
+        gamma: smallest and largest exponent of intensities in [0, 1]; log-uniform.
         max_brightness: largest value added to intensities in [0, 1], of either sign.
         max_rotation: degrees, about each array axis.
         max_translation: mm, length of the translation; uniform in a ball.
         max_displacement: mm, of the spline along each axis, anywhere in the image.
         control_points: number along each axis; the outermost lie on the outermost voxels.
-        min_jacobian: least volume, of 1, to which the spline may shrink a place (det J); larger is smoother.
+        min_jacobian: smallest det J of the spline anywhere, between 0 and 1; larger is smoother.
         tolerance: largest deviation from the thin-plate spline, voxels; smaller is slower.
         label_mode: ``nearest`` for label maps and binary channels, ``bilinear`` for soft channels.
-        background: what lies outside the fixed image; None extends it by its border. Labels are extended by zeros.
-        augment_fixed_intensity: give the fixed image a gamma and a brightness of its own, as the paper's code does.
+        background: value outside the fixed image; None extends it by its border values. Labels are extended by zeros.
+        augment_fixed_intensity: give the fixed image its own gamma and brightness, as the paper's code does.
         with_ddf: return the true DDF.
 
     Source: Pérez de Frutos et al. 2023, section "Augmentation layer", and its code, which moves along each axis by up
-    to 30 mm, turns about one axis only and does not prevent folds.
+    to 30 mm, rotates about one axis only and does not prevent folds.
     """
 
     def __init__(
@@ -83,21 +83,12 @@ class SingleImageAugmentation:
         with_ddf: bool = True,
     ) -> None:
         counts = [control_points] * 3 if isinstance(control_points, int) else list(control_points)
-        limits = {
-            "max_brightness": max_brightness,
-            "max_rotation": max_rotation,
-            "max_translation": max_translation,
-            "max_displacement": max_displacement,
-        }
         if len(spacing) != 3 or min(spacing) <= 0:
             raise ValueError(f"spacing must be three positive numbers in mm, got {list(spacing)}")
         if len(gamma) != 2 or not 0 < gamma[0] <= gamma[1]:
             raise ValueError(f"gamma must be its smallest and largest positive value, got {list(gamma)}")
         if len(counts) != 3 or min(counts) < 2:
             raise ValueError(f"control_points must be at least 2 along each of three axes, got {control_points}")
-        for name, limit in limits.items():
-            if not 0 <= limit < math.inf:
-                raise ValueError(f"{name} must not be negative, got {limit}")
         if not 0 < min_jacobian < 1:
             raise ValueError(f"min_jacobian must lie between 0 and 1, got {min_jacobian}")
         if tolerance <= 0:
@@ -106,10 +97,10 @@ class SingleImageAugmentation:
             raise ValueError(f"label_mode must be one of {get_args(Mode)}, got {label_mode!r}")
         self.spacing = tuple(float(mm) for mm in spacing)
         self.gamma = (float(gamma[0]), float(gamma[1]))
-        self.max_brightness = max_brightness
-        self.max_rotation = max_rotation
-        self.max_translation = max_translation
-        self.max_displacement = max_displacement
+        self.max_brightness = _limit("max_brightness", max_brightness)
+        self.max_rotation = _limit("max_rotation", max_rotation)
+        self.max_translation = _limit("max_translation", max_translation)
+        self.max_displacement = _limit("max_displacement", max_displacement)
         self.control_points = tuple(counts)
         self.min_jacobian = min_jacobian
         # The lattice's interpolation error falls with the square of the number of cells per control point.
@@ -119,9 +110,9 @@ class SingleImageAugmentation:
         self.augment_fixed_intensity = augment_fixed_intensity
         self.with_ddf = with_ddf
 
-    def draw(self, seed: int) -> Deformation:
-        """What a seed stands for: every value uniform within its limits, gamma on a logarithmic scale."""
-        # NumPy spreads a seed over the whole state: unlike PyTorch's, streams of other uses of the seed are unrelated.
+    def draw(self, seed: int) -> DrawnDeformation:
+        """Draw the values of a seed, uniformly within their limits, gamma on a logarithmic scale."""
+        # Unlike PyTorch, NumPy gives unrelated streams for other uses of the same seed.
         random = np.random.default_rng([seed % 2**64, 0x7D5])
         low, high = np.log(self.gamma)
         gamma = np.exp(random.uniform(low, high, 2)).clip(*self.gamma)
@@ -129,7 +120,7 @@ class SingleImageAugmentation:
         rotation = random.uniform(-1, 1, 3) * self.max_rotation
         direction = random.normal(size=3)
         length = self.max_translation * random.uniform() ** (1 / 3)
-        return Deformation(
+        return DrawnDeformation(
             gamma=(float(gamma[0]), float(gamma[1])),
             brightness=(float(brightness[0]), float(brightness[1])),
             rotation=rotation,
@@ -140,12 +131,12 @@ class SingleImageAugmentation:
     @torch.no_grad()
     def transform(
         self,
-        drawn: Deformation,
+        drawn: DrawnDeformation,
         shape: Sequence[int],
         device: torch.device | str = "cpu",
         memory: torch.Tensor | None = None,
     ) -> SplineTransform:
-        """The transformation T of a sample on an image of `shape`; a tensor (3, X, Y, Z) may be lent to it."""
+        """The transformation T of a sample on an image of `shape`; it works in `memory` (3, X, Y, Z) if given."""
         device = torch.device(device)
         spline = thin_plate_spline(tuple(shape), self.spacing, self.control_points, self.subdivisions)
         millimetres = torch.tensor(self.spacing, dtype=torch.float64)
@@ -155,8 +146,8 @@ class SingleImageAugmentation:
         field = torch.empty(3, *shape, device=device) if memory is None else memory
         with torch.autocast(device.type, enabled=False):
             values = spline(torch.from_numpy(drawn.displacements) / millimetres.view(3, 1, 1, 1), device)
-            for slab in _slabs(shape):
-                field[:, slab] = spline.lattice.on_voxels(values, slab.start, slab.stop)
+            for slab in slabs(shape, _SLAB):
+                field[:, slab] = spline.lattice.on_voxels(values, slab)
             factor = limit_scale(field, limits)
             factor = factor * unfold_scale(spline.lattice, values * factor, self.min_jacobian)
             translation = torch.from_numpy(drawn.translation) / millimetres
@@ -167,8 +158,8 @@ class SingleImageAugmentation:
         """Make the moving side of a batch.
 
         Args:
-            batch: tensors (B, C, X, Y, Z) on their device named ``fixed_…``; images in [0, 1]. Of each of them
-                (image, label, distance map) the moving one is made, in place of any that the batch has.
+            batch: tensors (B, C, X, Y, Z) named ``fixed_…``, images in [0, 1]. A moving tensor is made from each of
+                them (image, label, distance map) and replaces any in the batch.
             seeds: (B,) int64 on the CPU. A sample depends on its own seed only, to the last bit on the CPU.
 
         Returns:
@@ -187,14 +178,16 @@ class SingleImageAugmentation:
             result["ddf"] = torch.empty(len(image), 3, *image.shape[2:], device=image.device)
         if self.augment_fixed_intensity:
             result["fixed_image"] = image.clone()
-        # One by one: the working memory is that of one sample, and a sample does not depend on its batch.
+        # One by one, so that a sample does not depend on its batch and the working memory is that of one sample.
         for index, seed in enumerate(seeds.tolist()):
             drawn = self.draw(seed)
             sources = {key: value[index : index + 1] for key, value in fixed.items()}
             self._fill(sources, {key: value[index] for key, value in result.items()}, drawn)
         return result
 
-    def _fill(self, fixed: Mapping[str, torch.Tensor], result: Mapping[str, torch.Tensor], drawn: Deformation) -> None:
+    def _fill(
+        self, fixed: Mapping[str, torch.Tensor], result: Mapping[str, torch.Tensor], drawn: DrawnDeformation
+    ) -> None:
         """Fill the moving side of one sample: fixed (1, C, X, Y, Z), result (C, X, Y, Z)."""
         shape, device = fixed["fixed_image"].shape[2:], fixed["fixed_image"].device
         # The DDF's own memory holds the displacement until the moving image has been made with it.
@@ -204,13 +197,13 @@ class SingleImageAugmentation:
         if self.background:
             sources["fixed_image"] = sources["fixed_image"] - self.background
         with torch.autocast(device.type, enabled=False):
-            for slab in _slabs(shape):
-                origin = transform.inverse(slab.start, slab.stop)[None]
+            for slab in slabs(shape, _SLAB):
+                origin = transform.inverse(slab)[None]
                 for key, source in sources.items():
                     moving = result[key.replace("fixed_", "moving_", 1)]
                     moving[:, slab] = self._resample(key, source, origin)[0]
-            for slab in _slabs(shape) if self.with_ddf else ():
-                field[:, slab] = transform.ddf(slab.start, slab.stop)
+            for slab in slabs(shape, _SLAB) if self.with_ddf else ():
+                field[:, slab] = transform.ddf(slab)
             _change_intensity(result["moving_image"], drawn.gamma[0], drawn.brightness[0])
             if self.augment_fixed_intensity:
                 _change_intensity(result["fixed_image"], drawn.gamma[1], drawn.brightness[1])
@@ -224,10 +217,10 @@ class SingleImageAugmentation:
         return sample(source, origin) + self.background  # `source` is its difference from the background
 
 
-def _slabs(shape: Sequence[int]) -> list[slice]:
-    """The planes along X, some at a time."""
-    planes = max(1, _SLAB // math.prod(shape[1:]))
-    return [slice(start, start + planes) for start in range(0, shape[0], planes)]
+def _limit(name: str, value: float) -> float:
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name} must not be negative, got {value}")
+    return value
 
 
 def _change_intensity(image: torch.Tensor, gamma: float, brightness: float) -> None:

@@ -13,31 +13,20 @@ _NODE_STEPS, _VOXEL_STEPS = 5, 2
 
 
 def limit_scale(field: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
-    """The largest factor up to 1 by which a field (3, X, Y, Z) may be multiplied for no component to exceed its limit.
-
-    Args:
-        field: (3, X, Y, Z).
-        limits: (3,), in the unit of the field.
-
-    Returns:
-        A scalar on the field's device.
-    """
+    """The largest factor up to 1 that keeps the components of a field (3, X, Y, Z) within limits (3,); a scalar."""
     lowest, highest = field.flatten(1).aminmax(dim=1)
     largest = torch.maximum(-lowest, highest)
     return (limits / largest.clamp(min=torch.finfo(field.dtype).tiny)).amin().clamp(max=1)
 
 
 def unfold_scale(lattice: CubicLattice, values: torch.Tensor, min_jacobian: float, steps: int = 64) -> torch.Tensor:
-    """The largest factor up to 1 by which a displacement may be multiplied for no volume to shrink beyond a limit.
+    """The largest factor up to 1 that keeps det J of ``x + factor · u(x)`` above a limit; a scalar.
 
     Args:
-        lattice: of the field.
+        lattice: of the displacement.
         values: (3, nodes…), voxels.
-        min_jacobian: smallest allowed det J of ``x + factor · u(x)`` at any node in the image or one cell beyond.
-        steps: number of factors that are tried; all below the chosen one keep the limit, too.
-
-    Returns:
-        A scalar on the values' device.
+        min_jacobian: smallest allowed det J at any node in the image or one cell beyond.
+        steps: number of factors tried; all factors below the result keep the limit too.
     """
     near = slice(max(lattice.margin - 1, 0), -(lattice.margin - 1) if lattice.margin > 1 else None)
     a, b, c = lattice.gradient(values)[..., near, near, near].flatten(2)
@@ -53,15 +42,14 @@ def unfold_scale(lattice: CubicLattice, values: torch.Tensor, min_jacobian: floa
 class SplineTransform:
     """``T(x) = c + M (x + u(x) - c) + t``: a smooth displacement, then a linear map about the image centre c.
 
-    T goes from the voxels of the fixed image to their correspondents in the moving one; its inverse says where in the
-    fixed image each voxel of the moving one comes from. u is read off its lattice by cubic B-splines. Its inverse is
-    found by Newton's method, first at the nodes of a second lattice, that of the moving image; read off in the same way
-    it is close enough for the voxels to need two steps more.
+    T takes the voxels of the fixed image to their correspondents in the moving image. Its inverse is found by Newton's
+    method, first at the nodes of a second lattice, that of the moving image, then from there with two more steps at the
+    voxels.
 
     Args:
         lattice: of the displacement.
         values: (3, nodes…) u, voxels, without folds.
-        displacement: (3, X, Y, Z) u at the voxels, as the lattice gives it.
+        displacement: (3, X, Y, Z) u at the voxels, as interpolated by the lattice.
         matrix: (3, 3) M, voxels to voxels.
         translation: (3,) t, voxels.
     """
@@ -90,28 +78,28 @@ class SplineTransform:
         landing = _add_affine(values.new_zeros(3, *self.moving_lattice.nodes), nodes)
         self._inverse_values, self._inverse_jacobian = self._invert(landing)
 
-    def ddf(self, start: int = 0, stop: int | None = None) -> torch.Tensor:
-        """``T(x) - x`` for the planes from `start` to `stop` along X: (3, stop - start, Y, Z), voxels."""
-        displacement = self.displacement[:, start:stop]
+    def ddf(self, rows: slice = slice(None)) -> torch.Tensor:
+        """``T(x) - x`` on some planes along X: (3, rows, Y, Z), voxels."""
+        displacement = self.displacement[:, rows]
         turned = (_to(displacement, self.matrix) @ displacement.flatten(1)).unflatten(1, displacement.shape[1:])
-        return _add_affine(turned, self._forward, start, stop)
+        return _add_affine(turned, self._forward, rows)
 
-    def inverse(self, start: int = 0, stop: int | None = None) -> torch.Tensor:
-        """``T⁻¹(y)``, not its difference from y, for the planes from `start` to `stop` along X, voxels.
+    def inverse(self, rows: slice = slice(None)) -> torch.Tensor:
+        """``T⁻¹(y)``, not its difference from y, on some planes along X: (3, rows, Y, Z), voxels.
 
-        What is inverted is the displacement at the voxels, linear between them.
+        It inverts the displacement at the voxels, with linear interpolation between them.
         """
-        # T⁻¹(y) is the x with x + u(x) = z, where z is y without the rigid motion; first x - z is found.
-        difference = self.moving_lattice.on_voxels(self._inverse_values, start, stop)
-        jacobian = self.moving_lattice.on_voxels(self._inverse_jacobian.flatten(0, 1), start, stop).unflatten(0, (3, 3))
+        # T⁻¹(y) is the x with x + u(x) = z, where z is y without the rigid motion. Find x - z first.
+        difference = self.moving_lattice.on_voxels(self._inverse_values, rows)
+        jacobian = self.moving_lattice.on_voxels(self._inverse_jacobian.flatten(0, 1), rows).unflatten(0, (3, 3))
         for _ in range(_VOXEL_STEPS):
-            position = _add_affine(difference.clone(), self._backward, start, stop)
+            position = _add_affine(difference.clone(), self._backward, rows)
             error = sample(self.displacement[None], position[None], padding="border")[0].add_(difference)
             _subtract_product(difference, jacobian, error)
-        return _add_affine(difference, self._backward, start, stop)
+        return _add_affine(difference, self._backward, rows)
 
     def _invert(self, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """At points (3, …): about the v with ``v + u(points + v) = 0``, voxels, and (1 + ∇u)⁻¹ there, (3, 3, …)."""
+        """Approximately the v with ``v + u(points + v) = 0`` at points (3, …), voxels, and (1 + ∇u)⁻¹, (3, 3, …)."""
         u = self.values
         limit = u.abs().flatten(1).amax(dim=1).view(3, 1, 1, 1)
         both = torch.cat([u, _inverse_jacobian(self.lattice.gradient(u)).flatten(0, 1)])
@@ -119,48 +107,46 @@ class SplineTransform:
         for _ in range(_NODE_STEPS):
             found = self.lattice.linear(both, points + v)
             _subtract_product(v, found[3:].unflatten(0, (3, 3)), v + found[:3])
-            # Nothing comes from further away, though far outside the image a step may lead there.
+            # The solution lies within the limit, but far outside the image a step may leave it.
             v = torch.maximum(torch.minimum(v, limit), -limit)
         return v, self.lattice.linear(both[3:], points + v).unflatten(0, (3, 3))
 
 
 def _subtract_product(vectors: torch.Tensor, matrices: torch.Tensor, others: torch.Tensor) -> None:
-    """``vectors -= matrices @ others`` at every point, in place; as a batch of 3×3 products it would take copies."""
+    """``vectors -= matrices @ others`` at every point, in place, without the copies of a batched product."""
     for column in range(3):
         vectors.addcmul_(matrices[:, column], others[column], value=-1)
 
 
 def _inverse_jacobian(gradient: torch.Tensor) -> torch.Tensor:
-    """(1 + ∇u)⁻¹ at each node, (3, 3, nodes…); by its adjugate, much faster than a solver for so small matrices."""
+    """(1 + ∇u)⁻¹ at each node, (3, 3, nodes…), by the adjugate, which is much faster than a solver."""
     jacobian = gradient + torch.eye(3, device=gradient.device)[..., None, None, None]
     a, b, c = jacobian
     columns = [torch.linalg.cross(b, c, dim=0), torch.linalg.cross(c, a, dim=0), torch.linalg.cross(a, b, dim=0)]
     determinant = (a * columns[0]).sum(dim=0)
-    # In the margin, which nothing in the image comes from, there may be folds.
+    # There may be folds in the margin, outside the image.
     return torch.stack(columns, dim=1).div_(determinant.clamp_(min=0.05))
 
 
 def _affine(
     matrix: torch.Tensor, offset: torch.Tensor, axes: Sequence[torch.Tensor], like: torch.Tensor
 ) -> list[torch.Tensor]:
-    """The three terms (3, n) of ``matrix @ x + offset`` along the axes, in float64, then as `like` is.
+    """The three terms (3, n) of ``matrix @ x + offset`` along the axes, computed in float64.
 
-    Sums, not a matrix product: that may run in TF32 on a GPU, which is too coarse for coordinates.
+    The caller adds the terms. A matrix product may run in TF32 on a GPU, which is too coarse for coordinates.
     """
     terms = [matrix[:, axis, None] * coordinates for axis, coordinates in enumerate(axes)]
     return [_to(like, term) for term in (terms[0] + offset[:, None], *terms[1:])]
 
 
-def _add_affine(
-    field: torch.Tensor, terms: Sequence[torch.Tensor], start: int = 0, stop: int | None = None
-) -> torch.Tensor:
-    """Add the terms of an affine map to the planes of a field, (3, stop - start, Y, Z), in place."""
+def _add_affine(field: torch.Tensor, terms: Sequence[torch.Tensor], rows: slice = slice(None)) -> torch.Tensor:
+    """Add the terms of an affine map to some planes of a field, (3, rows, Y, Z), in place."""
     along_x, along_y, along_z = terms
-    field += along_x[:, start:stop, None, None]
+    field += along_x[:, rows, None, None]
     field += along_y[:, None, :, None] + along_z[:, None, None, :]
     return field
 
 
 def _to(like: torch.Tensor, constant: torch.Tensor) -> torch.Tensor:
-    """A constant from the CPU where another tensor is, without waiting for the device."""
+    """Copy a constant to the device and dtype of another tensor without waiting for the device."""
     return constant.to(like.device, like.dtype, non_blocking=True)

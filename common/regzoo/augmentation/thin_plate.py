@@ -21,19 +21,19 @@ def _kernel(distance: np.ndarray) -> np.ndarray:
 class ThinPlateSpline:
     """The thin-plate spline through displacements at a regular grid of control points that spans an image.
 
-    The spline is ``Σ wₖ |x - xₖ|² log |x - xₖ|`` plus an affine map, distances in mm. What depends on the grid alone,
-    the inverse of its matrix and the transform of its kernel, is computed once; then the weights of a set of
-    displacements are a small matrix product, and the spline's values on a regular lattice that contains the control
-    points are a convolution: two small Fourier transforms instead of a matrix of nodes × control points.
+    The spline is ``Σ wₖ |x - xₖ|² log |x - xₖ|`` plus an affine map, distances in mm. The inverse of its matrix and the
+    transform of its kernel depend on the grid alone and are computed once. The weights for a set of displacements are
+    then a small matrix product. The values on a regular lattice that contains the control points are a convolution: two
+    small Fourier transforms instead of a matrix of nodes × control points.
 
     Args:
         shape: voxels of the image along each axis.
         spacing: voxel size along each axis, mm.
         control_points: number along each axis; the outermost lie on the outermost voxels.
-        subdivisions: lattice cells from control point to control point, m, where these are closest; further apart
-            along another axis they have more between them. At the nodes the spline is exact, and between them the
-            lattice's cubic interpolation deviates by at most 0.2/m² of the largest displacement of a control point.
-            The lattice is never finer than the smallest voxel edge.
+        subdivisions: lattice cells m between control points along the axis where these are closest; proportionally
+            more along the others. The spline is exact at the nodes. Between them the cubic interpolation deviates by at
+            most 0.2/m² of the largest displacement of a control point. The lattice is never finer than the smallest
+            voxel edge.
         margin: lattice cells beyond the image on either side.
 
     Attributes:
@@ -54,11 +54,11 @@ class ThinPlateSpline:
         extent = [(size - 1) * mm for size, mm in zip(shape, spacing, strict=True)]
         distances = [e / (count - 1) for e, count in zip(extent, control_points, strict=True)]
         step = max(min(distances) / subdivisions, min(spacing))
-        # Three cells an axis are the fewest a cubic spline takes. Rounding must not add one.
+        # A cubic spline needs three cells per axis. Rounding errors must not add one.
         self._cells = [max(math.ceil(d / step - 1e-6), 3) for d in distances]
         across = [cells * (count - 1) for cells, count in zip(self._cells, control_points, strict=True)]
         self.lattice = CubicLattice(shape, across, margin)
-        # The spline does not depend on the unit of length; in this one the kernel stays small, which rounds off least.
+        # The spline does not depend on the unit of length. This unit keeps the kernel and rounding errors small.
         unit = math.hypot(*extent)
         axes = [np.linspace(-e / 2, e / 2, count) / unit for e, count in zip(extent, control_points, strict=True)]
         self._solution = _solve(axes)
@@ -67,7 +67,7 @@ class ThinPlateSpline:
             torch.from_numpy((np.arange(nodes) - margin) * step + axis[0]).float()
             for nodes, step, axis in zip(self.lattice.nodes, steps, axes, strict=True)
         ]
-        # Distances reach from a control point at one end to a node beyond the other, in both directions.
+        # Distances reach from a control point at one end to a node beyond the other end, in both directions.
         self._coarse = [
             next_fast_len(2 * (count - 1) + math.ceil(2 * margin / cells), real=True)
             for count, cells in zip(control_points, self._cells, strict=True)
@@ -75,7 +75,7 @@ class ThinPlateSpline:
         self._fine = [cells * size for cells, size in zip(self._cells, self._coarse, strict=True)]
         lags = [np.minimum(np.arange(n), n - np.arange(n)) * step for n, step in zip(self._fine, steps, strict=True)]
         x, y, z = np.ix_(*lags)
-        # Even along every axis, so its transform is real.
+        # The kernel is even along every axis, so its transform is real.
         self._spectrum = torch.from_numpy(np.fft.rfftn(_kernel(np.sqrt(x**2 + y**2 + z**2))).real).float()
         self._on_device: dict[torch.device, tuple[torch.Tensor, list[torch.Tensor]]] = {}
 
@@ -83,17 +83,15 @@ class ThinPlateSpline:
         """The spline at the nodes of the lattice.
 
         Args:
-            displacements: (3, control points…) float64 on the CPU, in any unit.
-            device: where to evaluate it.
+            displacements: (3, control points…) on the CPU, in any unit.
+            device: where to evaluate the spline.
 
         Returns:
-            (3, nodes…) float32 on the device, in the unit of the displacements.
+            (3, nodes…) float32 on the device, in the same unit.
         """
         device = torch.device(device)
         if tuple(displacements.shape[1:]) != self.control_points:
-            raise ValueError(
-                f"expected displacements at {self.control_points} control points, got {displacements.shape}"
-            )
+            raise ValueError(f"expected {self.control_points} control points, got {tuple(displacements.shape[1:])}")
         solution = displacements.double().flatten(1) @ self._solution.T
         weights = solution[:, :-4].unflatten(1, self.control_points).float().to(device, non_blocking=True)
         affine = solution[:, -4:].float().to(device, non_blocking=True)
@@ -105,7 +103,7 @@ class ThinPlateSpline:
 
     def _convolve(self, weights: torch.Tensor, spectrum: torch.Tensor) -> torch.Tensor:
         """Sum of kernels around the control points at the nodes: (control points…) → (nodes…)."""
-        # Weights with zeros between them have the weights' own transform, repeated.
+        # The transform of weights with zeros between them is the transform of the weights, repeated.
         coarse = torch.fft.fftn(weights, s=self._coarse)
         last = torch.arange(spectrum.shape[2], device=spectrum.device) % self._coarse[2]
         transform = coarse[..., last].repeat(self._cells[0], self._cells[1], 1).mul_(spectrum)
@@ -132,6 +130,6 @@ def _solve(axes: Sequence[np.ndarray]) -> torch.Tensor:
 def thin_plate_spline(
     shape: tuple[int, ...], spacing: tuple[float, ...], control_points: tuple[int, ...], subdivisions: int
 ) -> ThinPlateSpline:
-    """The `ThinPlateSpline` of a grid, made once."""
+    """The cached `ThinPlateSpline` of a grid."""
     with torch.inference_mode(False):
         return ThinPlateSpline(shape, spacing, control_points, subdivisions)

@@ -128,9 +128,9 @@ def jacobian_determinant(ddf: torch.Tensor) -> torch.Tensor:
     return (a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g))[:, None]
 
 
-def slabs(shape: Sequence[int]) -> Iterator[slice]:
+def slabs(shape: Sequence[int], voxels: int | None = None) -> Iterator[slice]:
     """Slices of about a million voxels along the first axis of a grid (X, Y, Z), to bound the working memory."""
-    step = max(SLAB // max(math.prod(shape[1:]), 1), 1)
+    step = max((voxels or SLAB) // max(math.prod(shape[1:]), 1), 1)
     return (slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step))
 
 
