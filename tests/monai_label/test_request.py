@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import tempfile
 import types
@@ -123,6 +124,7 @@ def test_a_fixed_image_may_come_with_the_request_or_a_session(
     studies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with tempfile.NamedTemporaryFile(suffix=".nii.gz") as upload:
+        shutil.copy(studies / "fixed01.nii.gz", upload.name)
         record = RequestedPaird()(request(studies, upload.name, moving_image="moving01"))
     assert record["fixed_image"] == os.path.realpath(upload.name)
     assert record["moving_image"] == str(studies / "moving01.nii.gz")
@@ -130,6 +132,8 @@ def test_a_fixed_image_may_come_with_the_request_or_a_session(
         RequestedPaird()(request(studies, str(Path(tempfile.gettempdir()) / "other.nii.gz"), moving_image="moving01"))
     monkeypatch.setenv("MONAI_LABEL_SESSION_PATH", str(tmp_path / "sessions"))
     session = tmp_path / "sessions" / "id" / "image.nii.gz"
+    session.parent.mkdir(parents=True)
+    shutil.copy(studies / "fixed01.nii.gz", session)
     assert RequestedPaird()(request(studies, str(session), moving_image="moving01"))["fixed_image"] == str(session)
 
 
@@ -233,7 +237,7 @@ def test_a_client_cannot_slip_in_what_later_steps_use(studies: Path) -> None:
     slipped = {"field": 1, "probability": 2, "view_center": [0, 0, 0], "label_values": [1], "case": "../x", "pred": 3}
     record = RequestedPaird()(request(studies, moving_image="moving01", align="center", **slipped))
     kept = {"model", "image", "image_path", "device", "result_dtype", "fixed_image", "moving_image", "align", "case"}
-    assert set(record) == kept | {"requested", "served"} and record["case"] == "fixed01"
+    assert set(record) == kept | {"requested", "served", "result_extension"} and record["case"] == "fixed01"
     for step in ServedCompose([RequestedPaird()], served=True).transforms:
         assert step(request(studies, moving_image="moving01") | {"served": False})["served"] is True
 

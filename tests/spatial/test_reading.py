@@ -248,7 +248,7 @@ def test_values_are_those_of_nibabel(tmp_path: Path) -> None:
 
 
 def test_files_that_a_header_names(tmp_path: Path) -> None:
-    """Numbered slices, a list, and an absolute path elsewhere."""
+    """Numbered slices, a list, and a path into a folder below."""
     (tmp_path / "other").mkdir()
     path = by_itk(tmp_path / "a.mhd")
     raw = (tmp_path / "a.raw").read_bytes()
@@ -262,9 +262,10 @@ def test_files_that_a_header_names(tmp_path: Path) -> None:
         assert [file.name for file in files_of(path)] == ["a.mhd", *names]
         check(path)
     content(tmp_path / "other" / "far.raw", raw)
-    content(path, header.replace(b"a.raw", str(tmp_path / "other" / "far.raw").encode()))
-    assert files_of(path) == [path, tmp_path / "other" / "far.raw"]
-    check(path)
+    for value in ("other/far.raw", tmp_path / "other" / "far.raw"):
+        content(path, header.replace(b"a.raw", str(value).encode()))
+        assert [file.resolve() for file in files_of(path)] == [path, tmp_path / "other" / "far.raw"]
+        check(path)
 
 
 def test_a_nifti_whose_start_of_voxels_is_nowhere(tmp_path: Path) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from regzoo.datasets.records import case_name
 from regzoo.errors import RegZooError
-from regzoo.monai_label.studies import STUDIES_VARIABLE
+from regzoo.monai_label.studies import STUDIES_VARIABLE, check_named_files
+from regzoo.spatial.labels import MAX_LABEL_VALUES
+from regzoo.spatial.reading import stored_shape
 
 #: Suffixes of an image of the studies; an id stands for the first file that exists, in this order.
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".nhdr")
@@ -23,6 +27,8 @@ LONGEST_NAME = 255
 SESSIONS_VARIABLE = "MONAI_LABEL_SESSION_PATH"
 #: The parameters of a request that make the pair.
 PAIR_KEYS = ("moving_image", "moving_label", "fixed_label", "align")
+#: Most label files of one image.
+MOST_FILES = 32
 
 
 def fixed_file(path: Any) -> Path:
@@ -89,3 +95,36 @@ def find_file(studies: Path, key: str, value: Any) -> str:
         if real.is_file():
             return str(real)
     raise RegZooError(f"{key}: no {value} in the studies; give an id that GET /datastore/ lists, or upload it first")
+
+
+def find_files(studies: Path, key: str, values: Sequence[Any]) -> list[str]:
+    """The files of the studies that a parameter names; errors as `find_file`, and for too many of them."""
+    if len(values) > MOST_FILES:
+        raise RegZooError(f"{key}: {len(values)} files; give at most {MOST_FILES}, or one file with several labels")
+    return [find_file(studies, key, value) for value in values]
+
+
+def check_files(studies: Path, files: Mapping[str, Sequence[str]], most_voxels: int) -> None:
+    """Refuse a request for too much, and files that name others, by the headers alone.
+
+    Args:
+        studies: the studies folder.
+        files: the files of each parameter.
+        most_voxels: limit for the images and labels of the request together.
+
+    Raises:
+        RegZooError: too many labels or voxels, or a file whose voxels are in another one outside the studies.
+    """
+    voxels = 0
+    for key, names in files.items():
+        labels = 0
+        for name in names:
+            check_named_files(studies, Path(name))
+            shape = stored_shape(name)
+            labels += math.prod(shape[3:])
+            voxels += math.prod(shape)
+            if voxels > most_voxels:
+                problem = f"with it the request has {voxels} voxels, more than the limit of {most_voxels}"
+                raise RegZooError(f"{key}: {problem}; crop the images, or raise max_voxels in configs/inference.json")
+        if key.endswith("label") and labels > MAX_LABEL_VALUES:
+            raise RegZooError(f"{key}: {labels} labels; give at most {MAX_LABEL_VALUES}")

@@ -47,6 +47,12 @@ def check_parameters(data: Mapping[Hashable, Any], models: Path) -> None:
             raise RegZooError(f"model_filename: no {name!r:.80} among the weights here, {', '.join(weights)}")
 
 
+def suffix_for(file: Path) -> str:
+    """The suffix of an answer: that of a file if it can be written, or else ``.nii.gz``."""
+    suffixes = sorted(WRITING["result_extension"][1:], key=len, reverse=True)
+    return next((suffix for suffix in suffixes if file.name.lower().endswith(suffix)), ".nii.gz")
+
+
 def is_known_device(value: Any) -> bool:
     """Whether a value names the CPU or a CUDA device of this machine."""
     cuda = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()

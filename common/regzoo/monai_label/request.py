@@ -16,8 +16,16 @@ from monai.utils import optional_import
 from regzoo.case import Key
 from regzoo.datasets.records import case_name
 from regzoo.errors import RegZooError, user_error
-from regzoo.monai_label.files import PAIR_KEYS, find_file, fixed_file, noted_pair, studies_folder
-from regzoo.monai_label.parameters import WRITING, check_parameters
+from regzoo.monai_label.files import (
+    PAIR_KEYS,
+    check_files,
+    find_file,
+    find_files,
+    fixed_file,
+    noted_pair,
+    studies_folder,
+)
+from regzoo.monai_label.parameters import WRITING, check_parameters, suffix_for
 
 #: What MONAI Label itself needs of a request after the preprocessing, all of it checked.
 SERVER_KEYS = ("image_path", "model", "device", "model_filename")
@@ -34,14 +42,17 @@ class RequestedPaird(MapTransform):
 
     Args:
         models: the folder of the bundle's weights; ``model_filename`` of a request must name one of them.
+        max_voxels: limit for the images and labels of a request together.
 
     Raises:
-        RegZooError: a file is not named, missing or outside the studies folder, or another parameter is wrong.
+        RegZooError: a file is not named, missing, too large or outside the studies folder, or names another one that
+            is, or another parameter is wrong.
     """
 
-    def __init__(self, models: str | os.PathLike[str] = "models") -> None:
+    def __init__(self, models: str | os.PathLike[str] = "models", max_voxels: int = 500_000_000) -> None:
         super().__init__(["image"])
         self.models = Path(models)
+        self.max_voxels = max_voxels
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         if not data.get(Key.SERVED):
@@ -57,12 +68,17 @@ class RequestedPaird(MapTransform):
         for side in ("moving", "fixed"):
             if (value := pair.get(key := f"{side}_label")) is not None:
                 several = isinstance(value, list)
-                files = [find_file(studies, key, name) for name in (value if several else [value])]
-                if item[f"{side}_image"] in files:
+                found = find_files(studies, key, value if several else [value])
+                if item[f"{side}_image"] in found:
                     raise RegZooError(f"{key}: {value} has no finished label; submit it, or name a mask of it")
-                item[key] = files if several else files[0]
+                item[key] = found if several else found[0]
         if "align" in pair:
             item["align"] = pair["align"]
+        named = {"image": item["fixed_image"]} | {key: item[key] for key in PAIR_KEYS[:3] if key in item}
+        listed = {key: value if isinstance(value, list) else [value] for key, value in named.items()}
+        check_files(studies, listed, self.max_voxels)
+        # MONAI Label would write the answer under the suffix of the fixed image, which it may not be able to write.
+        item["result_extension"] = item.get("result_extension") or suffix_for(fixed)
         return item | {"case": case_name(fixed), Key.REQUESTED: True, Key.SERVED: True}
 
 

@@ -11,10 +11,12 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from regzoo.datasets.records import Record, case_name, pair_record, single_records
-from regzoo.errors import RegZooError
+from regzoo.errors import RegZooError, bad_file
+from regzoo.spatial.reading import files_of
 
 logger = logging.getLogger(__name__)
 
@@ -77,9 +79,30 @@ def _own_records(
     """Both lists as they are if MONAI Label listed none of their entries; otherwise None."""
     if is_served() and not training:
         raise RegZooError("no finished label in the studies to train on; submit some, or lower val_split")
-    if any(_is_entry(entry) for entry in (*training, *validation)):
+    entries = [entry for entry in (*training, *validation) if _is_entry(entry)]
+    if studies := os.environ.get(STUDIES_VARIABLE) if is_served() else None:
+        for entry in entries:
+            for key in ("image", "label"):
+                check_named_files(Path(os.path.realpath(studies)), Path(entry[key]))
+    if entries:
         return None
     return [dict(record) for record in training], [dict(record) for record in validation]
+
+
+def check_named_files(studies: Path, file: Path) -> None:
+    """Refuse an image whose header names a file outside the studies.
+
+    Args:
+        studies: the studies folder, without symbolic links.
+        file: the image.
+
+    Raises:
+        RegZooError: it names one, or it is not a readable image.
+    """
+    for named in files_of(file):
+        if named != file and studies not in Path(os.path.realpath(named)).parents:
+            problem = f"names another file for its voxels, {named.name!r}, outside the studies folder"
+            raise bad_file(file, problem, "save the image as one file, such as .nii.gz, .nrrd or .mha")
 
 
 def study_pairs(entries: Sequence[Mapping[str, Any]]) -> list[Record]:

@@ -6,14 +6,15 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from regzoo.errors import bad_file
 from regzoo.spatial.grid import RAS_LPS, Grid
+from regzoo.spatial.itk_headers import TextHeader, check_voxels_held, metaimage_header, nrrd_header
 from regzoo.spatial.nifti import AGAIN, check_held, orthogonal, too_large
 from regzoo.spatial.unzip import MOST_DEFLATED
 
@@ -25,14 +26,32 @@ _AS_LPS = "write 'space: left-posterior-superior', or what is right, into its he
 _ONE_AT_A_TIME = threading.Lock()
 
 
-def itk_header(path: Path, kind: str, start: bytes) -> Any:
-    """ITK's reader of a file, its header read and found to hold one number in each voxel."""
+class ItkFile(NamedTuple):
+    """An NRRD or MetaImage file before its voxels are read.
+
+    Attributes:
+        io: ITK's reader, which has read the header.
+        header: the same, read here.
+        shape: the number of voxels along each axis.
+        stamp: what changes when somebody replaces one of its files.
+    """
+
+    io: Any
+    header: TextHeader
+    shape: tuple[int, ...]
+    stamp: list[tuple[int, int, int]]
+
+
+def itk_header(path: Path, kind: str, start: bytes) -> ItkFile:
+    """Read the header of a file of known first bytes, and check that it holds one number in each voxel."""
     import itk  # takes two seconds
 
     itk.Object.GlobalWarningDisplayOff()
     io = (itk.NrrdImageIO if kind == "NRRD" else itk.MetaImageIO).New()
     io.SetFileName(str(path))
-    for file in named_files(path):
+    stamp = _stamp([path])
+    header = nrrd_header(path) if kind == "NRRD" else metaimage_header(path)
+    for file in header.named:
         if not file.is_file():
             raise bad_file(path, f"its voxels are missing, the file {file}", "put the two files together")
     with _quiet():
@@ -52,27 +71,25 @@ def itk_header(path: Path, kind: str, start: bytes) -> Any:
             mend = "in 3D Slicer export it as a label map, or each layer by itself"
             raise bad_file(path, f"is a segmentation of {count} layers, whose segments overlap", mend)
         raise bad_file(path, f"has {count} values in each voxel, as a colour or vector image", "give one 3-D volume")
-    shape = itk_shape(io)
-    if max(shape) >= 2**31:
+    shape = tuple(int(io.GetDimensions(axis)) for axis in range(io.GetNumberOfDimensions()))
+    if max(shape, default=2**31) >= 2**31 or (
+        kind == "MetaImage" and shape != tuple(map(int, header.fields["DimSize"].split()))
+    ):
         raise bad_file(path, "has impossible sizes in its header", AGAIN)
-    held = sum(file.stat().st_size for file in (path, *named_files(path)))
-    plain = re.search(rb"encoding: *raw|CompressedData *= *False", start) is not None
-    check_held(path, shape, itemsize, held * (1 if plain else MOST_DEFLATED))
-    return io
+    held = sum(file.stat().st_size for file in (path, *header.named))
+    raw = header.fields.get("encoding") == "raw" or header.fields.get("CompressedData", "")[:1] in ("F", "f", "0")
+    check_held(path, shape, itemsize, held * (1 if raw else MOST_DEFLATED))
+    return ItkFile(io, header, shape, stamp + _stamp(header.named))
 
 
-def itk_shape(io: Any) -> tuple[int, ...]:
-    """The number of voxels along each axis."""
-    return tuple(int(io.GetDimensions(axis)) for axis in range(io.GetNumberOfDimensions()))
-
-
-def read_itk(path: Path, io: Any) -> tuple[np.ndarray, np.ndarray, tuple[str, str] | None]:
+def read_itk(path: Path, file: ItkFile) -> tuple[np.ndarray, np.ndarray, tuple[str, str] | None]:
     """Values (float32), affine and doubt of a volume of three axes, or of four of which the last is not in space."""
     import itk
 
-    shape = itk_shape(io)
+    io, header, shape, stamp = file
     if len(shape) not in (3, 4):
         raise bad_file(path, f"is a {len(shape)}-D image", "give a 3-D volume with at least two slices")
+    check_voxels_held(path, header, shape, int(io.GetComponentSize()))
     reader = itk.ImageFileReader[itk.Image[itk.F, len(shape)]].New(FileName=str(path), ImageIO=io)
     with _quiet():
         try:
@@ -81,23 +98,21 @@ def read_itk(path: Path, io: Any) -> tuple[np.ndarray, np.ndarray, tuple[str, st
             raise too_large(path, shape) from None
         except RuntimeError as error:
             raise _refused(path, error) from error
+    if _stamp([path, *header.named]) != stamp:
+        raise bad_file(path, "was replaced while it was read", "send the request again")
     image = reader.GetOutput()
     values = np.ascontiguousarray(itk.array_view_from_image(image).T)
     lps = np.eye(4)
     lps[:3, :3] = (itk.array_from_matrix(image.GetDirection()) * np.asarray(image.GetSpacing()))[:3, :3]
     lps[:3, 3] = np.asarray(image.GetOrigin())[:3]
     x, y, z = values.shape[:3]
-    return values, orthogonal(path, Grid((x, y, z), RAS_LPS @ lps)).affine, _doubt(path)
+    return values, orthogonal(path, Grid((x, y, z), RAS_LPS @ lps)).affine, _doubt(path, header.fields)
 
 
-def _doubt(path: Path) -> tuple[str, str] | None:
+def _doubt(path: Path, fields: Mapping[str, str]) -> tuple[str, str] | None:
     """(problem, what to do) where ITK guesses what a NRRD header does not say, or passes over what it says."""
     if not path.name.lower().endswith(ITK_SUFFIXES["NRRD"]):
         return None
-    fields = dict[str, str]()
-    for line in _header_lines(path):
-        key, _, value = line.partition(": ")
-        fields[key.strip().lower()] = value.strip()
     space = fields.get("space", "")
     # ITK itself does not name the space of four axes.
     written_by_itk = not space and fields.get("space dimension") == "4"
@@ -111,12 +126,9 @@ def _doubt(path: Path) -> tuple[str, str] | None:
     return None
 
 
-def _header_lines(path: Path) -> list[str]:
-    """The lines of a text header, up to the first empty one."""
-    with path.open("rb") as file:
-        lines = file.read(1 << 20).decode("latin-1").splitlines()
-    ends = [index for index, line in enumerate(lines) if not line.strip()]
-    return lines[: ends[0]] if ends else lines
+def _stamp(files: Sequence[Path]) -> list[tuple[int, int, int]]:
+    """What changes when somebody replaces or writes to one of some files."""
+    return [(found.st_ino, found.st_size, found.st_ctime_ns) for found in map(os.stat, files)]
 
 
 def _refused(path: Path, error: RuntimeError) -> Exception:
@@ -146,25 +158,3 @@ def _quiet() -> Iterator[None]:
                 os.dup2(copy, stream)
                 os.close(copy)
             os.close(nowhere)
-
-
-def named_files(path: Path) -> list[Path]:
-    """The files that a detached NRRD or MetaImage header names for its voxels."""
-    lines = _header_lines(path)
-    for index, line in enumerate(lines):
-        key, found, value = line.replace("=", ":", 1).partition(":")
-        if not found or key.strip().lower().replace(" ", "") not in ("elementdatafile", "datafile"):
-            continue
-        words = value.split()
-        if words[:1] == ["LOCAL"] or not words:
-            return []
-        numbered = re.match(r"([^%]*%0?\d*d[^%\s]*)\s+(\d{1,6})\s+(\d{1,6})(?:\s+(\d{1,6}))?", value.strip())
-        if words[0] == "LIST":
-            named = [name.strip() for name in lines[index + 1 :] if name.strip()]
-        elif numbered:
-            low, high, step = (int(word) for word in (numbered[2], numbered[3], numbered[4] or "1"))
-            named = [numbered[1] % number for number in range(low, high + 1, step or 1)]
-        else:
-            named = [value.strip()]
-        return [path.parent / name for name in named]
-    return []

@@ -86,7 +86,7 @@ def nifti_file(path: Path, header_file: Path, data: Path) -> NiftiFile:
     if not 1 <= count <= 7 or min(shape) < 1:
         raise bad_file(path, f"has impossible sizes in its header (dim {header['dim'].tolist()})", AGAIN)
     offset = float(header["vox_offset"])
-    if not 0 <= offset < 2**40:
+    if not 0 <= offset < 2**28:
         raise bad_file(path, f"has an impossible start of its voxels in its header (vox_offset {offset:g})", AGAIN)
     if not data.is_file():
         raise bad_file(path, f"its voxels are missing, the file {data}", "put the two files of the pair together")
@@ -116,8 +116,8 @@ def read_voxels(file: NiftiFile) -> np.ndarray:
             stream.seek(offset)
             if stream.readinto(raw.view(np.uint8).data) < raw.nbytes:
                 raise EOFError
-            if isinstance(stream, Unzipped):
-                stream.finish()
+            if isinstance(stream, Unzipped) and not stream.finish():
+                raise bad_file(file.path, f"holds more than the {_times(file.shape)} voxels of its header", AGAIN)
         values = raw.reshape(file.shape, order="F")
         if (slope, inter) != (1.0, 0.0):
             values = values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64)
@@ -127,7 +127,7 @@ def read_voxels(file: NiftiFile) -> np.ndarray:
     except MemoryError:
         raise too_large(file.path, file.shape) from None
     except EOFError:
-        raise _truncated(file.path, file.shape) from None
+        raise truncated(file.path, file.shape) from None
     except zlib.error as error:
         raise bad_file(file.path, f"is damaged ({error})", AGAIN) from error
     except OSError as error:
@@ -312,10 +312,11 @@ def _usable(affine: np.ndarray) -> bool:
 def check_held(path: Path, shape: tuple[int, ...], itemsize: int, held: int) -> None:
     """Refuse a file that cannot hold as many voxels as its header says, before any memory is taken for them."""
     if math.prod(shape) * itemsize > held:
-        raise _truncated(path, shape)
+        raise truncated(path, shape)
 
 
-def _truncated(path: Path, shape: tuple[int, ...]) -> RegZooError:
+def truncated(path: Path, shape: tuple[int, ...]) -> RegZooError:
+    """The error for a file that holds fewer voxels than its header says."""
     return bad_file(path, f"is truncated: it ends before the last of the {_times(shape)} voxels of its header", AGAIN)
 
 

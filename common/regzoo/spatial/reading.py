@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 from regzoo.errors import RegZooError, bad_file
 from regzoo.spatial.grid import Grid
-from regzoo.spatial.itk_files import ITK_SUFFIXES, itk_header, itk_shape, named_files, read_itk
+from regzoo.spatial.itk_files import ITK_SUFFIXES, ItkFile, itk_header, read_itk
 from regzoo.spatial.nifti import AGAIN, NiftiFile, check_held, nifti_file, orthogonal, place, read_voxels, too_large
 from regzoo.spatial.unzip import MOST_DEFLATED, open_plain
 
@@ -68,9 +68,7 @@ def read_volume(path: str | os.PathLike[str]) -> Volume:
 def stored_shape(path: str | os.PathLike[str]) -> tuple[int, ...]:
     """The number of voxels along each axis of a file, from its header alone; errors as `read_volume`."""
     file = _opened(Path(path))
-    if isinstance(file, (NiftiFile, nib.MGHImage)):
-        return tuple(int(n) for n in file.shape)
-    return itk_shape(file)
+    return tuple(int(n) for n in file.shape)
 
 
 def files_of(path: str | os.PathLike[str]) -> list[Path]:
@@ -83,11 +81,11 @@ def files_of(path: str | os.PathLike[str]) -> list[Path]:
     file = _opened(path)
     if isinstance(file, NiftiFile):
         return [path, *({_header_of(path), file.data} - {path})] if file.in_pair else [path]
-    return [path] if isinstance(file, nib.MGHImage) else [path, *named_files(path)]
+    return [path, *file.header.named] if isinstance(file, ItkFile) else [path]
 
 
 def _opened(path: Path) -> Any:
-    """The header of a file: a `NiftiFile`, a nibabel MGH image or an ITK reader."""
+    """The header of a file: a `NiftiFile`, a nibabel MGH image or an `ItkFile`."""
     if not path.is_file():
         raise not_a_file(path)
     start = _start(path)

@@ -1,0 +1,211 @@
+"""The text headers of NRRD and MetaImage, checked before ITK reads them.
+
+ITK trusts a header. It opens whatever file the header names, returns uninitialised memory for voxels that the file does
+not hold, and hangs or crashes on some values. So only headers whose meaning is certain are given to it.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+import re
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from regzoo.errors import RegZooError, bad_file
+from regzoo.spatial.nifti import AGAIN, truncated
+
+#: Longest header, and longest line of an NRRD header that is not a comment or a key of the user's, in bytes.
+LONGEST_HEADER, LONGEST_LINE = 1 << 22, 512
+#: Most bytes to skip before the voxels.
+MOST_SKIPPED = 1 << 24
+_DATA_FILE = b"ElementDataFile"
+#: Fields of MetaImage of as many numbers as the image has axes, or axes of its matrix; and of a fixed number.
+_PER_AXIS = ("ElementSpacing", "ElementSize", "Offset", "Position", "Origin", "CenterOfRotation")
+_PER_ENTRY = ("TransformMatrix", "Rotation", "Orientation")
+_FIXED = {"Color": 4, "SequenceID": 4}
+_BLOCK = 1 << 20
+
+
+class TextHeader(NamedTuple):
+    """A header in which everything that matters is understood.
+
+    Attributes:
+        fields: by name; of NRRD in lower case.
+        named: the files that hold the voxels; empty if the file itself holds them.
+        end: where the header ends, in bytes.
+    """
+
+    fields: dict[str, str]
+    named: list[Path]
+    end: int
+
+    @property
+    def deflated(self) -> bool:
+        """Whether the voxels of a MetaImage are compressed."""
+        return self.fields.get("CompressedData", "")[:1] in ("T", "t", "1")
+
+
+def nrrd_header(path: Path) -> TextHeader:
+    """The header of an NRRD file; errors as `metaimage_header`."""
+    with path.open("rb") as file:
+        content = file.read(LONGEST_HEADER)
+    blank = re.search(rb"\n\r?\n", content)
+    if blank is None and len(content) == LONGEST_HEADER:
+        raise _unclear(path, "it does not end")
+    lines = content[: blank.end() if blank else None].decode("latin-1").replace("\r", "\n").split("\n")
+    fields, names = dict[str, str](), list[str]()
+    for number, line in enumerate(lines[1:], 1):
+        if line.startswith("#") or re.match("[^:]*:=", line) or not line:
+            continue
+        if len(line) > LONGEST_LINE:
+            raise _unclear(path, f"a line has {len(line)} characters")
+        key, found, value = line.partition(": ")
+        key = key.strip().lower()
+        if not found or key in fields:
+            raise _unclear(path, f"the line {line!r:.60}")
+        fields[key] = value.strip()
+        if key.replace(" ", "") == "datafile":
+            listed = value.startswith("LIST")
+            names = [name for name in lines[number + 1 :] if name] if listed else _numbered(path, value.strip())
+            if listed:
+                break
+    for key, most in (("byteskip", MOST_SKIPPED), ("lineskip", 1 << 16)):
+        for spelling in (key, key.replace("skip", " skip")):
+            if not re.fullmatch(r"-?\d{1,9}", skip := fields.get(spelling, "0")) or abs(int(skip)) > most:
+                raise _unclear(path, f"{spelling} {skip!r:.40}")
+    return TextHeader(fields, _beside(path, names), blank.end() if blank else len(content))
+
+
+def metaimage_header(path: Path) -> TextHeader:
+    """The header of a MetaImage file.
+
+    Raises:
+        RegZooError: it names a file outside its own folder, or its meaning is not certain.
+    """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        start = content.find(_DATA_FILE, 0, LONGEST_HEADER)
+        if start < 0 or content.find(_DATA_FILE, start + 1) >= 0:
+            raise _unclear(path, f"it must say {_DATA_FILE.decode()} once")
+        before, rest = content[:start], content[start : start + LONGEST_HEADER]
+    last = re.match(rb"ElementDataFile[ \t]*=[ \t]*([^=:\s\0][^\r\n\0]*?)[ \t]*(?:\r?\n|\Z)", rest)
+    if last is None or before[-1:] not in (b"\n", b""):
+        raise _unclear(path, "its last line")
+    fields = dict[str, str]()
+    for line in before.decode("latin-1").split("\n"):
+        if not line.strip():
+            continue
+        field = re.fullmatch(r"[ \t]*([^=:\s][^=:\r\0]*?)[ \t]*[=:][=: \t]*([^\r\0]*?)[ \t]*\r?", line)
+        # A list of numbers that is too short would run on into a next line that starts with a number.
+        if field is None or field[1] in fields or re.match(r"(?!\d{4}\|)[-+.\d]", field[1]):
+            raise _unclear(path, f"the line {line.strip()!r:.60}")
+        fields[field[1]] = field[2]
+    _check_numbers(path, fields)
+    value = last[1].decode("latin-1")
+    if value in ("LOCAL", "Local", "local"):
+        return TextHeader(fields, [], start + last.end())
+    if value == "LIST":
+        names = [name.strip() for name in rest[last.end() :].decode("latin-1").splitlines() if name.strip()]
+    elif value.startswith("LIST "):
+        raise _unclear(path, value)
+    else:
+        names = _numbered(path, value)
+    header = TextHeader(fields, _beside(path, names), start + last.end())
+    if len(names) > 1 and (header.deflated or len(names) != int(fields["DimSize"].split()[-1])):
+        raise _unclear(path, f"it names {len(names)} files")
+    return header
+
+
+def check_voxels_held(path: Path, header: TextHeader, shape: tuple[int, ...], itemsize: int) -> None:
+    """Refuse a MetaImage with fewer voxels than its header says: ITK would return uninitialised memory for the rest."""
+    wanted = math.prod(shape) * itemsize
+    if len(header.named) > 1:
+        if any(file.stat().st_size < wanted // len(header.named) for file in header.named):
+            raise truncated(path, shape)
+    elif header.deflated:
+        source, start = (header.named[0], 0) if header.named else (path, header.end)
+        held = source.stat().st_size - start
+        stored = int(header.fields.get("CompressedDataSize") or held)
+        if stored > held or _inflated(path, source, start, stored, wanted) < wanted:
+            raise truncated(path, shape)
+
+
+def _inflated(path: Path, source: Path, start: int, stored: int, wanted: int) -> int:
+    """How many bytes the compressed voxels are, counted up to those that are wanted."""
+    engine, found = zlib.decompressobj(47), 0
+    with source.open("rb") as file:
+        file.seek(start)
+        try:
+            while found < wanted and not engine.eof:
+                block = engine.unconsumed_tail
+                if not block:
+                    block = file.read(min(stored, _BLOCK))
+                    stored -= len(block)
+                if not block:
+                    break
+                found += len(engine.decompress(block, _BLOCK))
+        except zlib.error as error:
+            raise bad_file(path, f"is damaged ({error})", AGAIN) from error
+    return found
+
+
+def _check_numbers(path: Path, fields: dict[str, str]) -> None:
+    """Refuse a MetaImage header whose numbers are not as many as they must be, or impossible."""
+    if not re.fullmatch("[1-9]", fields.get("NDims", "")):
+        raise _unclear(path, f"NDims {fields.get('NDims', 'missing')!r:.40}")
+    axes = int(fields["NDims"])
+    counts = dict.fromkeys(_PER_AXIS, axes) | dict.fromkeys(_PER_ENTRY, axes * axes) | _FIXED
+    if len(sizes := fields.get("DimSize", "").split()) != axes or not all(
+        re.fullmatch(r"0*[1-9]\d{0,9}", n) for n in sizes
+    ):
+        raise bad_file(
+            path, f"has impossible sizes in its header (DimSize {fields.get('DimSize', 'missing')!r:.60})", AGAIN
+        )
+    for key, value in fields.items():
+        if key in counts and not _numbers(value, counts[key]):
+            raise _unclear(path, f"{key} {value!r:.60}")
+    limits = {
+        "ElementNumberOfChannels": (1, 1 << 16),
+        "CompressedDataSize": (0, 1 << 40),
+        "HeaderSize": (-1, MOST_SKIPPED),
+    }
+    for key, (low, high) in limits.items():
+        if key in fields and not (re.fullmatch(r"-?\d{1,15}", fields[key]) and low <= int(fields[key]) <= high):
+            raise _unclear(path, f"{key} {fields[key]!r:.40}")
+
+
+def _numbers(value: str, count: int) -> bool:
+    try:
+        return len([float(word) for word in value.split()]) == count
+    except ValueError:
+        return False
+
+
+def _numbered(path: Path, value: str) -> list[str]:
+    """One file name, or those of a pattern such as ``slice%03d.raw 1 20 1``."""
+    if "%" not in value:
+        return [value]
+    pattern = re.fullmatch(
+        r"([^%]*%(?:0?[1-9])?d[^%\s]*)\s+(\d{1,6})\s+(\d{1,6})(?:\s+([1-9]\d{0,5}))?(?:\s+[1-9])?", value
+    )
+    if pattern is None:
+        raise _unclear(path, f"the file names {value!r:.60}")
+    low, high, step = (int(word) for word in (pattern[2], pattern[3], pattern[4] or "1"))
+    return [pattern[1] % number for number in range(low, high + 1, step)]
+
+
+def _beside(path: Path, names: Sequence[str]) -> list[Path]:
+    """The files of some names, which must lie in the header's own folder or below it."""
+    folder = Path(os.path.normpath(Path.cwd() / path.parent))
+    for name in names:
+        if not name.isprintable() or name == "-" or folder not in Path(os.path.normpath(folder / name)).parents:
+            problem = f"names another file for its voxels, {name!r:.80}, outside its own folder"
+            raise bad_file(path, problem, "put the two files together and let the header name the other one")
+    return [path.parent / name for name in names]
+
+
+def _unclear(path: Path, what: str) -> RegZooError:
+    return bad_file(path, f"has a damaged or unclear header ({what})", AGAIN)

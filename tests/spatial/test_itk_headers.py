@@ -1,0 +1,168 @@
+"""Headers with which ITK would read other files, hang, crash or leak memory are refused before ITK sees them."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+import itk
+import numpy as np
+import pytest
+from regzoo.errors import RegZooError
+from regzoo.spatial.reading import files_of, read_volume, stored_shape
+
+SECRET = bytes(range(1, 61))
+META = b"ObjectType = Image\nNDims = 3\nBinaryData = True\nDimSize = 3 4 5\nElementType = MET_UCHAR\n"
+NRRD = b"NRRD0004\ntype: uint8\ndimension: 3\nsizes: 3 4 5\nencoding: raw\nspace: LPS\n"
+#: Ways to name the file {out}, which lies in a folder beside that of the header; and files that ITK itself refuses.
+META_WAYS = {
+    "absolute": META + b"ElementDataFile = {out}\n",
+    "relative": META + b"ElementDataFile = ../out/s\n",
+    "through itself": META + b"ElementDataFile = ./../in/../out/s\n",
+    "no blanks": META + b"ElementDataFile=../out/s\n",
+    "colon": META + b"ElementDataFile : ../out/s\n",
+    "two separators": META + b"ElementDataFile =:= ../out/s\n",
+    "lower case": META + b"elementdatafile = ../out/s\n",
+    "blanks before": META + b" \t ElementDataFile = ../out/s\n",
+    "vertical tab before": META + b"\x0bElementDataFile = ../out/s\n",
+    "carriage returns": META.replace(b"\n", b"\r\n") + b"ElementDataFile = ../out/s\r\n",
+    "blanks after": META + b"ElementDataFile = ../out/s   \n",
+    "no end of line": META + b"ElementDataFile = ../out/s",
+    "value on the next line": META + b"ElementDataFile =\n../out/s\n",
+    "separator on the next line": META + b"ElementDataFile\n= ../out/s\n",
+    "null byte": META + b"ElementDataFile = ../out/s\0.raw\n",
+    "list": META + b"ElementDataFile = LIST\n" + b"../out/s\n" * 5,
+    "list of slices": META + b"ElementDataFile = LIST 2\n" + b"../out/s\n" * 5,
+    "numbers": META + b"ElementDataFile = ../out/s%d 1 5 1\n",
+    "letters": META + b"ElementDataFile = ../out/%c 115 115 1\n",
+    "then local": META + b"ElementDataFile = ../out/s\nElementDataFile = LOCAL\n" + SECRET[::-1],
+    "after local": META + b"ElementDataFile = LOCAL\nElementDataFile = ../out/s\n" + SECRET[::-1],
+    "in the voxels": META + b"ElementDataFile = LOCAL\n" + SECRET[:20] + b"\nElementDataFile = ../out/s\n",
+    "local and more": META + b"ElementDataFile = LOCAL ../out/s\n" + SECRET[::-1],
+    "in a comment": b"Comment = x\rElementDataFile = ../out/s\n" + META + b"ElementDataFile = LOCAL\n" + SECRET[::-1],
+}
+NRRD_WAYS = {
+    "absolute": NRRD + b"data file: {out}\n",
+    "relative": NRRD + b"data file: ../out/s\n",
+    "one word": NRRD + b"datafile: ../out/s\n",
+    "upper case": NRRD + b"DATA FILE: ../out/s\n",
+    "carriage returns": NRRD.replace(b"\n", b"\r\n") + b"data file: ../out/s\r\n",
+    "carriage returns alone": NRRD.replace(b"\n", b"\r") + b"data file: ../out/s\r",
+    "after a comment": NRRD + b"# c\rdata file: ../out/s\n\n" + SECRET[::-1],
+    "first version": NRRD.replace(b"0004", b"0001") + b"data file: ../out/s\n",
+    "with voxels of its own": NRRD + b"data file: ../out/s\n\n" + SECRET[::-1],
+    "list": NRRD + b"data file: LIST\n" + b"../out/s\n" * 5,
+    "list of slices": NRRD + b"data file: LIST 3\n../out/s\n",
+    "numbers": NRRD + b"data file: ../out/s%d 1 5 1\n",
+    "twice": NRRD + b"data file: local\ndata file: ../out/s\n",
+    "skipping": NRRD + b"byte skip: -1\ndata file: ../out/s\n",
+    "standard input": NRRD + b"data file: -\n",
+}
+
+
+def by_itk(path: Path) -> np.ndarray | None:
+    """The voxels that ITK reads, None if it refuses the file."""
+    io = (itk.NrrdImageIO if path.suffix in (".nrrd", ".nhdr") else itk.MetaImageIO).New()
+    try:
+        reader = itk.ImageFileReader[itk.Image[itk.F, 3]].New(FileName=str(path), ImageIO=io)
+        reader.Update()
+    except RuntimeError:
+        return None
+    return np.asarray(itk.array_from_image(reader.GetOutput())).ravel()
+
+
+@pytest.mark.parametrize("suffix", [".mha", ".mhd", ".nrrd", ".nhdr"])
+def test_no_header_leads_out_of_its_folder(suffix: str, tmp_path: Path) -> None:
+    for place in ("in", "out"):
+        (tmp_path / place).mkdir()
+    for name in ("s", *(f"s{number}" for number in range(1, 6))):
+        (tmp_path / "out" / name).write_bytes(SECRET)
+    followed, path = 0, tmp_path / "in" / f"a{suffix}"
+    for way, content in (META_WAYS if suffix in (".mha", ".mhd") else NRRD_WAYS).items():
+        path.write_bytes(content.replace(b"{out}", str(tmp_path / "out" / "s").encode()))
+        for read in (files_of, stored_shape, read_volume):
+            with pytest.raises(
+                RegZooError, match=r"^[^\n]*: (names another file|has a damaged|its voxels are missing|is not an image)"
+            ):
+                raise AssertionError(f"{way} is taken: {read(path)}")
+        found = by_itk(path) if way != "standard input" else None
+        followed += found is not None and list(found[:3]) == [1, 2, 3]
+    assert followed > 8  # the ways are real: ITK goes most of them
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("NDims", "-1"),  # ITK hangs
+        ("NDims", "8589934592"),
+        ("NDims", "3\nNDims = -1"),
+        ("NDims", "3\n1NDims = -1"),
+        ("NDims", "3.7"),
+        ("DimSize", "-3 4 5"),
+        ("DimSize", "0 4 5"),
+        ("DimSize", "3 4"),
+        ("DimSize", "99999999999 1 1"),
+        ("ElementNumberOfChannels", "0"),  # ITK returns uninitialised memory
+        ("ElementNumberOfChannels", "-1"),
+        ("ElementSpacing", "1 1"),
+        ("ElementSpacing", "1 1 x"),
+        ("HeaderSize", "-7"),
+        ("CompressedDataSize", "-1"),
+    ],
+)
+def test_values_that_itk_cannot_be_trusted_with(key: str, value: str, tmp_path: Path) -> None:
+    fields = dict(line.split(" = ") for line in META.decode().splitlines()) | {key: value}
+    text = "".join(f"{name} = {field}\n" for name, field in fields.items())
+    (tmp_path / "a.mha").write_bytes(text.encode() + b"ElementDataFile = LOCAL\n" + SECRET)
+    with pytest.raises(RegZooError, match=r"^[^\n]*a\.mha: has (a damaged or unclear header|impossible sizes)"):
+        read_volume(tmp_path / "a.mha")
+
+
+@pytest.mark.parametrize("line", ["foo" + "y" * 2000 + ": 1", "space: " + "y" * 2000, "kinds: " + "y" * 2000])
+def test_lines_that_crash_itk(line: str, tmp_path: Path) -> None:
+    (tmp_path / "a.nrrd").write_bytes(NRRD + line.encode() + b"\n\n" + SECRET)
+    with pytest.raises(RegZooError, match="has a damaged or unclear header"):
+        read_volume(tmp_path / "a.nrrd")
+
+
+@pytest.mark.parametrize(
+    "form", ["short", "short, with its size", "size beyond the end", "no stream", "in a file", "list"]
+)
+def test_missing_voxels_are_not_made_of_memory(form: str, tmp_path: Path) -> None:
+    """ITK returns whatever is in memory for the voxels that a compressed MetaImage or a list does not hold."""
+    data = b"junk" if form == "no stream" else zlib.compress(SECRET[:30])
+    said = {
+        "short, with its size": f"CompressedDataSize = {len(data)}\n",
+        "size beyond the end": "CompressedDataSize = 999\n",
+    }
+    header = META + b"CompressedData = True\n" + said.get(form, "").encode()
+    if form == "in a file":
+        content = header + b"ElementDataFile = a.zraw\n"
+        (tmp_path / "a.zraw").write_bytes(data)
+    elif form == "list":
+        content = META + b"ElementDataFile = LIST\n" + b"slice\n" * 5
+        (tmp_path / "slice").write_bytes(SECRET[:6])
+    else:
+        content = header + b"ElementDataFile = LOCAL\n" + data
+    (tmp_path / "a.mhd").write_bytes(content)
+    with pytest.raises(RegZooError, match=r"a\.mhd: is (truncated|damaged)"):
+        read_volume(tmp_path / "a.mhd")
+
+
+def test_a_file_that_is_replaced_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client who can write to the studies could put another header there once the first one has been checked."""
+    from regzoo.spatial import itk_files
+
+    path = tmp_path / "a.mha"
+    path.write_bytes(META + b"ElementDataFile = LOCAL\n" + SECRET)
+    (tmp_path / "b.mha").write_bytes(path.read_bytes())
+    check = itk_files.check_voxels_held
+
+    def replaced(*args: object) -> None:
+        check(*args)  # type: ignore[arg-type]
+        (tmp_path / "b.mha").replace(path)
+
+    assert read_volume(path).values.shape == (3, 4, 5)
+    monkeypatch.setattr(itk_files, "check_voxels_held", replaced)
+    with pytest.raises(RegZooError, match="was replaced while it was read"):
+        read_volume(path)
