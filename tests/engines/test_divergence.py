@@ -112,7 +112,8 @@ class Trainer:
 
     def step(self, engine: Engine, index: int) -> dict[str, torch.Tensor]:
         self.seen += 1
-        self.loss.last = {name: torch.tensor(value) for name, value in self.losses[index].items()}
+        for listener in self.loss.listeners:
+            listener({name: torch.tensor(value) for name, value in self.losses[index].items()}, {})
         if self.weights is not None:
             engine.network.weight.data.fill_(self.weights[index])
         return {"loss": torch.tensor(sum(self.losses[index].values()))}

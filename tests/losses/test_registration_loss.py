@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 import torch
 from helpers import ball
@@ -28,10 +30,12 @@ class Fails(nn.Module):
 def test_weighted_sum_of_the_terms() -> None:
     loss = RegistrationLoss({"a": Mean(1), "b": Mean(10), "c": Fails()}, {"a": 0.5, "c": 0})
     prediction = torch.full((1, 3, 2, 2, 2), 2.0, requires_grad=True)
+    heard: list[Mapping[str, torch.Tensor]] = []
+    loss.listeners.append(lambda values, weights: heard.extend([values, weights]))
     value = loss(prediction, {})
     assert value.item() == pytest.approx(0.5 * 2 + 10 * 2)
-    assert {name: float(v) for name, v in loss.last.items()} == {"a": 2.0, "b": 20.0}
-    assert not any(v.requires_grad for v in loss.last.values())
+    assert {name: float(v) for name, v in heard[0].items()} == {"a": 2.0, "b": 20.0} and heard[1:] == [{}]
+    assert not any(v.requires_grad for v in heard[0].values())
     value.backward()
     assert prediction.grad is not None
     assert float(prediction.grad.sum()) == pytest.approx(10.5)

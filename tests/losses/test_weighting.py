@@ -34,6 +34,16 @@ def make(weights: Mapping[str, float] | LearnedWeights | None) -> RegistrationLo
     return RegistrationLoss({name: Constant(value) for name, value in VALUES.items()}, weights)
 
 
+class Heard:
+    """The values and weights of a loss's latest step."""
+
+    def __init__(self, loss: RegistrationLoss) -> None:
+        loss.listeners.append(self)
+
+    def __call__(self, values: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> None:
+        self.values, self.weights = values, weights
+
+
 def one() -> torch.Tensor:
     return torch.ones(1, 3, 2, 2, 2, requires_grad=True)
 
@@ -48,7 +58,7 @@ def learn(loss: RegistrationLoss, steps: int, rate: float = 0.1) -> None:
 
 def test_uncertainty_weights_become_the_inverse_values() -> None:
     loss = make(UncertaintyWeights(["a", "b"], fixed={"penalty": 0.01}))
-    prediction = one()
+    heard, prediction = Heard(loss), one()
     value = loss(prediction, {})
     assert float(value.detach()) == pytest.approx(0.2 + 5.0 + 0.01 * 3)
     value.backward()
@@ -56,21 +66,22 @@ def test_uncertainty_weights_become_the_inverse_values() -> None:
     assert float(prediction.grad.sum()) == pytest.approx(0.2 + 5.0 + 0.03)
     learn(loss, 200)
     value = loss(one(), {}).detach()
-    assert {name: float(v) for name, v in loss.last_weights.items()} == pytest.approx({"a": 5.0, "b": 0.2}, rel=1e-2)
+    assert {name: float(v) for name, v in heard.weights.items()} == pytest.approx({"a": 5.0, "b": 0.2}, rel=1e-2)
     # With each exp(-s) L = 1, the least value of Σ exp(-s) L + s is Σ 1 + log L.
     assert float(value) == pytest.approx(2 + math.log(0.2) + math.log(5.0) + 0.03, abs=1e-3)
-    assert {name: float(v) for name, v in loss.last.items()} == pytest.approx(VALUES)
-    assert not any(v.requires_grad for v in (*loss.last.values(), *loss.last_weights.values()))
+    assert {name: float(v) for name, v in heard.values.items()} == pytest.approx(VALUES)
+    assert not any(v.requires_grad for v in (*heard.values.values(), *heard.weights.values()))
 
 
 def test_softmax_weights_favour_the_smallest_term() -> None:
     loss = make(SoftmaxWeights(["a", "b"], fixed={"penalty": 0.01}))
+    heard = Heard(loss)
     assert float(loss(one(), {}).detach()) == pytest.approx((0.2 + 5.0) / 2 + 0.03)
     for _ in range(3):
         learn(loss, 20)
-        before = loss.last_weights
+        before = heard.weights
         loss(one(), {})
-        weights = loss.last_weights
+        weights = heard.weights
         assert float(sum(weights.values())) == pytest.approx(1)
         assert float(weights["a"]) > float(before["a"])
     assert float(weights["a"]) > 0.95
@@ -86,14 +97,16 @@ def test_initial_weights(kind: type[LearnedWeights]) -> None:
 def test_terms_in_neither_list_count_once_and_some_not_at_all() -> None:
     assert float(make(UncertaintyWeights(["a"]))(one(), {}).detach()) == pytest.approx(sum(VALUES.values()))
     loss = make(UncertaintyWeights(["a"], fixed={"b": 0}))
+    heard = Heard(loss)
     assert float(loss(one(), {}).detach()) == pytest.approx(0.2 + 3)
-    assert set(loss.last) == {"a", "penalty"}
+    assert set(heard.values) == {"a", "penalty"}
 
 
 def test_fixed_weights_have_nothing_to_learn() -> None:
     loss = make({"a": 2, "b": 0})
+    heard = Heard(loss)
     assert float(loss(one(), {}).detach()) == pytest.approx(0.4 + 3)
-    assert not list(loss.parameters()) and loss.last_weights == {} and "b" not in loss.last
+    assert not list(loss.parameters()) and heard.weights == {} and "b" not in heard.values
     assert "weights={'a': 2.0, 'b': 0.0, 'penalty': 1.0}" in repr(loss)
 
 
@@ -130,6 +143,7 @@ def test_checkpoint(kind: type[LearnedWeights], tmp_path: Path) -> None:
 
 def test_curves_of_values_and_weights(tmp_path: Path) -> None:
     loss = make(SoftmaxWeights(["a", "b"], fixed={"penalty": 0.01}))
+    heard = Heard(loss)
     optimizer = torch.optim.SGD(loss.parameters(), 0.5)
     seen: list[float] = []
 
@@ -138,7 +152,7 @@ def test_curves_of_values_and_weights(tmp_path: Path) -> None:
         value = loss(one(), {})
         value.backward()
         optimizer.step()
-        seen.append(float(loss.last_weights["a"]))
+        seen.append(float(heard.weights["a"]))
         return {"loss": value}
 
     engine = Engine(step)
@@ -177,11 +191,12 @@ def test_from_a_config() -> None:
         }
     )
     loss = parser.get_parsed_content("loss")
+    heard = Heard(loss)
     image = torch.rand(1, 1, 6, 6, 6)
     loss(torch.zeros(1, 3, 6, 6, 6), {"fixed_image": image, "moving_image": image.flip(2)}).backward()
     (parameter,) = loss.parameters()
     assert parameter.grad is not None
-    assert float(parameter.grad) == pytest.approx(1 - float(loss.last["image"]), abs=1e-5)
+    assert float(parameter.grad) == pytest.approx(1 - float(heard.values["image"]), abs=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -76,8 +77,9 @@ class LossTerms:
     """
 
     def __init__(self, loss: RegistrationLoss, writer: EventWriter) -> None:
-        self.loss = loss
+        loss.listeners.append(self._take)
         self.writer = writer
+        self.step: dict[str, torch.Tensor] = {}
         self.sums: dict[str, torch.Tensor] = {}
         self.count = 0
         self.check = DivergenceCheck()
@@ -98,12 +100,14 @@ class LossTerms:
                 f"{first_few(names)} hold NaN or infinity before the first step; start from other weights"
             )
 
+    def _take(self, values: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> None:
+        self.step = {f"loss/{name}": value for name, value in values.items()}
+        self.step |= {f"weight/{name}": value for name, value in weights.items()}
+
     def _add(self, engine: Engine) -> None:
         self.count += 1
         output = engine.state.output
-        values = {"loss/total": output["loss"].detach()}
-        values |= {f"loss/{name}": value for name, value in self.loss.last.items()}
-        values |= {f"weight/{name}": value for name, value in self.loss.last_weights.items()}
+        values = {"loss/total": output["loss"].detach(), **self.step}
         for name, value in values.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
         engine.state.output = [output]

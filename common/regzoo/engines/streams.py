@@ -64,33 +64,44 @@ def name_of(record: Mapping[str, Any]) -> str:
     return str(record.get("case") or case_name(record.get("fixed_image") or record["image"]))
 
 
+class Failures(list[str]):
+    """One line per failed case of a run, shared by the data set that loads cases and the handler that writes results.
+
+    Attributes:
+        listeners: called with the record of each case that fails.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.listeners: list[Callable[[Mapping[str, Any]], None]] = []
+
+    def add(self, record: Mapping[str, Any], error: RegZooError) -> None:
+        """Log and record a case that has failed."""
+        self.append(str(error))
+        logger.error("%s", error)
+        for listener in self.listeners:
+            listener(record)
+
+
 class CaseStream(IterableDataset):
     """Transforms cases one after another; a bad case is logged in one line, recorded and skipped.
 
     Args:
         data: records.
         transform: the preprocessing.
-
-    Attributes:
-        failures: one line per case that could not be loaded, or whose result a handler could not write.
-        on_failure: called with the record of a case that fails.
+        failures: where cases are recorded that cannot be loaded; by default in a list of its own.
     """
 
-    def __init__(self, data: Sequence[Mapping[str, Any]], transform: Callable[[Any], Any]) -> None:
+    def __init__(
+        self, data: Sequence[Mapping[str, Any]], transform: Callable[[Any], Any], failures: Failures | None = None
+    ) -> None:
         self.data = [as_request(record) for record in data]
         self.transform = transform
-        self.failures: list[str] = []
-        self.on_failure: Callable[[Mapping[str, Any]], None] = lambda record: None
+        self.failures = Failures() if failures is None else failures
 
     def share(self) -> Sequence[dict[str, Any]]:
         """The records of this process."""
         return self.data
-
-    def fail(self, record: Mapping[str, Any], error: RegZooError) -> None:
-        """Log and record a case that has failed."""
-        self.failures.append(str(error))
-        logger.error("%s", error)
-        self.on_failure(record)
 
     def __iter__(self) -> Iterator[Any]:
         self.failures.clear()
@@ -101,7 +112,7 @@ class CaseStream(IterableDataset):
                 mine = user_error(error)
                 if mine is None:
                     raise
-                self.fail(record, mine)
+                self.failures.add(record, mine)
             else:
                 yield item
 

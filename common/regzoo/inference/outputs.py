@@ -15,7 +15,7 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from regzoo.datasets.records import IMAGE_KEYS, LABEL_KEYS
 from regzoo.engines.running import bundle_name, running_workflow
-from regzoo.engines.streams import CaseStream, name_of
+from regzoo.engines.streams import Failures, name_of
 from regzoo.errors import RegZooError, bad_file
 from regzoo.files import file_name, make_folder, partial_folder, write_json
 from regzoo.inference.statistics import label_count, propagated_labels, registration_statistics
@@ -261,8 +261,9 @@ class SaveRegistration:
     Args:
         output_dir: folder to write to.
         outputs: which files, see `RegistrationResult.save`.
-        dataset: the source of the cases. A result that cannot be written is added to its failures and the run goes
-            on; without it, the run ends there. An earlier result of a case that fails is removed.
+        records: the cases to come; their targets are checked before any work is done.
+        failures: of the run. A result that cannot be written is added to them and the run goes on; without them, it
+            ends there. An earlier result of a case that fails, here or while it is loaded, is removed.
 
     Raises:
         RegZooError: see `check_target`.
@@ -272,16 +273,17 @@ class SaveRegistration:
         self,
         output_dir: str | PathLike[str],
         outputs: Sequence[str] | str | None = None,
-        dataset: CaseStream | None = None,
+        records: Sequence[Mapping[str, Any]] = (),
+        failures: Failures | None = None,
     ) -> None:
         self.outputs = asked_outputs(outputs)
         self.output_dir = make_folder(output_dir)
-        self.dataset = dataset
+        self.failures = failures
         self.bundle = bundle_name(running_workflow())
-        if dataset is not None:
-            dataset.on_failure = lambda record: discard(self._folder(name_of(record)), self.bundle)
-            for record in dataset.data:
-                check_target(self._folder(name_of(record)), self.outputs, self.bundle, record)
+        if failures is not None:
+            failures.listeners.append(lambda record: discard(self._folder(name_of(record)), self.bundle))
+        for record in records:
+            check_target(self._folder(name_of(record)), self.outputs, self.bundle, record)
 
     def _folder(self, case: str) -> Path:
         return self.output_dir / file_name(case)
@@ -297,9 +299,9 @@ class SaveRegistration:
             try:
                 folder = result.save(self._folder(result.case), self.outputs)
             except RegZooError as error:
-                if self.dataset is None:
+                if self.failures is None:
                     raise
-                self.dataset.fail(item, error)
+                self.failures.add(item, error)
                 continue
             print(f"{result.case}: {folder}", flush=True)
             for line in result.statistics["warnings"]:

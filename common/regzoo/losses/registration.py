@@ -6,7 +6,7 @@ A term is called with the network's prediction and the batch's targets, a dict w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from regzoo.errors import RegZooError
@@ -81,8 +81,13 @@ class Deformation(nn.Module):
         return value
 
 
+#: Called in each step with name → unweighted value of a term and name → weight of a term whose weight is learned, all
+#: detached and on the device.
+Listener = Callable[[Mapping[str, torch.Tensor], Mapping[str, torch.Tensor]], None]
+
+
 class RegistrationLoss(nn.Module):
-    """Weighted sum of named terms; the value of each is kept for the logs.
+    """Weighted sum of named terms.
 
     Args:
         terms: name → term.
@@ -90,8 +95,7 @@ class RegistrationLoss(nn.Module):
             learned along with the network: their parameters are this module's.
 
     Attributes:
-        last: name → unweighted value of the latest call, detached, on the device.
-        last_weights: name → weight in the latest call of a term whose weight is learned, likewise.
+        listeners: called in each step with the values and the weights that it had, see `Listener`.
     """
 
     def __init__(
@@ -111,21 +115,19 @@ class RegistrationLoss(nn.Module):
             )
         self.terms = nn.ModuleDict(dict(terms))
         self.weights = {name: float(fixed.get(name, 1.0)) for name in terms if name not in learned}
-        self.last: dict[str, torch.Tensor] = {}
-        self.last_weights: dict[str, torch.Tensor] = {}
+        self.listeners: list[Listener] = []
 
     def extra_repr(self) -> str:
         """Shown in the repr, which is how a checkpoint tells one loss from another."""
         return f"weights={self.weights}"
 
     def forward(self, prediction: torch.Tensor, targets: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        total = torch.zeros((), device=prediction.device)
         values = {name: term(prediction, targets) for name, term in self.terms.items() if self.weights.get(name) != 0}
-        self.last = {name: value.detach() for name, value in values.items()}
+        weights = {} if self.learned is None else self.learned.weights()
+        for listener in self.listeners:
+            listener({name: value.detach() for name, value in values.items()}, weights)
+        total = torch.zeros((), device=prediction.device)
         for name, weight in self.weights.items():
             if name in values:
                 total = total + weight * values[name]
-        if self.learned is not None:
-            self.last_weights = self.learned.weights()
-            total = total + self.learned(values)
-        return total
+        return total if self.learned is None else total + self.learned(values)
