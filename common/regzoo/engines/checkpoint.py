@@ -41,8 +41,6 @@ class TrainingCheckpoint:
     leaves the previous file intact. With `TwoStageSampler`, a resumed training on the CPU ends with the same weights.
 
     Args:
-        folder: the folder of the files.
-        network: the trained network.
         objects: name → another object with a state dict, such as the optimiser and the schedule.
         evaluator: MONAI evaluator whose key metric picks the best weights. Without one, and while the metric is NaN,
             the latest weights are kept.

@@ -84,10 +84,8 @@ def split_pairs(
     `regzoo.datasets.split_fold`.
 
     Args:
-        records: of the training split.
         fold: the fold to hold out, from 0; None: 0, or the validation part.
         folds: the number of folds; None: those of the data set, or else 20.
-        seed: of the division.
         folder: the data set, for its validation part.
         holdout: kinds of label that the training leaves out.
 

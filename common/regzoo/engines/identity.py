@@ -37,14 +37,7 @@ def _hash(path: Path, size: int, time: int) -> str:
 
 
 def fingerprints(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
-    """The identity of each case: the hashes of its files, its patients, and how its labels are read.
-
-    Args:
-        records: of pairs or of single images.
-
-    Returns:
-        case → plain values; folders and file names do not count.
-    """
+    """Case → the hashes of its files, its patients, and how its labels are read, as plain values."""
     return {str(record["case"]): _fingerprint(record) for record in records}
 
 

@@ -28,9 +28,6 @@ class EventWriter:
 
     Opening it voids the values of that step and later ones in earlier files of the folder: a resumed training repeats
     the epoch in which it was killed, and a training that starts again starts its curves again.
-
-    Args:
-        folder: TensorBoard folder.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -68,10 +65,6 @@ class LossTerms:
     Later handlers, such as MONAI's `MLFlowHandler`, find the means among the engine's metrics. They expect the output
     of a step as a decollated list, so it is put into one; decollating it would take time in each step.
 
-    Args:
-        loss: the loss of the trainer.
-        writer: where the curves go.
-
     Raises:
         RegZooError: the training diverges, or starts from weights that are not finite.
     """
@@ -85,7 +78,6 @@ class LossTerms:
         self.check = DivergenceCheck()
 
     def attach(self, engine: Engine) -> None:
-        """Register with a trainer."""
         engine.add_event_handler(Events.EPOCH_STARTED, self._clear)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
@@ -148,16 +140,12 @@ class ValidationImages:
 
     Side by side: fixed, unregistered moving and warped moving image, each scaled to its own range. Without a warped
     image, the third is the fixed image with the outlines of the fixed (cyan) and the propagated labels (pink).
-
-    Args:
-        writer: where the pictures go.
     """
 
     def __init__(self, writer: EventWriter) -> None:
         self.writer = writer
 
     def attach(self, engine: Engine) -> None:
-        """Register with an evaluator."""
         # MONAI's evaluator restarts its count of iterations in every run.
         engine.add_event_handler(Events.ITERATION_COMPLETED(event_filter=lambda _, event: event == 1), self)
 

@@ -50,7 +50,6 @@ class Schedule(LrScheduleHandler):
         self.early_stopping = early_stopping
 
     def attach(self, engine: Engine) -> None:
-        """Register with a trainer."""
         super().attach(engine)
         if self.early_stopping is not None:
             self.early_stopping.attach(engine)
@@ -79,7 +78,6 @@ class EarlyStop(EarlyStopping):
         self.evaluator = evaluator
 
     def attach(self, engine: Engine) -> None:
-        """Register with a trainer."""
         self.trainer = engine
         if self.active:
             engine.add_event_handler(Events.EPOCH_COMPLETED, self)

@@ -110,7 +110,6 @@ def describe_run(
     ``data.json``: the cases with the SHA-256 of each file; ``log.txt``: the log lines and warnings, also later ones.
 
     Args:
-        folder: the run's folder.
         data: part, such as ``training`` → its records.
         workflow: the running workflow; without it, configuration and log are left out.
         epoch: the first epoch of a training, from 1. A later epoch than the first adds to ``run.json``.
@@ -233,9 +232,8 @@ class RunRecord:
     time the data and the checkpoint have been checked.
 
     Args:
-        folder: the training's output folder.
         data: ``training`` and ``validation`` → records.
-        evaluator: MONAI evaluator of the validation.
+        evaluator: of the validation.
         resume: whether the training resumes from the folder; otherwise earlier files are moved, see `set_aside`.
     """
 
@@ -254,7 +252,6 @@ class RunRecord:
         self.begun = 0.0
 
     def attach(self, engine: Engine) -> None:
-        """Register with a trainer."""
         if is_writer():
             engine.add_event_handler(Events.STARTED, self._start)
             engine.add_event_handler(Events.EPOCH_STARTED, self._begin)

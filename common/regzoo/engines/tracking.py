@@ -27,7 +27,7 @@ def claim_evaluation(folder: str | Path, evaluator: Engine, pictures: int | None
     """Claim the files of an evaluation before it runs; only an earlier one of the same bundle may be overwritten.
 
     Args:
-        folder: the folder of the tables, the pictures and the record.
+        folder: of the tables, the pictures and the record.
         evaluator: MONAI evaluator that is about to run.
         pictures: the largest number of pictures; None for one of each case.
 

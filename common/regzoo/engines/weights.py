@@ -102,10 +102,7 @@ def _shape(value: torch.Tensor) -> str:
 def save_weights(network: nn.Module, path: str | PathLike[str], origin: Mapping[str, Any] | None = None) -> None:
     """Write the weights of a network as a plain float32 state dict on the CPU, atomically.
 
-    Args:
-        network: the network, wrapped or not.
-        path: the file.
-        origin: how they were trained, plain values; `origin_of` reads it.
+    `origin` says how they were trained, in plain values; `origin_of` reads it.
     """
     state = OrderedDict((name, value.detach().cpu()) for name, value in unwrap(network).state_dict().items())
     if origin:

@@ -32,8 +32,6 @@ def write_network(network: nn.Module, format: str, path: Path, metadata: dict[st
 
     Args:
         network: in evaluation mode, on the CPU.
-        format: a key of `FILES`.
-        path: the file.
         metadata: of the bundle, with the entry ``export``.
         config: the inference configuration, JSON.
 

@@ -289,7 +289,6 @@ class SaveRegistration:
         return self.output_dir / file_name(case)
 
     def attach(self, engine: Engine) -> None:
-        """Register with an evaluator."""
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:

@@ -88,7 +88,6 @@ class FigureWriter:
         self._drawn: list[str] = []
 
     def attach(self, engine: Engine) -> None:
-        """Attach to an evaluator."""
         engine.add_event_handler(Events.EPOCH_STARTED, lambda engine: self._drawn.clear())
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._draw)
 

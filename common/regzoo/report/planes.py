@@ -68,7 +68,3 @@ class Orientation:
         last = list(range(-3, 0))
         turned = nib.apply_orientation(np.moveaxis(volume, last, [0, 1, 2]), self.change)
         return np.moveaxis(turned, [0, 1, 2], last)
-
-    def field(self, ddf: np.ndarray) -> np.ndarray:
-        """Reorder a DDF (3, X, Y, Z) in voxels: its grid and its components."""
-        return self.volume(ddf)[self.source] * self.change[self.source, 1].reshape(3, 1, 1, 1)

@@ -50,7 +50,6 @@ class _Table:
         self._texts: list[str] = []
 
     def attach(self, engine: Engine) -> None:
-        """Attach to an evaluator."""
         engine.add_event_handler(Events.EPOCH_STARTED, lambda engine: self._texts.clear())
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
         engine.add_event_handler(Events.COMPLETED, self._finish)
@@ -118,8 +117,6 @@ class LabelTable(_Table):
     ml of the fixed, unregistered and warped label. An empty cell means that the label is absent: a warped label
     without a distance has left the image.
 
-    Args:
-        output_dir: folder to write to.
     """
 
     HEADER = (
