@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from regzoo.case import FIXED, Key, Record
 from regzoo.datasets.folders import case_name, check_labels, image_files
-from regzoo.datasets.records import Record, check_splits
+from regzoo.datasets.records import check_splits
 from regzoo.datasets.text import read_json
 from regzoo.errors import bad_file
 
@@ -27,15 +28,15 @@ def read_decathlon(folder: str | os.PathLike[str], split: str | None = None) -> 
 
     ``{imagesTr,labelsTr,imagesTs}/<name>`` in any format and ``dataset.json`` with the list of images and the names of
     the labels. Without ``dataset.json``, or without its lists, the images are those in the folders and labels have no
-    names. Test images come without labels. Every image counts as a patient of its own.
+    names. Test images come without labels. Every image counts as its own patient.
 
     Args:
         folder: of the task.
         split: ``train`` or ``test``; None: both.
 
     Raises:
-        RegZooError: the folder has another layout, has no such split, an image of one name is in both splits, or
-            ``dataset.json`` cannot be understood.
+        RegZooError: the folder has another layout or no such split, an image is in both splits, or ``dataset.json``
+            cannot be understood.
     """
     root = Path(folder)
     if not is_decathlon(root):
@@ -47,10 +48,9 @@ def read_decathlon(folder: str | os.PathLike[str], split: str | None = None) -> 
     parts = {name: _images(root, description, name) for name in LISTS}
     check_splits(root, parts)
     listed = [record for name in ([split] if split else LISTS) for record in parts[name]]
-    found = [record | labels if "fixed_label" in record else record for record in listed]
-    if not found:
+    if not listed:
         raise bad_file(root, f"holds no images{f' of the split {split}' if split else ''}", "download the task again")
-    return found
+    return [record | labels if FIXED.label in record else record for record in listed]
 
 
 def _images(root: Path, description: Mapping[str, Any], split: str) -> list[Record]:
@@ -59,7 +59,7 @@ def _images(root: Path, description: Mapping[str, Any], split: str) -> list[Reco
     entries = description.get(section)
     if entries is None:
         found, paths = image_files(root / images), image_files(root / labels)
-        # nnU-Net puts the number of the channel into the name of the image alone.
+        # nnU-Net adds the channel's number to the name of the image, not to that of the label.
         known = {name: paths.get(name) or paths.get(name.removesuffix("_0000")) for name in found}
         check_labels(root / images, paths.values(), known.values())
         entries = [{"image": path} | ({"label": known[name]} if known[name] else {}) for name, path in found.items()]
@@ -90,15 +90,12 @@ def image_record(description: Path, entry: Any) -> Record:
     entry = {"image": entry} if isinstance(entry, str | Path) else entry
     if not isinstance(entry, dict) or not isinstance(entry.get("image"), str | Path):
         raise bad_file(description, f"{str(entry)[:80]!r} names no image", "download the task again")
-    record: Record = {"fixed_image": _absolute(description, entry["image"])}
+    folder = description.resolve().parent
+    record: Record = {"fixed_image": os.path.normpath(folder / entry["image"])}
     if isinstance(entry.get("label"), str | Path):
-        record["fixed_label"] = _absolute(description, entry["label"])
-    record["case"] = record["patient"] = case_name(record["fixed_image"])
+        record[FIXED.label] = os.path.normpath(folder / entry["label"])
+    record[Key.CASE] = record[Key.PATIENT] = case_name(record[FIXED.image])
     return record
-
-
-def _absolute(description: Path, path: str | Path) -> str:
-    return os.path.normpath(description.resolve().parent / path)
 
 
 def named_labels(description: Path, labels: Any) -> Record:
@@ -119,7 +116,7 @@ def named_labels(description: Path, labels: Any) -> Record:
                 number, name = (key, value) if str(key).isdecimal() else (value, key)
                 named[int(number)] = "_".join(str(name).split())
     except (AttributeError, TypeError, ValueError) as error:
-        mend = 'write them as {"0": "background", "1": "liver"}'
-        raise bad_file(description, "its labels are not values with names", mend) from error
+        fix = 'write them as {"0": "background", "1": "liver"}'
+        raise bad_file(description, "its labels are not values with names", fix) from error
     values = sorted(value for value in named if value != 0)
     return {"label_values": values, "label_names": [named[value] for value in values]} if values else {}

@@ -1,4 +1,4 @@
-"""Folders of data sets: their image files, and the folders of their splits."""
+"""Image files of a folder, and the folders of a data set's splits."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 from regzoo.datasets.text import SPLIT_WORDS, split_of
 from regzoo.errors import bad_file, refuse
 
-#: Endings of the files that count as images in a folder. A header that names its data file counts, that file does not.
+#: Endings of image files. A header that names a data file counts; the data file does not.
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".nhdr", ".hdr", ".mgz", ".mgh")
 
 
 def is_junk(path: Path) -> bool:
-    """Whether an operating system left this file or folder: hidden, such as ``._a.nii`` and ``.DS_Store``."""
+    """Whether an operating system left this file or folder behind, such as ``._a.nii`` and ``.DS_Store``."""
     return path.name.startswith((".", "__MACOSX"))
 
 
@@ -40,11 +40,11 @@ def image_files(folder: Path) -> dict[str, Path]:
 
 
 def check_labels(images: Path, labels: Iterable[Path], used: Collection[Path | None]) -> None:
-    """Make sure that label files are called as their images.
+    """Make sure that label files have the names of their images.
 
     Args:
         images: the folder of the images, for the error.
-        labels: the label files that there are.
+        labels: the label files that exist.
         used: the label of each image; None without one.
 
     Raises:
@@ -57,7 +57,7 @@ def check_labels(images: Path, labels: Iterable[Path], used: Collection[Path | N
 
 
 def split_folders(root: Path, has: Iterable[str]) -> dict[str, Path]:
-    """Folders of a data set that are called as a split and hold a folder with one of some names, by split, in order.
+    """Folders of a data set that are named after a split and hold a folder with one of some names, by split, in order.
 
     Raises:
         RegZooError: two folders are of one split.

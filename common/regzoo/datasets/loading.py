@@ -1,4 +1,4 @@
-"""Finding out how a data set is laid out and reading its records, of pairs or of single images."""
+"""Recognising the layout of a data set and reading its records, of pairs or of single images."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import json
 import os
 from pathlib import Path
 
+from regzoo.case import Key, Record
 from regzoo.datasets.datalist import DATALIST_SUFFIXES, by_split, read_lists, section_of
 from regzoo.datasets.decathlon import is_decathlon, read_decathlon
 from regzoo.datasets.ixi import is_ixi, read_ixi
 from regzoo.datasets.learn2reg import is_learn2reg, read_learn2reg, read_learn2reg_images
 from regzoo.datasets.muregpro import is_muregpro, read_muregpro
-from regzoo.datasets.records import Record, check_records, single_records
+from regzoo.datasets.records import check_records, single_records
 from regzoo.datasets.text import SPLIT_WORDS
 from regzoo.errors import RegZooError, bad_file
 
@@ -34,8 +35,8 @@ def load_records(
         dataset_dir: a folder, or a datalist file.
         split: ``train``, ``val`` or ``test``; None: all pairs. The split is a folder of µ-RegPro, a list of a JSON
             datalist (``training``, ``validation``, ``testing``) or the column ``split`` of a table or plain list.
-        direction: moving to fixed, for layouts that name modalities: ``mr_to_us`` or ``us_to_mr``. A datalist says
-            itself which image is fixed.
+        direction: moving to fixed, ``mr_to_us`` or ``us_to_mr``, for layouts that name modalities. A datalist itself
+            says which image is fixed.
 
     Raises:
         RegZooError: the layout is not known, or the records are not usable (see `check_records`).
@@ -43,8 +44,8 @@ def load_records(
     root = _existing(dataset_dir, split)
     datalist = _datalist(root)
     if direction != "mr_to_us" and (datalist is not None or is_learn2reg(root)):
-        mend = "leave it out, the data say themselves which image is fixed"
-        raise RegZooError(f"--direction {direction}: has no effect with {datalist or root}; {mend}")
+        fix = "leave it out, the data say themselves which image is fixed"
+        raise RegZooError(f"--direction {direction}: has no effect with {datalist or root}; {fix}")
     if datalist is not None:
         records = _read_split(datalist, split)
     elif is_learn2reg(root):
@@ -52,8 +53,8 @@ def load_records(
     elif root.is_dir() and is_muregpro(root):
         records = read_muregpro(root, direction, split)
     elif is_decathlon(root) or is_ixi(root):
-        mend = "use it for a method that needs single images, or list pairs of them in a datalist"
-        raise bad_file(root, "holds single images, not pairs", mend)
+        fix = "use it for a method that needs single images, or list pairs of them in a datalist"
+        raise bad_file(root, "holds single images, not pairs", fix)
     else:
         raise bad_file(root, "is in no known layout", f"name {KNOWN_LAYOUTS}")
     check_records(records)
@@ -61,9 +62,9 @@ def load_records(
 
 
 def load_single_records(dataset_dir: str | os.PathLike[str], split: str | None = None) -> list[Record]:
-    """Records of the single images of a data set in any known layout, checked: no ``moving_image``.
+    """Records of the single images of a data set in any known layout, checked; they have no ``moving_image``.
 
-    A datalist may list single images (``fixed_image`` or ``image``, ``fixed_label`` or ``label``). Where it, or the
+    A datalist may list single images (``fixed_image`` or ``image``, ``fixed_label`` or ``label``). If it, or the
     layout, has pairs, every image of a pair counts once.
 
     Args:
@@ -92,9 +93,9 @@ def load_single_records(dataset_dir: str | os.PathLike[str], split: str | None =
 
 
 def load_validation(dataset_dir: str | os.PathLike[str], single: bool = False) -> list[Record]:
-    """Records of the validation part of a datalist, checked; none where it has none, and none of another layout.
+    """Records of the validation part of a datalist, checked; an empty list if it has none, or for another layout.
 
-    The folder ``val`` of µ-RegPro and the pairs that a task of Learn2Reg lists are for the evaluation alone.
+    The folder ``val`` of µ-RegPro and the pairs that a Learn2Reg task lists are for the evaluation alone.
 
     Args:
         dataset_dir: a datalist file, or the folder of one.
@@ -111,7 +112,7 @@ def load_validation(dataset_dir: str | os.PathLike[str], single: bool = False) -
 
 
 def _existing(dataset_dir: str | os.PathLike[str], split: str | None) -> Path:
-    """The path of a data set that is there, asked for a split that there may be."""
+    """The path of a data set, after checking that it exists and that `split` is the name of one."""
     if split is not None and split not in SPLIT_WORDS:
         raise RegZooError(f"split {split!r} is unknown; use one of {', '.join(SPLIT_WORDS)}")
     root = Path(dataset_dir)
@@ -137,13 +138,10 @@ def _read_split(datalist: Path, split: str | None, single: bool = False) -> list
     records = section_of(datalist, lists, name)
     if split is None or None not in lists:
         return records
-    if not any("split" in record for record in records):
-        if split == "train":
-            return records
-        mend = f'write {{"training": […], {json.dumps(name)}: […]}}, or add a value "split" to each pair'
-        raise bad_file(datalist, f"does not say which pairs are of the split {split!r}", mend)
     chosen = by_split(records).get(split)
-    if not chosen:
-        mend = f"give some pairs the split {json.dumps(split)}"
-        raise bad_file(datalist, f"has no pair of the split {split!r}", mend)
-    return chosen
+    if chosen:
+        return chosen
+    if not any(Key.SPLIT in record for record in records):
+        fix = f'write {{"training": […], {json.dumps(name)}: […]}}, or add a value "split" to each pair'
+        raise bad_file(datalist, f"does not say which pairs are of the split {split!r}", fix)
+    raise bad_file(datalist, f"has no pair of the split {split!r}", f"give some pairs the split {json.dumps(split)}")

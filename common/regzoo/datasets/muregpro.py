@@ -8,18 +8,19 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from regzoo.case import FIXED, MOVING, Key, Record
 from regzoo.datasets.folders import IMAGE_SUFFIXES, check_labels, image_files, is_junk, split_folders
-from regzoo.datasets.records import Record, check_splits
+from regzoo.datasets.records import check_splits, record_files
 from regzoo.datasets.text import read_json, warn_once
 from regzoo.errors import RegZooError, bad_file, refuse
 from regzoo.spatial.reading import stored_shape
 
 IMAGES = ("mr_images", "us_images")
 FOLDERS = (*IMAGES, "mr_labels", "us_labels")
-#: Words in the name of a file that say of what, and what kind of file it is: not part of the case's name.
+#: Words in a file's name that say the modality and the kind of file: not part of the case's name.
 TOKENS = {"mr": "mri?|t2w?", "us": "us|trus"}
 KIND = "images?|img|labels?|masks?|seg|segmentation"
-#: What `direction` may be: moving to fixed.
+#: Moving to fixed.
 DIRECTIONS = ("mr_to_us", "us_to_mr")
 
 
@@ -35,10 +36,10 @@ def read_muregpro(
     """Records of a folder in the layout of µ-RegPro.
 
     ``{train,val,test}/{mr_images,mr_labels,us_images,us_labels}/<name>``, in any image format. The files of a pair have
-    one name, or names that are alike but for ``mr`` and ``us`` (``case1_mr``, ``case1_us``). The ``train`` level and
-    the label folders may be missing. Patients and names of labels are taken from ``manifest.json`` where there is one;
-    otherwise every case is its own patient, and the labels of a 4-D file are ``gland``, ``landmark_1`` and so on. Where
-    all splits are read, a case of ``test`` whose name another split has, too, is called ``test_<name>``.
+    the same name, or names that differ only in ``mr`` and ``us`` (``case1_mr``, ``case1_us``). The ``train`` level and
+    the label folders may be missing. ``manifest.json``, if it exists, gives patients and names of labels; otherwise
+    every case is its own patient, and the labels of a 4-D file are ``gland``, ``landmark_1`` and so on. When all splits
+    are read, a case of ``test`` that shares its name with another split is called ``test_<name>``.
 
     Args:
         folder: of the data set.
@@ -57,8 +58,8 @@ def read_muregpro(
     if any((root / kind).is_dir() for kind in IMAGES):
         roots.setdefault("train", root)
     if not roots:
-        mend = "name the folder that has mr_images and us_images, or train/ with these in it"
-        raise bad_file(root, "is not in the layout of µ-RegPro", mend)
+        fix = "name the folder that has mr_images and us_images, or train/ with these in it"
+        raise bad_file(root, "is not in the layout of µ-RegPro", fix)
     if split is not None and split not in roots:
         raise bad_file(root, f"has no split {split!r} (it has: {', '.join(roots)})", "add its folder or name another")
     cases = _manifest_cases(root)
@@ -69,28 +70,27 @@ def read_muregpro(
     shared = _check_parts(root, parts, cases)
     records = [record for name in wanted for record in parts[name]]
     for record in records:
-        if names := cases.get(record["case"], {}).get("label_names") or _default_names(record):
-            record["label_names"] = list(names)
+        if names := cases.get(record[Key.CASE], {}).get(Key.LABEL_NAMES) or _default_names(record):
+            record[Key.LABEL_NAMES] = list(names)
     if len(wanted) > 1:
         for record in parts.get("test", ()):
-            if record["case"] in shared:
-                record["case"] = record["patient"] = f"test_{record['case']}"
+            if record[Key.CASE] in shared:
+                record[Key.CASE] = record[Key.PATIENT] = f"test_{record['case']}"
     return records
 
 
 def _check_parts(root: Path, parts: dict[str, list[Record]], cases: dict[str, Any]) -> list[str]:
-    """Make sure that nobody is in two splits, by the manifest's patients or the names of the cases.
+    """Make sure that no patient is in two splits, by the manifest's patients or the names of the cases.
 
-    Sets are often numbered anew in ``test``, where a name alone proves nothing; it is warned of.
+    Many sets number their ``test`` cases from 1 again: a name that occurs there and elsewhere is only warned about.
 
     Returns:
         these names.
     """
-    unknown = {str(record["case"]) for record in parts.get("test", ()) if record["case"] not in cases}
-    check_splits(
-        root, {name: [r for r in part if name != "test" or r["case"] in cases] for name, part in parts.items()}
-    )
-    others = {str(record["case"]) for name, part in parts.items() if name != "test" for record in part}
+    unknown = {record[Key.CASE] for record in parts.get("test", ()) if record[Key.CASE] not in cases}
+    known = {name: [r for r in part if name != "test" or r[Key.CASE] in cases] for name, part in parts.items()}
+    check_splits(root, known)
+    others = {record[Key.CASE] for name, part in parts.items() if name != "test" for record in part}
     if shared := sorted(unknown & others):
         names = ", ".join(shared[:3]) + (", …" if len(shared) > 3 else "")
         warn_once(
@@ -100,14 +100,14 @@ def _check_parts(root: Path, parts: dict[str, list[Record]], cases: dict[str, An
 
 
 def _manifest_cases(root: Path) -> dict[str, dict[str, Any]]:
-    """What the manifest of a phantom set says about each case."""
+    """The entries of the manifest of a phantom set, by case."""
     path = root / "manifest.json"
     if not path.is_file():
         return {}
     try:
         return dict(read_json(path).get("cases", {}))
     except (RegZooError, AttributeError) as error:
-        raise bad_file(path, "cannot be read as a manifest", "remove it or write the data set anew") from error
+        raise bad_file(path, "cannot be read as a manifest", "remove it or write the data set again") from error
 
 
 def _read_split(part: Path, direction: str, cases: dict[str, dict[str, Any]]) -> list[Record]:
@@ -116,27 +116,26 @@ def _read_split(part: Path, direction: str, cases: dict[str, dict[str, Any]]) ->
     moving, fixed = direction.split("_to_")
     images = {kind: image_files(part / f"{kind}_images") for kind in (moving, fixed)}
     labels = {kind: image_files(part / f"{kind}_labels") for kind in (moving, fixed)}
+    sides = ((FIXED, fixed), (MOVING, moving))
     records = []
     for case, names in sorted(_pairs(part, images).items()):
-        record: Record = {f"{side}_image": str(images[kind][names[kind]]) for side, kind in _sides(fixed, moving)}
-        for side, kind in _sides(fixed, moving):
+        record: Record = {}
+        for side, kind in sides:
+            record[side.image] = str(images[kind][names[kind]])
+        for side, kind in sides:
             if label := _label_of(names[kind], kind, labels[kind]):
-                record[f"{side}_label"] = str(label)
-        record["patient"] = str(cases.get(case, {}).get("patient", case))
-        record["case"] = case
+                record[side.label] = str(label)
+        record[Key.PATIENT] = str(cases.get(case, {}).get("patient", case))
+        record[Key.CASE] = case
         records.append(record)
-    for side, kind in _sides(fixed, moving):
-        used = [Path(record[f"{side}_label"]) if f"{side}_label" in record else None for record in records]
+    for side, kind in sides:
+        used = [Path(files[0]) if (files := record_files(record, [side.label])) else None for record in records]
         check_labels(part / f"{kind}_images", labels[kind].values(), used)
     return records
 
 
-def _sides(fixed: str, moving: str) -> tuple[tuple[str, str], tuple[str, str]]:
-    return ("fixed", fixed), ("moving", moving)
-
-
 def _check_folders(part: Path) -> None:
-    """Refuse folders whose names are nearly those of the layout, since nobody would read them."""
+    """Refuse folders whose names are almost those of the layout, since they would be ignored."""
     for path in part.iterdir():
         close = get_close_matches(path.name.lower(), FOLDERS, n=1, cutoff=0.85)
         if path.is_dir() and path.name not in FOLDERS and close and not is_junk(path):
@@ -144,7 +143,7 @@ def _check_folders(part: Path) -> None:
 
 
 def _pairs(part: Path, images: dict[str, dict[str, Path]]) -> dict[str, dict[str, str]]:
-    """The names of the two files of each pair by the name of the case: equal names first, then common parts."""
+    """The names of the two files of each pair, by case: equal names first, then common parts."""
     both = set.intersection(*(set(files) for files in images.values()))
     found = {name: dict.fromkeys(images, name) for name in both}
     left = {kind: _by_common_part(part, kind, set(files) - both, files) for kind, files in images.items()}
@@ -170,14 +169,14 @@ def _pairs(part: Path, images: dict[str, dict[str, Path]]) -> dict[str, dict[str
 
 
 def _common_part(name: str, kind: str) -> str:
-    """A name without the words that say of which modality and of what kind the file is."""
+    """A name without the words for the modality and the kind of file."""
     words = rf"(?:{TOKENS[kind]}|{KIND})"
-    bare = re.sub(rf"(?<![^\W_]){words}(?![^\W_])", "", name, flags=re.IGNORECASE)
-    return re.sub(r"([\W_])[\W_]*", r"\1", bare).strip("_-. ") or name
+    rest = re.sub(rf"(?<![^\W_]){words}(?![^\W_])", "", name, flags=re.IGNORECASE)
+    return re.sub(r"([\W_])[\W_]*", r"\1", rest).strip("_-. ") or name
 
 
 def _by_common_part(part: Path, kind: str, names: set[str], files: dict[str, Path]) -> dict[str, str]:
-    """Names of files by the part of them that a pair shares, in lower case."""
+    """Names of files by the part that the files of a pair share, in lower case."""
     found: dict[str, str] = {}
     for name in sorted(names):
         other = found.setdefault(_common_part(name, kind).lower(), name)
@@ -188,7 +187,7 @@ def _by_common_part(part: Path, kind: str, names: set[str], files: dict[str, Pat
 
 
 def _label_of(name: str, kind: str, labels: dict[str, Path]) -> Path | None:
-    """The label file of an image: of its name, or of the part that the files of a pair share.
+    """The label file of an image: of the same name, or of the part that the files of a pair share.
 
     Raises:
         RegZooError: there are two.
@@ -204,9 +203,9 @@ def _label_of(name: str, kind: str, labels: dict[str, Path]) -> Path | None:
 
 def _default_names(record: Record) -> list[str]:
     """Names for the channels of a pair's 4-D labels: the gland and landmarks; a 3-D file may be a map of anything."""
-    path = record.get("fixed_label") or record.get("moving_label")
+    files = record_files(record, [FIXED.label, MOVING.label])
     try:
-        volumes = stored_shape(path)[3:4] if path is not None else ()
+        volumes = stored_shape(files[0])[3:4] if files else ()
     except RegZooError as error:
         refuse(error)
         return []

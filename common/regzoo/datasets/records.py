@@ -1,12 +1,7 @@
-"""Records and what is checked about them: one pair of images, with its labels where known, as a dict of paths.
+"""Records of pairs and of single images: what can be said of them, and what is checked before they are used.
 
-A record has ``fixed_image`` and ``moving_image``, and where known ``fixed_label`` and ``moving_label`` (a path or a
-list of paths), ``patient``, ``case``, ``label_names`` and, for integer maps, ``label_values``. A pair of two patients
-has ``fixed_patient`` and ``moving_patient`` instead of ``patient``. ``fold`` is the part of a cross-validation that a
-datalist puts it in.
-
-The record of a *single image*, for methods that make the moving image themselves, has a ``fixed_image`` and no
-``moving_image``.
+See `regzoo.case.Record`. A single image, for methods that make the moving image themselves, has a ``fixed_image`` and
+no ``moving_image``.
 """
 
 from __future__ import annotations
@@ -16,14 +11,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from regzoo.case import IMAGE_KEYS, LABEL_KEYS, PATH_KEYS
+from regzoo.case import FIXED, IMAGE_KEYS, MOVING, PATH_KEYS, SIDES, Key, Record, Side
 from regzoo.datasets.folders import case_name
 from regzoo.errors import RegZooError, bad_file, refuse
 from regzoo.files import file_name
 from regzoo.spatial.reading import not_a_file
 
-Record = dict[str, Any]
-__all__ = ["IMAGE_KEYS", "LABEL_KEYS", "PATH_KEYS", "Record"]
+PATIENT_KEYS = (Key.PATIENT, FIXED.patient, MOVING.patient)
 
 
 def is_of_kind(name: str, kinds: Iterable[str]) -> bool:
@@ -35,7 +29,7 @@ def is_of_kind(name: str, kinds: Iterable[str]) -> bool:
 
 
 def validate_kinds(records: Sequence[Record], kinds: str | Sequence[str]) -> list[str]:
-    """Kinds of label, after making sure that a data set has them; a wrong name would hold nothing out.
+    """Make sure that a data set has certain kinds of label, and return them; a wrong name would hold nothing out.
 
     Args:
         records: pairs with ``label_names``.
@@ -45,7 +39,7 @@ def validate_kinds(records: Sequence[Record], kinds: str | Sequence[str]) -> lis
         RegZooError: no label is of such a kind, or no other kind is left.
     """
     wanted = [kinds] if isinstance(kinds, str) else list(kinds)
-    names = sorted({str(name) for record in records for name in record.get("label_names", [])})
+    names = sorted({str(name) for record in records for name in record.get(Key.LABEL_NAMES, [])})
     unknown = [kind for kind in wanted if not any(is_of_kind(name, [kind]) for name in names)]
     if unknown:
         known = ", ".join(names) or "none, add label_names to its records"
@@ -56,75 +50,80 @@ def validate_kinds(records: Sequence[Record], kinds: str | Sequence[str]) -> lis
 
 
 def record_files(record: Record, keys: Iterable[str] = PATH_KEYS) -> list[str]:
-    """All files of a record, those of lists included."""
-    files: list[str] = []
-    for key in keys:
-        value = record.get(key)
-        if value is not None:
-            files += [str(value)] if isinstance(value, str | os.PathLike) else [str(file) for file in value]
-    return files
+    """All files of a record, including those of lists."""
+    values = [record.get(key) for key in keys]
+    lists: list[Any] = [
+        [value] if isinstance(value, str | os.PathLike) else value for value in values if value is not None
+    ]
+    return [str(file) for files in lists for file in files]
+
+
+def real_files(record: Record, keys: Iterable[str] = PATH_KEYS) -> tuple[str, ...]:
+    """The files of a record with symbolic links resolved."""
+    return tuple(os.path.realpath(file) for file in record_files(record, keys))
 
 
 def is_single(record: Record) -> bool:
-    """Whether a record is of one image, to which the moving one is still to be made."""
-    return "moving_image" not in record
+    """Whether a record is a single image."""
+    return MOVING.image not in record
 
 
 def single_records(records: Iterable[Record]) -> list[Record]:
     """Every image of some records once, as the record of a single image, in the order in which they appear."""
     found: dict[str, Record] = {}
-    shared = ("label_names", "label_values", "split", "fold")
     for record in records:
-        for side in ("fixed", "moving"):
-            image = record.get(f"{side}_image")
+        for side in SIDES:
+            image = record.get(side.image)
             if image is None or os.path.realpath(image) in found:
                 continue
             single: Record = {"fixed_image": image}
-            if f"{side}_label" in record:
-                single["fixed_label"] = record[f"{side}_label"]
-            patient = record.get(f"{side}_patient", record.get("patient"))
-            if patient is not None:
-                single["patient"] = patient
-            own = is_single(record) and record.get("case")
-            single["case"] = own or case_name(image)
-            found[os.path.realpath(image)] = single | {key: record[key] for key in shared if key in record}
-    return _distinct_cases(list(found.values()))
+            if side.label in record:
+                single[FIXED.label] = record[side.label]
+            if (patient := patient_on(record, side)) is not None:
+                single[Key.PATIENT] = patient
+            single[Key.CASE] = (is_single(record) and record.get(Key.CASE)) or case_name(image)
+            for key in (Key.LABEL_NAMES, Key.LABEL_VALUES, Key.SPLIT, Key.FOLD):
+                if key in record:
+                    single[key] = record[key]
+            found[os.path.realpath(image)] = single
+    singles = list(found.values())
+    names = [single[Key.CASE] for single in singles]
+    for single in singles:
+        if names.count(single[Key.CASE]) > 1:
+            single[Key.CASE] = f"{Path(single[FIXED.image]).parent.name}_{single[Key.CASE]}"
+    return singles
 
 
 def patient_of(image: Record) -> str:
-    """Whose a single image is; one of nobody known is a patient of its own."""
-    return str(image.get("patient", image["case"]))
+    """The patient of a single image; without one, the image counts as its own patient."""
+    return str(image.get(Key.PATIENT, image[Key.CASE]))
+
+
+def patient_on(record: Record, side: Side) -> str | None:
+    """The patient on one side of a record, None if the record does not say."""
+    return record.get(side.patient, record.get(Key.PATIENT))
+
+
+def patients_of(record: Record) -> set[str]:
+    """The patients that a record names."""
+    return {str(record[key]) for key in PATIENT_KEYS if record.get(key) is not None}
 
 
 def pair_record(fixed: Record, moving: Record) -> Record:
-    """The record of a pair, made of two single images; its case is named after both.
-
-    Args:
-        fixed, moving: records of single images; one without ``patient`` is a patient of its own.
-    """
-    record: Record = {"fixed_image": fixed["fixed_image"], "moving_image": moving["fixed_image"]}
-    for side, single in (("fixed", fixed), ("moving", moving)):
-        if "fixed_label" in single:
-            record[f"{side}_label"] = single["fixed_label"]
-    patients = [patient_of(single) for single in (fixed, moving)]
-    if patients[0] == patients[1]:
-        record["patient"] = patients[0]
+    """The record of a pair, made of the records of two single images; its case is named after both."""
+    record: Record = {"fixed_image": fixed[FIXED.image], "moving_image": moving[FIXED.image]}
+    for side, single in ((FIXED, fixed), (MOVING, moving)):
+        if FIXED.label in single:
+            record[side.label] = single[FIXED.label]
+    if patient_of(fixed) == patient_of(moving):
+        record[Key.PATIENT] = patient_of(fixed)
     else:
-        record["fixed_patient"], record["moving_patient"] = patients
-    record["case"] = f"{fixed['case']}_from_{moving['case']}"
-    for key in ("label_values", "label_names"):
+        record[FIXED.patient], record[MOVING.patient] = patient_of(fixed), patient_of(moving)
+    record[Key.CASE] = f"{fixed[Key.CASE]}_from_{moving[Key.CASE]}"
+    for key in (Key.LABEL_VALUES, Key.LABEL_NAMES):
         if key in fixed and fixed[key] == moving.get(key, fixed[key]):
             record[key] = fixed[key]
     return record
-
-
-def _distinct_cases(records: list[Record]) -> list[Record]:
-    """The records, with the folder before the name of every case whose name another one has too."""
-    names = [record["case"] for record in records]
-    for record in records:
-        if names.count(record["case"]) > 1:
-            record["case"] = f"{Path(record['fixed_image']).parent.name}_{record['case']}"
-    return records
 
 
 def check_records(records: Sequence[Record]) -> None:
@@ -140,41 +139,33 @@ def check_records(records: Sequence[Record]) -> None:
     cases: set[str] = set()
     owners: dict[str, str] = {}
     for record in records:
-        real = {key: tuple(os.path.realpath(file) for file in record_files(record, [key])) for key in PATH_KEYS}
+        image = record[FIXED.image]
         for file in record_files(record):
             if Path(file).is_dir():
                 raise not_a_file(Path(file))
             if not Path(file).is_file():
                 refuse(bad_file(file, "no such file", "correct the path or take the pair off the list"))
-        fixed, moving = real["fixed_image"], real["moving_image"]
-        if fixed == moving:
-            refuse(
-                bad_file(record["fixed_image"], "is both the fixed and the moving image of a pair", "name two images")
-            )
-        if fixed + moving in pairs:
-            with_what = "" if is_single(record) else f" with the moving image {record['moving_image']}"
-            problem = f"is listed twice{with_what}"
-            refuse(bad_file(record["fixed_image"], problem, "keep one of the two entries"))
-        pairs.add(fixed + moving)
-        case = file_name(record.get("case") or case_name(record["fixed_image"]))
+        pair = real_files(record, IMAGE_KEYS)
+        if len(pair) > len(set(pair)):
+            refuse(bad_file(image, "is both the fixed and the moving image of a pair", "name two images"))
+        if pair in pairs:
+            with_what = "" if is_single(record) else f" with the moving image {record[MOVING.image]}"
+            refuse(bad_file(image, f"is listed twice{with_what}", "keep one of the two entries"))
+        pairs.add(pair)
+        case = file_name(record.get(Key.CASE) or case_name(image))
         if case in cases:
             problem = (
                 f"is the fixed image of another pair called {case!r}, and their results would overwrite each other"
             )
-            refuse(bad_file(record["fixed_image"], problem, "give each pair a name of its own as case"))
+            refuse(bad_file(image, problem, "give each pair a name of its own as case"))
         cases.add(case)
-        for side in ("fixed", "moving"):
-            patient = record.get(f"{side}_patient", record.get("patient"))
-            for file in real[f"{side}_image"] + real[f"{side}_label"] if patient is not None else ():
+        for side in SIDES:
+            patient = patient_on(record, side)
+            for file in real_files(record, (side.image, side.label)) if patient is not None else ():
                 owner = owners.setdefault(file, str(patient))
                 if owner != str(patient):
                     problem = f"belongs to two patients, {owner} and {patient}, and would be in two folds"
                     refuse(bad_file(file, problem, "give the pairs that share it the same patient"))
-
-
-def patients_of(record: Record) -> set[str]:
-    """The patients that a record names."""
-    return {str(record[key]) for key in ("patient", "fixed_patient", "moving_patient") if record.get(key) is not None}
 
 
 def check_splits(source: str | os.PathLike[str], splits: Mapping[Any, Iterable[Record]]) -> None:
@@ -194,7 +185,7 @@ def check_splits(source: str | os.PathLike[str], splits: Mapping[Any, Iterable[R
         for record in records:
             patients.update(dict.fromkeys(patients_of(record)))
             images.update(dict.fromkeys(record_files(record, IMAGE_KEYS)))
-        # First the images: a file says more than a name.
+        # Images come first: a file says more than a name.
         named = [(f"the image {file}", os.path.realpath(file)) for file in images]
         for what, key in named + [(f"the patient {patient!r}", f"patient {patient}") for patient in patients]:
             home = homes.setdefault(key, split)

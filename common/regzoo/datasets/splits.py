@@ -6,7 +6,8 @@ import os
 import random
 from collections.abc import Sequence
 
-from regzoo.datasets.records import IMAGE_KEYS, Record, check_splits, patients_of, record_files
+from regzoo.case import FIXED, IMAGE_KEYS, Key, Record
+from regzoo.datasets.records import check_splits, patients_of, record_files
 from regzoo.datasets.text import warn_once
 from regzoo.errors import RegZooError
 
@@ -14,8 +15,8 @@ from regzoo.errors import RegZooError
 def patient_folds(records: Sequence[Record], folds: int, seed: int = 0) -> list[list[Record]]:
     """Divide records into folds of nearly equal numbers of pairs, never a patient or an image in two folds.
 
-    The result depends on which records there are and on `seed`, not on their order. Records without a ``patient``
-    count as one patient each, but for those that share an image. Pairs of two patients keep these together.
+    The result depends on the set of records and on `seed`, not on the order of the records. Records without a
+    ``patient`` count as one patient each, except those that share an image. A pair of two patients keeps both together.
 
     Args:
         records: pairs.
@@ -23,7 +24,7 @@ def patient_folds(records: Sequence[Record], folds: int, seed: int = 0) -> list[
         seed: of the random order in which patients are dealt out.
 
     Returns:
-        `folds` lists of records; the records of each are in the order of their case.
+        `folds` lists of records, each ordered by case.
 
     Raises:
         RegZooError: fewer patients than folds, or fewer than two folds.
@@ -50,7 +51,7 @@ def patient_folds(records: Sequence[Record], folds: int, seed: int = 0) -> list[
 def split_fold(
     records: Sequence[Record], fold: int, folds: int | None, seed: int = 0
 ) -> tuple[list[Record], list[Record]]:
-    """The records to train on and to validate on for one fold: the records' own, or else of `patient_folds`.
+    """The records to train on and to validate on for one fold: the records' own folds, or else `patient_folds`.
 
     Args:
         records: pairs, all of them with a ``fold``, or none.
@@ -62,10 +63,10 @@ def split_fold(
         (training, validation).
 
     Raises:
-        RegZooError: no such fold, other folds than the records', or see `patient_folds`. A patient or an image in two
-            of the records' own folds is warned of.
+        RegZooError: no such fold, other folds than the records', or see `patient_folds`. If the records' own folds
+            share a patient or an image, it only warns.
     """
-    if any("fold" in record for record in records):
+    if any(Key.FOLD in record for record in records):
         parts = _own_folds(records, folds)
     else:
         if folds is None:
@@ -82,20 +83,20 @@ def split_fold(
 
 def _own_folds(records: Sequence[Record], folds: int | None) -> dict[int, list[Record]]:
     """The folds that the records name, in order."""
-    without = next((record for record in records if "fold" not in record), None)
-    if without is not None:
-        raise RegZooError(f"{without['fixed_image']}: has no fold, but others have one; give each pair its fold")
-    names = sorted({int(record["fold"]) for record in records})
+    for record in records:
+        if Key.FOLD not in record:
+            raise RegZooError(f"{record[FIXED.image]}: has no fold, but others have one; give each pair its fold")
+    names = sorted({int(record[Key.FOLD]) for record in records})
     if len(names) < 2 or folds not in (None, len(names)):
         wanted = "at least 2" if folds is None else f"{folds}"
         listed = ", ".join(map(str, names))
         raise RegZooError(
             f"the data set's own folds are {listed}, not {wanted}; leave --folds out, or change its column 'fold'"
         )
-    parts = {name: [record for record in records if record["fold"] == name] for name in names}
+    parts = {name: [record for record in records if record[Key.FOLD] == name] for name in names}
     try:
         check_splits("the column 'fold'", {f"fold {name}": part for name, part in parts.items()})
-    except RegZooError as error:  # whoever wrote the column has decided so
+    except RegZooError as error:  # the author of the column has decided so
         warn_once(str(error))
     return parts
 
@@ -125,11 +126,11 @@ def linked_groups(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 
 def _group_name(group: Sequence[Record]) -> str:
-    """The name by which a group is dealt out: of its first patient, or of its first pair where nobody is known."""
+    """The name by which a group is dealt out: its first patient, or its first pair if no patient is known."""
     patients = {patient for record in group for patient in patients_of(record)}
     return f"patient {min(patients)}" if patients else "pair " + "|".join(record_files(group[0]))
 
 
 def _key(record: Record) -> tuple[str, ...]:
-    """An order of records that does not depend on the list they came in."""
-    return (str(record.get("case", "")), *record_files(record))
+    """Orders records independently of the list they came in."""
+    return (str(record.get(Key.CASE, "")), *record_files(record))

@@ -1,4 +1,4 @@
-"""Text and words of data sets: JSON and tables in any encoding that spreadsheets write, and the names of the splits."""
+"""Reading JSON and tables in any encoding that spreadsheets write; the names of the splits."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from regzoo.errors import bad_file
 
 logger = logging.getLogger(__name__)
 
-#: What a split may be called, in any case: in the column ``split``, as a list of a JSON file and as a folder. The first
-#: word is MONAI's name for a list.
+#: The names of each split, in any case: in the column ``split``, as a list of a JSON file and as a folder. The first is
+#: MONAI's name for a list.
 SPLIT_WORDS = {
     "train": ("training", "train", "tr"),
     "val": ("validation", "val", "valid", "dev"),
@@ -25,8 +25,8 @@ SPLIT_MEND = "use " + "; ".join(", ".join(words) for words in SPLIT_WORDS.values
 
 def split_of(word: Any) -> str | None:
     """``train``, ``val`` or ``test``, from one of `SPLIT_WORDS`; None for any other word."""
-    plain = str(word).strip().lower()
-    return next((split for split, words in SPLIT_WORDS.items() if plain in words), None)
+    name = str(word).strip().lower()
+    return next((split for split, words in SPLIT_WORDS.items() if name in words), None)
 
 
 def read_text(path: Path) -> str:
@@ -64,11 +64,11 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(read_text(path), object_pairs_hook=unique)
     except json.JSONDecodeError as error:
-        mend = "correct it there; JSON has no comments, and no comma after the last value"
-        raise bad_file(path, f"is not valid JSON ({error})", mend) from error
+        fix = "correct it there; JSON has no comments, and no comma after the last value"
+        raise bad_file(path, f"is not valid JSON ({error})", fix) from error
 
 
 @functools.cache
 def warn_once(message: str) -> None:
-    """Log a warning, the same only once: a training reads its data set several times."""
+    """Log a warning once: a training reads its data set several times."""
     logger.warning("%s", message)
