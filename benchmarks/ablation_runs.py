@@ -213,7 +213,7 @@ class Trained:
         times = []
         for pair in [pairs[0], *pairs]:
             start = time.perf_counter()
-            registrar.register(*(pair[key] for key in ("fixed_image", "moving_image", "moving_label", "fixed_label")))
+            registrar.register(pair["fixed_image"], pair["moving_image"], pair["moving_label"], pair["fixed_label"])
             times.append((str(pair["case"]), time.perf_counter() - start))
         return times[1:]
 

@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from regzoo.case import SIDES
 from regzoo.datasets import load_records
 from regzoo.inference import Registrar
 from regzoo.spatial import Grid, as_tensor, centroids, label_values, read_image, read_label_file, to_channels
@@ -45,8 +46,8 @@ def main() -> None:
             abdominal = bundle.startswith("abdominal")
             records = load_records(folder / ("abdomen" if abdominal else "prostate"), "val")
             registrar = Registrar(BUNDLES / bundle, device="cpu")
-            for side, image in zip(("fixed", "moving"), ABDOMEN if abdominal else PROSTATE, strict=False):
-                files = {str(r[f"{side}_image"]): str(r[f"{side}_label"]) for r in records[: options.cases]}
+            for side, image in zip(SIDES, ABDOMEN if abdominal else PROSTATE, strict=False):
+                files = {str(r[side.image]): str(r[side.label]) for r in records[: options.cases]}
                 rows = [measure(registrar, path, label, folder) for path, label in files.items()]
                 shown = [f"{value:.2f}" if np.isfinite(value) else "no field" for value in np.mean(rows, axis=0)]
                 print(f"| `{bundle}` | {image} | {' | '.join(shown)} |", flush=True)

@@ -21,6 +21,7 @@ from comparison import markdown
 from label_server import LabelServer
 from measure import machine
 from monai.data import MetaTensor
+from regzoo.case import MOVING, SIDES
 from regzoo.datasets import Record, load_records
 from regzoo.files import write_text
 from regzoo.spatial import (
@@ -51,12 +52,12 @@ def same_extent(grid: Grid, shape: tuple[int, int, int]) -> Grid:
 
 def place(record: Record, studies: Path, kind: str, shape: tuple[int, int, int]) -> None:
     """Put a pair of a size into the studies: ``KIND_fixed``, ``KIND_moving`` with its labels, ``KIND_one``: a label."""
-    for side in ("fixed", "moving"):
-        image = read_image(record[f"{side}_image"])
+    for side in SIDES:
+        image = read_image(record[side.image])
         target = same_extent(Grid.of(image), shape)
-        write_nifti(studies / f"{kind}_{side}.nii.gz", _on(image, target)[0], target.affine)
-        if side == "moving":
-            label = read_label_file(record["moving_label"])
+        write_nifti(studies / f"{kind}_{side.name}.nii.gz", _on(image, target)[0], target.affine)
+        if side is MOVING:
+            label = read_label_file(record[MOVING.label])
             volume = to_channels(label.volume, label_values(label.volume)) if label.is_map else label.volume
             masks = _on(volume, target) >= 0.5
             first = np.argmax(masks.reshape(len(masks), -1).sum(axis=1))

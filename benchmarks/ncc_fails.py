@@ -17,6 +17,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import SimpleITK as sitk
+from regzoo.case import SIDES
 from regzoo.datasets import Record, load_records
 from regzoo.files import atomic_path
 from regzoo.inference import Registrar
@@ -64,8 +65,8 @@ class Pair:
     @classmethod
     def read(cls, record: Record) -> Pair:
         """Read the files of a record."""
-        fixed, moving = (sitk.ReadImage(record[f"{side}_image"], sitk.sitkFloat32) for side in ("fixed", "moving"))
-        labels = [channels(record[f"{side}_label"]) for side in ("fixed", "moving")]
+        fixed, moving = (sitk.ReadImage(record[side.image], sitk.sitkFloat32) for side in SIDES)
+        labels = [channels(str(record[side.label])) for side in SIDES]
         both = [pair for pair in zip(*labels, strict=True) if all(_voxels(label).any() for label in pair)]
         landmarks = [[centroid(label) for label in pair] for pair in both[1:]]
         return cls(record, fixed, moving, labels[0][0], labels[1][0], np.array(landmarks))

@@ -180,6 +180,8 @@ MOVING = Side(
     "moving_distance",
 )
 SIDES = (FIXED, MOVING)
+#: The moving key that belongs to each fixed one.
+COUNTERPART: dict[str, str] = dict(zip(FIXED, MOVING, strict=True))
 
 REFERENCE = View("reference", "reference_image", "reference_label", "adhoc_reference_label")
 UNREGISTERED = View("unregistered", "unregistered_image", "unregistered_label", "adhoc_unregistered_label")

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed
 from monai.data import CacheDataset
-from regzoo.datasets.records import IMAGE_KEYS, LABEL_KEYS
+from regzoo.case import FIXED, IMAGE_KEYS, LABEL_KEYS, MOVING
 from regzoo.errors import RegZooError
 from regzoo.spatial import as_tensor
 from torch.utils.data import Dataset, DistributedSampler
 
 #: What a sample may hold on the network grid: images, labels, and distance maps, which go with the label they are of.
-SAMPLE_KEYS = (*IMAGE_KEYS, *LABEL_KEYS, "fixed_distance", "moving_distance")
+SAMPLE_KEYS = (*IMAGE_KEYS, *LABEL_KEYS, FIXED.distance, MOVING.distance)
 
 #: Makes records of the entries that a server lists to train on and to validate on.
 Splitter = Callable[[Sequence[Any], Sequence[Any]], tuple[list[Any], list[Any]]]

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from regzoo.case import FIXED, MOVING, PATH_KEYS
 from regzoo.datasets.folders import case_name, is_junk
 from regzoo.datasets.loading import load_records, load_single_records
-from regzoo.datasets.records import PATH_KEYS
 from regzoo.errors import RegZooError, bad_file
 from regzoo.files import atomic_path
 
@@ -64,8 +64,8 @@ def write_datalist(
         raise RegZooError("no folder was named; name those where the patterns start")
     expression = _regex(patient)
     found = {key: _matches(roots, key, patterns[key]) for key in PATH_KEYS if patterns.get(key)}
-    images = [key for key in ("fixed_image", "moving_image") if key in found]
-    whole = [words for words in found["fixed_image"] if all(words in found[key] for key in images)]
+    images = [key for key in (FIXED.image, MOVING.image) if key in found]
+    whole = [words for words in found[FIXED.image] if all(words in found[key] for key in images)]
     left = [
         f"{match.file}: " + (_lacks(words, found, images) if key in images else f"is the {key} of no image")
         for key, matches in found.items()
@@ -75,7 +75,7 @@ def write_datalist(
     if not whole:
         raise bad_file(roots[0], "no two files belong together", "give both patterns {case} at the same part of a name")
     rows = [_row({key: found[key][words] for key in found if words in found[key]}, expression) for words in whole]
-    _write(target, rows, single="moving_image" not in found)
+    _write(target, rows, single=MOVING.image not in found)
     return len(rows), left
 
 
@@ -134,7 +134,7 @@ def _option(key: str) -> str:
 
 def _row(files: Mapping[str, Match], patient: re.Pattern[str] | None) -> dict[str, str]:
     """One case as a row: its files, its patient where known, its name."""
-    fixed = files["fixed_image"]
+    fixed = files[FIXED.image]
     named = "_".join(word for word in fixed.words if word)
     row = {key: str(match.file) for key, match in files.items()} | {"case": named or case_name(fixed.file)}
     owner = fixed.patient

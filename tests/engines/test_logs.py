@@ -52,7 +52,7 @@ def test_registration(tmp_path: Path) -> None:
 
 
 def test_labels_propagated_without_a_transformation(tmp_path: Path) -> None:
-    item = {key: value for key, value in case().items() if key != "warped_image"}
+    item = {key: value for key, value in case().items() if key != "warped_image"} | {"labels_predicted": True}
     ((tag, picture),) = written(item, tmp_path).items()
     assert tag == "fixed | unregistered | propagated"
     assert picture.shape == (SHAPE[1], 3 * SHAPE[0], 3)

@@ -271,7 +271,9 @@ def test_handler_draws_the_cases_of_an_evaluator(tmp_path: Path) -> None:
     assert count(tmp_path / "all" / "case000001.png", FIXED) > 300
     assert count(tmp_path / "all" / "case000003.png", FIXED) == 0
     labels_only = {k: v for k, v in (data[0][0][0] | data[0][0][1]).items() if k not in ("warped_image", "ddf")}
-    case_figure(tmp_path / "labels.png", labels_only | {"probability": labels_only["warped_label"]})
+    case_figure(
+        tmp_path / "labels.png", labels_only | {"probability": labels_only["warped_label"], "labels_predicted": True}
+    )
     assert count(tmp_path / "labels.png", PROPAGATED) > 300
     with pytest.raises(KeyError, match="warped_image"):
         case_figure(tmp_path / "no.png", {**data[0][0][0], "unregistered_image": torch.zeros(1, *SHAPE)})

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from regzoo.augmentation.spline_transform import SplineTransform, limit_scale, unfold_scale
 from regzoo.augmentation.thin_plate import thin_plate_spline
+from regzoo.case import COUNTERPART, FIXED, MOVING, Key
 from regzoo.spatial import sample
 from regzoo.spatial.warp import Mode, slabs
 from scipy.spatial.transform import Rotation
@@ -166,18 +167,18 @@ class SingleImageAugmentation:
             The batch with ``moving_…`` and, unless switched off, ``ddf`` (B, 3, X, Y, Z) in voxels, from each fixed
             voxel to its moving correspondent.
         """
-        fixed = {key: value for key, value in batch.items() if key.startswith("fixed_")}
-        if "fixed_image" not in fixed:
+        fixed = {key: value for key, value in batch.items() if key in COUNTERPART}
+        if FIXED.image not in fixed:
             raise ValueError(f"no fixed_image among {sorted(batch)}")
-        image = fixed["fixed_image"]
+        image = fixed[FIXED.image]
         if len(seeds) != len(image):
             raise ValueError(f"{len(image)} samples need as many seeds, got {len(seeds)}")
-        moving = {key.replace("fixed_", "moving_", 1): torch.empty_like(value) for key, value in fixed.items()}
-        result = {key: value for key, value in batch.items() if not key.startswith("moving_")} | moving
+        moving = {COUNTERPART[key]: torch.empty_like(value) for key, value in fixed.items()}
+        result = {key: value for key, value in batch.items() if key not in COUNTERPART.values()} | moving
         if self.with_ddf:
-            result["ddf"] = torch.empty(len(image), 3, *image.shape[2:], device=image.device)
+            result[Key.DDF] = torch.empty(len(image), 3, *image.shape[2:], device=image.device)
         if self.augment_fixed_intensity:
-            result["fixed_image"] = image.clone()
+            result[FIXED.image] = image.clone()
         # One by one, so that a sample does not depend on its batch and the working memory is that of one sample.
         for index, seed in enumerate(seeds.tolist()):
             drawn = self.draw(seed)
@@ -189,24 +190,24 @@ class SingleImageAugmentation:
         self, fixed: Mapping[str, torch.Tensor], result: Mapping[str, torch.Tensor], drawn: DrawnDeformation
     ) -> None:
         """Fill the moving side of one sample: fixed (1, C, X, Y, Z), result (C, X, Y, Z)."""
-        shape, device = fixed["fixed_image"].shape[2:], fixed["fixed_image"].device
+        shape, device = fixed[FIXED.image].shape[2:], fixed[FIXED.image].device
         # The DDF's own memory holds the displacement until the moving image has been made with it.
-        field = result["ddf"] if self.with_ddf else torch.empty(3, *shape, device=device)
+        field = result[Key.DDF] if self.with_ddf else torch.empty(3, *shape, device=device)
         transform = self.transform(drawn, shape, device, field)
         sources = {key: value.float() for key, value in fixed.items()}
         if self.background:
-            sources["fixed_image"] = sources["fixed_image"] - self.background
+            sources[FIXED.image] = sources[FIXED.image] - self.background
         with torch.autocast(device.type, enabled=False):
             for slab in slabs(shape, _SLAB):
                 origin = transform.inverse(slab)[None]
                 for key, source in sources.items():
-                    moving = result[key.replace("fixed_", "moving_", 1)]
+                    moving = result[COUNTERPART[key]]
                     moving[:, slab] = self._resample(key, source, origin)[0]
             for slab in slabs(shape, _SLAB) if self.with_ddf else ():
                 field[:, slab] = transform.ddf(slab)
-            _change_intensity(result["moving_image"], drawn.gamma[0], drawn.brightness[0])
+            _change_intensity(result[MOVING.image], drawn.gamma[0], drawn.brightness[0])
             if self.augment_fixed_intensity:
-                _change_intensity(result["fixed_image"], drawn.gamma[1], drawn.brightness[1])
+                _change_intensity(result[FIXED.image], drawn.gamma[1], drawn.brightness[1])
 
     def _resample(self, key: str, source: torch.Tensor, origin: torch.Tensor) -> torch.Tensor:
         """The values of an image, label or distance map at voxel coordinates."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from regzoo.case import FIXED, IMAGE_KEYS, LABEL_KEYS, PATH_KEYS, Key, Record
+from regzoo.case import FIXED, IMAGE_KEYS, LABEL_KEYS, MOVING, PATH_KEYS, Key, Record
 from regzoo.datasets.folders import case_name
 from regzoo.datasets.records import PATIENT_KEYS, check_splits
 from regzoo.datasets.text import SPLIT_MEND, SPLIT_WORDS, read_json, read_text, split_of, warn_once
@@ -38,7 +38,7 @@ WORDS = {
     **dict.fromkeys(("source", "floating"), "moving"),
     **dict.fromkeys(("id", "ids", "no", "nr", "name", "names", "number", "path", "file", "filename", "data", "k"), ""),
 }
-SHORT = {"fixed": "fixed_image", "moving": "moving_image"}
+SHORT = {"fixed": FIXED.image, "moving": MOVING.image}
 
 
 def read_datalist(path: str | os.PathLike[str], section: str | None = "training", single: bool = False) -> list[Record]:

@@ -91,7 +91,7 @@ def image_record(description: Path, entry: Any) -> Record:
     if not isinstance(entry, dict) or not isinstance(entry.get("image"), str | Path):
         raise bad_file(description, f"{str(entry)[:80]!r} names no image", "download the task again")
     folder = description.resolve().parent
-    record: Record = {"fixed_image": os.path.normpath(folder / entry["image"])}
+    record = Record(fixed_image=os.path.normpath(folder / entry["image"]))
     if isinstance(entry.get("label"), str | Path):
         record[FIXED.label] = os.path.normpath(folder / entry["label"])
     record[Key.CASE] = record[Key.PATIENT] = case_name(record[FIXED.image])

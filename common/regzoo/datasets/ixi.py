@@ -50,7 +50,7 @@ def read_ixi(folder: str | os.PathLike[str], split: str | None = None, modality:
     names = named_labels(root / MANIFEST, manifest.get("labels"))
     records: list[tuple[str, Record]] = []
     for name, match in images.items():
-        record: Record = {"fixed_image": str(files[name]), "patient": match["patient"], "case": name}
+        record = Record(fixed_image=str(files[name]), patient=match["patient"], case=name)
         if name in labels:
             record |= names
             record[FIXED.label] = str(labels[name])

@@ -51,11 +51,12 @@ def validate_kinds(records: Sequence[Record], kinds: str | Sequence[str]) -> lis
 
 def record_files(record: Record, keys: Iterable[str] = PATH_KEYS) -> list[str]:
     """All files of a record, including those of lists."""
-    values = [record.get(key) for key in keys]
-    lists: list[Any] = [
-        [value] if isinstance(value, str | os.PathLike) else value for value in values if value is not None
-    ]
-    return [str(file) for files in lists for file in files]
+    files: list[str] = []
+    for key in keys:
+        value: Any = record.get(key)
+        if value is not None:
+            files += [str(value)] if isinstance(value, str | os.PathLike) else map(str, value)
+    return files
 
 
 def real_files(record: Record, keys: Iterable[str] = PATH_KEYS) -> tuple[str, ...]:
@@ -76,7 +77,7 @@ def single_records(records: Iterable[Record]) -> list[Record]:
             image = record.get(side.image)
             if image is None or os.path.realpath(image) in found:
                 continue
-            single: Record = {"fixed_image": image}
+            single = Record(fixed_image=image)
             if side.label in record:
                 single[FIXED.label] = record[side.label]
             if (patient := patient_on(record, side)) is not None:
@@ -106,12 +107,12 @@ def patient_on(record: Record, side: Side) -> str | None:
 
 def patients_of(record: Record) -> set[str]:
     """The patients that a record names."""
-    return {str(record[key]) for key in PATIENT_KEYS if record.get(key) is not None}
+    return {str(patient) for key in PATIENT_KEYS if (patient := record.get(key)) is not None}
 
 
 def pair_record(fixed: Record, moving: Record) -> Record:
     """The record of a pair, made of the records of two single images; its case is named after both."""
-    record: Record = {"fixed_image": fixed[FIXED.image], "moving_image": moving[FIXED.image]}
+    record = Record(fixed_image=fixed[FIXED.image], moving_image=moving[FIXED.image])
     for side, single in ((FIXED, fixed), (MOVING, moving)):
         if FIXED.label in single:
             record[side.label] = single[FIXED.label]

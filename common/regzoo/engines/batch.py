@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from regzoo.datasets.records import IMAGE_KEYS
+from regzoo.case import IMAGE_KEYS
 from regzoo.samplers import SAMPLE_KEYS
 from regzoo.spatial import as_tensor
 

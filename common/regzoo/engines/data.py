@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from regzoo.case import Key
 from regzoo.datasets import (
     Record,
     draw_pairs,
@@ -112,7 +113,7 @@ def _divided(
     if validation and fold is None and folds is None:
         logger.info("validating on the %d records of the data set's validation part", len(validation))
         return Division(list(records), list(validation))
-    own = any("fold" in record for record in records)
+    own = any(Key.FOLD in record for record in records)
     parts = Division(*split_fold(records, fold or 0, folds if own or folds is not None else default, seed))
     which = "of the data set's own folds" if own else f"of {folds or default}"
     logger.info("validating on fold %d %s: %d of %d records", fold or 0, which, len(parts.validation), len(records))
@@ -185,7 +186,7 @@ def split_images(
     validation = load_validation(folder, single=True) if folder else []
     training, held_out = list(records), list[Record]()
     enough = len(set(map(patient_of, records))) >= max(folds or FOLDS_OF_IMAGES, 2)
-    if enough or validation or any("fold" in record for record in records):
+    if enough or validation or any(Key.FOLD in record for record in records):
         training, held_out = _divided(records, fold, folds, seed, validation, FOLDS_OF_IMAGES)
     if held_out and not simulated and (pairs := _as_pairs(held_out, pairs_file, count, seed)):
         return Division(training, pairs)

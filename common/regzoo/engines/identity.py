@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from regzoo import files
-from regzoo.datasets.records import IMAGE_KEYS, PATH_KEYS, Record, patients_of, record_files
+from regzoo.case import IMAGE_KEYS, PATH_KEYS, Key, Record
+from regzoo.datasets.records import PATIENT_KEYS, patients_of, record_files
 from regzoo.errors import RegZooError
 
 #: Hexadecimal digits of a hash that are kept: enough to tell millions of files apart.
 DIGITS = 20
-PATIENT_KEYS = ("patient", "fixed_patient", "moving_patient")
 #: Facts of a record, beside its files, that identify a case.
-FACTS = (*PATIENT_KEYS, "label_names", "label_values")
+FACTS = (*PATIENT_KEYS, Key.LABEL_NAMES, Key.LABEL_VALUES)
 
 
 def whole_hash(path: str | PathLike[str]) -> str:
@@ -38,12 +38,12 @@ def _hash(path: Path, size: int, time: int) -> str:
 
 def fingerprints(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
     """Case → the hashes of its files, its patients, and how its labels are read, as plain values."""
-    return {str(record["case"]): _fingerprint(record) for record in records}
+    return {str(record[Key.CASE]): _fingerprint(record) for record in records}
 
 
 def _fingerprint(record: Record) -> dict[str, Any]:
     hashes = {key: [file_hash(file) for file in record_files(record, [key])] for key in PATH_KEYS if record.get(key)}
-    return hashes | {key: record[key] for key in FACTS if record.get(key) is not None}
+    return hashes | {key: value for key in FACTS if (value := record.get(key)) is not None}
 
 
 def data_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

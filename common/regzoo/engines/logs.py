@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from regzoo.case import REFERENCE, UNREGISTERED, WARPED, Key
 from regzoo.engines.divergence import DivergenceCheck, first_few, non_finite, stop_if_any
 from regzoo.engines.weights import unwrap
 from regzoo.errors import RegZooError
@@ -154,15 +155,15 @@ class ValidationImages:
         if not is_writer():
             return
         case = cases_of(engine)[0]
-        kinds = {"fixed": "reference", "unregistered": "unregistered", "warped": "warped"}
-        present = {name: case[f"{kind}_image"] for name, kind in kinds.items() if f"{kind}_image" in case}
+        views = {"fixed": REFERENCE, "unregistered": UNREGISTERED, "warped": WARPED}
+        present = {name: case[view.image] for name, view in views.items() if view.image in case}
         panels = {name: _scaled(_middle(image[:1])) for name, image in present.items()}
-        if "fixed" in panels and "warped" not in panels and "warped_label" in case:
+        if case.get(Key.LABELS_PREDICTED):
             panels = {name: panel.repeat(3, axis=0) for name, panel in panels.items()}
             panels["propagated"] = panels["fixed"].copy()
-            for kind, color in (("reference", _FIXED), ("warped", _PROPAGATED)):
-                if f"{kind}_label" in case:
-                    outline = _outlines(_middle(case[f"{kind}_label"]) >= 0.5)
+            for view, color in ((REFERENCE, _FIXED), (WARPED, _PROPAGATED)):
+                if view.label in case:
+                    outline = _outlines(_middle(case[view.label]) >= 0.5)
                     panels["propagated"][:, outline] = np.reshape(color, (3, 1))
         if panels:
             picture = np.concatenate(list(panels.values()), axis=2)

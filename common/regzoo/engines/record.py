@@ -25,7 +25,8 @@ import regzoo
 import torch
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
-from regzoo.datasets.records import PATH_KEYS, Record, record_files
+from regzoo.case import PATH_KEYS, Record
+from regzoo.datasets.records import record_files
 from regzoo.engines.distributed import check_processes
 from regzoo.engines.identity import whole_hash
 from regzoo.engines.plateau import just_validated

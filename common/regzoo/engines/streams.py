@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ignite.distributed as idist
+from regzoo.case import FIXED, MOVING, Key
 from regzoo.datasets import Record, check_records, load_records
 from regzoo.datasets.folders import case_name
 from regzoo.engines.distributed import check_share
@@ -38,14 +39,14 @@ def requested_records(
     Raises:
         RegZooError: no image or both a pair and a data set were named, or a file is missing.
     """
-    pair: dict[str, Any] = {"fixed_image": fixed_image, "moving_image": moving_image}
-    pair |= {"moving_label": moving_label, "fixed_label": fixed_label}
-    named = {key: value for key, value in pair.items() if value}
+    pair: dict[str, Any] = {FIXED.image: fixed_image, MOVING.image: moving_image}
+    pair |= {MOVING.label: moving_label, FIXED.label: fixed_label}
+    named: Any = {key: value for key, value in pair.items() if value}
     if dataset_dir and named:
         raise RegZooError(f"--dataset_dir and --{next(iter(named))} were both named; keep one of them")
     if dataset_dir:
         return load_records(dataset_dir, split or None, direction)
-    for key in ("fixed_image", "moving_image"):
+    for key in (FIXED.image, MOVING.image):
         if key not in named:
             raise RegZooError(
                 f"no {key.replace('_', ' ')} to register; name it with --{key}, or a set with --dataset_dir"
@@ -56,12 +57,12 @@ def requested_records(
 
 def as_request(record: Mapping[str, Any]) -> dict[str, Any]:
     """A record in the form of a MONAI Label request, which ``inference.json`` takes: the fixed image is ``image``."""
-    return {"image" if key == "fixed_image" else key: value for key, value in record.items()}
+    return {Key.IMAGE if key == FIXED.image else key: value for key, value in record.items()}
 
 
 def name_of(record: Mapping[str, Any]) -> str:
     """The name of a case; without one, the name of its fixed image."""
-    return str(record.get("case") or case_name(record.get("fixed_image") or record["image"]))
+    return str(record.get(Key.CASE) or case_name(record.get(FIXED.image) or record[Key.IMAGE]))
 
 
 class Failures(list[str]):

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from monai.inferers import Inferer
-from regzoo.datasets.records import IMAGE_KEYS
+from regzoo.case import IMAGE_KEYS
 from regzoo.errors import RegZooError
 from regzoo.spatial import as_tensor
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
-from regzoo.datasets.records import IMAGE_KEYS, LABEL_KEYS
+from regzoo.case import PATH_KEYS, REFERENCE, VIEWS, WARPED, Key
 from regzoo.engines.running import bundle_name, running_workflow
 from regzoo.engines.streams import Failures, name_of
 from regzoo.errors import RegZooError, bad_file
@@ -52,9 +52,9 @@ MISSING = {
 }
 #: The entries of a case that a result needs; the others, among them the images as loaded, can be freed.
 KEPT = (
-    *("case", "field", "probability", "label_values", "moving_label_values", "moving_mask_values"),
-    *("moving_label_axes", "reference_image", "unregistered_image", "warped_image"),
-    *("reference_label", "unregistered_label", "warped_label"),
+    *(Key.CASE, Key.FIELD, Key.PROBABILITY, Key.LABELS_PREDICTED, Key.LABEL_VALUES, Key.MOVING_LABEL_VALUES),
+    *(Key.MOVING_MASK_VALUES, Key.MOVING_LABEL_IS_MAP, Key.MOVING_LABEL_AXES),
+    *(key for view in VIEWS for key in (view.image, view.label)),
 )
 
 
@@ -84,27 +84,27 @@ class RegistrationResult:
         labels = propagated_labels(item)
         statistics = registration_statistics(item, labels)
         kept = {key: item[key] for key in KEPT if key in item}
-        return cls(str(item.get("case", "case")), labels, label_count(item, labels), statistics, kept, bundle)
+        return cls(str(item.get(Key.CASE, "case")), labels, label_count(item, labels), statistics, kept, bundle)
 
     @property
     def fixed_image(self) -> MetaTensor:
         """(1, X, Y, Z), as loaded."""
-        return self.kept["reference_image"]
+        return self.kept[REFERENCE.image]
 
     @property
     def probability(self) -> MetaTensor | None:
         """(C, X, Y, Z) in [0, 1], of labels that were predicted without a transformation, else None."""
-        return self.kept.get("probability")
+        return self.kept.get(Key.PROBABILITY)
 
     @property
     def transformation(self) -> DisplacementField | None:
         """The same as `field`, but None where the bundle predicts labels without one."""
-        return self.kept.get("field")
+        return self.kept.get(Key.FIELD)
 
     @property
     def label_values(self) -> list[int] | None:
         """For labels that came as an integer map, the value of each channel."""
-        return self.kept.get("moving_label_values")
+        return self.kept.get(Key.MOVING_LABEL_VALUES)
 
     @property
     def field(self) -> DisplacementField:
@@ -122,7 +122,7 @@ class RegistrationResult:
         Raises:
             RegZooError: the bundle predicts labels without a transformation.
         """
-        return self._required("warped_image", "image")
+        return self._required(WARPED.image, "image")
 
     def _required(self, key: str, output: str) -> Any:
         if self.kept.get(key) is None:
@@ -143,12 +143,12 @@ class RegistrationResult:
             return None
         labels, affine = self.labels.as_tensor().cpu(), self.labels.affine
         if self.label_values is None:
-            values = torch.tensor([int(value) for value in self.kept.get("moving_mask_values") or [1] * len(labels)])
+            values = torch.tensor([int(value) for value in self.kept.get(Key.MOVING_MASK_VALUES) or [1] * len(labels)])
             ones = bool((values == 1).all())
             shown = labels.to(torch.uint8) if ones else labels * values.int().view(-1, 1, 1, 1)
             return MetaTensor(shown.movedim(0, -1), affine=affine)
         shown = label_map(labels, self.label_values)
-        return MetaTensor(shown[..., None] if self.kept.get("moving_label_axes", 3) > 3 else shown, affine=affine)
+        return MetaTensor(shown[..., None] if self.kept.get(Key.MOVING_LABEL_AXES, 3) > 3 else shown, affine=affine)
 
     def save(self, folder: str | PathLike[str], outputs: Sequence[str] | str | None = None) -> Path:
         """Write the result into a folder: all of its files or, if one cannot be written, none.
@@ -184,7 +184,7 @@ class RegistrationResult:
         return target
 
     def _wanted(self, outputs: Sequence[str] | str | None) -> list[str]:
-        values = {"image": "warped_image", "label": "warped_label", "probability": "probability", "field": "field"}
+        values = {"image": WARPED.image, "label": WARPED.label, "probability": Key.PROBABILITY, "field": Key.FIELD}
         missing = {name for name, key in values.items() if self.kept.get(key) is None}
         wanted = asked_outputs(outputs)
         if wanted is None:
@@ -233,7 +233,7 @@ def check_target(
         RegZooError: an input, somebody else's file or a result of another bundle is in the place of an output.
     """
     names = asked_outputs(outputs) or [name for name in OUTPUTS if name not in ON_REQUEST]
-    inputs = [value for key, value in record.items() if key in {"image", *IMAGE_KEYS, *LABEL_KEYS}]
+    inputs = [value for key, value in record.items() if key in {Key.IMAGE, *PATH_KEYS}]
     check_folder(Path(folder), {OUTPUTS[name] for name in names}, bundle, inputs)
 
 

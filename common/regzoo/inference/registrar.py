@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from monai.bundle import ConfigParser
 from regzoo.bundles import find_bundle
+from regzoo.case import Key
 from regzoo.datasets import Record
 from regzoo.engines.options import check_config, check_effect, unknown
 from regzoo.engines.origin import adopt
@@ -115,7 +116,7 @@ class Registrar:
         except RuntimeError as error:
             raise user_error(error) or error from None
         with torch.inference_mode():
-            item["pred"] = self.inferer(item["image"][None].to(self.device), self.network)[0]
+            item[Key.PRED] = self.inferer(item[Key.IMAGE][None].to(self.device), self.network)[0]
             return RegistrationResult.of(self.postprocessing(item), self.bundle)
 
 

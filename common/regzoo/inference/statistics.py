@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 from monai.data import MetaTensor
-from regzoo.case import Case
+from regzoo.case import MOVING, WARPED, Case, Key
 from regzoo.metrics import deformation_statistics
 from regzoo.spatial import Grid
 from regzoo.spatial.held import Box, boxes, is_map, sizes_and_centres
@@ -30,8 +30,8 @@ def registration_statistics(
         mm³ and centroid in RAS mm; and ``warnings``, a line each.
     """
     found: dict[str, Any] = {}
-    if "field" in item:
-        deformation = deformation_statistics(item["field"])
+    if Key.FIELD in item:
+        deformation = deformation_statistics(item[Key.FIELD])
         # JSON has no NaN, which the logarithm yields if every voxel folds.
         found["deformation"] = {k: v if math.isfinite(v) else None for k, v in deformation.items()}
     found["warnings"] = []
@@ -44,7 +44,7 @@ def registration_statistics(
 
 def propagated_labels(item: Mapping[Any, Any]) -> MetaTensor | None:
     """The propagated labels of a case as held labels, see `regzoo.spatial.held`; None without a moving label."""
-    label = item.get("warped_label")
+    label = item.get(WARPED.label)
     if label is None or not label.is_floating_point():
         return label
     return MetaTensor(warped_masks(cast(Case, item)) > 0, affine=label.affine)
@@ -52,14 +52,14 @@ def propagated_labels(item: Mapping[Any, Any]) -> MetaTensor | None:
 
 def label_count(item: Mapping[Any, Any], labels: MetaTensor | None) -> int:
     """The number of the `propagated_labels` of a case."""
-    return 0 if labels is None else len(item["moving_label_values"]) if is_map(labels) else len(labels)
+    return 0 if labels is None else len(item[Key.MOVING_LABEL_VALUES]) if is_map(labels) else len(labels)
 
 
 def _label_statistics(
     item: Mapping[str, Any], labels: MetaTensor, values: Sequence[int] | None, found: Sequence[Box | None]
 ) -> list[dict[str, Any]]:
     voxel = float(abs(np.linalg.det(Grid.of(labels).affine[:3, :3])))
-    values, names = values or item.get("moving_label_values"), item.get("label_names")
+    values, names = values or item.get(Key.MOVING_LABEL_VALUES), item.get(Key.LABEL_NAMES)
     return [
         {
             "label": values[index] if values else index,
@@ -76,16 +76,16 @@ def _warnings(
 ) -> list[str]:
     """A line for each label that got lost, or that reaches the border of the image or of the field of view."""
     lines = list[str]()
-    before = boxes(item["moving_label_native"], len(found))
+    before = boxes(item[MOVING.native_label], len(found))
     for index, (entry, box) in enumerate(zip(entries, found, strict=True)):
         name = f"label {entry['label']}" + (f" ({entry['name']})" if "name" in entry else "")
         was_there = before[index] is not None
-        if was_there and index in item.get("unseen", ()):
+        if was_there and index in item.get(Key.UNSEEN, ()):
             lines.append(f"{name}: lies outside the network's field of view, so it is not looked for")
         elif was_there and box is None:
             lines.append(f"{name}: nothing of it is found in the fixed image")
         elif box is not None and any(side.start == 0 or side.stop == n for side, n in zip(box, shape, strict=True)):
             lines.append(f"{name}: touches the border of the fixed image, part of it may lie beyond")
-        elif index in item.get("cut_off", ()):
+        elif index in item.get(Key.CUT_OFF, ()):
             lines.append(f"{name}: touches the border of the network's field of view, part of it may lie beyond")
     return lines

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from regzoo.case import FIXED, MOVING
 from regzoo.spatial.warp import warp
 from torch import nn
 
@@ -28,6 +29,6 @@ class SignedDistanceSimilarity(nn.Module):
     def forward(self, ddf: torch.Tensor, targets: Mapping[str, torch.Tensor]) -> torch.Tensor:
         with torch.autocast(ddf.device.type, enabled=False):
             # Beyond the border a distance of zero would mean "in the gland".
-            warped = warp(targets["moving_distance"], ddf, padding="border")
-            fixed = targets["fixed_distance"].float()
+            warped = warp(targets[MOVING.distance], ddf, padding="border")
+            fixed = targets[FIXED.distance].float()
             return (warped.relu().log1p() - fixed.relu().log1p()).square().mean()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import torch
+from regzoo.case import FIXED, MOVING
 from regzoo.errors import RegZooError
 from regzoo.losses.weighting import LearnedWeights
 from regzoo.spatial.warp import warp
@@ -27,7 +28,7 @@ class LabelSimilarity(nn.Module):
         self.loss = loss
 
     def forward(self, ddf: torch.Tensor, targets: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        value: torch.Tensor = self.loss(warp(targets["moving_label"], ddf), targets["fixed_label"])
+        value: torch.Tensor = self.loss(warp(targets[MOVING.label], ddf), targets[FIXED.label])
         return value
 
 
@@ -45,7 +46,7 @@ class ImageSimilarity(nn.Module):
         self.loss = loss
 
     def forward(self, ddf: torch.Tensor, targets: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        value: torch.Tensor = self.loss(warp(targets["moving_image"], ddf, padding="border"), targets["fixed_image"])
+        value: torch.Tensor = self.loss(warp(targets[MOVING.image], ddf, padding="border"), targets[FIXED.image])
         return value
 
 
@@ -61,7 +62,7 @@ class PredictedLabel(nn.Module):
         self.loss = loss
 
     def forward(self, logits: torch.Tensor, targets: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        value: torch.Tensor = self.loss(logits, targets["fixed_label"])
+        value: torch.Tensor = self.loss(logits, targets[FIXED.label])
         return value
 
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from monai.metrics import CumulativeIterationMetric
+from regzoo.case import REFERENCE, UNREGISTERED, WARPED
 from regzoo.errors import RegZooError
 
 Summary = Literal["mean", "median"]
@@ -29,8 +30,8 @@ class CaseMetric(CumulativeIterationMetric):
         summary: how `aggregate` sums up the cases: ``mean`` or ``median``, ignoring NaN.
     """
 
-    after: ClassVar[Compared] = ("warped_label", "reference_label")
-    before: ClassVar[Compared | None] = ("unregistered_label", "reference_label")
+    after: ClassVar[Compared] = (WARPED.label, REFERENCE.label)
+    before: ClassVar[Compared | None] = (UNREGISTERED.label, REFERENCE.label)
 
     def __init__(self, summary: Summary = "mean") -> None:
         super().__init__()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from regzoo.case import REFERENCE, UNREGISTERED, WARPED
 from regzoo.errors import RegZooError
 from regzoo.losses import NormalizedCrossCorrelation, StructuralSimilarity
 from regzoo.metrics.base import CaseMetric, Summary
@@ -20,8 +21,8 @@ class _ImageSimilarity(CaseMetric):
         summary: over the cases, ``mean`` or ``median``.
     """
 
-    after = ("warped_image", "reference_image")
-    before = ("unregistered_image", "reference_image")
+    after = (WARPED.image, REFERENCE.image)
+    before = (UNREGISTERED.image, REFERENCE.image)
 
     def __init__(self, window: Sequence[float] | None = None, summary: Summary = "mean") -> None:
         super().__init__(summary)

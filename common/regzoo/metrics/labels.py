@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 from monai.metrics import compute_dice, compute_hausdorff_distance
+from regzoo.case import REFERENCE, UNREGISTERED, WARPED
 from regzoo.errors import RegZooError
 from regzoo.metrics.base import CaseMetric, Summary, affine_of
 from regzoo.spatial import as_tensor, centroids
@@ -69,8 +70,8 @@ class TargetRegistrationError(CaseMetric):
 class AdHocRegistrationError(TargetRegistrationError):
     """TRE of the kinds of label that the training did not see, as `regzoo.transforms.AdHocLabelsd` singles them out."""
 
-    after = ("adhoc_warped_label", "adhoc_reference_label")
-    before = ("adhoc_unregistered_label", "adhoc_reference_label")
+    after = (WARPED.adhoc_label, REFERENCE.adhoc_label)
+    before = (UNREGISTERED.adhoc_label, REFERENCE.adhoc_label)
 
     def __init__(self) -> None:
         super().__init__(first_label=0)
@@ -105,7 +106,7 @@ class WeightSelection(TargetRegistrationError):
 class LostLabels(CaseMetric):
     """How many labels of a case came out empty; they have no centroid, so `TargetRegistrationError` leaves them out."""
 
-    after = ("warped_label", "unregistered_label")
+    after = (WARPED.label, UNREGISTERED.label)
     before = None
 
     def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

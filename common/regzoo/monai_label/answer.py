@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
-from regzoo.case import Key
+from regzoo.case import WARPED, Key
 from regzoo.errors import RegZooError
 from regzoo.inference.outputs import propagated_labels, registration_statistics
 from regzoo.transforms import label_map
@@ -37,13 +37,13 @@ class BuildAnswerd(MapTransform):
         labels = propagated_labels(item)
         values = None
         if labels is None:
-            item["pred"] = item["warped_image"]
+            item[Key.PRED] = item[WARPED.image]
         else:
-            values = item.get("moving_label_values") or list(range(1, len(labels) + 1))
-            item["pred"] = MetaTensor(label_map(labels.as_tensor(), values)[None], affine=labels.affine)
+            values = item.get(Key.MOVING_LABEL_VALUES) or list(range(1, len(labels) + 1))
+            item[Key.PRED] = MetaTensor(label_map(labels.as_tensor(), values)[None], affine=labels.affine)
         if item.get(Key.SERVED):
-            _check_type(item.get("result_dtype"), item["pred"])
-            answer = {"case": item.get("case"), "answer": "image" if labels is None else "label"}
+            _check_type(item.get("result_dtype"), item[Key.PRED])
+            answer = {"case": item.get(Key.CASE), "answer": "image" if labels is None else "label"}
             item["result"] = answer | registration_statistics(item, labels, values)
         return item
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from regzoo.case import FIXED, MOVING, Key
 from regzoo.datasets.records import case_name
 from regzoo.errors import RegZooError
 from regzoo.monai_label.studies import STUDIES_VARIABLE, check_named_files
@@ -26,7 +27,7 @@ LONGEST_NAME = 255
 #: The folder of the images of sessions, if MONAI Label does not keep them in its usual place.
 SESSIONS_VARIABLE = "MONAI_LABEL_SESSION_PATH"
 #: The parameters of a request that make the pair.
-PAIR_KEYS = ("moving_image", "moving_label", "fixed_label", "align")
+PAIR_KEYS = (MOVING.image, MOVING.label, FIXED.label, Key.ALIGN)
 #: Most label files of one image.
 MOST_FILES = 32
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from monai.transforms import Compose, MapTransform, Transform
 from monai.utils import optional_import
-from regzoo.case import Key
+from regzoo.case import FIXED, MOVING, Key
 from regzoo.datasets.records import case_name
 from regzoo.errors import RegZooError, user_error
 from regzoo.monai_label.files import (
@@ -56,23 +56,23 @@ class RequestedPaird(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         if not data.get(Key.SERVED):
-            return dict(data) | {"fixed_image": data["image"], Key.REQUESTED: True}
+            return dict(data) | {FIXED.image: data[Key.IMAGE], Key.REQUESTED: True}
         fixed = fixed_file(data.get("image_path"))
         studies = studies_folder(fixed)
         check_parameters(data, self.models)
         item: dict[Hashable, Any] = {key: data[key] for key in (*SERVER_KEYS, *WRITING) if key in data}
         asked = {key: data[key] for key in PAIR_KEYS if data.get(key) not in (None, "", [])}
         pair = noted_pair(studies, fixed) | asked
-        item["image"] = item["fixed_image"] = str(fixed)
-        item["moving_image"] = find_file(studies, "moving_image", pair.get("moving_image"))
-        for side in ("moving", "fixed"):
-            if (value := pair.get(key := f"{side}_label")) is not None:
+        item[Key.IMAGE] = item[FIXED.image] = str(fixed)
+        item[MOVING.image] = find_file(studies, MOVING.image, pair.get(MOVING.image))
+        for side in (MOVING, FIXED):
+            if (value := pair.get(side.label)) is not None:
                 several = isinstance(value, list)
-                found = find_files(studies, key, value if several else [value])
-                if item[f"{side}_image"] in found:
-                    raise RegZooError(f"{key}: {value} has no finished label; submit it, or name a mask of it")
-                item[key] = found if several else found[0]
-        if "align" in pair:
+                found = find_files(studies, side.label, value if several else [value])
+                if item[side.image] in found:
+                    raise RegZooError(f"{side.label}: {value} has no finished label; submit it, or name a mask of it")
+                item[side.label] = found if several else found[0]
+        if Key.ALIGN in pair:
             item["align"] = pair["align"]
         named = {"image": item["fixed_image"]} | {key: item[key] for key in PAIR_KEYS[:3] if key in item}
         listed = {key: value if isinstance(value, list) else [value] for key, value in named.items()}

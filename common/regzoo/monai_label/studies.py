@@ -59,7 +59,7 @@ def split_studies(
     pairs = study_pairs(entries)
     held_out = sum(_is_entry(entry) for entry in validation)
     count = min(max(round(len(pairs) * held_out / len(entries)), 1 if held_out else 0), len(pairs) - 1)
-    ready = [dict(entry) for entry in validation if not _is_entry(entry)]
+    ready: Any = [dict(entry) for entry in validation if not _is_entry(entry)]
     return pairs[: len(pairs) - count], pairs[len(pairs) - count :] + ready
 
 
@@ -86,7 +86,8 @@ def _own_records(
                 check_named_files(Path(os.path.realpath(studies)), Path(entry[key]))
     if entries:
         return None
-    return [dict(record) for record in training], [dict(record) for record in validation]
+    records: list[Any] = [[dict(entry) for entry in part] for part in (training, validation)]
+    return records[0], records[1]
 
 
 def check_named_files(studies: Path, file: Path) -> None:
@@ -141,31 +142,31 @@ def study_pairs(entries: Sequence[Mapping[str, Any]]) -> list[Record]:
 
 def _is_entry(entry: Mapping[str, Any]) -> bool:
     """Whether this is MONAI Label's, and not a record of ours."""
-    return "image" in entry and "fixed_image" not in entry
+    return "image" in entry and FIXED.image not in entry
 
 
 def _pair(fixed: Mapping[str, Any], moving: Mapping[str, Any]) -> Record:
-    return {
-        "fixed_image": str(fixed["image"]),
-        "moving_image": str(moving["image"]),
-        "fixed_label": str(fixed["label"]),
-        "moving_label": str(moving["label"]),
-        "case": case_name(fixed["image"]),
-    }
+    return Record(
+        fixed_image=str(fixed["image"]),
+        moving_image=str(moving["image"]),
+        fixed_label=str(fixed["label"]),
+        moving_label=str(moving["label"]),
+        case=case_name(fixed["image"]),
+    )
 
 
 def _images(entries: Sequence[Mapping[str, Any]]) -> list[Record]:
     """As records of single images."""
-    renamed = [
-        {f"fixed_{key}": str(entry[key]) for key in ("image", "label")} if _is_entry(entry) else dict(entry)
+    renamed: list[Any] = [
+        {FIXED.image: str(entry["image"]), FIXED.label: str(entry["label"])} if _is_entry(entry) else dict(entry)
         for entry in entries
     ]
-    ours = [entry for entry in renamed if "moving_image" in entry]
-    return single_records(entry for entry in renamed if "moving_image" not in entry) + ours
+    ours = [entry for entry in renamed if MOVING.image in entry]
+    return single_records(entry for entry in renamed if MOVING.image not in entry) + ours
 
 
 def _ring(images: Sequence[Record]) -> list[Record]:
     """Each of several images with the next one as the moving image; one alone, and pairs, as they are."""
-    if len(images) < 2 or any("moving_image" in image for image in images):
+    if len(images) < 2 or any(MOVING.image in image for image in images):
         return list(images)
     return [pair_record(fixed, moving) for fixed, moving in zip(images, [*images[1:], images[0]], strict=True)]

@@ -10,6 +10,7 @@ import torch
 from ignite.engine import Engine
 from monai.data import decollate_batch
 from monai.utils import string_list_all_gather
+from regzoo.case import Key
 
 
 def cases_of(engine: Engine) -> list[dict[str, Any]]:
@@ -27,9 +28,9 @@ def cases_of(engine: Engine) -> list[dict[str, Any]]:
 
 def name_of_case(item: Mapping[str, Any]) -> str:
     """The name of a case: its record's ``case``."""
-    if "case" not in item:
+    if Key.CASE not in item:
         raise KeyError("the evaluator's batch has no 'case': keep this item of the record through the transforms")
-    return str(item["case"])
+    return str(item[Key.CASE])
 
 
 def gather_strings(strings: list[str]) -> list[str]:

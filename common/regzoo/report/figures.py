@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from regzoo.case import REFERENCE, UNREGISTERED, WARPED, Key, View
 from regzoo.files import file_name
 from regzoo.report.engine import cases_of, name_of_case
 from regzoo.report.volumes import Labels
@@ -105,36 +106,34 @@ def case_figure(path: str | PathLike[str], item: Mapping[str, Any]) -> None:
         value = item.get(key)
         return None if value is None else as_tensor(torch.as_tensor(value)).detach().float().cpu().numpy()
 
-    def labels(who: str) -> Labels | np.ndarray | None:
-        held = item.get(f"{who}_label")
+    def labels(view: View) -> Labels | np.ndarray | None:
+        held = item.get(view.label)
         if held is None or held.is_floating_point():
-            return array(f"{who}_label")
-        count = len(item["label_values"]) if is_map(held) else len(held)
+            return array(view.label)
+        count = len(item[Key.LABEL_VALUES]) if is_map(held) else len(held)
         volume = as_tensor(held).cpu().numpy()
         return Labels(volume[0], count) if is_map(held) else Labels(volume, count)
 
-    def image(kind: str) -> np.ndarray:
-        volume = array(f"{kind}_image")
+    def image(view: View) -> np.ndarray:
+        volume = array(view.image)
         if volume is None:
-            raise KeyError(f"the evaluator gives no '{kind}_image', which the picture of a case needs")
+            raise KeyError(f"the evaluator gives no '{view.image}', which the picture of a case needs")
         return volume[0]
 
-    propagated = item.get("warped_image") is None and item.get("warped_label") is not None
-
-    affine = getattr(item["reference_image"], "affine", None)
+    affine = getattr(item[REFERENCE.image], "affine", None)
     affine = None if affine is None else np.asarray(torch.as_tensor(affine).cpu(), dtype=float)
     registration_figure(
         path,
-        image("reference"),
-        image("unregistered"),
-        None if propagated else image("warped"),
-        labels("reference"),
-        labels("unregistered"),
-        labels("warped"),
-        item["field"] if "field" in item else array("ddf"),
+        image(REFERENCE),
+        image(UNREGISTERED),
+        None if item.get(Key.LABELS_PREDICTED) else image(WARPED),
+        labels(REFERENCE),
+        labels(UNREGISTERED),
+        labels(WARPED),
+        item[Key.FIELD] if Key.FIELD in item else array(Key.DDF),
         spacing=(1, 1, 1) if affine is None else np.linalg.norm(affine[:3, :3], axis=0).tolist(),
-        title=name_of_case(item) if "case" in item else "",
+        title=name_of_case(item) if Key.CASE in item else "",
         affine=affine,
-        probability=array("probability"),
-        label_map=item.get("moving_label_values") is not None,
+        probability=array(Key.PROBABILITY),
+        label_map=item.get(Key.MOVING_LABEL_IS_MAP, False),
     )

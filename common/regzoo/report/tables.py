@@ -15,6 +15,7 @@ import ignite.distributed as idist
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from regzoo.case import REFERENCE, UNREGISTERED, WARPED, Key
 from regzoo.files import make_folder, write_text
 from regzoo.metrics.base import affine_of
 from regzoo.metrics.handlers import BEFORE
@@ -134,9 +135,9 @@ class LabelTable(_Table):
 
 def label_rows(item: Mapping[str, Any]) -> dict[str, Any]:
     """The rows of `LabelTable` for one case: ``case`` and ``rows``."""
-    case, fixed, warped = name_of_case(item), item["reference_label"], item["warped_label"]
-    before = item.get("unregistered_label")
-    names = list(item.get("label_names") or [])
+    case, fixed, warped = name_of_case(item), item[REFERENCE.label], item[WARPED.label]
+    before = item.get(UNREGISTERED.label)
+    names = list(item.get(Key.LABEL_NAMES) or [])
     voxel = float(affine_of(fixed)[:3, :3].det().abs()) / 1000  # ml
     missing = [math.nan] * len(fixed)
     volumes = [missing if labels is None else _volumes(labels, voxel) for labels in (fixed, before, warped)]

@@ -80,7 +80,7 @@ class LoadPaird(MapTransform):
                 label = hold(file.volume, values if file.is_map else None)
             else:
                 label = to_channels(file.volume, values) if file.is_map else file.volume
-            label.meta[FILE] = record_files(dict(data), [key])[0]
+            label.meta[FILE] = record_files(data, [key])[0]
             item[key] = label
         if maps:
             item[Key.LABEL_VALUES] = values

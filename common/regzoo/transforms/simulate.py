@@ -33,10 +33,12 @@ class SimulateMovingd(MapTransform):
         item = data.copy()
         if MOVING.image in data:
             return item
-        keys = [(FIXED.image, MOVING.image), (FIXED.label, MOVING.label)]
-        keys = [(fixed, moving) for fixed, moving in keys if fixed in data]
         seed = zlib.crc32(f"{self.seed} {data.get(Key.CASE)}".encode())
-        made = self.augmentation({fixed: as_tensor(data[fixed])[None] for fixed, _ in keys}, torch.tensor([seed]))
-        for fixed, moving in keys:
-            item[moving] = MetaTensor(made[moving][0], affine=data[fixed].affine)
+        batch: dict[str, torch.Tensor] = {
+            key: as_tensor(data[key])[None] for key in (FIXED.image, FIXED.label) if key in data
+        }
+        made = self.augmentation(batch, torch.tensor([seed]))
+        for key in (MOVING.image, MOVING.label):
+            if key in made:
+                item[key] = MetaTensor(made[key][0], affine=data[FIXED.image].affine)
         return item

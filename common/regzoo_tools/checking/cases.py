@@ -9,8 +9,8 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from regzoo.case import FIXED, MOVING, SIDES, Case, Key
-from regzoo.datasets.records import Record, record_files
+from regzoo.case import FIXED, MOVING, SIDES, Case, Key, Record
+from regzoo.datasets.records import record_files
 from regzoo.errors import user_error
 from regzoo.spatial import Grid, as_tensor, read_image, read_label_file
 from regzoo.transforms.load import LoadPaird, aligned
@@ -82,9 +82,9 @@ class Examiner:
             record: the case.
             draw: whether to make a thumbnail of it.
         """
-        facts = CaseFacts(str(record["case"]))
-        files, image = record_files(record), record["fixed_image"]
-        needed = self.need if record.get("split", "train") != "test" else ()
+        facts = CaseFacts(str(record[Key.CASE]))
+        files, image = record_files(record), record[FIXED.image]
+        needed = self.need if record.get(Key.SPLIT, "train") != "test" else ()
         with collected_warnings() as warnings:
             item = self._loaded(record, facts, needed)
             grid = None if item is None else self._prepared(item, facts, files)
@@ -109,13 +109,13 @@ class Examiner:
             problems = self._bad_files(record, facts) or [_known(error)]
             files = record_files(record)
             facts.findings += [
-                finding_of(one, "error", files, facts.case, record["fixed_image"]) for one in dict.fromkeys(problems)
+                finding_of(one, "error", files, facts.case, record[FIXED.image]) for one in dict.fromkeys(problems)
             ]
             return None
         for side in SIDES:
             if (image := item.get(side.image)) is not None:
                 facts.images[side.name] = _image_facts(record[side.image], image)
-        facts.names = [str(name) for name in item.get("label_names") or ()]
+        facts.names = [str(name) for name in item.get(Key.LABEL_NAMES) or ()]
         return item
 
     def _bad_files(self, record: Record, facts: CaseFacts) -> list[str]:
@@ -148,11 +148,11 @@ class Examiner:
             item.pop(Key.PREALIGNMENT, None)  # from here on both images lie in one world
             if self.view is not None:
                 return self.view.target(item)
-            fixed = Grid.of(item["fixed_image"])
+            fixed = Grid.of(item[FIXED.image])
             box = np.abs(_corners(fixed, fixed.network_grid((1, 1, 1), (8, 8, 8)))).max(axis=0)
             return fixed.network_grid((2 * box / 64).tolist(), (64, 64, 64))
         except Exception as error:
-            facts.findings.append(finding_of(_known(error), "error", files, facts.case, item["fixed_image"]))
+            facts.findings.append(finding_of(_known(error), "error", files, facts.case, item[FIXED.image]))
             return None
 
     def _look_at_labels(self, item: Case, grid: Grid, record: Record, facts: CaseFacts, needed: Sequence[str]) -> None:
@@ -169,14 +169,14 @@ class Examiner:
             seen.append(torch.nan_to_num(shares) * voxels * voxel / float(np.prod(grid.spacing)) > MIN_VOXELS)
         reach = np.nanmax(np.concatenate(reaches), axis=0) if reaches else np.full(3, np.nan)
         if not np.isfinite(reach).all():
-            reach = np.abs(_corners(Grid.of(item["fixed_image"]), grid)).max(axis=0)
+            reach = np.abs(_corners(Grid.of(item[FIXED.image]), grid)).max(axis=0)
         facts.reach = reach.tolist()
         self._judge_labels(record, facts, needed)
         if self.view is not None and seen and needed and not bool(torch.stack(seen).all(dim=0).any()):
             shared = "in common with its moving image " if len(seen) > 1 else ""
             problem = f"has no label {shared}within the network's field of view"
             fix = "leave the case out, enlarge size and spacing, or align otherwise"
-            facts.findings.append(Finding("error", record["fixed_image"], problem, fix, facts.case))
+            facts.findings.append(Finding("error", record[FIXED.image], problem, fix, facts.case))
 
     def _judge_labels(self, record: Record, facts: CaseFacts, needed: Sequence[str]) -> None:
         def note(severity: Severity, side: str, channel: int | None, problem: str, fix: str) -> None:

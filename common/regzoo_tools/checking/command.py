@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from regzoo.case import Key, Record
 from regzoo.datasets import load_records, load_single_records
-from regzoo.datasets.records import Record, is_single, record_files
+from regzoo.datasets.records import is_single, record_files
 from regzoo.datasets.text import SPLIT_WORDS
 from regzoo.errors import RegZooError, bad_file, collected_problems
 from regzoo.files import make_folder, write_json
@@ -145,7 +146,7 @@ def _start(line: str) -> str:
 
 
 def _key(record: Record) -> tuple[str, ...]:
-    return (str(record["case"]), *record_files(record))
+    return (str(record[Key.CASE]), *record_files(record))
 
 
 def _examine(plan: Plan, records: Sequence[Record], drawn: set[int], workers: int | None) -> list[CaseFacts]:
@@ -173,10 +174,10 @@ def _examine_one(job: tuple[Record, bool]) -> CaseFacts:
 
 def _propose(plan: Plan, report: Report, estimate: bool) -> None:
     """Add proposals, and what a training with them costs."""
-    training = [record for record in report.records if record["split"] == "train"]
-    if any("fold" in record for record in training):
+    training = [record for record in report.records if record[Key.SPLIT] == "train"]
+    if any(Key.FOLD in record for record in training):
         report.notes.append("the data set has folds of its own")
-    elif any(record["split"] == "val" for record in report.records) and Path(report.data).is_file():
+    elif any(record[Key.SPLIT] == "val" for record in report.records) and Path(report.data).is_file():
         report.notes.append("the data set's validation part chooses the epoch; no folds are needed")
     else:
         report.folds = propose_folds(training)
@@ -187,7 +188,7 @@ def _propose(plan: Plan, report: Report, estimate: bool) -> None:
     whole = [
         record
         for record, facts in zip(report.records, report.facts, strict=True)
-        if record["split"] == "train" and facts.reach and all(f.severity == "warning" for f in facts.findings)
+        if record[Key.SPLIT] == "train" and facts.reach and all(f.severity == "warning" for f in facts.findings)
     ]
     if plan.bundle is None or not estimate or not whole:
         return
@@ -236,7 +237,7 @@ def _write(report: Report, folder: Path, frame: str) -> None:
         "cases": [
             {
                 "case": facts.case,
-                "split": record["split"],
+                "split": record[Key.SPLIT],
                 "images": {side: vars(image) for side, image in facts.images.items()},
                 "label_names": facts.names,
                 "volumes_mm3": facts.volumes,

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from regzoo.case import FIXED, MOVING
-from regzoo.datasets.records import Record, patients_of
+from regzoo.case import FIXED, MOVING, Key, Record
+from regzoo.datasets.records import patients_of
 from regzoo_tools.checking.cases import CaseFacts, label_file
 from regzoo_tools.checking.findings import Finding
 
@@ -44,7 +44,7 @@ def _identical(records: Sequence[Record], facts: Sequence[CaseFacts]) -> Iterato
 
 
 def _whose(record: Record) -> Any:
-    return patients_of(record) or record["case"]
+    return patients_of(record) or record[Key.CASE]
 
 
 def _voxel_sizes(facts: Sequence[CaseFacts]) -> Iterator[Finding]:

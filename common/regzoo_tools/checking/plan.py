@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from monai.bundle import ConfigParser
 from regzoo.bundles import find_bundle
-from regzoo.datasets.records import Record
+from regzoo.case import Record
 from regzoo.engines.options import check_config, unknown
 from regzoo.errors import RegZooError, user_error
 from regzoo.transforms.load import AlignPaird, LoadPaird

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from regzoo.datasets.records import Record
+from regzoo.case import Record
 from regzoo.datasets.splits import linked_groups
 from regzoo_tools.checking.cases import CaseFacts
 

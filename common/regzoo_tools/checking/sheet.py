@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from regzoo.case import FIXED, MOVING
 from regzoo.files import atomic_path
 from regzoo.spatial import Grid, as_tensor, centroids, resample
 
@@ -56,7 +57,7 @@ def thumbnail(item: Mapping[Any, Any], view: Grid, case: str) -> Thumbnail:
 def _height(item: Mapping[Any, Any], view: Grid) -> float:
     """At which voxel of the view's third axis to cut."""
     middle = (view.shape[2] - 1) / 2
-    label = item.get("fixed_label", item.get("moving_label"))
+    label = item.get(FIXED.label, item.get(MOVING.label))
     if label is None:
         return middle
     places = centroids(label, label.affine).numpy()

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from regzoo.case import FIXED, MOVING
+from regzoo.case import FIXED, MOVING, Key
 from regzoo.datasets.records import is_single
 from regzoo.datasets.splits import linked_groups
 from regzoo_tools.checking.cases import CaseFacts
@@ -58,10 +58,10 @@ def _count(number: int, what: str) -> str:
 
 def _cases(report: Report) -> str:
     kind = "images" if all(map(is_single, report.records)) else "pairs"
-    splits = Counter(record["split"] for record in report.records)
+    splits = Counter(record[Key.SPLIT] for record in report.records)
     parts = ", ".join(f"{split} {count}" for split, count in splits.items())
     patients = len(linked_groups(report.records)) if report.records else 0
-    unknown = not any(key in record for record in report.records for key in ("patient", "fixed_patient"))
+    unknown = not any(key in record for record in report.records for key in ("patient", FIXED.patient))
     own = "; none is named, so each case counts as one" if unknown else ""
     return f"{len(report.records)} {kind} ({parts or 'none'}) of {_count(patients, 'patient')}{own}"
 
@@ -93,7 +93,7 @@ def _cost(report: Report) -> list[str]:
     if report.cost is None:
         return []
     cost = report.cost
-    training = sum(record["split"] == "train" for record in report.records)
+    training = sum(record[Key.SPLIT] == "train" for record in report.records)
     memory = cost.step_bytes + cost.case_bytes * training
     minutes = cost.epoch_seconds / 60
     return [
