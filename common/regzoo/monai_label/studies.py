@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from regzoo.datasets.records import Record, case_name, pair_record, single_records
+from regzoo.case import FIXED, MOVING, Record
+from regzoo.datasets.records import case_name, pair_record, single_records
 from regzoo.errors import RegZooError, bad_file
 from regzoo.spatial.reading import files_of
 
