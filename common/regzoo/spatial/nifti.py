@@ -1,7 +1,7 @@
-"""Reading NIfTI: where its voxels lie, by one rule, and whether ITK would place them elsewhere.
+"""Reading NIfTI, placing it by one rule, and warning if ITK places it elsewhere.
 
-The rule, the same as nibabel's: the sform if its code is above 0, or else the qform if its code is above 0, or else
-the centre of the volume at the origin with the first axis to the left. Lengths in metres or micrometres become mm.
+The rule is nibabel's: the sform if its code is above 0, else the qform if its code is above 0, else the centre of the
+volume at the origin with the first axis to the left. Lengths in metres or micrometres are converted to mm.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from regzoo.errors import RegZooError, bad_file
 from regzoo.spatial.grid import RAS_LPS, Grid
 from regzoo.spatial.unzip import MOST_DEFLATED, Unzipped, is_zipped, open_plain
 
-#: Two placements agree if no corner of the volume is further apart than this share of a voxel, and than this in mm.
+#: Two placements agree if no corner of the volume moves by more than this share of a voxel, nor by more than these mm.
 SAME_VOXELS, SAME_MM = 0.1, 0.1
 AGAIN = "copy or export it again"
-_UNIT_MM = {1: 1e3, 3: 1e-3}  # metre and micrometre; 2 is mm, and 0, unknown, is taken for mm
+_UNIT_MM = {1: 1e3, 3: 1e-3}  # metre and micrometre; 2 is mm, and unknown (0) counts as mm
 _COLOURS = {128, 2304}
 _WRITE_BOTH = "write the right matrix as both sform and qform, with code 1"
 
@@ -31,9 +31,9 @@ class NiftiFile(NamedTuple):
     """A NIfTI file before its voxels are read.
 
     Attributes:
-        path: the file that was asked for.
+        path: the requested file.
         header: as stored.
-        data: the file that holds the voxels, the same one or the other of a pair.
+        data: the file that holds the voxels: the same file, or the other one of a pair.
         shape: as stored, one number per axis.
         in_pair: whether header and voxels are two files.
     """
@@ -45,27 +45,15 @@ class NiftiFile(NamedTuple):
     in_pair: bool
 
 
-class Placement(NamedTuple):
-    """Where a file lies.
-
-    Attributes:
-        affine: 4×4 float64, voxel → RAS mm.
-        doubt: (problem, what to do) where other programs may place the file elsewhere; None if all agree.
-    """
-
-    affine: np.ndarray
-    doubt: tuple[str, str] | None
-
-
 def nifti_file(path: Path, header_file: Path, data: Path) -> NiftiFile:
-    """Read the header of a NIfTI file, and refuse what cannot be an image or cannot be all there.
+    """Read the header of a NIfTI file and refuse a file that is not an image or is incomplete.
 
     Raises:
         RegZooError: colour, complex or unknown voxels, impossible sizes, or fewer voxels than the header says.
     """
     with open_plain(header_file) as stream:
         start = stream.read(nib.Nifti2Header.sizeof_hdr)
-    # By the first number, since nibabel goes by the number of axes, which may be the field that is wrong.
+    # The byte order follows from the first number; nibabel infers it from the number of axes, which may be wrong.
     kind = nib.Nifti2Header if start[5:7] == b"+2" or start[5:7] == b"i2" else nib.Nifti1Header
     order = {struct.pack(f"{order}i", kind.sizeof_hdr): order for order in "<>"}.get(start[:4])
     if order is None:
@@ -81,7 +69,7 @@ def nifti_file(path: Path, header_file: Path, data: Path) -> NiftiFile:
     if voxel.kind == "c" or code == 2048:
         raise bad_file(path, "holds complex numbers", "export its magnitude")
     if voxel.kind not in "iuf":
-        raise bad_file(path, f"holds voxels of a type that is not known (NIfTI datatype {code})", AGAIN)
+        raise bad_file(path, f"holds voxels of an unknown type (NIfTI datatype {code})", AGAIN)
     shape = tuple(int(n) for n in header["dim"][1 : count + 1])
     if not 1 <= count <= 7 or min(shape) < 1:
         raise bad_file(path, f"has impossible sizes in its header (dim {header['dim'].tolist()})", AGAIN)
@@ -96,9 +84,9 @@ def nifti_file(path: Path, header_file: Path, data: Path) -> NiftiFile:
     return NiftiFile(path, header, data, shape, data != header_file)
 
 
-@np.errstate(all="ignore")  # what comes of a damaged header is refused where it is found, without NumPy's warning
+@np.errstate(all="ignore")  # results of a damaged header are refused below, without NumPy's warnings
 def read_voxels(file: NiftiFile) -> np.ndarray:
-    """The values of a file, scaled as its header says: float32, of the shape that is stored.
+    """The values of a file, scaled by its header, float32, in the stored shape.
 
     Raises:
         RegZooError: the file ends before its last voxel, is damaged, or does not fit into memory.
@@ -135,11 +123,11 @@ def read_voxels(file: NiftiFile) -> np.ndarray:
 
 
 @np.errstate(all="ignore")
-def place(file: NiftiFile) -> Placement:
-    """Where the voxels of a file lie, and whether that may be doubted.
+def place(file: NiftiFile) -> tuple[np.ndarray, tuple[str, str] | None]:
+    """The affine of a file, voxel → RAS mm, float64, and (problem, what to do) if other programs may disagree.
 
     Raises:
-        RegZooError: the header gives no usable place, or a sheared one.
+        RegZooError: the header gives no usable affine, or a sheared one.
     """
     header = file.header
     unit = _UNIT_MM.get(int(header["xyzt_units"]) & 7, 1.0)
@@ -159,14 +147,14 @@ def place(file: NiftiFile) -> Placement:
     doubt = doubt or _doubt(header, grid, source, coded, unit)
     if doubt is None and not math.isfinite(slope := float(header["scl_slope"])):
         doubt = (f"the scale of its values is {slope}, so they are taken as stored", "write a number as scl_slope")
-    return Placement(grid.affine, doubt)
+    return grid.affine, doubt
 
 
 def orthogonal(path: Path, grid: Grid) -> Grid:
-    """A grid that sform, qform and ITK can all hold: the same one, moved by what its axes lack to right angles.
+    """The grid with axes at exactly right angles, as a qform and ITK require.
 
     Raises:
-        RegZooError: a sheared grid, or none.
+        RegZooError: a sheared grid, or an affine that is not invertible.
     """
     if not _usable(grid.affine):
         raise bad_file(path, "its affine is not invertible", "write a valid sform or qform into its header")
@@ -208,13 +196,13 @@ def itk_affine(header: nib.Nifti1Header) -> tuple[np.ndarray, str]:
 def _doubt(
     header: nib.Nifti1Header, grid: Grid, source: str, coded: dict[str, bool], unit: float
 ) -> tuple[str, str] | None:
-    """What to tell of a header that ITK, or a reader of the qform, places elsewhere; None if all agree."""
+    """(problem, what to do) if ITK, or a program that uses the qform, places a file elsewhere; None if all agree."""
     scale = np.diag([unit, unit, unit, 1.0])
     affine, itk_source = itk_affine(header)
     apart = grid.distance(Grid(grid.shape, scale @ affine))
     if source == "neither":
-        problem = f"its header gives no orientation (sform and qform codes 0); ITK places it up to {apart:.3g} mm away"
-        return problem.replace(";", ","), "write the right sform or qform, with code 1"
+        problem = f"its header gives no orientation (sform and qform codes 0), ITK places it up to {apart:.3g} mm away"
+        return problem, "write the right sform or qform, with code 1"
     if not apart <= _tolerance(grid):
         if itk_source == "either":
             return (
@@ -229,8 +217,8 @@ def _doubt(
                 "write the right voxel size as pixdim, for example by saving it with nibabel",
             )
         return (
-            f"ITK (3D Slicer, ANTs) places it up to {apart:.3g} mm away: its sform and qform differ; ITK takes the "
-            f"{itk_source}, the {source} is used here".replace(";", ","),
+            f"ITK (3D Slicer, ANTs) places it up to {apart:.3g} mm away: its sform and qform differ, ITK takes the "
+            f"{itk_source}, the {source} is used here",
             _WRITE_BOTH,
         )
     if coded["sform"] and coded["qform"]:
@@ -245,7 +233,7 @@ def _doubt(
 
 
 def _in_mm(affine: np.ndarray, unit: float, stored: np.dtype) -> np.ndarray:
-    """Through decimals, so that 0.0016 m, which float32 cannot hold, is the same as 1.6 mm, which it cannot hold."""
+    """Convert through decimals, so that 0.0016 m and 1.6 mm, both inexact in float32, become the same number."""
     if unit == 1 or not np.isfinite(affine).all():
         return affine
     scaled = np.eye(4)
@@ -259,7 +247,7 @@ def _sform(header: nib.Nifti1Header) -> np.ndarray:
 
 
 def _qform(header: nib.Nifti1Header, size: np.ndarray) -> np.ndarray:
-    """As the NIfTI library makes it: a quaternion longer than 1 is shortened."""
+    """The qform as the NIfTI library computes it; a quaternion longer than 1 is normalised."""
     vector = np.nan_to_num(np.array([float(header[f"quatern_{axis}"]) for axis in "bcd"]))
     square = float(vector @ vector)
     quaternion = [0.0, *(vector / np.sqrt(square))] if 1 - square < 1e-7 else [np.sqrt(1 - square), *vector]
@@ -278,7 +266,7 @@ def _mirrored(sform: np.ndarray, qform: np.ndarray) -> bool:
 
 
 def _by_voxel_size(file: NiftiFile, has_qform: bool) -> np.ndarray:
-    """The qform, or the volume centred at the origin."""
+    """The affine of the qform, or without one that of the volume centred at the origin."""
     header = file.header
     size = np.abs(header["pixdim"][1:4].astype(np.float64))
     if not (np.isfinite(size).all() and size.all()):
@@ -301,7 +289,7 @@ def _three(shape: tuple[int, ...]) -> tuple[int, int, int]:
 
 
 def _tolerance(grid: Grid) -> float:
-    """How far apart, in mm, two placements may be and still be the same."""
+    """The largest distance, in mm, between two placements that agree."""
     return min(SAME_MM, SAME_VOXELS * float(grid.spacing.min()))
 
 
@@ -310,7 +298,7 @@ def _usable(affine: np.ndarray) -> bool:
 
 
 def check_held(path: Path, shape: tuple[int, ...], itemsize: int, held: int) -> None:
-    """Refuse a file that cannot hold as many voxels as its header says, before any memory is taken for them."""
+    """Refuse a file too small for the voxels of its header, before allocating memory for them."""
     if math.prod(shape) * itemsize > held:
         raise truncated(path, shape)
 
@@ -321,7 +309,7 @@ def truncated(path: Path, shape: tuple[int, ...]) -> RegZooError:
 
 
 def too_large(path: Path, shape: tuple[int, ...]) -> RegZooError:
-    """The error for a volume that there is not enough memory for."""
+    """The error for a volume larger than the free memory."""
     return bad_file(path, f"does not fit into memory ({_times(shape)} voxels)", "crop it or use a larger machine")
 
 

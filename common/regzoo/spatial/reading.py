@@ -1,4 +1,4 @@
-"""Reading a file as it is: what it is by its content, its values and where they lie. One reader for every format."""
+"""One reader for every format: recognises a file by its content and reads its values and its affine."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from regzoo.spatial.nifti import AGAIN, NiftiFile, check_held, nifti_file, ortho
 from regzoo.spatial.unzip import MOST_DEFLATED, open_plain
 
 FORMATS = "NIfTI, NRRD, MetaImage or MGH"
+_FROM_DICOM = "convert its series to one NIfTI file, for example with dcm2niix"
 _PICTURES = {
     b"\x89PNG": "a PNG picture",
     b"\xff\xd8\xff": "a JPEG picture",
@@ -32,12 +33,12 @@ _PICTURES = {
 
 
 class Volume(NamedTuple):
-    """A file as it is stored.
+    """The content of a file.
 
     Attributes:
-        values: float32, (X, Y, Z) and further axes as stored; the header's scale applied.
+        values: float32, (X, Y, Z) and further axes as stored, scaled by the header.
         affine: 4×4 float64, voxel → RAS mm; axes at right angles.
-        doubt: (problem, what to do) where other programs may place the file elsewhere; None if all agree.
+        doubt: (problem, what to do) if other programs may place the file elsewhere; None if all agree.
         header: of a NIfTI file.
     """
 
@@ -48,12 +49,10 @@ class Volume(NamedTuple):
 
 
 def read_volume(path: str | os.PathLike[str]) -> Volume:
-    """Read a NIfTI, NRRD, MetaImage or MGH file, whatever libraries are installed.
-
-    NIfTI is known by its content, so that its name does not matter.
+    """Read a NIfTI, NRRD, MetaImage or MGH file. NIfTI is recognised by its content under any name.
 
     Raises:
-        RegZooError: one line that says what the file is if it is not one of these, or what is wrong with it.
+        RegZooError: one line that says what else the file is, or what is wrong with it.
     """
     path = Path(path)
     file = _opened(path)
@@ -72,7 +71,7 @@ def stored_shape(path: str | os.PathLike[str]) -> tuple[int, ...]:
 
 
 def files_of(path: str | os.PathLike[str]) -> list[Path]:
-    """All files that an image consists of, itself first: a header may name others, which need not lie beside it.
+    """All files of an image, itself first; a header may name further files.
 
     Raises:
         RegZooError: not a readable image.
@@ -131,26 +130,24 @@ def _start(path: Path) -> bytes:
 
 
 def not_a_file(path: Path) -> RegZooError:
-    """What is wrong with a path that is not that of a file."""
+    """The error for a path that is not a file."""
     if not path.is_dir():
         return bad_file(path, "no such file", "check the path")
     for item in sorted(path.iterdir())[:100]:
         if item.is_file() and _is_dicom(_start(item), item.name.lower()):
-            mend = "convert the series to one NIfTI file, for example with dcm2niix"
-            return bad_file(path, "is a folder of DICOM files, not an image", mend)
+            return bad_file(path, "is a folder of DICOM files, not an image", _FROM_DICOM)
     return bad_file(path, "is a folder, not an image", "check the path")
 
 
 def _not_an_image(path: Path, start: bytes) -> RegZooError:
-    """What a file is instead, as far as its first bytes tell."""
+    """The error for a file that is not an image; says what it is as far as its first bytes tell."""
     if _is_dicom(start, path.name.lower()):
-        mend = "convert its series to one NIfTI file, for example with dcm2niix"
-        return bad_file(path, "is a DICOM file", mend)
+        return bad_file(path, "is a DICOM file", _FROM_DICOM)
     for magic, what in _PICTURES.items():
         if start.startswith(magic):
             return bad_file(path, f"is {what}, which cannot be read here", f"give a {FORMATS} file")
     if path.name.lower().endswith((".mgh", ".mgz")):
-        return bad_file(path, "is not an MGH image, whatever its name says", AGAIN)
+        return bad_file(path, "is not an MGH image, in spite of its name", AGAIN)
     try:
         text = start.decode("utf-8")
     except UnicodeDecodeError:
@@ -174,7 +171,7 @@ def _is_dicom(start: bytes, name: str) -> bool:
 
 
 def _header_of(path: Path) -> Path:
-    """The header of the pair that an .img file belongs to; any other file itself."""
+    """The header file of an .img file; any other file itself."""
     return _partner(path, ".img", ".hdr")
 
 
@@ -183,7 +180,7 @@ def _data_of(header: Path) -> Path:
 
 
 def _partner(path: Path, suffix: str, other: str) -> Path:
-    """The file of a pair with the other suffix, in the case of the first; zipped or not, whichever is there."""
+    """The other file of a pair, with the suffix in the same case, compressed or not."""
     stem = path.with_suffix("") if path.suffix.lower() == ".gz" else path
     if stem.suffix.lower() != suffix:
         return path
