@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from regzoo.errors import RegZooError
 from regzoo.files import write_json
-from regzoo.spatial import write_nifti
-from regzoo.spatial.grid import RAS_LPS, Grid
+from regzoo.spatial import DisplacementField, Grid, write_nifti
 from regzoo_phantoms.abdomen_anatomy import LABELS, random_anatomy
 from regzoo_phantoms.abdomen_breathing import random_breathing
 from regzoo_phantoms.abdomen_ct import ct_image, random_contrast
@@ -130,8 +130,8 @@ def _write_case(root: Path, parameters: AbdomenParameters, case: Case) -> dict[s
     grid = _grid(parameters)
     anatomy = random_anatomy(_generator(parameters, case, ANATOMY))
 
-    def write(kind: str, modality: int, array: np.ndarray, intent: int | None = None) -> None:
-        write_nifti(root / case.path(kind, modality), array, grid.affine, intent)
+    def write(kind: str, modality: int, array: np.ndarray) -> None:
+        write_nifti(root / case.path(kind, modality), array, grid.affine)
 
     hounsfield = random_contrast(_generator(parameters, case, CONTRAST))
     image, labels = ct_image(anatomy, hounsfield, grid, lambda points: points, _generator(parameters, case, IMAGE))
@@ -151,9 +151,8 @@ def _write_case(root: Path, parameters: AbdomenParameters, case: Case) -> dict[s
         image, labels = ct_image(anatomy, hounsfield, grid, breath, _generator(parameters, case, BREATHED_IN_IMAGE))
         write("images", 1, image)
         write("labels", 1, labels)
-        field = np.moveaxis(breath.field(grid), 0, -1) * np.diag(RAS_LPS)[:3].astype(np.float32)
-        field = np.rint(field / np.float32(PRECISION)) * np.float32(PRECISION)
-        write("ddf", 0, field[:, :, :, None, :], intent=1007)
+        field = np.rint(breath.field(grid) / np.float32(PRECISION)) * np.float32(PRECISION)
+        DisplacementField(torch.from_numpy(field), grid).save(root / case.path("ddf", 0))
         entry |= {
             "breath_down_mm": round(breath.down, 3),
             "breath_forward_mm": round(breath.forward, 3),

@@ -6,6 +6,7 @@ Points are arrays (3, ...) of world coordinates, RAS mm, float32.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -142,12 +143,21 @@ class TrusToMr:
         """Points (3, N) of the MR world → the ultrasound world, RAS mm, by fixed-point iteration."""
         shift = (self.centre + self.translation)[:, None]
         target = self.matrix.T @ (points - shift) + self.centre[:, None]
-        found = target.copy()
-        for _ in range(iterations):
-            displacement = self.smooth(found).astype(np.float64)
-            displacement[1] += self.pressure.parts(found)[0]
-            found = target - displacement
-        return found
+
+        def displacement(found: np.ndarray) -> np.ndarray:
+            moved = self.smooth(found).astype(np.float64)
+            moved[1] += self.pressure.parts(found)[0]
+            return moved
+
+        return undo(displacement, target, iterations)
+
+
+def undo(displacement: Callable[[np.ndarray], np.ndarray], target: np.ndarray, iterations: int) -> np.ndarray:
+    """The points x (3, N) with x + displacement(x) = target, by fixed-point iteration."""
+    found = target
+    for _ in range(iterations):
+        found = target - displacement(found)
+    return found
 
 
 def _rotate(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from regzoo.errors import RegZooError
 from regzoo.files import write_json
-from regzoo.spatial import write_nifti
-from regzoo.spatial.grid import RAS_LPS, Grid
+from regzoo.spatial import DisplacementField, Grid, write_nifti
 from regzoo_phantoms.fields import TrusToMr, random_transformation
 from regzoo_phantoms.prostate_anatomy import ProstateAnatomy, random_anatomy
 from regzoo_phantoms.prostate_mr import mr_image
@@ -135,8 +135,11 @@ def _write_case(root: Path, parameters: PhantomParameters, case: Case) -> dict[s
     trus_grid, probe = _trus_view(rng, anatomy, transformation, coarse, parameters.spacing)
     drawn = _drawn_labels(rng, anatomy.label_names)
 
-    def write(kind: str, array: np.ndarray, grid: Grid, intent: int | None = None) -> None:
-        write_nifti(root / case.split / kind / f"{case.name}.nii.gz", array, grid.affine, intent)
+    def path(kind: str) -> Path:
+        return root / case.split / kind / f"{case.name}.nii.gz"
+
+    def write(kind: str, array: np.ndarray, grid: Grid) -> None:
+        write_nifti(path(kind), array, grid.affine)
 
     fine, slices = _fine_slices(mr_grid, parameters.spacing)
     points = world_points(fine)
@@ -155,8 +158,7 @@ def _write_case(root: Path, parameters: PhantomParameters, case: Case) -> dict[s
     us_labels[..., ~drawn[1]] = 0
     _clear_unseen(us_labels, probe.sees(*probe.polar(points)))
     write("us_labels", us_labels, trus_grid)
-    field = np.moveaxis(tissue - points, 0, -1) * np.diag(RAS_LPS)[:3].astype(np.float32)
-    write("ddf", field[:, :, :, None, :], trus_grid, intent=1007)
+    DisplacementField(torch.from_numpy(tissue - points), trus_grid).save(path("ddf"))
     return _entry(case, anatomy, transformation, coarse, mr_labels, us_labels)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from regzoo_phantoms.fields import SmoothField
+from regzoo_phantoms.fields import SmoothField, undo
 from scipy.spatial.transform import Rotation
 
 #: Labels every patient has, in the order of the channels; the patient's own landmarks follow.
@@ -109,10 +109,7 @@ class ProstateAnatomy:
     def landmark_positions(self) -> np.ndarray:
         """Middles of the landmarks in the MR world, RAS mm, shape (landmarks, 3)."""
         target = np.array([mark.shape.centre for mark in self.landmarks]).T
-        body = target
-        for _ in range(30):
-            body = target - self.warp(body)
-        return np.array([self.to_world(point) for point in body.T])
+        return np.array([self.to_world(point) for point in undo(self.warp, target, iterations=30).T])
 
     def gland(self, q: np.ndarray) -> np.ndarray:
         """Approximate signed distance to the gland's surface at body points, mm, negative inside."""
