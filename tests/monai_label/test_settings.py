@@ -181,6 +181,7 @@ def test_the_injections_of_these_tests_do_work(kind: str, made: Path) -> None:
 def test_on_the_command_line_a_user_may_compute(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even in a shell with the variables of a server."""
     monkeypatch.setenv("MONAI_LABEL_STUDIES", "/s")
+    monkeypatch.delitem(sys.modules, "monailabel", raising=False)  # another test may have imported it
     training = workflow(bundle, dataset_dir="nowhere", device="$torch.device('cpu')")
     accepted(training)
     assert training.parser.get_parsed_content("device") == torch.device("cpu")
