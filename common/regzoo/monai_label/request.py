@@ -25,6 +25,7 @@ from regzoo.monai_label.files import (
     noted_pair,
     studies_folder,
 )
+from regzoo.monai_label.messages import without_folders
 from regzoo.monai_label.parameters import WRITING, check_parameters, suffix_for
 
 #: What MONAI Label itself needs of a request after the preprocessing, all of it checked.
@@ -99,7 +100,7 @@ class _Answering(Transform):
             http_exception, found = optional_import("fastapi", name="HTTPException")
             if not found:
                 raise mine from None
-            raise http_exception(status_code=400, detail=str(mine)) from None
+            raise http_exception(status_code=400, detail=without_folders(str(mine), data.get("image_path"))) from None
 
 
 class ServedCompose(Compose):
