@@ -18,6 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -94,18 +95,9 @@ class LabelServer:
     def __enter__(self) -> LabelServer:
         port = free_port()
         command = ["monailabel", "start_server", "--app", str(self.folder / "app"), "--studies", str(self.studies)]
-        command += [
-            "--conf",
-            "models",
-            ",".join(self.names),
-            "--conf",
-            "zoo_source",
-            "local",
-            "--conf",
-            "sam2",
-            "false",
-        ]
-        command += ["--host", "127.0.0.1", "--port", str(port)]
+        for key, value in (("models", ",".join(self.names)), ("zoo_source", "local"), ("sam2", "false")):
+            command += ["--conf", key, value]
+        command += ["--host", "127.0.0.1", "--port", str(port), "--uvicorn_app", "regzoo.monai_label.app:app"]
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 command,
@@ -187,23 +179,34 @@ class LabelServer:
         files = {"file": (file.name, file.read_bytes())} if file else None
         asked = {key: value for key, value in query.items() if value}
         form = {"params": params if isinstance(params, str) else json.dumps(params or {})}
-        return httpx.post(self.url + address, params=asked, data=form, files=files, timeout=300)
+        return self.ask("POST", address, params=asked, data=form, files=files)
 
     def upload(self, kind: str, identity: str, file: Path) -> None:
         """Put an ``image``, or the finished ``label`` of one, into the studies."""
         field = {"image": "file", "label": "label"}[kind]
         files = {field: (file.name, file.read_bytes())}
-        httpx.put(
-            f"{self.url}/datastore/{kind}", params={"image": identity}, files=files, timeout=60
-        ).raise_for_status()
+        self.ask("PUT", f"/datastore/{kind}", params={"image": identity}, files=files).raise_for_status()
 
     def train(self, bundle: str, **request: Any) -> httpx.Response:
         """Train, and wait for the end of it."""
-        return httpx.post(f"{self.url}/train/{bundle}", params={"run_sync": "true"}, json=request, timeout=600)
+        return self.ask("POST", f"/train/{bundle}", params={"run_sync": "true"}, json=request)
 
     def get(self, address: str) -> Any:
         """The JSON at an address."""
-        return httpx.get(self.url + address, timeout=60).raise_for_status().json()
+        return self.ask("GET", address).raise_for_status().json()
+
+    def ask(self, method: str, address: str, **request: Any) -> httpx.Response:
+        """Send any request, and make sure that an error shows none of the server's folders.
+
+        Raises:
+            AssertionError: it does.
+        """
+        answer = httpx.request(method, self.url + address, **({"timeout": 600} | request))
+        if answer.is_error:
+            places = {re.escape(str(place)) for path in (self.studies, self.folder) for place in (path, path.resolve())}
+            shown = re.findall("|".join([*places, rf"\b{tempfile.gettempprefix()}\w{{8}}\b"]), answer.text)
+            assert not shown, f"{method} {address} shows {', '.join(shown)}: {answer.text}"
+        return answer
 
 
 def _die_with_parent() -> None:

@@ -13,7 +13,6 @@ import pytest
 
 pytest.importorskip("monailabel", reason="run by `make test-label`, in an environment of its own")
 
-import httpx
 import numpy as np
 import torch
 from label_server import BUNDLES, Answer, LabelServer
@@ -115,11 +114,11 @@ def test_nothing_to_train_on(bundle: str, server: LabelServer) -> None:
 
 def in_the_background(server: LabelServer, bundle: str, request: dict[str, Any]) -> dict[str, Any]:
     """Train as viewers do; what the task says at its end."""
-    httpx.post(f"{server.url}/train/{bundle}", json=request, timeout=60).raise_for_status()
+    server.ask("POST", f"/train/{bundle}", json=request).raise_for_status()
     end = time.monotonic() + 100
     while (task := server.get("/train/"))["status"] in ("SUBMITTED", "RUNNING"):
         if time.monotonic() > end:
-            httpx.delete(f"{server.url}/train/", timeout=60)
+            server.ask("DELETE", "/train/")
             pytest.fail(f"the training takes too long: {task['details']}")
         time.sleep(0.5)
     told: dict[str, Any] = task

@@ -12,7 +12,6 @@ import pytest
 
 pytest.importorskip("monailabel", reason="run by `make test-label`, in an environment of its own")
 
-import httpx
 import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
@@ -81,7 +80,7 @@ def uploaded(server: LabelServer, studies: Studies) -> Iterator[list[str]]:
     names: list[str] = []
     yield names
     for name in names:
-        httpx.delete(f"{server.url}/datastore/image", params={"id": name}, timeout=30).raise_for_status()
+        server.ask("DELETE", "/datastore/image", params={"id": name}).raise_for_status()
         assert not list(studies.folder.rglob(f"{name}.*"))
     # MONAI Label notes by and by which files are gone.
     end = time.monotonic() + 20
@@ -116,7 +115,7 @@ def test_the_fixed_image_in_a_session(server: LabelServer, studies: Studies) -> 
     """What 3D Slicer does for an image that is in no datastore."""
     pair = studies.prostate[0]
     with pair.fixed_file.open("rb") as stream:
-        answer = httpx.put(f"{server.url}/session/", files={"files": (pair.fixed_file.name, stream)}, timeout=30)
+        answer = server.ask("PUT", "/session/", files={"files": (pair.fixed_file.name, stream)})
     session = answer.raise_for_status().json()["session_id"]
     params = {"moving_image": pair.moving, "moving_label": pair.moving}
     content = server.post(f"/infer/{WEAK_DDF}", {"session_id": session, "output": "json"}, params)
@@ -176,8 +175,8 @@ def test_what_3d_slicer_sends(bundle: str, server: LabelServer, studies: Studies
 
 def note(server: LabelServer, image: str, **info: str) -> None:
     """Write into the datastore what belongs to an image."""
-    address = f"{server.url}/datastore/image/info"
-    httpx.put(address, params={"image": image}, data={"info": json.dumps(info)}, timeout=30).raise_for_status()
+    told = {"info": json.dumps(info)}
+    server.ask("PUT", "/datastore/image/info", params={"image": image}, data=told).raise_for_status()
 
 
 def test_twenty_at_once(server: LabelServer, studies: Studies) -> None:
@@ -214,7 +213,7 @@ def test_twenty_at_once(server: LabelServer, studies: Studies) -> None:
 def test_batch_inference_cannot_name_a_moving_image(server: LabelServer, studies: Studies) -> None:
     """MONAI Label runs it on every image with one set of parameters; the answer is an error, and nothing is kept."""
     before = sorted(studies.folder.rglob("*"))
-    answer = httpx.post(f"{server.url}/batch/infer/{WEAK_DDF}", params={"run_sync": "true"}, json={}, timeout=120)
+    answer = server.ask("POST", f"/batch/infer/{WEAK_DDF}", params={"run_sync": "true"}, json={})
     assert answer.status_code in (400, 500)
     assert sorted(studies.folder.rglob("*")) == before
 
