@@ -26,6 +26,7 @@ from label_studies import ENVIRONMENT, NAMES
 from test_http_training import SMALL
 
 PAGE = (ROOT / "docs" / "monai_label.md").read_text(encoding="utf-8")
+SWITCH = " --conf skip_trainers true"
 BASH = re.findall(r"```bash\n(.*?)```", PAGE, flags=re.DOTALL)
 
 
@@ -60,12 +61,11 @@ def run(checkout: Path, commands: str, port: int) -> str:
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def port(checkout: Path) -> Iterator[int]:
-    """The server of the page, on a free port."""
+@contextlib.contextmanager
+def started(checkout: Path, start: str) -> Iterator[int]:
+    """A server, on a free port."""
     number = free_port()
-    run(checkout, block("monailabel apps"), number)
-    start = "source .venv-label/bin/activate\n" + block("monailabel start_server").replace("8000", str(number))
+    start = "source .venv-label/bin/activate\n" + start.replace("8000", str(number))
     environment = os.environ | ENVIRONMENT | {"MONAI_LABEL_SESSION_PATH": str(checkout / "sessions")}
     with (checkout / "log").open("wb") as log:
         process = subprocess.Popen(
@@ -87,6 +87,23 @@ def port(checkout: Path) -> Iterator[int]:
 
 
 @pytest.fixture(scope="module")
+def port(checkout: Path) -> Iterator[int]:
+    """The server of the page."""
+    run(checkout, block("monailabel apps"), 0)
+    with started(checkout, block("monailabel start_server")) as number:
+        yield number
+
+
+@pytest.fixture(scope="module")
+def training_port(checkout: Path, port: int) -> Iterator[int]:
+    """The server of the page that trains."""
+    start = block("monailabel start_server")
+    assert start.count(SWITCH) == 1 and f"`{SWITCH.strip()}`" in PAGE.partition("## Training")[2]
+    with started(checkout, start.replace(SWITCH, "")) as number:
+        yield number
+
+
+@pytest.fixture(scope="module")
 def pair_there(checkout: Path, port: int) -> None:
     """The pair of the page, in the studies."""
     run(checkout, block("regzoo phantom"), port)
@@ -96,6 +113,7 @@ def pair_there(checkout: Path, port: int) -> None:
 def test_the_commands(checkout: Path, port: int) -> None:
     models = set(httpx.get(f"http://127.0.0.1:{port}/info/", timeout=30).json()["models"])
     assert models == set(NAMES)
+    assert httpx.get(f"http://127.0.0.1:{port}/info/", timeout=30).json()["trainers"] == {}
     ask = 'curl -sS --fail-with-body -X POST "$SERVER/infer/prostate_mr_trus_weak_ddf?image=trus01&output='
     printed = run(checkout, block(f"{ask}json"), port)
     assert json.loads(printed)["case"] == "trus01"
@@ -108,6 +126,15 @@ def test_the_commands(checkout: Path, port: int) -> None:
     (python,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
     run(checkout, f"MPLBACKEND=Agg python - <<'END'\n{python}END\n", port)
     assert (checkout / "propagated.png").stat().st_size > 5000
+
+
+def test_web_pages_of_other_addresses(port: int) -> None:
+    """A browser asks for leave with such a request before it sends what a page wants it to."""
+    for origin, status in (("https://elsewhere.example", 403), (f"http://127.0.0.1:{port}", 200)):
+        headers = {"Origin": origin, "Access-Control-Request-Method": "PUT"}
+        answer = httpx.options(f"http://127.0.0.1:{port}/datastore/image", headers=headers, timeout=30)
+        assert answer.status_code == status
+        assert answer.headers.get("access-control-allow-origin") == (origin if status == 200 else None)
 
 
 @pytest.mark.usefixtures("pair_there")
@@ -124,22 +151,23 @@ def test_the_error(checkout: Path, port: int) -> None:
 
 
 @pytest.mark.usefixtures("pair_there")
-def test_the_training(checkout: Path, port: int) -> None:
+def test_the_training(checkout: Path, training_port: int) -> None:
     """With another pair, named as the page says, since an image drawn on has to have a partner."""
     for name, kind in (("fixed01", "us"), ("moving01", "mr"), ("case7_fixed", "us"), ("case7_moving", "mr")):
         for what, field in (("image", "file"), ("label", "label")):
             source = checkout / "phantoms" / "train" / f"{kind}_{what}s" / "case000000.nii.gz"
             with source.open("rb") as stream:
                 files = {field: (source.name, stream)}
-                put = f"http://127.0.0.1:{port}/datastore/{what}"
+                put = f"http://127.0.0.1:{training_port}/datastore/{what}"
                 httpx.put(put, params={"image": name}, files=files, timeout=60).raise_for_status()
-    run(checkout, block('curl -sS --fail-with-body -X POST "$SERVER/train'), port)
+    run(checkout, block('curl -sS --fail-with-body -X POST "$SERVER/train'), training_port)
     end = time.monotonic() + 120
-    while (task := httpx.get(f"http://127.0.0.1:{port}/train/", timeout=30).json())["status"] in (
+    while (task := httpx.get(f"http://127.0.0.1:{training_port}/train/", timeout=30).json())["status"] in (
         "SUBMITTED",
         "RUNNING",
     ):
         assert time.monotonic() < end, task
         time.sleep(0.5)
     assert task["status"] == "DONE", task["details"]
-    assert (checkout / "bundles" / NAMES[-1] / "models" / "monai_label.pt").is_file()
+    assert (checkout / "apps/monaibundle/model" / NAMES[-1] / "models" / "monai_label.pt").is_file()
+    assert not (checkout / "bundles" / NAMES[-1] / "models" / "monai_label.pt").exists()  # served are copies
