@@ -1,11 +1,10 @@
 """MONAI Label's own server, closed to web pages of other addresses.
 
-Start it with ``monailabel start_server --uvicorn_app regzoo.monai_label.app:app …``. MONAI Label lets every web page read
-its answers, with the user's login. Its own setting against that, ``MONAI_LABEL_CORS_ORIGINS``, cannot be used: in
-version 0.8.5 the server does not start with it, nor do its background trainings. Here only the addresses in
-``REGZOO_ORIGINS`` may ask, separated by commas; by default these are the server's own on this machine. A request that a
-page of another address sends is refused before MONAI Label sees it, and so is one to a host of another name, which a page
-could have made to point at this machine.
+Start it with ``monailabel start_server --uvicorn_app regzoo.monai_label.app:app …``. By itself, MONAI Label lets every web
+page read its answers. Its setting against that, ``MONAI_LABEL_CORS_ORIGINS``, cannot be used: in version 0.8.5 neither the
+server nor its background trainings start with it. This server answers only pages of the addresses in ``REGZOO_ORIGINS``,
+separated by commas; by default these are its own addresses on this machine. It refuses requests from other pages before
+MONAI Label sees them. It also refuses requests to other host names, because a page can make its own name point here.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from monailabel.app import app as _monai_label  # noqa: E402 - it reads the sett
 
 
 async def _known_origins_only(scope: Any, receive: Any, send: Any) -> None:
-    """Refuse what a page of another address sends; browsers always say which page it is."""
+    """Refuse requests from pages of other addresses; browsers say in ``Origin`` where a page is from."""
     origin = dict(scope.get("headers", ())).get(b"origin", b"").decode("latin-1")
     if origin and origin not in ORIGINS:
         refusal = JSONResponse({"detail": "web pages of other addresses may not ask this server"}, status_code=403)
