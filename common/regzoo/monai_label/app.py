@@ -1,10 +1,11 @@
 """MONAI Label's own server, closed to web pages of other addresses.
 
-Start it with ``monailabel start_server --uvicorn_app regzoo.monai_label.app:app …``. By itself, MONAI Label lets every web
-page read its answers. Its setting against that, ``MONAI_LABEL_CORS_ORIGINS``, cannot be used: in version 0.8.5 neither the
-server nor its background trainings start with it. This server answers only pages of the addresses in ``REGZOO_ORIGINS``,
-separated by commas; by default these are its own addresses on this machine. It refuses requests from other pages before
-MONAI Label sees them. It also refuses requests to other host names, because a page can make its own name point here.
+Start it with ``monailabel start_server --uvicorn_app regzoo.monai_label.app:app …``. By itself, MONAI Label lets every
+web page read its answers. Its setting against that, ``MONAI_LABEL_CORS_ORIGINS``, cannot be used: in version 0.8.5
+neither the server nor its background trainings start with it. This server answers only pages of the addresses in
+``REGZOO_ORIGINS``, separated by commas; by default these are its own addresses on this machine. It refuses requests
+from other pages before MONAI Label sees them. It also refuses requests to other host names, because a page can make its
+own name point here.
 """
 
 from __future__ import annotations
