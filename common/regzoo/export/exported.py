@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from monai.bundle import ConfigParser
 from monai.utils import optional_import
 from regzoo.engines.weights import load_weights, unwrap
 from regzoo.errors import RegZooError, bad_file
@@ -26,11 +27,7 @@ INPUT, OUTPUT, METADATA = "image", "pred", "metadata.json"
 
 
 def require(module: str, package: str, purpose: str) -> Any:
-    """Import an optional dependency.
-
-    Raises:
-        RegZooError: it is not installed; the line names the package.
-    """
+    """Import an optional dependency; the error names the package to install."""
     found, there = optional_import(module)
     if not there:
         raise RegZooError(f"{purpose} needs the package {package}, which is not installed; pip install {package}")
@@ -38,21 +35,12 @@ def require(module: str, package: str, purpose: str) -> Any:
 
 
 def bundle_metadata(bundle_root: str | PathLike[str]) -> dict[str, Any]:
-    """The ``configs/metadata.json`` of a bundle.
-
-    Raises:
-        RegZooError: missing or damaged.
-    """
-    path = Path(bundle_root) / "configs" / "metadata.json"
-    try:
-        metadata = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise bad_file(path, "cannot be read", "restore it: an exported network is checked against it") from error
-    return dict(metadata)
+    """The ``configs/metadata.json`` of a bundle."""
+    return dict(ConfigParser.load_config_file(Path(bundle_root) / "configs" / "metadata.json"))
 
 
 def weights_digest(network: nn.Module) -> str:
-    """SHA-256 of the names, types, shapes and values of a network's weights, whatever file they came from."""
+    """SHA-256 of the names, types, shapes and values of a network's weights."""
     digest = hashlib.sha256()
     for name, value in sorted(unwrap(network).state_dict().items()):
         values = value.detach().cpu().contiguous().numpy()

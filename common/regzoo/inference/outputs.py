@@ -11,16 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from regzoo.case import PATH_KEYS, REFERENCE, VIEWS, WARPED, Key
-from regzoo.engines.running import bundle_name, running_workflow
-from regzoo.engines.streams import Failures, name_of
 from regzoo.errors import RegZooError, bad_file
-from regzoo.files import file_name, make_folder, partial_folder, write_json
+from regzoo.files import make_folder, partial_folder, write_json
 from regzoo.inference.statistics import label_count, propagated_labels, registration_statistics
-from regzoo.ownership import check_folder, discard, own_files, sign
-from regzoo.report.engine import cases_of
+from regzoo.ownership import check_folder, own_files, sign
 from regzoo.report.figures import case_figure
 from regzoo.spatial import DisplacementField, Grid, as_tensor, write_nifti
 from regzoo.spatial.held import as_masks
@@ -253,55 +249,3 @@ def asked_outputs(outputs: Sequence[str] | str | None) -> list[str] | None:
         if name not in OUTPUTS:
             raise RegZooError(f"outputs: {name!r} is not known; {known}")
     return list(names)
-
-
-class SaveRegistration:
-    """Ignite handler of an evaluator: writes every registered case to ``<output_dir>/<case>/``.
-
-    Args:
-        output_dir: folder to write to.
-        outputs: which files, see `RegistrationResult.save`.
-        records: the cases to come; their targets are checked before any work is done.
-        failures: of the run. A result that cannot be written is added to them and the run goes on; without them, it
-            ends there. An earlier result of a case that fails, here or while it is loaded, is removed.
-
-    Raises:
-        RegZooError: see `check_target`.
-    """
-
-    def __init__(
-        self,
-        output_dir: str | PathLike[str],
-        outputs: Sequence[str] | str | None = None,
-        records: Sequence[Mapping[str, Any]] = (),
-        failures: Failures | None = None,
-    ) -> None:
-        self.outputs = asked_outputs(outputs)
-        self.output_dir = make_folder(output_dir)
-        self.failures = failures
-        self.bundle = bundle_name(running_workflow())
-        if failures is not None:
-            failures.listeners.append(lambda record: discard(self._folder(name_of(record)), self.bundle))
-        for record in records:
-            check_target(self._folder(name_of(record)), self.outputs, self.bundle, record)
-
-    def _folder(self, case: str) -> Path:
-        return self.output_dir / file_name(case)
-
-    def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
-
-    def __call__(self, engine: Engine) -> None:
-        """Write the cases of the current iteration."""
-        for item in cases_of(engine):
-            result = RegistrationResult.of(item, self.bundle)
-            try:
-                folder = result.save(self._folder(result.case), self.outputs)
-            except RegZooError as error:
-                if self.failures is None:
-                    raise
-                self.failures.add(item, error)
-                continue
-            print(f"{result.case}: {folder}", flush=True)
-            for line in result.statistics["warnings"]:
-                logger.warning("%s: %s", result.case, line)

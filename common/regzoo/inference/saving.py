@@ -1,0 +1,72 @@
+"""Writing the results of a batch run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from ignite.engine import Engine, Events
+from regzoo.engines.running import bundle_name, running_workflow
+from regzoo.engines.streams import Failures, name_of
+from regzoo.errors import RegZooError
+from regzoo.files import file_name, make_folder
+from regzoo.inference.outputs import RegistrationResult, asked_outputs, check_target
+from regzoo.ownership import discard
+from regzoo.report.engine import cases_of
+
+logger = logging.getLogger(__name__)
+
+
+class SaveRegistration:
+    """Ignite handler of an evaluator: writes every registered case to ``<output_dir>/<case>/``.
+
+    Args:
+        output_dir: folder to write to.
+        outputs: which files, see `RegistrationResult.save`.
+        records: the cases to come; their targets are checked before any work is done.
+        failures: of the run. A result that cannot be written is added to them and the run goes on; without them, it
+            ends there. An earlier result of a case that fails, here or while it is loaded, is removed.
+
+    Raises:
+        RegZooError: see `check_target`.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | PathLike[str],
+        outputs: Sequence[str] | str | None = None,
+        records: Sequence[Mapping[str, Any]] = (),
+        failures: Failures | None = None,
+    ) -> None:
+        self.outputs = asked_outputs(outputs)
+        self.output_dir = make_folder(output_dir)
+        self.failures = failures
+        self.bundle = bundle_name(running_workflow())
+        if failures is not None:
+            failures.listeners.append(lambda record: discard(self._folder(name_of(record)), self.bundle))
+        for record in records:
+            check_target(self._folder(name_of(record)), self.outputs, self.bundle, record)
+
+    def _folder(self, case: str) -> Path:
+        return self.output_dir / file_name(case)
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Write the cases of the current iteration."""
+        for item in cases_of(engine):
+            result = RegistrationResult.of(item, self.bundle)
+            try:
+                folder = result.save(self._folder(result.case), self.outputs)
+            except RegZooError as error:
+                if self.failures is None:
+                    raise
+                self.failures.add(item, error)
+                continue
+            print(f"{result.case}: {folder}", flush=True)
+            for line in result.statistics["warnings"]:
+                logger.warning("%s: %s", result.case, line)
