@@ -1,4 +1,4 @@
-"""Reading NRRD and MetaImage through ITK, whatever else is installed."""
+"""Reading NRRD and MetaImage through ITK."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from regzoo.spatial.nifti import AGAIN, check_held, orthogonal, too_large
 from regzoo.spatial.unzip import MOST_DEFLATED
 
 ITK_SUFFIXES = {"NRRD": (".nrrd", ".nhdr"), "MetaImage": (".mha", ".mhd")}
-#: The spaces of NRRD that ITK knows; all others it takes for LPS.
+#: The spaces of NRRD that ITK knows; it takes all others for LPS.
 _SPACES = {"rightanteriorsuperior", "leftanteriorsuperior", "leftposteriorsuperior", "ras", "las", "lps"}
-_AS_LPS = "write 'space: left-posterior-superior', or what is right, into its header"
-#: Cases are loaded by several threads, and the terminal is taken away from all of them at once.
+_AS_LPS = "write its space, such as 'space: left-posterior-superior', into its header"
+#: Cases are loaded by several threads, which share the terminal.
 _ONE_AT_A_TIME = threading.Lock()
 
 
@@ -31,9 +31,9 @@ class ItkFile(NamedTuple):
 
     Attributes:
         io: ITK's reader, which has read the header.
-        header: the same, read here.
+        header: the header as read by us.
         shape: the number of voxels along each axis.
-        stamp: what changes when somebody replaces one of its files.
+        stamp: changes when one of the files is replaced.
     """
 
     io: Any
@@ -43,7 +43,7 @@ class ItkFile(NamedTuple):
 
 
 def itk_header(path: Path, kind: str, start: bytes) -> ItkFile:
-    """Read the header of a file of known first bytes, and check that it holds one number in each voxel."""
+    """Read the header of a file and check that it holds one number in each voxel; `start` is its first bytes."""
     import itk  # takes two seconds
 
     itk.Object.GlobalWarningDisplayOff()
@@ -68,8 +68,8 @@ def itk_header(path: Path, kind: str, start: bytes) -> ItkFile:
         if pixel == "complex":
             raise bad_file(path, "holds complex numbers", "export its magnitude")
         if b"Segment0_" in start:
-            mend = "in 3D Slicer export it as a label map, or each layer by itself"
-            raise bad_file(path, f"is a segmentation of {count} layers, whose segments overlap", mend)
+            fix = "in 3D Slicer export it as a label map, or each layer by itself"
+            raise bad_file(path, f"is a segmentation of {count} layers, whose segments overlap", fix)
         raise bad_file(path, f"has {count} values in each voxel, as a colour or vector image", "give one 3-D volume")
     shape = tuple(int(io.GetDimensions(axis)) for axis in range(io.GetNumberOfDimensions()))
     if max(shape, default=2**31) >= 2**31 or (
@@ -83,7 +83,7 @@ def itk_header(path: Path, kind: str, start: bytes) -> ItkFile:
 
 
 def read_itk(path: Path, file: ItkFile) -> tuple[np.ndarray, np.ndarray, tuple[str, str] | None]:
-    """Values (float32), affine and doubt of a volume of three axes, or of four of which the last is not in space."""
+    """Values (float32), affine and doubt of a volume of three axes, or of four if the last is not spatial."""
     import itk
 
     io, header, shape, stamp = file
@@ -110,11 +110,11 @@ def read_itk(path: Path, file: ItkFile) -> tuple[np.ndarray, np.ndarray, tuple[s
 
 
 def _doubt(path: Path, fields: Mapping[str, str]) -> tuple[str, str] | None:
-    """(problem, what to do) where ITK guesses what a NRRD header does not say, or passes over what it says."""
+    """(problem, what to do) if ITK guesses the space of an NRRD file or ignores its units."""
     if not path.name.lower().endswith(ITK_SUFFIXES["NRRD"]):
         return None
     space = fields.get("space", "")
-    # ITK itself does not name the space of four axes.
+    # ITK itself writes no space for four axes.
     written_by_itk = not space and fields.get("space dimension") == "4"
     if not written_by_itk and space.lower().replace("-", "").removesuffix("time") not in _SPACES:
         said = f"names the space {space}, which has no left and right" if space else "does not say which side is left"
@@ -127,12 +127,12 @@ def _doubt(path: Path, fields: Mapping[str, str]) -> tuple[str, str] | None:
 
 
 def _stamp(files: Sequence[Path]) -> list[tuple[int, int, int]]:
-    """What changes when somebody replaces or writes to one of some files."""
+    """Inode, size and time of change of some files."""
     return [(found.st_ino, found.st_size, found.st_ctime_ns) for found in map(os.stat, files)]
 
 
 def _refused(path: Path, error: RuntimeError) -> Exception:
-    """What ITK does not read, and, if it says so, why, in one line."""
+    """The error for a file that ITK refuses, in one line, with ITK's reason if it gives one."""
     said = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
     reason = (said[-1] if said else "").replace(str(path), "").partition("): ")
     why = (reason[2] or reason[0]).replace("; ", ", ")[:160].strip()
@@ -143,7 +143,7 @@ def _refused(path: Path, error: RuntimeError) -> Exception:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep off the terminal what C++ libraries print there."""
+    """Hide the output that C++ libraries print to the terminal."""
     with _ONE_AT_A_TIME:
         sys.stdout.flush()
         sys.stderr.flush()

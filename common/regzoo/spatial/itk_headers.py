@@ -1,7 +1,7 @@
 """The text headers of NRRD and MetaImage, checked before ITK reads them.
 
-ITK trusts a header. It opens whatever file the header names, returns uninitialised memory for voxels that the file does
-not hold, and hangs or crashes on some values. So only headers whose meaning is certain are given to it.
+ITK trusts a header. It opens any file that the header names, returns uninitialised memory for voxels missing from the
+file, and hangs or crashes on some values. So it gets only headers whose meaning is certain.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import NamedTuple
 from regzoo.errors import RegZooError, bad_file
 from regzoo.spatial.nifti import AGAIN, truncated
 
-#: Longest header, and longest line of an NRRD header that is not a comment or a key of the user's, in bytes.
+#: Longest header, and longest line of an NRRD header other than comments and user keys, in bytes.
 LONGEST_HEADER, LONGEST_LINE = 1 << 22, 512
-#: Most bytes to skip before the voxels.
+#: Largest number of bytes to skip before the voxels.
 MOST_SKIPPED = 1 << 24
 _DATA_FILE = b"ElementDataFile"
-#: Fields of MetaImage of as many numbers as the image has axes, or axes of its matrix; and of a fixed number.
+#: Fields of MetaImage with one number per axis, with one per entry of a matrix, and with a fixed count.
 _PER_AXIS = ("ElementSpacing", "ElementSize", "Offset", "Position", "Origin", "CenterOfRotation")
 _PER_ENTRY = ("TransformMatrix", "Rotation", "Orientation")
 _FIXED = {"Color": 4, "SequenceID": 4}
@@ -31,10 +31,10 @@ _BLOCK = 1 << 20
 
 
 class TextHeader(NamedTuple):
-    """A header in which everything that matters is understood.
+    """A header without any field of uncertain meaning.
 
     Attributes:
-        fields: by name; of NRRD in lower case.
+        fields: by name, which is in lower case for NRRD.
         named: the files that hold the voxels; empty if the file itself holds them.
         end: where the header ends, in bytes.
     """
@@ -99,7 +99,7 @@ def metaimage_header(path: Path) -> TextHeader:
         if not line.strip():
             continue
         field = re.fullmatch(r"[ \t]*([^=:\s][^=:\r\0]*?)[ \t]*[=:][=: \t]*([^\r\0]*?)[ \t]*\r?", line)
-        # A list of numbers that is too short would run on into a next line that starts with a number.
+        # ITK continues a list with too few numbers on the next line if that starts with a number.
         if field is None or field[1] in fields or re.match(r"(?!\d{4}\|)[-+.\d]", field[1]):
             raise _unclear(path, f"the line {line.strip()!r:.60}")
         fields[field[1]] = field[2]
@@ -120,7 +120,7 @@ def metaimage_header(path: Path) -> TextHeader:
 
 
 def check_voxels_held(path: Path, header: TextHeader, shape: tuple[int, ...], itemsize: int) -> None:
-    """Refuse a MetaImage with fewer voxels than its header says: ITK would return uninitialised memory for the rest."""
+    """Refuse a MetaImage with fewer voxels than its header says; ITK would return uninitialised memory for the rest."""
     wanted = math.prod(shape) * itemsize
     if len(header.named) > 1:
         if any(file.stat().st_size < wanted // len(header.named) for file in header.named):
@@ -134,7 +134,7 @@ def check_voxels_held(path: Path, header: TextHeader, shape: tuple[int, ...], it
 
 
 def _inflated(path: Path, source: Path, start: int, stored: int, wanted: int) -> int:
-    """How many bytes the compressed voxels are, counted up to those that are wanted."""
+    """The number of decompressed bytes; counting stops at `wanted`."""
     engine, found = zlib.decompressobj(47), 0
     with source.open("rb") as file:
         file.seek(start)
@@ -153,7 +153,7 @@ def _inflated(path: Path, source: Path, start: int, stored: int, wanted: int) ->
 
 
 def _check_numbers(path: Path, fields: dict[str, str]) -> None:
-    """Refuse a MetaImage header whose numbers are not as many as they must be, or impossible."""
+    """Refuse a MetaImage header with the wrong count of numbers in a field, or with impossible numbers."""
     if not re.fullmatch("[1-9]", fields.get("NDims", "")):
         raise _unclear(path, f"NDims {fields.get('NDims', 'missing')!r:.40}")
     axes = int(fields["NDims"])
@@ -185,7 +185,7 @@ def _numbers(value: str, count: int) -> bool:
 
 
 def _numbered(path: Path, value: str) -> list[str]:
-    """One file name, or those of a pattern such as ``slice%03d.raw 1 20 1``."""
+    """One file name, or the names of a pattern such as ``slice%03d.raw 1 20 1``."""
     if "%" not in value:
         return [value]
     pattern = re.fullmatch(
@@ -198,7 +198,7 @@ def _numbered(path: Path, value: str) -> list[str]:
 
 
 def _beside(path: Path, names: Sequence[str]) -> list[Path]:
-    """The files of some names, which must lie in the header's own folder or below it."""
+    """The paths of named files, which must lie in the folder of the header or below it."""
     folder = Path(os.path.normpath(Path.cwd() / path.parent))
     for name in names:
         if not name.isprintable() or name == "-" or folder not in Path(os.path.normpath(folder / name)).parents:

@@ -11,7 +11,8 @@ import torch
 from monai.data import MetaTensor
 from regzoo.errors import bad_file
 from regzoo.spatial.grid import Grid
-from regzoo.spatial.volumes import STORED_AXES, as_tensor, check_finite, check_spatial, read_checked, sizes
+from regzoo.spatial.nifti import times
+from regzoo.spatial.volumes import STORED_AXES, as_tensor, check_finite, check_spatial, read_checked
 from regzoo.spatial.warp import SLAB
 from torch.nn import functional
 
@@ -124,7 +125,7 @@ def _check_last_axis(path: str | Path, stored: torch.Tensor, image: Grid | None)
     """Raise `RegZooError` if the labels are the first axis of a 4-D file instead of the last."""
     first = image is not None and stored.shape[:3] != image.shape and stored.shape[1:] == image.shape
     if stored.ndim == 4 and (first or (stored.shape[0] == 1 and min(stored.shape[1:]) > 1)):
-        problem = f"has its labels along the first axis ({sizes(stored)})"
+        problem = f"has its labels along the first axis ({times(stored.shape)})"
         raise bad_file(path, problem, "make that the last axis, for example with numpy.moveaxis(array, 0, -1)")
 
 

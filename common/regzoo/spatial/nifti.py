@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import struct
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ import numpy as np
 from nibabel.quaternions import quat2mat
 from regzoo.errors import RegZooError, bad_file
 from regzoo.spatial.grid import RAS_LPS, Grid
-from regzoo.spatial.unzip import MOST_DEFLATED, Unzipped, is_zipped, open_plain
+from regzoo.spatial.unzip import MOST_DEFLATED, Unzipped, is_zipped, open_unzipped
 
 #: Two placements agree if no corner of the volume moves by more than this share of a voxel, nor by more than these mm.
 SAME_VOXELS, SAME_MM = 0.1, 0.1
@@ -51,7 +52,7 @@ def nifti_file(path: Path, header_file: Path, data: Path) -> NiftiFile:
     Raises:
         RegZooError: colour, complex or unknown voxels, impossible sizes, or fewer voxels than the header says.
     """
-    with open_plain(header_file) as stream:
+    with open_unzipped(header_file) as stream:
         start = stream.read(nib.Nifti2Header.sizeof_hdr)
     # The byte order follows from the first number; nibabel infers it from the number of axes, which may be wrong.
     kind = nib.Nifti2Header if start[5:7] == b"+2" or start[5:7] == b"i2" else nib.Nifti1Header
@@ -99,13 +100,13 @@ def read_voxels(file: NiftiFile) -> np.ndarray:
         raise bad_file(file.path, f"scales its values by {slope:g} and adds {inter}", "write a number as scl_inter")
     offset = int(header["vox_offset"]) or (0 if file.in_pair else header.single_vox_offset)
     try:
-        with open_plain(file.data) as stream:
+        with open_unzipped(file.data) as stream:
             raw = np.empty(math.prod(file.shape), header.get_data_dtype())
             stream.seek(offset)
             if stream.readinto(raw.view(np.uint8).data) < raw.nbytes:
                 raise EOFError
             if isinstance(stream, Unzipped) and not stream.finish():
-                raise bad_file(file.path, f"holds more than the {_times(file.shape)} voxels of its header", AGAIN)
+                raise bad_file(file.path, f"holds more than the {times(file.shape)} voxels of its header", AGAIN)
         values = raw.reshape(file.shape, order="F")
         if (slope, inter) != (1.0, 0.0):
             values = values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64)
@@ -135,7 +136,7 @@ def place(file: NiftiFile) -> tuple[np.ndarray, tuple[str, str] | None]:
     affine, source = None, "sform"
     doubt: tuple[str, str] | None = None
     if coded["sform"]:
-        affine = _sform(header)
+        affine = header.get_sform()
         if not _usable(affine):
             affine = None
             doubt = ("its sform cannot be inverted, so its qform is used", _WRITE_BOTH)
@@ -179,7 +180,7 @@ def itk_affine(header: nib.Nifti1Header) -> tuple[np.ndarray, str]:
     codes = {name: int(header[f"{name}_code"]) for name in ("sform", "qform")}
     if codes["sform"] <= 0 and codes["qform"] <= 0:
         return RAS_LPS @ np.diag([*size, 1.0]), "neither"
-    sform, qform = _sform(header), _qform(header, np.where(size > 0, size, 1.0))
+    sform, qform = header.get_sform(), _qform(header, np.where(size > 0, size, 1.0))
     chosen, source = qform, "qform"
     if codes["sform"] > 0 and _usable(sform):
         directions = sform[:3, :3] / np.linalg.norm(sform[:3, :3], axis=0)
@@ -241,11 +242,6 @@ def _in_mm(affine: np.ndarray, unit: float, stored: np.dtype) -> np.ndarray:
     return scaled
 
 
-def _sform(header: nib.Nifti1Header) -> np.ndarray:
-    rows = [np.asarray(header[f"srow_{axis}"], dtype=np.float64) for axis in "xyz"]
-    return np.vstack([*rows, [0.0, 0.0, 0.0, 1.0]])
-
-
 def _qform(header: nib.Nifti1Header, size: np.ndarray) -> np.ndarray:
     """The qform as the NIfTI library computes it; a quaternion longer than 1 is normalised."""
     vector = np.nan_to_num(np.array([float(header[f"quatern_{axis}"]) for axis in "bcd"]))
@@ -305,13 +301,14 @@ def check_held(path: Path, shape: tuple[int, ...], itemsize: int, held: int) -> 
 
 def truncated(path: Path, shape: tuple[int, ...]) -> RegZooError:
     """The error for a file that holds fewer voxels than its header says."""
-    return bad_file(path, f"is truncated: it ends before the last of the {_times(shape)} voxels of its header", AGAIN)
+    return bad_file(path, f"is truncated: it ends before the last of the {times(shape)} voxels of its header", AGAIN)
 
 
 def too_large(path: Path, shape: tuple[int, ...]) -> RegZooError:
     """The error for a volume larger than the free memory."""
-    return bad_file(path, f"does not fit into memory ({_times(shape)} voxels)", "crop it or use a larger machine")
+    return bad_file(path, f"does not fit into memory ({times(shape)} voxels)", "crop it or use a larger machine")
 
 
-def _times(shape: tuple[int, ...]) -> str:
+def times(shape: Iterable[int]) -> str:
+    """A shape for an error line, such as 48×40×36."""
     return "×".join(str(n) for n in shape)

@@ -14,7 +14,7 @@ from regzoo.errors import RegZooError, bad_file
 from regzoo.spatial.grid import Grid
 from regzoo.spatial.itk_files import ITK_SUFFIXES, ItkFile, itk_header, read_itk
 from regzoo.spatial.nifti import AGAIN, NiftiFile, check_held, nifti_file, orthogonal, place, read_voxels, too_large
-from regzoo.spatial.unzip import MOST_DEFLATED, open_plain
+from regzoo.spatial.unzip import MOST_DEFLATED, open_unzipped
 
 FORMATS = "NIfTI, NRRD, MetaImage or MGH"
 _FROM_DICOM = "convert its series to one NIfTI file, for example with dcm2niix"
@@ -121,7 +121,7 @@ def _opened(path: Path) -> Any:
 def _start(path: Path) -> bytes:
     """The first 4 KiB, unzipped."""
     try:
-        with open_plain(path) as stream:
+        with open_unzipped(path) as stream:
             return stream.read(4096)
     except PermissionError as error:
         raise bad_file(path, "may not be read (permission denied)", "ask for the right to read it") from error

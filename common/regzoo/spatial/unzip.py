@@ -34,7 +34,7 @@ class Unzipped(gzip.GzipFile):
         return filled
 
     def finish(self) -> bool:
-        """Read to the end, where gzip keeps a checksum; False if the end is more than a MiB away."""
+        """Read to the end, where gzip keeps a checksum; False if more than 1 MiB is left."""
         return len(self.read((1 << 20) + 1)) <= 1 << 20
 
     def _next(self, size: int) -> bytes:
@@ -52,6 +52,6 @@ def is_zipped(path: Path) -> bool:
         return file.read(len(MAGIC)) == MAGIC
 
 
-def open_plain(path: Path) -> BufferedReader | Unzipped:
-    """Open a file for reading, decompressed if it is a gzip file."""
+def open_unzipped(path: Path) -> BufferedReader | Unzipped:
+    """Open a file for reading; a gzip file is decompressed."""
     return Unzipped(path) if is_zipped(path) else path.open("rb")

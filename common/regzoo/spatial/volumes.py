@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from monai.data import MetaTensor
 from regzoo.errors import bad_file
+from regzoo.spatial.nifti import times
 from regzoo.spatial.reading import read_volume
 
 logger = logging.getLogger(__name__)
@@ -49,18 +50,13 @@ def warn_or_refuse(path: str | Path, doubt: tuple[str, str] | None, strict: bool
 def check_spatial(path: str | Path, volume: torch.Tensor) -> None:
     """Raise `RegZooError` unless a volume has three axes of at least two voxels."""
     if volume.ndim < 3 or min(volume.shape[:3]) < 2:
-        raise bad_file(path, f"is a 2-D image ({sizes(volume)})", "give a 3-D volume with at least two slices")
+        raise bad_file(path, f"is a 2-D image ({times(volume.shape)})", "give a 3-D volume with at least two slices")
 
 
 def check_finite(path: str | Path, volume: torch.Tensor, fix: str) -> None:
     """Raise `RegZooError`, with what to do, if a volume holds NaN or infinity."""
     if count := int((~torch.isfinite(volume)).sum()):
         raise bad_file(path, f"holds NaN or infinity in {count} voxels", fix)
-
-
-def sizes(volume: torch.Tensor) -> str:
-    """The shape of a volume for an error line, such as 48×40×36."""
-    return "×".join(str(n) for n in volume.shape)
 
 
 def read_image(path: str | Path, strict_headers: bool = False, allow_nan: bool = False) -> MetaTensor:
@@ -85,7 +81,7 @@ def read_image(path: str | Path, strict_headers: bool = False, allow_nan: bool =
         problem = f"is a vector image ({volume.shape[4]} values in each voxel), such as a displacement field"
         raise bad_file(path, problem, "give one 3-D volume")
     if volume.ndim > 3:
-        raise bad_file(path, f"is a {volume.ndim}-D image ({sizes(volume)})", "split it and give one 3-D volume")
+        raise bad_file(path, f"is a {volume.ndim}-D image ({times(volume.shape)})", "split it and give one 3-D volume")
     values, inf = volume.as_tensor(), torch.inf
     low, high = float(values.nan_to_num(inf, inf, inf).min()), float(values.nan_to_num(-inf, -inf, -inf).max())
     if low > high:
