@@ -22,36 +22,36 @@ logger = logging.getLogger(__name__)
 
 #: Added by scanners and converters that store no negative numbers.
 OFFSET = 1024.0
-#: How much higher a negative number becomes that is taken for an unsigned one of 16 bits.
+#: The error of a negative number that is read as an unsigned one of 16 bits.
 WRAPPED = 65536
-#: No tissue and no noise of air is below this, Hounsfield units: it is padding, and counts as air.
+#: Values below this, Hounsfield units, are padding and count as air: no tissue and no noise of air goes so low.
 PADDING, AIR = -1100.0, -1000.0
-#: Between this and fat a CT has something, the skin and the bowel at least, unless it is stored 1024 too high.
+#: Every CT has values between this and fat, from skin and bowel at least, unless it is stored 1024 too high.
 LUNG = -900.0
 #: Least Hounsfield units of the body.
 SOLID = -500.0
 #: Every abdomen on a CT has voxels below this, Hounsfield units.
 FAT = -50.0
-#: What is sought on a coarse copy of an image, mm: voxels of about this size.
+#: Approximate voxel size of the coarse copy of an image on which the body is sought, mm.
 COARSE = 4.0
-#: What is thinner than twice this is not the body: the table, blankets, cables, mm.
+#: Things thinner than twice this, mm, are not the body: the table, blankets, cables.
 THIN = 8.0
-#: How many times as high one body may be as the other and still be taken for the same part.
+#: Two bodies whose heights differ by more than this factor do not show the same part.
 TALLER = 1.4
 
 
 class HounsfieldUnitsd(MapTransform):
-    """Make sure that the images are in Hounsfield units, and that what is no measurement counts as air.
+    """Make sure that the images are in Hounsfield units and that voxels without a measurement count as air.
 
-    Each of these is undone with a warning that names the file:
+    It corrects each of these, with a warning that names the file:
 
     - negative numbers stored unsigned in 16 bits, so that they are 65536 too high;
-    - values 1024 too high, as scanners and converters store them that have no negative numbers. A CT counts as one of
+    - values 1024 too high, as written by scanners and converters that store no negative numbers. A CT counts as one of
       these if it has air near 0 or below (≤ 50), hardly anything from −900 to −50 (≤ 3 %), and its most frequent value
       above 300, fat or soft tissue, lies from 900 to 1150;
     - padding, which becomes air, −1000: values below −1100, and NaN or infinity outside the body.
 
-    Corners that all have one value of a tissue, such as 0, get a warning only.
+    If all corners have one value of a tissue, such as 0, it only warns.
 
     Raises:
         RegZooError: an image is not in Hounsfield units, for example windowed, or holds NaN inside the body.
@@ -79,11 +79,11 @@ def hounsfield_units(values: np.ndarray, grid: Grid, name: str) -> tuple[np.ndar
 
     Args:
         values: (X, Y, Z), not changed.
-        grid: where they lie.
+        grid: of the values.
         name: of the file, for errors.
 
     Returns:
-        The values and what was done to them; the array that was given if that is nothing.
+        The values and the corrections made; the given array itself if there are none.
 
     Raises:
         RegZooError: as `HounsfieldUnitsd`.
@@ -102,7 +102,7 @@ def hounsfield_units(values: np.ndarray, grid: Grid, name: str) -> tuple[np.ndar
         notes.append("Hounsfield units stored 1024 too high: 1024 was subtracted")
     elif low >= FAT or high >= WRAPPED // 2:
         problem = f"is not in Hounsfield units: its values go from {low:g} to {high:g}"
-        raise bad_file(name, problem, "export the CT anew, without a window")
+        raise bad_file(name, problem, "export the CT again, without a window")
     padding = values < PADDING
     if not whole:
         _check_body_is_known(values, known, grid, name)
@@ -114,7 +114,7 @@ def hounsfield_units(values: np.ndarray, grid: Grid, name: str) -> tuple[np.ndar
         values = np.where(padding, np.float32(AIR), values)
     corners = np.unique(values[tuple(slice(None, None, n - 1) for n in values.shape)])
     if len(corners) == 1 and corners[0] > SOLID:
-        # It might be anything in the body, so it is not changed.
+        # It may be a tissue, so it is not changed.
         notes.append(f"its corners all hold {corners[0]:g} HU; if that is padding, replace it by {AIR:g}")
     return values, notes
 
@@ -140,11 +140,11 @@ def _check_body_is_known(values: np.ndarray, known: np.ndarray, grid: Grid, name
     )
     if count:
         problem = f"holds NaN or infinity in {count} voxels inside the body"
-        raise bad_file(name, problem, "export the CT anew, or fill them in from their neighbours")
+        raise bad_file(name, problem, "export the CT again, or fill them in from their neighbours")
 
 
 class Region(NamedTuple):
-    """Where something lies.
+    """The place of an organ or a body.
 
     Attributes:
         center: the middle of the box round it along the axes of its image, RAS mm.
@@ -158,16 +158,16 @@ class Region(NamedTuple):
 
 
 class FieldOfViewd(MapTransform):
-    """Find what the network's field of view is to be centred on: an organ, or without it the body.
+    """Find the centre of the network's field of view: that of an organ or, without it, of the body.
 
-    The organ is a label of the fixed image, found by its value in the label map; the paper crops both images round the
-    liver and a margin and stretches each crop to the matrix size, so the voxels of every case have another size. Here
-    the field of view has the same size in mm for all cases, and is centred alone: displacements, the limits of the
-    augmentation, distances and penalties are in mm for every case alike, shapes are not distorted, and an image with
-    its label gets the voxels that it would get without.
+    The organ is a label of the fixed image, found by its value in the label map. The paper crops both images round the
+    liver with a margin and stretches each crop to the matrix size, so that the voxels of every case have another size.
+    Here the field of view is only centred and has the same size in mm for all cases. Displacements, distances,
+    penalties and the limits of the augmentation are therefore comparable in mm, shapes are not distorted, and an image
+    with its label gets the same voxels as without.
 
-    Adds ``view_center`` (3,), RAS mm, for `ResamplePaird`, where an organ was found ``view_extent`` (3,), its box and
-    the margin, mm, and for pairs ``fixed_anchor`` and ``moving_anchor`` (3,), RAS mm in the files' own worlds, for
+    Adds ``view_center`` (3,), RAS mm, for `ResamplePaird`; for an organ ``view_extent`` (3,), its box and the margin,
+    mm; and for pairs ``fixed_anchor`` and ``moving_anchor`` (3,), RAS mm in the files' own worlds, for
     ``AlignPaird("region")``: the centres of mass of the organ if both images have it, otherwise of both bodies.
 
     Args:
@@ -215,14 +215,14 @@ class FieldOfViewd(MapTransform):
 
 
 def body_region(image: MetaTensor, threshold: float = SOLID) -> Region:
-    """Where the body is on a CT: the largest connected thing that is not thin, without table and blankets.
+    """The place of the body on a CT: the largest connected thing that is not thin, without table and blankets.
 
     Args:
         image: (1, X, Y, Z), Hounsfield units, with affine voxel → RAS mm.
         threshold: least Hounsfield units of the body.
 
     Returns:
-        Where it is, or if nothing is found, where the whole image is.
+        The place of the body, or of the whole image if no body is found.
     """
     grid = Grid.of(image)
     steps = [max(1, round(COARSE / mm)) for mm in grid.spacing]
@@ -240,7 +240,7 @@ def body_region(image: MetaTensor, threshold: float = SOLID) -> Region:
 
 
 def _region(mask: np.ndarray, grid: Grid, grow: float = 0.0) -> Region:
-    """Where a mask (X, Y, Z) is, its box on all sides larger by some mm as far as the grid reaches."""
+    """The place of a mask (X, Y, Z); its box grows by `grow` mm on all sides, up to the border of the grid."""
     low, high, centroid = np.zeros(3), np.zeros(3), np.zeros(3)
     for axis in range(3):
         profile = mask.sum(axis=tuple(other for other in range(3) if other != axis))
