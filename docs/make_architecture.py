@@ -32,7 +32,7 @@ BOXES: dict[str, tuple[int, int, int, int, str, list[str]]] = {
     "engines": (810, 384, 200, 64, TRAIN, ["checkpoints, schedules,", "logs, records"]),
     "metrics": (630, 466, 140, 50, TRAIN, ["one value per case"]),
     "report": (810, 466, 200, 50, TRAIN, ["tables and pictures"]),
-    "spatial, filters, files, errors, ownership, bundles": (
+    "spatial, filters, files, errors, ownership, bundles, case": (
         *(30, 536, 980, 50, BOTH),
         ["grids, frames and fields; filters; safe reading and writing. They use no room above them."],
     ),
@@ -43,7 +43,7 @@ BOXES: dict[str, tuple[int, int, int, int, str, list[str]]] = {
         560,
         52,
         ASIDE,
-        ["for releases and studies: verify, package, publish, check, datalist, curves"],
+        ["for releases and studies: verify, package, publish, check, datalist, curves, statistics"],
     ),
 }
 

@@ -92,3 +92,18 @@ def test_the_site_builds_without_a_broken_link(tmp_path: Path) -> None:
     assert built.returncode == 0, built.stderr
     for page in ROOT.glob("docs/*.md"):
         assert f'href="{page.stem}.html"' in (tmp_path / "index.html").read_text(encoding="utf-8"), page
+
+
+def test_the_picture_of_the_architecture_shows_every_room() -> None:
+    picture = (ROOT / "docs/images/architecture.svg").read_text(encoding="utf-8")
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    package = ROOT / "common/regzoo"
+    rooms = {path.parent.name for path in package.glob("*/__init__.py")} | {
+        path.stem for path in package.glob("[!_]*.py")
+    }
+    words = set(re.findall(r"\w+", picture))
+    assert rooms <= words, rooms - words
+    assert rooms <= set(re.findall(r"`(\w+)`", page)), rooms
+    assert {
+        path.name for path in (ROOT / "common").glob("regzoo*") if path.is_dir() and "egg" not in path.name
+    } <= words
