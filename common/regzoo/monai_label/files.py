@@ -37,12 +37,24 @@ def fixed_file(path: Any) -> Path:
     if isinstance(path, str) and path:
         file = Path(os.path.realpath(path))
         sessions = os.environ.get(SESSIONS_VARIABLE) or Path.home() / ".cache" / "monailabel" / "sessions"
-        uploads = Path(os.path.realpath(tempfile.gettempdir()))
-        uploaded = file.parent == uploads and file.name.startswith(tempfile.gettempprefix())
-        if uploaded or any(_inside(file, place) for place in (studies_folder(file), Path(os.path.realpath(sessions)))):
+        if is_upload(file) or any(
+            _inside(file, place) for place in (studies_folder(file), Path(os.path.realpath(sessions)))
+        ):
             return file
     # The same for what is not there and for what is elsewhere, so that nobody learns which files there are.
     raise RegZooError("image: no such image in the studies folder itself; give an id that GET /datastore/ lists")
+
+
+def is_upload(file: Path) -> bool:
+    """Whether MONAI Label made a file of what came with a request; a path without symbolic links."""
+    uploads = Path(os.path.realpath(tempfile.gettempdir()))
+    return file.parent == uploads and file.name.startswith(tempfile.gettempprefix())
+
+
+def remove_upload(path: Any) -> None:
+    """Remove the image that came with a request; MONAI Label leaves it behind if the request fails."""
+    if isinstance(path, str) and is_upload(file := Path(os.path.realpath(path))):
+        file.unlink(missing_ok=True)
 
 
 def studies_folder(fixed: Path) -> Path:

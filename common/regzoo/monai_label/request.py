@@ -23,6 +23,7 @@ from regzoo.monai_label.files import (
     find_files,
     fixed_file,
     noted_pair,
+    remove_upload,
     studies_folder,
 )
 from regzoo.monai_label.messages import without_folders
@@ -94,6 +95,8 @@ class _Answering(Transform):
         try:
             return self.steps({**data, Key.SERVED: self.served})
         except Exception as error:
+            if self.served:
+                remove_upload(data.get("image_path"))
             mine = user_error(error)
             if mine is None or not self.served:
                 raise
