@@ -26,10 +26,10 @@ def is_map(labels: torch.Tensor) -> bool:
 
 
 def hold(volume: MetaTensor, values: Sequence[int] | None) -> MetaTensor:
-    """Held labels from float32 volumes.
+    """Held labels from those of a file.
 
     Args:
-        volume: an integer map (1, X, Y, Z), or masks (C, X, Y, Z) of 0 and 1.
+        volume: an integer map (1, X, Y, Z) float32, or masks (C, X, Y, Z).
         values: the value of each label of a map; other values become background. None for masks.
     """
     stored = volume.as_tensor()

@@ -32,7 +32,7 @@ class LabelFile(NamedTuple):
     """Labels as stored in a file.
 
     Attributes:
-        volume: masks (C, X, Y, Z) of 0 and 1, or an integer map (1, X, Y, Z); float32 with affine voxel → RAS mm.
+        volume: masks (C, X, Y, Z) bool, or an integer map (1, X, Y, Z) float32; affine voxel → RAS mm.
         is_map: whether `volume` is an integer map.
         mask_values: for masks, the value of each in its file.
         axes: number of axes of the file; 4 also for a map that is the only volume of a 4-D file.
@@ -80,9 +80,12 @@ def read_label_file(
     if is_map:
         values = _whole_numbers(path, stored)[None]
     else:
-        masks = [_whole_numbers(path, mask) for mask in stored.unbind(-1)]
-        mask_values = [_only_value(path, mask, f"volume {n} holds") for n, mask in enumerate(masks, 1)]
-        values = (torch.stack(masks) > 0).float()
+        masks = list[torch.Tensor]()
+        for number, mask in enumerate(stored.unbind(-1), 1):
+            whole = _whole_numbers(path, mask)
+            mask_values.append(_only_value(path, whole, f"volume {number} holds"))
+            masks.append(whole > 0)
+        values = torch.stack(masks)
     if not bool(values.any()) and not may_be_empty:
         raise bad_file(path, "holds no labelled voxel", _DRAW)
     label = MetaTensor(values, affine=volume.affine)
@@ -96,7 +99,7 @@ def _joined(paths: Sequence[str | Path], image: Grid | None, may_be_empty: bool,
     masks, values = list[torch.Tensor](), list[int]()
     for path in paths:
         file = read_label_file(path, image, True, strict_headers)
-        masks.append((file.volume.as_tensor() > 0).float())
+        masks.append(file.volume.as_tensor() > 0)
         values += [_only_value(path, file.volume, "holds")] if file.is_map else file.mask_values
         if masks[-1].shape[1:] != masks[0].shape[1:]:
             raise bad_file(

@@ -79,7 +79,7 @@ class LoadPaird(MapTransform):
             if data.get(Key.REQUESTED):
                 label = hold(file.volume, values if file.is_map else None)
             else:
-                label = to_channels(file.volume, values) if file.is_map else file.volume
+                label = to_channels(file.volume, values) if file.is_map else file.volume.float()
             label.meta[FILE] = record_files(data, [key])[0]
             item[key] = label
         if maps:
