@@ -17,7 +17,7 @@ from regzoo.errors import RegZooError, end_on_signals, one_line, print_error
 
 
 class Phantom:
-    """Write data sets of phantoms, in the layout of the public set they stand in for."""
+    """Write a data set of phantoms, in the layout of the public data set that it stands in for."""
 
     def prostate(
         self,
@@ -33,10 +33,10 @@ class Phantom:
         Args:
             folder: new or empty folder.
             pairs: number of pairs in train/.
-            held_out: number of pairs of other patients in val/.
+            held_out: number of pairs in val/, from other patients.
             seed: the same seed gives the same files.
             spacing: voxel size, mm.
-            slice_thickness: MR slice thickness, mm; that of the other axes if not given.
+            slice_thickness: MR slice thickness, mm; by default the same as the spacing.
         """
         from regzoo_phantoms import write_prostate_phantoms
 
@@ -59,10 +59,10 @@ class Phantom:
         Args:
             folder: new or empty folder.
             cases: number of patients in imagesTr/.
-            held_out: number of other patients in imagesTs/; all their pairs are those to validate on.
+            held_out: number of other patients in imagesTs/; all pairs of these are for validation.
             seed: the same seed gives the same files.
             spacing: voxel size, mm.
-            breathing: write a second, breathed-in image of every patient, and the true displacement fields.
+            breathing: also write an image of every patient after breathing in, and the true displacement fields.
         """
         from regzoo_phantoms import write_abdomen_phantoms
 
@@ -74,15 +74,15 @@ class Phantom:
     def brain(
         self, folder: str, cases: int = 24, held_out: int = 6, seed: int = 0, spacing: float = 2.0, scalp: bool = False
     ) -> None:
-        """Write T1-weighted brain MRs in the layout of IXI, with maps of 17 labels beside them.
+        """Write T1-weighted brain MRs in the layout of IXI, each with a map of 17 labels.
 
         Args:
             folder: new or empty folder.
-            cases: number of patients to train on.
-            held_out: number of other patients, of the split val in manifest.json.
+            cases: number of patients for training.
+            held_out: number of other patients, listed as the split val in manifest.json.
             seed: the same seed gives the same files.
             spacing: voxel size, mm.
-            scalp: draw the head around the brain, as in IXI, instead of nothing, as after skull stripping.
+            scalp: draw the head around the brain, as in IXI; without it, images look skull-stripped.
         """
         from regzoo_phantoms import write_brain_phantoms
 
@@ -102,25 +102,25 @@ def register(
     overlays: str | Sequence[str] = (),
     **overrides: Any,
 ) -> None:
-    """Register a moving image to a fixed one with a bundle, or carry its labels over.
+    """Register a moving image to a fixed image with a bundle, and propagate the moving labels.
 
-    Writes warped_image.nii.gz, warped_label.nii.gz (with a label), field.nii.gz (fixed to moving, LPS mm, for ITK, ANTs
-    and 3D Slicer), statistics.json and quality.png, as far as the bundle gives them.
+    Writes warped_image.nii.gz, warped_label.nii.gz (if there is a label), field.nii.gz (fixed to moving, LPS mm, for
+    ITK, ANTs and 3D Slicer), statistics.json and quality.png. Some bundles give only a part of these.
 
     Args:
         bundle: a bundle's name or folder.
         fixed: fixed image file.
         moving: moving image file.
         out: folder for the results.
-        label: labels on the moving image to propagate.
-        align: header (the files share a world), center (put the centres of the two images together first), label (put
-            the moving label on the centre of the fixed image first) or region (put the organ, or else the bodies, of
-            two CTs together first).
-        outputs: some of image,label,probability,field,statistics,picture instead of all but the probability.
-        fixed_label: labels on the fixed image, for a bundle that aligns the two by an organ beforehand.
-        overlays: further configurations of the bundle, such as configs/variants/onnx.json, separated by commas; as a
-            list, "['a.json']", if there is a comma in a name.
-        overrides: any setting of the bundle's configs/inference.json, such as --checkpoint FILE.
+        label: labels on the moving image, to propagate.
+        align: how to pre-align the images: header (keep the positions in the files), center (match the image centres),
+            label (move the moving label to the centre of the fixed image) or region (match the organ of two CTs, or
+            the bodies if the organ is not labelled).
+        outputs: any of image,label,probability,field,statistics,picture; by default all except probability.
+        fixed_label: labels on the fixed image, for bundles that pre-align by an organ.
+        overlays: further configurations of the bundle, such as configs/variants/onnx.json, separated by commas; write
+            a list, "['a.json']", if a name contains a comma.
+        overrides: any setting in the bundle's configs/inference.json, such as --checkpoint FILE.
     """
     find_bundle(bundle)  # before MONAI is imported
     from regzoo.inference import register as run
@@ -140,14 +140,14 @@ def register(
 def export(
     bundle: str, format: str, out: str | None = None, overlays: str | Sequence[str] = (), **overrides: Any
 ) -> None:
-    """Export a bundle's network to a file that other programs run, and verify it against PyTorch.
+    """Export a bundle's network to a file that other programs can run, and compare it with PyTorch.
 
     Args:
         bundle: a bundle's name or folder.
-        format: torchscript, onnx or tensorrt (which needs an NVIDIA GPU).
-        out: the file; models/model.ts, models/model.onnx or models/model_trt.ts in the bundle if not given.
+        format: torchscript, onnx or tensorrt (needs an NVIDIA GPU).
+        out: output file; by default models/model.ts, models/model.onnx or models/model_trt.ts in the bundle.
         overlays: further configurations of the bundle, such as configs/variants/mix.json, separated by commas.
-        overrides: any setting of the bundle's configs/inference.json, such as --checkpoint FILE or --size "[48,32,32]".
+        overrides: any setting in the bundle's configs/inference.json, such as --checkpoint FILE or --size "[48,32,32]".
     """
     find_bundle(bundle)
     from regzoo.export import export_network
@@ -157,24 +157,24 @@ def export(
 
 
 def _listed(files: str | Sequence[str]) -> list[str]:
-    """Files given as one, separated by commas, or as a list, which names with commas need."""
+    """File names given as one text, separated by commas, or as a list."""
     if isinstance(files, str):
         files = DefaultParseValue(files) if files.startswith("[") else files.split(",")
     return [str(file) for file in files]
 
 
 def check(data: str, bundle: str | None = None, strict: bool = False, out: str | None = None, **overrides: Any) -> None:
-    """Check your own data before hours of training on them: every file, label and pair, and what the network will see.
+    """Check your data before training: every file, label and pair, and the region that the network will see.
 
-    Lists everything that is wrong, proposes spacing, size and folds, and estimates time and memory. The exit status is
-    1 if there is an error. Nothing is written without --out.
+    Lists all problems, proposes spacing, size and folds, and estimates time and memory. The exit status is 1 if there
+    is an error. Nothing is written without --out.
 
     Args:
         data: a folder in a known layout, or a datalist.
-        bundle: the bundle to train, by name or folder; without it only what does not depend on one is checked.
+        bundle: the bundle to train, by name or folder; without it, only checks that need no bundle are run.
         strict: exit with status 1 for warnings too.
-        out: folder for check.json and contact_sheet.png, slices of up to 40 cases with the outlines of their labels.
-        overrides: any setting of the bundle's configs/train.json, such as --size "[40,32,32]" or --align center.
+        out: folder for check.json and contact_sheet.png (slices of up to 40 cases with outlines of their labels).
+        overrides: any setting in the bundle's configs/train.json, such as --size "[40,32,32]" or --align center.
     """
     if bundle is not None:
         find_bundle(bundle)
@@ -195,19 +195,19 @@ def datalist(
     patient: str | None = None,
     out: str = "datalist.csv",
 ) -> None:
-    """Write a datalist of plain folders, pairing files by patterns of their names.
+    """Write a datalist for plain folders: files are paired by patterns of their names.
 
-    Patterns are paths from a folder on, in which {case}, {patient} and * stand for any part of a name: --fixed
-    "us/*.nii.gz" --moving "mr/*.nii.gz", or --fixed "{case}/us.nii.gz" --moving "{case}/mr.nii.gz". Quote them.
+    A pattern is a path relative to a folder, in which {case}, {patient} and * stand for any part of a name: --fixed
+    "us/*.nii.gz" --moving "mr/*.nii.gz", or --fixed "{case}/us.nii.gz" --moving "{case}/mr.nii.gz". Quote patterns.
 
     Args:
-        folders: where the patterns start, one or several.
-        fixed: pattern of the fixed images, or of all images for a bundle that trains on single ones.
+        folders: one or several folders in which the patterns are looked up.
+        fixed: pattern of the fixed images, or of all images for a bundle that trains on single images.
         moving: pattern of the moving images.
         fixed_label: pattern of the labels of the fixed images.
         moving_label: pattern of the labels of the moving images.
         patient: regular expression that finds the patient in the name of a case, such as "^p[0-9]+".
-        out: the table to write, .csv or .tsv; it must not exist.
+        out: table to write, .csv or .tsv; must not exist.
     """
     from regzoo_tools.patterns import write_datalist
 
@@ -219,7 +219,7 @@ def datalist(
 
 
 def curves(folder: str, out: str = "training.png") -> None:
-    """Draw the loss and the validation of a training over its epochs, from the TensorBoard files that it wrote.
+    """Plot a training's loss and validation metrics over its epochs, from its TensorBoard files.
 
     Args:
         folder: the training's output folder.
@@ -231,9 +231,9 @@ def curves(folder: str, out: str = "training.png") -> None:
 
 
 def verify(bundle: str) -> None:
-    """Check a bundle as the MONAI Model Zoo does, and as MONAI Label needs it; offline. Prints a table.
+    """Run the checks of the MONAI Model Zoo, and those that MONAI Label needs, offline. Prints a table.
 
-    The exit status is 1 if a check failed. Checks that could not be done here are skipped, with the reason.
+    The exit status is 1 if a check failed. Checks that cannot run here are skipped; the table says why.
 
     Args:
         bundle: a bundle's name or folder.
@@ -248,12 +248,12 @@ def verify(bundle: str) -> None:
 
 
 def package(bundle: str, out: str | None = None, large_files: str | None = None) -> None:
-    """Write a bundle as a zip that runs without regzoo installed; the package is inside.
+    """Write a bundle as a zip that contains the package regzoo, so that regzoo need not be installed to run it.
 
     Args:
         bundle: a bundle's name or folder.
-        out: the zip; NAME_vVERSION.zip in the working folder if not given.
-        large_files: address from which models/model.pt can be downloaded; it is left out, and large_files.yml says so.
+        out: the zip; by default NAME_vVERSION.zip in the working folder.
+        large_files: address of models/model.pt on the web; the zip then contains large_files.yml instead of the file.
     """
     _has_configs(bundle)
     from regzoo.files import file_hash
@@ -264,14 +264,14 @@ def package(bundle: str, out: str | None = None, large_files: str | None = None)
 
 
 def publish(bundle: str, repo: str, token: str | None = None, version: str | None = None, private: bool = True) -> None:
-    """Push a bundle to the Hugging Face Hub, if every check of `verify` is passed; the package is inside.
+    """Package a bundle and push it to the Hugging Face Hub, if it passes every check of `verify`.
 
     Args:
         bundle: a bundle's name or folder.
-        repo: organisation/name; made if it is not there.
-        token: access token; better, log in with `hf auth login` or set HF_TOKEN, which others cannot see.
-        version: tag; the version in the bundle's metadata if not given.
-        private: make the repository visible to its owners only; --noprivate for everybody.
+        repo: organisation/name; created if it does not exist.
+        token: access token; `hf auth login` or the variable HF_TOKEN is safer, because others cannot see it.
+        version: tag; by default the version in the bundle's metadata.
+        private: create a private repository; --noprivate for a public one.
     """
     _has_configs(bundle)
     from regzoo_tools import as_table, publish, summary
@@ -280,6 +280,9 @@ def publish(bundle: str, repo: str, token: str | None = None, version: str | Non
     print(address)
 
 
+#: Packages of the same distribution that a packaged bundle does not contain.
+OTHER_PACKAGES = ("regzoo_phantoms", "regzoo_tools")
+INSTALL = 'pip install "regzoo[zoo]"'
 COMMANDS = {
     "register": register,
     "export": export,
@@ -294,13 +297,13 @@ COMMANDS = {
 
 
 def _has_configs(bundle: str) -> None:
-    """Refuse the name of no bundle, before MONAI is imported."""
+    """Refuse a wrong name at once, before MONAI is imported."""
     if not (Path(bundle) / "configs").is_dir():
         find_bundle(bundle)
 
 
 def _reader(name: str, kind: str) -> Callable[[str], Any]:
-    """What turns the text that was typed for an argument into its value, by the argument's annotation."""
+    """The function that parses a typed argument, by the argument's annotation."""
 
     def number(text: str) -> Any:
         value = DefaultParseValue(text)
@@ -319,7 +322,7 @@ def _reader(name: str, kind: str) -> Callable[[str], Any]:
 
 
 def _keep_names(command: Callable[..., None]) -> None:
-    """Let fire hand names to a command as they were typed: 2024, 007 and a,b are names of files as well."""
+    """Stop fire from parsing names: 2024, 007 and a,b can be names of files."""
     parameters = inspect.signature(command).parameters.values()
     named = {p.name: _reader(p.name, str(p.annotation)) for p in parameters if p.kind is not p.VAR_KEYWORD}
     fire.decorators.SetParseFns(**named)(command)
@@ -327,7 +330,7 @@ def _keep_names(command: Callable[..., None]) -> None:
 
 
 def _joined(arguments: Sequence[str]) -> list[str]:
-    """Arguments with values that begin with a dash joined to their option: ``--moving -m.nii.gz``."""
+    """Join values that begin with a dash to their option: ``--moving -m.nii.gz``."""
     joined: list[str] = []
     for argument in arguments:
         if joined and re.fullmatch(r"--[\w#-]+", joined[-1]) and re.match(r"-[^-]", argument):
@@ -338,10 +341,10 @@ def _joined(arguments: Sequence[str]) -> list[str]:
 
 
 def _check_arguments(arguments: Sequence[str]) -> None:
-    """Refuse options that a command does not have; fire would do so when the work is done.
+    """Refuse unknown options before the command runs; fire would refuse them only afterwards.
 
     Raises:
-        RegZooError: one line that names the option and the nearest one that there is.
+        RegZooError: one line that names the option and the nearest valid one.
     """
     command, rest = COMMANDS.get(arguments[0] if arguments else ""), list(arguments[1:])
     if inspect.isclass(command) and rest:
@@ -366,12 +369,12 @@ def _check_arguments(arguments: Sequence[str]) -> None:
             free.remove(name)
         elif name not in names and name.removeprefix("no") not in names and len(name) > 1 and not anything:
             near = difflib.get_close_matches(name, names, 1)
-            mend = f"did you mean --{near[0]}?" if near else f"use one of --{', --'.join(names)}"
-            raise RegZooError(f"--{name}: no such option of {command.__name__}; {mend}")
+            fix = f"did you mean --{near[0]}?" if near else f"use one of --{', --'.join(names)}"
+            raise RegZooError(f"--{name}: no such option of {command.__name__}; {fix}")
 
 
 def main() -> None:
-    """Run a command; an error is one line on standard error and exit status 1."""
+    """Run a command. An error prints one line on standard error; the exit status is 1."""
     end_on_signals()
     for command in (*COMMANDS.values(), *vars(Phantom).values()):
         if inspect.isfunction(command):
@@ -381,5 +384,8 @@ def main() -> None:
         _check_arguments(arguments)
         fire.Fire(COMMANDS, command=arguments, name="regzoo")
     except Exception as error:
-        print_error(one_line(error))
+        if isinstance(error, ModuleNotFoundError) and error.name in OTHER_PACKAGES:
+            print_error(f"regzoo {arguments[0]}: is not part of a packaged bundle; install regzoo: {INSTALL}")
+        else:
+            print_error(one_line(error))
         sys.exit(1)

@@ -1,16 +1,13 @@
-"""Checks of the code in a bundle: Python files, and what its configurations evaluate."""
+"""Checks of a bundle's Python files, and of the names in its configurations."""
 
 from __future__ import annotations
 
-import ast
 import importlib.util
 import json
 import pydoc
-import re
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from monai.bundle import ComponentLocator
@@ -32,19 +29,6 @@ PLUGINS = {
     "flake8_executable": "flake8-executable",
     "pep8ext_naming": "pep8-naming",
 }
-#: What an expression of a configuration has no business with, wherever in a dotted name: shells, the network, code out
-#: of strings.
-FORBIDDEN_ANYWHERE = {
-    *("subprocess", "pty", "socket", "urllib", "http", "httpx", "requests", "ftplib", "smtplib", "telnetlib", "ctypes"),
-    *("pickle", "marshal", "runpy", "importlib", "builtins", "__builtins__", "__import__", "__globals__"),
-    *("__subclasses__", "exec", "globals", "getattr", "setattr"),
-}
-#: The same as the first of a name only: what comes later may be a method, as in ``network.eval()``.
-FORBIDDEN_FIRST = {"eval", "compile", "open", "input", "code"}
-FORBIDDEN_OF_OS = re.compile(
-    r"(.*\.)?(os|posix|nt)\.(system|popen|exec\w*|spawn\w*|posix_spawn\w*|remove|unlink|rmdir|kill\w*)(\..+)?"
-)
-_REFERENCE = re.compile(r"[@%][\w:#]+")
 
 
 def python_style(bundle: Bundle) -> str:
@@ -76,42 +60,12 @@ def run_tool(tool: str, bundle: Bundle, names: list[str]) -> str:
     return f"{tool}: {lines[0]}" + (f" and {len(lines) - 1} more lines" if lines[1:] else "")
 
 
-def config_code(bundle: Bundle) -> str:
-    """No configuration plainly runs a shell, talks to a network or evaluates strings: MONAI runs what stands in them.
-
-    It compares names with a list. That catches the obvious and is no sandbox: an expression that wants to hide what it
-    does can, and what the functions do that it calls is not looked at.
-    """
-    codes = {path: list(expressions(load_json(path))) for path in bundle.files(".json")}
-    # What one configuration imports, those that are read with it can use.
-    names = aliases(code for found in codes.values() for code in found)
-    for path, found in codes.items():
-        for code in found:
-            for name in names_in(code, names):
-                if is_forbidden(name):
-                    raise CheckError(f"{path.name} uses {name} in {code!r}; put what it does into the package")
-    return f"{sum(map(len, codes.values()))} expressions and targets have no name that is forbidden"
-
-
-def load_json(path: Path) -> Any:
-    """The content of a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def is_forbidden(name: str) -> bool:
-    """Whether a configuration must not use a dotted name."""
-    parts = name.split(".")
-    return bool(
-        FORBIDDEN_ANYWHERE.intersection(parts) or parts[0] in FORBIDDEN_FIRST or FORBIDDEN_OF_OS.fullmatch(name)
-    )
-
-
 def targets(bundle: Bundle) -> str:
     """Everything that a ``_target_`` names is there, in the variants, too; looked for as MONAI does."""
     locator, wanted = ComponentLocator(), {}
     for path in bundle.files(".json"):
         if path.is_relative_to(bundle.root / "configs"):
-            wanted.update(dict.fromkeys(named_targets(load_json(path)), path))
+            wanted.update(dict.fromkeys(named_targets(json.loads(path.read_text(encoding="utf-8"))), path))
     sys.path.insert(0, str(bundle.root))  # put back by whoever runs the checks
     for target, path in wanted.items():
         module = locator.get_component_module_name(target)
@@ -131,60 +85,6 @@ def named_targets(value: Any) -> Iterator[str]:
         yield from named_targets(inner)
 
 
-def expressions(value: Any) -> Iterator[str]:
-    """The code of a configuration: what follows a ``$``, and what a ``_target_`` names."""
-    yield from named_targets(value)
-    yield from evaluated(value)
-
-
-def evaluated(value: Any) -> Iterator[str]:
-    """What follows a ``$``."""
-    if isinstance(value, str) and value.startswith("$"):
-        yield value[1:]
-    for inner in inner_values(value):
-        yield from evaluated(inner)
-
-
 def inner_values(value: Any) -> Iterable[Any]:
     """The values in a dictionary or list."""
     return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-
-
-def parsed(code: str) -> Iterator[ast.AST]:
-    """The parts of an expression."""
-    return ast.walk(ast.parse(_REFERENCE.sub("reference", code)))
-
-
-def imported(node: ast.AST) -> Iterator[tuple[str, str]]:
-    """What an import statement imports, and by which name it is known then."""
-    if isinstance(node, ast.Import):
-        yield from ((alias.name, alias.asname or alias.name) for alias in node.names)
-    elif isinstance(node, ast.ImportFrom):
-        yield from ((f"{node.module}.{alias.name}", alias.asname or alias.name) for alias in node.names)
-
-
-def aliases(codes: Iterable[str]) -> dict[str, str]:
-    """By which other names modules and what is in them are known."""
-    pairs = (pair for code in codes for node in parsed(code) for pair in imported(node))
-    return {known: name for name, known in pairs if known != name}
-
-
-def names_in(code: str, other: Mapping[str, str]) -> Iterator[str]:
-    """The dotted names that an expression uses, those of imported modules too.
-
-    Args:
-        code: the expression.
-        other: by which other names something was imported.
-    """
-    for node in parsed(code):
-        yield from (name for name, _ in imported(node))
-        parts = []
-        while isinstance(node, ast.Attribute):
-            parts.append(node.attr)
-            node = node.value
-        if isinstance(node, ast.Name):
-            parts.append(other.get(node.id, node.id))
-        elif parts:
-            parts.append("")  # of what an expression gives, as in ``Path(name).open()``
-        if parts:
-            yield ".".join(reversed(parts))

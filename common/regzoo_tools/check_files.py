@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import ast
 import configparser
-import importlib
-import importlib.util
 import json
 import logging.handlers
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from regzoo.files import file_hash
-from regzoo_tools.bundle import CONFIGS, WEIGHTS, Bundle, CheckError, NotCheckedError
+from regzoo_tools.bundle import CONFIGS, WEIGHTS, Bundle, CheckError
 
 #: The zoo's limits for what lies in ``models/`` and for any other file, bytes: those of its releases and of its
 #: repository (1024 kB).
@@ -25,9 +22,7 @@ HASHES = ("md5", "sha1", "sha256", "sha512")
 #: ``<anatomy>_<modality>_<task>``, and words because of which MONAI Label would serve a bundle in another way.
 NAME = re.compile(r"[A-Za-z0-9]+(_[A-Za-z0-9]+){2,}")
 FORBIDDEN_WORDS = ("deepedit", "deepgrow", "detection", "classification")
-TEXT = {".json", ".md", ".txt", ".conf", ".yml", ".yaml", ".toml", ".cfg", ".py", ".sh"}
 LOGGING = {"": logging, "logging": logging, "logging.handlers": logging.handlers}
-PRIVATE_KEY = re.compile(rb"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY|PuTTY-User-Key-File-\d")
 
 
 def relative(paths: Iterator[Path] | list[Path], bundle: Bundle) -> str:
@@ -96,53 +91,6 @@ def sizes(bundle: Bundle) -> str:
         )
     biggest = max(everything, key=lambda file: everything[file])
     return f"largest is {biggest} with {everything[biggest] / 1e6:.1f} MB; limits: 25 MB in models/, 1 MB elsewhere"
-
-
-def text_files(bundle: Bundle) -> str:
-    """Line ends, trailing blanks, file modes, names and secrets, as the zoo's pre-commit hooks look at them."""
-    paths = [path for path in bundle.files() if path.suffix in TEXT or path.name == "LICENSE"]
-    faults = [f"{relative([path], bundle)}: {fault}" for path in paths for fault in _faults(path)]
-    lower: dict[str, str] = {}
-    for path in bundle.files():
-        file = relative([path], bundle)
-        if lower.setdefault(file.lower(), file) != file:
-            faults.append(f"{file}: differs from {lower[file.lower()]} in case only")
-    if faults:
-        raise CheckError("; ".join(faults))
-    return f"{len(paths)} files"
-
-
-def _faults(path: Path) -> Iterator[str]:
-    """What is wrong in how a text file is written."""
-    content = path.read_bytes()
-    if content and (not content.endswith(b"\n") or content.endswith(b"\n\n")):
-        yield "does not end in one line break"
-    if b"\r" in content:
-        yield "has line ends of Windows"
-    if path.name != "LICENSE" and re.search(rb"[ \t]+$", content, flags=re.MULTILINE):
-        yield "has blanks at the end of a line"
-    if PRIVATE_KEY.search(content):
-        yield "holds a private key"
-    if os.name == "posix" and path.stat().st_mode & 0o111 and not content.startswith(b"#!"):
-        yield "is executable without a #! line"
-
-
-def yaml_and_toml(bundle: Bundle) -> str:
-    """YAML and TOML files can be read, if there are any."""
-    yaml, toml = list(bundle.files(".yml", ".yaml")), list(bundle.files(".toml"))
-    toml_module = "tomllib" if importlib.util.find_spec("tomllib") else "tomli"  # part of Python since 3.11
-    parsers = {"yaml": ("pyyaml", yaml), toml_module: (toml_module, toml)}
-    for module, (package, paths) in parsers.items():
-        if paths and importlib.util.find_spec(module) is None:
-            raise NotCheckedError(f"{package} not installed: pip install {package}")
-        for path in paths:
-            text = path.read_text(encoding="utf-8")
-            parser = importlib.import_module(module)
-            try:
-                parser.safe_load(text) if module == "yaml" else parser.loads(text)
-            except (ValueError, getattr(parser, "YAMLError", ValueError)) as error:
-                raise CheckError(f"{relative([path], bundle)} cannot be read: {error}") from None
-    return f"{len(yaml) + len(toml)} files"
 
 
 def json_format(bundle: Bundle) -> str:

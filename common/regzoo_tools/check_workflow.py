@@ -129,7 +129,7 @@ def inference_properties(bundle: Bundle) -> str:
 
 def properties(bundle: Bundle, kind: str, *names: str, **overrides: Any) -> str:
     """Initialise a workflow on small phantoms, in a folder of its own, and let MONAI look for all it needs."""
-    phantoms = small_phantoms(bundle)
+    phantoms = small_phantoms(bundle, bundle.scratch / "phantoms")
     if kind == "inference":
         pair = load_records(phantoms, "val")[0]
         overrides.update(
@@ -154,10 +154,10 @@ def properties(bundle: Bundle, kind: str, *names: str, **overrides: Any) -> str:
     return "none missing"
 
 
-def small_phantoms(bundle: Bundle) -> Path:
-    """The phantoms that the bundle trains on without a data set, only few and coarse; written once."""
+def small_phantoms(bundle: Bundle, folder: Path) -> Path:
+    """The phantoms that the bundle trains on without a data set, but few and coarse; written once."""
     own = bundle.config("train").get("phantoms")
     if not isinstance(own, dict):
         raise NotCheckedError("train.json has no phantoms to fall back on, so there is nothing to run it with")
     small = {**own, **{key: count for key, count in FEW.items() if key in own}, "spacing": COARSE, "workers": 1}
-    return embedded_phantoms(bundle.scratch / "phantoms", **small)
+    return embedded_phantoms(folder, **small)

@@ -22,38 +22,9 @@ from label_studies import DDMR, ENVIRONMENT, WEAK_DDF, fingerprints
 from label_truth import masks_of, paint, registrar
 from regzoo.datasets import load_records
 from regzoo_tools import package
+from zip_only import environment
 
 NAMES = [DDMR, WEAK_DDF]
-#: Python runs it at its start: of all places only those with a bundle have a `regzoo`, and every import of it is noted.
-SITE = """
-import os
-import sys
-from importlib.machinery import PathFinder
-
-
-class OnlyInBundles:
-    @staticmethod
-    def find_spec(name, path=None, target=None):
-        if name != "regzoo":
-            return None
-        bundles = [place for place in sys.path if os.path.isfile(os.path.join(place, "configs", "metadata.json"))]
-        spec = PathFinder.find_spec(name, bundles)
-        if spec is None:
-            raise ModuleNotFoundError("No module named 'regzoo'", name=name)
-        with open(os.path.join(os.path.dirname(__file__), "imports.txt"), "a") as notes:
-            notes.write(spec.origin + os.linesep)
-        return spec
-
-
-sys.meta_path.insert(0, OnlyInBundles)
-"""
-
-
-def environment(site: Path) -> dict[str, str]:
-    """In which the installed package is not found."""
-    site.mkdir(exist_ok=True)
-    (site / "sitecustomize.py").write_text(SITE, encoding="utf-8")
-    return {**ENVIRONMENT, "PYTHONPATH": str(site)}
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +33,7 @@ def server(
 ) -> Iterator[LabelServer]:
     """With the unpacked zips for its bundles, and pairs of finished labels in its studies."""
     folder = tmp_path_factory.mktemp("zips")
-    started = LabelServer(folder / "server", folder / "studies", [], environment(folder / "site"))
+    started = LabelServer(folder / "server", folder / "studies", [], environment(folder / "site", **ENVIRONMENT))
     for name in NAMES:
         with zipfile.ZipFile(package(name, folder / f"{name}.zip")) as archive:
             archive.extractall(started.models)

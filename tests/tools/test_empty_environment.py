@@ -21,15 +21,13 @@ from regzoo.inference import Registrar
 from regzoo_tools import package
 from regzoo_tools.bundle import Bundle
 from regzoo_tools.check_metadata import requirements
+from regzoo_tools.check_workflow import small_phantoms
 
 ENVIRONMENT = os.environ.get("REGZOO_ZOO_ENVIRONMENT")
 BUNDLES = sorted(path.parents[1] for path in Path(__file__).parents[2].glob("bundles/*/configs/metadata.json"))
+COMMON = Path(__file__).parents[2] / "common"
 #: Rows of the table that need tools which a bundle does not ask for.
 NEED_TOOLS = {"Python style", "metadata schema"}
-FEW = {
-    "prostate": "{'pairs':4,'held_out':2,'spacing':6.0,'seed':0}",
-    "abdominal": "{'kind':'abdomen','cases':4,'held_out':2,'spacing':8.0,'breathing':True,'seed':0}",
-}
 
 pytestmark = [
     pytest.mark.skipif(ENVIRONMENT is None, reason="takes minutes and a virtual environment: make test-zoo"),
@@ -73,53 +71,65 @@ def environment() -> dict[str, str]:
     return {**kept, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 
 
-def run(python: Path, folder: Path, *arguments: str) -> str:
-    """Run Python in a folder; what it printed."""
+def run(python: Path, folder: Path, *arguments: str, **variables: str) -> str:
+    """Run Python in a folder; returns what it printed."""
     done = subprocess.run(
-        [str(python), *arguments], cwd=folder, env=environment(), text=True, capture_output=True, timeout=600
+        [str(python), *arguments],
+        cwd=folder,
+        env=environment() | variables,
+        text=True,
+        capture_output=True,
+        timeout=600,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def settings(bundle: Path) -> list[str]:
+@pytest.fixture(scope="module")
+def phantoms(unpacked: Path) -> Path:
+    """A data set for the bundle, which its zip does not contain."""
+    return small_phantoms(Bundle(unpacked), unpacked.parent / "phantoms")
+
+
+def settings(phantoms: Path) -> list[str]:
     """For a training of seconds."""
-    few = FEW[bundle.name.split("_")[0]]
-    return ["--phantoms", few, "--folds", "2", "--samples_per_epoch", "4", "--max_epochs", "1"]
+    few = ["--folds", "2", "--samples_per_epoch", "4", "--max_epochs", "1"]
+    return ["--dataset_dir", str(phantoms), *few]
 
 
 @pytest.fixture(scope="module")
-def trained(unpacked: Path, python: Path) -> Path:
+def trained(unpacked: Path, python: Path, phantoms: Path) -> Path:
     """Where a training from the zip, started in another folder, left its results."""
     elsewhere = unpacked.parent / "elsewhere"
     elsewhere.mkdir()
     arguments = ["--config_file", f"{unpacked}/configs/train.json", "--bundle_root", str(unpacked)]
-    run(python, elsewhere, "-m", "monai.bundle", "run", "training", *arguments, *settings(unpacked))
+    run(python, elsewhere, "-m", "monai.bundle", "run", "training", *arguments, *settings(phantoms))
     assert list(elsewhere.iterdir()) == []
     return unpacked / "output" / "train"
 
 
 @pytest.fixture(scope="module")
-def pair(trained: Path, unpacked: Path) -> Record:
-    """One of the phantoms that the training wrote."""
-    (phantoms,) = (unpacked / "data").iterdir()
+def pair(phantoms: Path) -> Record:
     return load_records(phantoms, "val")[0]
 
 
-def test_verifies(unpacked: Path, python: Path) -> None:
-    table = run(python, unpacked, "-m", "regzoo", "verify", ".")
+def test_verifies(unpacked: Path, python: Path, tmp_path: Path) -> None:
+    """With the tools from elsewhere, and the package from the zip."""
+    for name in ("regzoo_phantoms", "regzoo_tools"):
+        (tmp_path / name).symlink_to(COMMON / name)
+    table = run(python, unpacked, "-m", "regzoo", "verify", ".", PYTHONPATH=str(tmp_path))
     rows = {row.split("|")[0].strip(): row.split("|")[1].strip() for row in table.splitlines() if "|" in row}
     assert {check for check, result in rows.items() if result == "skipped"} == NEED_TOOLS
     assert "FAILED" not in rows.values() and sum(result == "ok" for result in rows.values()) > 20
 
 
-def test_trains_and_evaluates(unpacked: Path, python: Path, trained: Path) -> None:
+def test_trains_and_evaluates(unpacked: Path, python: Path, trained: Path, phantoms: Path) -> None:
     released = torch.load(unpacked / "models/model.pt", weights_only=True)
     new = torch.load(trained / "model.pt", weights_only=True)
     assert {name: value.shape for name, value in new.items()} == {n: v.shape for n, v in released.items()}
     assert any(not torch.equal(value, released[name]) for name, value in new.items())
     files = "['configs/train.json','configs/evaluate.json']"
-    run(python, unpacked, "-m", "monai.bundle", "run", "--config_file", files, *settings(unpacked), "--pictures", "1")
+    run(python, unpacked, "-m", "monai.bundle", "run", "--config_file", files, *settings(phantoms), "--pictures", "1")
     assert (trained / "evaluation" / "cases.csv").is_file()
 
 
@@ -148,9 +158,9 @@ def test_registers_by_the_command_inside(unpacked: Path, python: Path, pair: Rec
     assert (tmp_path / "warped_label.nii.gz").is_file()
 
 
-def test_trains_in_two_processes(unpacked: Path, python: Path, trained: Path, tmp_path: Path) -> None:
+def test_trains_in_two_processes(unpacked: Path, python: Path, phantoms: Path, tmp_path: Path) -> None:
     files = f"['{unpacked}/configs/train.json','{unpacked}/configs/multi_gpu_train.json']"
     arguments = ["--config_file", files, "--bundle_root", str(unpacked), "--output_dir", str(tmp_path)]
     processes = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    run(python, tmp_path, *processes, "-m", "monai.bundle", "run", "training", *arguments, *settings(unpacked))
+    run(python, tmp_path, *processes, "-m", "monai.bundle", "run", "training", *arguments, *settings(phantoms))
     assert (tmp_path / "model.pt").is_file()

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 import threading
 import zipfile
@@ -24,6 +25,7 @@ from regzoo_tools import package, verify
 from regzoo_tools.documents import Link, links, rewrite
 from regzoo_tools.linked_pages import Pages
 from regzoo_tools.verification import CHECKS, OK
+from zip_only import environment
 
 NAMES = sorted(path.parents[1].name for path in Path(__file__).parents[2].glob("bundles/*/configs/metadata.json"))
 OF_FILES = list(CHECKS)[: list(CHECKS).index("network in and out")]
@@ -126,6 +128,27 @@ def test_configurations_find_the_package_before_they_use_it(unpacked: Path) -> N
         assert sys.path[0] == str(unpacked)
     finally:
         sys.path[:] = before
+
+
+def test_a_zip_alone_says_what_it_lacks(unpacked: Path, tmp_path: Path) -> None:
+    """It holds neither phantoms nor the tools of a release: a line says so, and nothing is written."""
+    assert not [path for path in unpacked.rglob("*") if path.name.startswith("regzoo_")]
+    before = sorted(unpacked.rglob("*"))
+    variables = environment(tmp_path / "site", PYTHONDONTWRITEBYTECODE="1")
+
+    def refused(*arguments: str) -> str:
+        command = [sys.executable, "-m", *arguments]
+        done = subprocess.run(command, cwd=unpacked, env=variables, text=True, capture_output=True, check=False)
+        assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+        (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        return line
+
+    for command in (["verify", "."], ["phantom", "brain", str(tmp_path / "set")], ["check", str(tmp_path)]):
+        line = refused("regzoo", *command)
+        assert line.startswith(f"error: regzoo {command[0]}: is not part of a packaged bundle; install regzoo"), line
+    line = refused("monai.bundle", "run", "training", "--config_file", "configs/train.json")
+    assert "no data set was named" in line and "--dataset_dir" in line
+    assert sorted(unpacked.rglob("*")) == before and not (tmp_path / "set").exists()
 
 
 def test_pages_come_along_and_their_links_stay_inside(unpacked: Path) -> None:

@@ -121,7 +121,6 @@ def carry_package(change: Callable[[Path], object]) -> Callable[[Path], object]:
 
 LISTED = 'large_files:\n  - path: "models/model.pt"\n    url: "https://x.org/model.pt"\n'
 INPUT, OUTPUT = "network_data_format#inputs#image", "network_data_format#outputs#pred"
-KEY = "-----BEGIN RSA " + "PRIVATE KEY-----\n"
 
 BROKEN: list[tuple[str, str, Callable[[Path], object]]] = [
     ("required files", "configs/logging.conf", remove("configs/logging.conf")),
@@ -138,18 +137,9 @@ BROKEN: list[tuple[str, str, Callable[[Path], object]]] = [
     ("file sizes", "use one of md5", write("large_files.yml", f"{LISTED}    hash_val: 0ff\n    hash_type: crc\n")),
     ("file sizes", "entry without a path", write("large_files.yml", "large_files:\n  - url: https://x.org/model.pt\n")),
     ("file sizes", "no list", write("large_files.json", '["models/model.pt"]')),
-    ("text files", "blanks at the end", append("docs/README.md", b"blank \nmore\n")),
-    ("text files", "one line break", append("docs/data_license.txt", b"no end")),
-    ("text files", "one line break", append("docs/data_license.txt", b"\n")),
-    ("text files", "Windows", append("docs/README.md", b"line\r\n")),
-    ("text files", "executable", lambda root: (root / "docs/README.md").chmod(0o755)),
-    ("text files", "private key", append("docs/README.md", KEY.encode())),
-    ("text files", "in case only", write("docs/readme.md", "x\n")),
     ("JSON format", "configs/train.json", lambda root: reformat(root / "configs/train.json", indent=2)),
     ("JSON format", "configs/metadata.json", replace("configs/metadata.json", "RegZoo", "Ré")),
     ("JSON format", "is no JSON", write("configs/variants/new.json", "{,}\n")),
-    ("YAML and TOML", "more.yaml cannot be read", write("docs/more.yaml", "a: [\n")),
-    ("YAML and TOML", "setup.toml cannot be read", write("setup.toml", "a = \n")),
     ("README sections", "References", replace("docs/README.md", "# References", "# Sources")),
     ("links", "docs/README.md → nothing.md", append("docs/README.md", b"[a page](nothing.md#place)\n")),
     ("links", "→ nothing.png", append("docs/README.md", b"![a picture](nothing.png)\n")),
@@ -165,18 +155,6 @@ BROKEN: list[tuple[str, str, Callable[[Path], object]]] = [
     ("Python style", "EXE001", write("code.py", "#!/usr/bin/env python\nx = 1\n")),
     # As in the zoo, where the package is no first party: between MONAI and PyTorch, not in a block of its own.
     ("Python style", "isort", write("code.py", "import torch\n\nimport regzoo\n\nprint(torch, regzoo)\n")),
-    ("code in configurations", "os.system", edit("variants/mix", "run", ["$os.system('ls')"])),
-    ("code in configurations", "__import__", edit("train", "records", "$__import__('os').listdir(@dataset_dir)")),
-    ("code in configurations", "subprocess", edit("train", "loss", {"_target_": "subprocess.run", "args": "ls"})),
-    ("code in configurations", "urllib.request", edit("train", "imports", ["$from urllib import request"])),
-    ("code in configurations", "eval", edit("inference", "size", "$eval('[1, 2, 3]')")),
-    ("code in configurations", "torch.os.system", edit("inference", "size", "$torch.os.system('ls')")),
-    ("code in configurations", "os.popen", edit("train", "imports", ["$import os as o", "$o.popen('ls')"])),
-    ("code in configurations", "os.popen", edit("train", "imports", ["$from torch import os as o", "$o.popen('ls')"])),
-    ("code in configurations", "subprocess", edit("train", "imports", ["$import subprocess as s"])),
-    ("code in configurations", "os.kill", edit("train", "imports", ["$from os import kill as stop"])),
-    ("code in configurations", "os.system", edit("inference", "size", "$@network.module().os.system('ls')")),
-    ("code in configurations", "torch.hub.urllib", edit("inference", "size", "$torch.hub.urllib.error")),
     (
         "targets",
         "mix.json: _target_ monai.losses.DiceLos",
@@ -297,24 +275,13 @@ def test_what_is_listed_and_here_is_what_was_listed(copy_bundle: Copy) -> None:
     write("large_files.yml", f"{LISTED}    hash_val: {digest}\n")(root)  # MONAI takes md5 if nothing is said
     large("models/model.onnx", 20_000_000)(root)  # an export
     large("docs/large.bin", 1024 * 1024)(root)  # exactly what the zoo takes
-    write("setup.toml", "a = 1\n")(root)
-    rows = verify(root, ["file sizes", "YAML and TOML"])
-    assert [row.result for row in rows] == [OK, OK] and rows[1].detail == "2 files"
+    assert verify(root, ["file sizes"])[0].result == OK
 
 
 def test_a_package_inside_that_is_the_same(copy_bundle: Copy) -> None:
     root = copy_bundle(weights=False)
     carry_package(lambda _: None)(root)
     assert verify(root, ["package inside"])[0].result == OK
-
-
-@pytest.mark.parametrize(
-    "code", ["$@network.eval()", "$torch.compile(@network)", "$pathlib.Path(@file).open()", "$import os as o"]
-)
-def test_methods_with_the_name_of_a_function_are_let_pass(code: str, copy_bundle: Copy) -> None:
-    root = copy_bundle(weights=False)
-    edit("inference", "size", code)(root)
-    assert verify(root, ["code in configurations"])[0].result == OK
 
 
 @pytest.mark.parametrize("pin", ["5.4.2", ">=5.3", "<6", "==5.4.2", ">=5.3,<6"])

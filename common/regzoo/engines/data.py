@@ -47,14 +47,23 @@ def data_folder(
 
     Returns:
         The data set; empty if `served`.
+
+    Raises:
+        RegZooError: no data set was named, and the package is that of a packaged bundle, which has no phantoms.
     """
     if dataset_dir:
         return str(dataset_dir)
     if served:
         return ""
     name = "_".join(["phantoms", *(f"{key}{value}" for key, value in sorted(phantoms.items()))])
-    from regzoo_phantoms import embedded_phantoms
-
+    try:
+        from regzoo_phantoms import embedded_phantoms
+    except ModuleNotFoundError as error:
+        if error.name != "regzoo_phantoms":
+            raise
+        raise RegZooError(
+            "no data set was named, and a packaged bundle contains no phantoms; name one with --dataset_dir"
+        ) from error
     return str(embedded_phantoms(Path(bundle_root) / "data" / name, **phantoms))
 
 

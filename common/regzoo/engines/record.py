@@ -81,7 +81,7 @@ def _keep_log(log: MemoryHandler, folder: Path) -> None:
 class _LogFile(logging.FileHandler):
     """A log file whose errors are ignored: on a full disk, the run ends where it saves its weights."""
 
-    def handleError(self, record: logging.LogRecord) -> None:
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name in `logging`
         """Ignore an error."""
 
 

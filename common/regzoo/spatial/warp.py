@@ -137,7 +137,7 @@ def slabs(shape: Sequence[int], voxels: int | None = None) -> Iterator[slice]:
 def slab_points(
     matrix: np.ndarray | torch.Tensor,
     shape: Sequence[int],
-    rows: slice = slice(None),
+    rows: slice = slice(None),  # noqa: B008
     device: torch.device | None = None,
 ) -> torch.Tensor:
     """A 4×4 matrix applied to the voxels of a grid (X, Y, Z) or a slab of it: (1, 3, rows, Y, Z) float64."""

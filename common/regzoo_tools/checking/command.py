@@ -17,8 +17,9 @@ from regzoo.case import Key, Record
 from regzoo.datasets import load_records, load_single_records
 from regzoo.datasets.records import is_single, record_files
 from regzoo.datasets.text import SPLIT_WORDS
-from regzoo.errors import RegZooError, bad_file, collected_problems
-from regzoo.files import make_folder, write_json
+from regzoo.errors import RegZooError, collected_problems
+from regzoo.files import make_folder
+from regzoo.ownership import check_file, own_path
 from regzoo_tools.checking.cases import CaseFacts, Examiner
 from regzoo_tools.checking.dataset import compare_cases, label_table
 from regzoo_tools.checking.findings import Finding, collected_warnings, finding_of
@@ -26,13 +27,14 @@ from regzoo_tools.checking.plan import Cost, Plan, available_bytes
 from regzoo_tools.checking.proposals import propose_folds, propose_grid
 from regzoo_tools.checking.sheet import contact_sheet
 
+#: Files of the output folder.
+REPORT, SHEET = "check.json", "contact_sheet.png"
 #: Cases on the contact sheet.
 ON_SHEET = 40
 #: With fewer cases, starting further processes takes longer than it saves.
 WORTH_WORKERS = 16
 #: The part of the memory that a training may take.
 MEMORY = 0.8
-OURS = "regzoo_check"
 _examiner: Examiner | None = None
 
 
@@ -214,24 +216,17 @@ def _measured(plan: Plan, record: Record, spacing: list[float], size: list[int])
 
 
 def _output_folder(out: str | PathLike[str]) -> Path:
-    """The folder for the results, which holds no other files of their names."""
+    """The output folder; it holds no other files named as the results are."""
     folder = Path(out)
-    file, picture = folder / "check.json", folder / "contact_sheet.png"
-    if file.exists() or picture.exists():
-        try:
-            ours = OURS in json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, TypeError):
-            ours = False
-        if not ours:
-            there = file if file.exists() else picture
-            raise bad_file(there, "exists already and is not from regzoo check", "name another folder with --out")
+    check_file(folder / REPORT)
+    check_file(folder / SHEET)
     return make_folder(folder)
 
 
 def _write(report: Report, folder: Path, frame: str) -> None:
     """Write the results into a folder."""
-    plain = {
-        OURS: 1,
+    content = {
+        "regzoo_check": 1,
         "data": report.data,
         "bundle": report.bundle,
         "cases": [
@@ -254,13 +249,14 @@ def _write(report: Report, folder: Path, frame: str) -> None:
         "notes": report.notes,
         "findings": [vars(finding) for finding in report.findings],
     }
-    write_json(folder / "check.json", plain)
+    with own_path(folder / REPORT) as temporary:
+        temporary.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
     thumbnails = [facts.thumbnail for facts in report.facts if facts.thumbnail]
     if thumbnails:
         shown = f"{len(thumbnails)} of {len(report.records)} {'images' if _single(report) else 'pairs'}"
-        contact_sheet(folder / "contact_sheet.png", thumbnails, f"{report.data}: {shown}, {frame}")
+        contact_sheet(folder / SHEET, thumbnails, f"{report.data}: {shown}, {frame}")
     else:
-        (folder / "contact_sheet.png").unlink(missing_ok=True)
+        (folder / SHEET).unlink(missing_ok=True)
 
 
 def _single(report: Report) -> bool:

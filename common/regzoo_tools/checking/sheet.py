@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from regzoo.case import FIXED, MOVING
-from regzoo.files import atomic_path
+from regzoo.ownership import own_path
 from regzoo.spatial import Grid, as_tensor, centroids, resample
 
 #: Pixels along the longer side of a slice.
@@ -113,5 +113,5 @@ def contact_sheet(path: str | PathLike[str], thumbnails: Sequence[Thumbnail], ti
     figure.text(0.05 / width, 1 - 0.34 / height, outlines, color=FIXED, fontsize=7.5, va="top")
     if sides > 1:
         figure.text(0.4, 1 - 0.34 / height, "moving labels", color=MOVING, fontsize=7.5, va="top")
-    with atomic_path(path) as temporary:
+    with own_path(path) as temporary:
         canvas.print_png(str(temporary))

@@ -64,7 +64,16 @@ def test_the_command(
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "contact_sheet.png").write_bytes(b"mine")
     assert status(path, "--out", str(tmp_path / "out")) == 1
-    assert "not from regzoo check" in capsys.readouterr().err
+    assert "this command did not write it" in capsys.readouterr().err
+    assert (tmp_path / "out" / "contact_sheet.png").read_bytes() == b"mine"
+    # Also beside a report of ours; our own files are replaced.
+    (tmp_path / "out" / "contact_sheet.png").unlink()
+    for _ in range(2):
+        assert status(path, "--out", str(tmp_path / "out")) == 1
+        assert "1 error," in capsys.readouterr().out
+    (tmp_path / "out" / "contact_sheet.png").write_bytes(b"mine")
+    assert status(path, "--out", str(tmp_path / "out")) == 1
+    assert "contact_sheet.png: is there already" in capsys.readouterr().err
     assert (tmp_path / "out" / "contact_sheet.png").read_bytes() == b"mine"
     assert status(path, "--sise", "[16,16,16]") == 1 and "name one with --bundle" in capsys.readouterr().err
     assert status(path, "--bundle", BUNDLES[-1].name, "--sise", "[16,16,16]") == 1
