@@ -64,7 +64,7 @@ class CubicLattice:
             for count, step in zip(self.cells, self.step, strict=True)
         ]
 
-    def on_voxels(self, values: torch.Tensor, rows: slice = slice(None)) -> torch.Tensor:
+    def on_voxels(self, values: torch.Tensor, rows: slice = slice(None)) -> torch.Tensor:  # noqa: B008
         """The field (C, nodes…) on the voxels of some planes along X: (C, rows, Y, Z)."""
         along_x, along_y, along_z = (
             matrix_for(values.device, _voxel_matrix, size, cells, self.margin)

@@ -75,16 +75,16 @@ class SplineTransform:
         backward = self.inverse_matrix, self.center - self.inverse_matrix @ (self.center + translation)
         self._backward = _affine(*backward, voxels, values)
         nodes = _affine(*backward, self.moving_lattice.node_axes(), values)
-        landing = _add_affine(values.new_zeros(3, *self.moving_lattice.nodes), nodes)
+        landing = _add_affine(values.new_zeros(3, *self.moving_lattice.nodes), nodes, slice(None))
         self._inverse_values, self._inverse_jacobian = self._invert(landing)
 
-    def ddf(self, rows: slice = slice(None)) -> torch.Tensor:
+    def ddf(self, rows: slice = slice(None)) -> torch.Tensor:  # noqa: B008
         """``T(x) - x`` on some planes along X: (3, rows, Y, Z), voxels."""
         displacement = self.displacement[:, rows]
         turned = (_to(displacement, self.matrix) @ displacement.flatten(1)).unflatten(1, displacement.shape[1:])
         return _add_affine(turned, self._forward, rows)
 
-    def inverse(self, rows: slice = slice(None)) -> torch.Tensor:
+    def inverse(self, rows: slice = slice(None)) -> torch.Tensor:  # noqa: B008
         """``T⁻¹(y)``, not its difference from y, on some planes along X: (3, rows, Y, Z), voxels.
 
         It inverts the displacement at the voxels, with linear interpolation between them.
@@ -139,7 +139,7 @@ def _affine(
     return [_to(like, term) for term in (terms[0] + offset[:, None], *terms[1:])]
 
 
-def _add_affine(field: torch.Tensor, terms: Sequence[torch.Tensor], rows: slice = slice(None)) -> torch.Tensor:
+def _add_affine(field: torch.Tensor, terms: Sequence[torch.Tensor], rows: slice) -> torch.Tensor:
     """Add the terms of an affine map to some planes of a field, (3, rows, Y, Z), in place."""
     along_x, along_y, along_z = terms
     field += along_x[:, rows, None, None]

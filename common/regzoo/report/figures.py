@@ -117,7 +117,7 @@ def case_figure(path: str | PathLike[str], item: Mapping[str, Any]) -> None:
     def image(view: View) -> np.ndarray:
         volume = array(view.image)
         if volume is None:
-            raise KeyError(f"the evaluator gives no '{view.image}', which the picture of a case needs")
+            raise KeyError(f"the evaluator gives no {view.image!r}, which the picture of a case needs")
         return volume[0]
 
     affine = getattr(item[REFERENCE.image], "affine", None)
