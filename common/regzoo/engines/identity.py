@@ -38,12 +38,11 @@ def _hash(path: Path, size: int, time: int) -> str:
 
 def fingerprints(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
     """Case → the hashes of its files, its patients, and how its labels are read, as plain values."""
-    return {str(record[Key.CASE]): _fingerprint(record) for record in records}
-
-
-def _fingerprint(record: Record) -> dict[str, Any]:
-    hashes = {key: [file_hash(file) for file in record_files(record, [key])] for key in PATH_KEYS if record.get(key)}
-    return hashes | {key: value for key in FACTS if (value := record.get(key)) is not None}
+    found = {}
+    for record in records:
+        hashes = {key: list(map(file_hash, record_files(record, [key]))) for key in PATH_KEYS if record.get(key)}
+        found[str(record[Key.CASE])] = hashes | {key: fact for key in FACTS if (fact := record.get(key)) is not None}
+    return found
 
 
 def data_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -163,8 +163,9 @@ class ValidationImages:
             panels["propagated"] = panels["fixed"].copy()
             for view, color in ((REFERENCE, _FIXED), (WARPED, _PROPAGATED)):
                 if view.label in case:
-                    outline = _outlines(_middle(case[view.label]) >= 0.5)
-                    panels["propagated"][:, outline] = np.reshape(color, (3, 1))
+                    masks = _middle(case[view.label]) >= 0.5
+                    inner_border = np.any([mask & ~binary_erosion(mask) for mask in masks], axis=0)
+                    panels["propagated"][:, inner_border] = np.reshape(color, (3, 1))
         if panels:
             picture = np.concatenate(list(panels.values()), axis=2)
             self.writer.add_image(" | ".join(panels), picture, engine.state.epoch)
@@ -181,8 +182,3 @@ def _scaled(picture: np.ndarray) -> np.ndarray:
     """A picture scaled to [0, 1], with black and white at the 1st and 99th percentile."""
     low, high = np.percentile(picture, (1, 99))
     return np.clip((picture - low) / max(high - low, 1e-6), 0, 1)
-
-
-def _outlines(masks: np.ndarray) -> np.ndarray:
-    """The inner border pixels (Y, X) of masks (C, Y, X)."""
-    return np.any([mask & ~binary_erosion(mask) for mask in masks], axis=0)

@@ -50,7 +50,10 @@ def check_options() -> None:
     workflow = running_workflow()
     if workflow is None:
         return
-    parser, files = workflow.parser, _base_files(workflow.config_root_path, workflow.parser.config)
+    parser, folder = workflow.parser, workflow.config_root_path
+    ids = {name.replace("::", "#") for name in _ids(parser.config)}
+    # The bundle's own files that the configuration was made from.
+    files = [file for file in _bases(folder) if ids.issuperset(ConfigParser.load_config_file(file))]
     if not files:
         return
     given = command_line()
@@ -151,12 +154,6 @@ def unknown(name: str, known: Collection[str], file: Path) -> RegZooError:
     if other is not None:
         fix = f"it belongs to {other.name}, leave it out"
     return bad_file(f"--{name}", f"no such setting in {file}", fix)
-
-
-def _base_files(folder: Path, config: Mapping[str, Any]) -> list[Path]:
-    """The bundle's own files in a folder that a configuration was made from."""
-    ids = {name.replace("::", "#") for name in _ids(config)}
-    return [file for file in _bases(folder) if ids.issuperset(ConfigParser.load_config_file(file))]
 
 
 def _bases(folder: Path) -> list[Path]:

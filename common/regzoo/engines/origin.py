@@ -110,8 +110,10 @@ def adopt(parser: ConfigParser, checkpoint: Any, base: str | PathLike[str], aske
         base: the bundle's own configuration, without overlays.
         asked: names of settings that the user gave.
     """
-    trained = _config_of(checkpoint)
-    if not trained:
+    if not isinstance(checkpoint, str | PathLike) or not Path(checkpoint).is_file():
+        return  # a missing file is reported where it is loaded
+    trained = origin_of(read_checkpoint(checkpoint)).get("config")
+    if not isinstance(trained, Mapping):
         return
     usual = ConfigParser.load_config_file(str(base)) if Path(base).is_file() else {}
     taken = {}
@@ -148,14 +150,6 @@ def not_trained_on(checkpoint: str | PathLike[str], records: Sequence[Record]) -
     if Path(checkpoint).is_file():
         settings = origin_of(read_checkpoint(checkpoint)).get("settings", {})
         refuse_shared(settings.get("data", {}), records, checkpoint)
-
-
-def _config_of(checkpoint: Any) -> dict[str, Any]:
-    """The configuration in the note of weights; empty without a file, which is reported elsewhere."""
-    if not isinstance(checkpoint, str | PathLike) or not Path(checkpoint).is_file():
-        return {}
-    config = origin_of(read_checkpoint(checkpoint)).get("config")
-    return dict(config) if isinstance(config, Mapping) else {}
 
 
 def _is_plain(value: Any) -> bool:

@@ -90,7 +90,7 @@ class CaseStream(IterableDataset):
     Args:
         data: records.
         transform: the preprocessing.
-        failures: where cases are recorded that cannot be loaded; by default in a list of its own.
+        failures: the list for cases that cannot be loaded; by default a new one.
     """
 
     def __init__(

@@ -140,7 +140,10 @@ def label_rows(item: Mapping[str, Any]) -> dict[str, Any]:
     names = list(item.get(Key.LABEL_NAMES) or [])
     voxel = float(affine_of(fixed)[:3, :3].det().abs()) / 1000  # ml
     missing = [math.nan] * len(fixed)
-    volumes = [missing if labels is None else _volumes(labels, voxel) for labels in (fixed, before, warped)]
+    volumes = [
+        missing if labels is None else (as_tensor(labels).sum(dim=(1, 2, 3), dtype=torch.float64) * voxel).tolist()
+        for labels in (fixed, before, warped)
+    ]
     distances, overlaps = [], []
     for moving in (before, warped):
         distances.append(missing if moving is None else centroid_distances(moving, fixed).tolist())
@@ -203,10 +206,6 @@ def _first_of_each(cases: Sequence[str]) -> list[int]:
     if idist.get_world_size() == 1:
         return list(range(len(cases)))
     return sorted({case: i for i, case in reversed(list(enumerate(cases)))}.values())
-
-
-def _volumes(labels: torch.Tensor, voxel: float) -> list[float]:
-    return (as_tensor(labels).sum(dim=(1, 2, 3), dtype=torch.float64) * voxel).tolist()
 
 
 def _cell(value: Any) -> str:
