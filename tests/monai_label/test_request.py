@@ -281,6 +281,70 @@ def test_weights_have_to_be_those_of_the_bundle(studies: Path, tmp_path: Path, n
         RequestedPaird(models)(asked)
 
 
+def test_files_of_a_request_are_limited(studies: Path) -> None:
+    asked = request(studies, moving_image="moving01", moving_label="moving01")
+    voxels = 3 * int(np.prod(SHAPE))
+    assert RequestedPaird(max_voxels=voxels)(asked)["moving_label"]
+    with pytest.raises(
+        RegZooError, match=rf"^moving_label: .* {voxels} voxels, .* limit of {voxels - 1}; .*max_voxels"
+    ):
+        RequestedPaird(max_voxels=voxels - 1)(asked)
+    with pytest.raises(RegZooError, match=r"^moving_label: 33 files; give at most 32"):
+        RequestedPaird()(asked | {"moving_label": ["moving01_label"] * 33})
+    write(studies / "many.nii.gz", np.ones((2, 2, 2, 257), np.uint8))
+    with pytest.raises(RegZooError, match=r"^moving_label: 257 labels; give at most 256"):
+        RequestedPaird()(asked | {"moving_label": "many"})
+
+
+def test_voxels_in_another_file_are_read_in_the_studies_only(studies: Path) -> None:
+    header = "ObjectType = Image\nNDims = 3\nDimSize = 9 8 7\nElementType = MET_UCHAR\nElementDataFile = "
+    (studies / "more" / "a.raw").write_bytes(bytes(9 * 8 * 7))
+    (studies / "a.mhd").write_text(header + "more/a.raw\n", encoding="utf-8")
+    assert RequestedPaird()(request(studies, moving_image="a"))["moving_image"] == str(studies / "a.mhd")
+    for name in ("../secret.nii.gz", str(studies.parent / "secret.nii.gz"), "way/secret.nii.gz", "link.nii.gz"):
+        (studies / "a.mhd").write_text(f"{header}{name}\n", encoding="utf-8")
+        for key in ("moving_image", "moving_label", "fixed_label"):
+            with pytest.raises(RegZooError, match="names another file"):
+                RequestedPaird()(request(studies, **({"moving_image": "moving01"} | {key: "a"})))
+        with pytest.raises(RegZooError, match="names another file"):
+            RequestedPaird()(request(studies, "a.mhd", moving_image="moving01"))
+    with tempfile.NamedTemporaryFile(suffix=".mhd") as upload:
+        (beside := Path(upload.name).with_suffix(".raw")).write_bytes(bytes(9 * 8 * 7))
+        Path(upload.name).write_text(f"{header}{beside.name}\n", encoding="utf-8")
+        with pytest.raises(RegZooError, match="names another file"):
+            RequestedPaird()(request(studies, upload.name, moving_image="moving01"))
+        beside.unlink()
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "expected"),
+    [
+        ("a.NII.GZ", None, ".nii.gz"),
+        ("a.Nii", None, ".nii"),
+        ("a.2024.nii.gz", None, ".nii.gz"),
+        ("without", None, ".nii.gz"),
+        ("a.NII.GZ", ".mha", ".mha"),
+    ],
+)
+def test_an_answer_is_written_under_a_known_suffix(studies: Path, name: str, given: str | None, expected: str) -> None:
+    shutil.copy(studies / "fixed01.nii.gz", studies / name)
+    asked = request(studies, name, moving_image="moving01", result_extension=given)
+    assert RequestedPaird()(asked)["result_extension"] == expected
+
+
+def test_what_came_with_a_refused_request_is_removed(studies: Path) -> None:
+    (step,) = ServedCompose([RequestedPaird()], served=True).transforms
+    handle, upload = tempfile.mkstemp(suffix=".nii.gz")
+    os.close(handle)
+    shutil.copy(studies / "fixed01.nii.gz", upload)
+    step(request(studies, upload, moving_image="moving01"))
+    assert Path(upload).is_file()
+    for fixed in (str(studies / "fixed01.nii.gz"), upload):
+        with pytest.raises(Exception, match="moving_image: missing"):
+            step(request(studies, fixed))
+    assert not Path(upload).exists() and (studies / "fixed01.nii.gz").is_file()
+
+
 class HTTPException(Exception):
     """Stands in for the one of FastAPI, which only a server has."""
 

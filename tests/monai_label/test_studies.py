@@ -104,5 +104,29 @@ def test_studies_without_a_finished_label_are_an_error(monkeypatch: pytest.Monke
             split([], [])
 
 
+def test_an_entry_whose_header_names_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    studies = tmp_path / "studies"
+    (studies / "labels" / "final").mkdir(parents=True)
+    for given in (listed := entries("fixed1", "moving1")):
+        for key, path in given.items():
+            given[key] = str(studies / Path(path).relative_to("/s")).replace(".nii.gz", ".nhdr")
+            (studies / given[key]).with_suffix(".raw").write_bytes(bytes(60))
+    (tmp_path / "secret.raw").write_bytes(bytes(60))
+    (studies / "labels" / "final" / "link").symlink_to(tmp_path)
+    monkeypatch.setenv("MONAI_LABEL_STUDIES", str(studies))
+    monkeypatch.setitem(sys.modules, "monailabel", types.ModuleType("monailabel"))
+    header = "NRRD0004\ntype: uint8\ndimension: 3\nsizes: 3 4 5\nencoding: raw\ndata file: "
+    for given in listed:
+        for path in given.values():
+            Path(path).write_text(f"{header}{Path(path).stem}.raw\n", encoding="utf-8")
+    for split in (split_studies, split_study_images):
+        assert split(listed, [])[0]
+    for name in ("link/secret.raw", "../../../secret.raw"):
+        Path(listed[1]["label"]).write_text(f"{header}{name}\n", encoding="utf-8")
+        for split in (split_studies, split_study_images):
+            with pytest.raises(RegZooError, match=r"final/moving1\.nhdr: names another file"):
+                split(listed[:1], listed[1:])
+
+
 def test_outside_monai_label_no_records_are_no_records() -> None:
     assert split_studies([], []) == ([], []) == split_study_images([], [])

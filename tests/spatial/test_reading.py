@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,6 +70,17 @@ def test_nifti_is_known_by_its_content(name: str, zipped: bool, tmp_path: Path) 
 def test_what_follows_the_voxels_does_not_matter(name: str, tail: bytes, tmp_path: Path) -> None:
     path = nifti(tmp_path / name)
     check(content(path, path.read_bytes() + tail))
+
+
+def test_a_gzip_file_with_far_more_than_its_voxels(tmp_path: Path) -> None:
+    """A few MB can stand for GB of zeros; they are not read to the end."""
+    path = nifti(tmp_path / "a.nii.gz")
+    check(content(path, gzip.compress(gzip.decompress(path.read_bytes()) + bytes(1 << 20))))
+    content(path, path.read_bytes() + gzip.compress(bytes(1 << 24)) * 300)
+    start = time.monotonic()
+    with pytest.raises(RegZooError, match="holds more than the 9×8×7 voxels of its header"):
+        read_volume(path)
+    assert time.monotonic() - start < 1
 
 
 def test_gzip_in_blocks(tmp_path: Path) -> None:
