@@ -14,7 +14,7 @@ test test-slow test-label lowest bench: export OMP_WAIT_POLICY := passive
 demo weights: export GOMP_SPINCOUNT := 2000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-label test-zoo lowest lint docs bench weights clean
+.PHONY: help bundles demo test test-slow test-label test-zoo lowest lint docs bench weights clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -63,6 +63,9 @@ weights: $(STAMP) ## train the released weights on phantoms, resuming if stopped
 	$(RUN) training --config_file configs/train.json --output_dir output/weights
 	$(RUN) --config_file "['configs/train.json','configs/evaluate.json']" --output_dir output/weights
 	cp bundles/$(BUNDLE)/output/weights/model.pt bundles/$(BUNDLE)/models/model.pt
+
+bundles: ## write the files that all bundles share into each of them, from LICENSE and bundle_files/
+	@for bundle in bundles/*/; do cp LICENSE "$$bundle" && cp -R bundle_files/. "$$bundle"; done
 
 clean: ## remove what demo, training and tests wrote (not the virtual environment)
 	rm -rf bundles/*/output bundles/*/data benchmarks/data site .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache

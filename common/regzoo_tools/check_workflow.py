@@ -34,10 +34,7 @@ LABEL_IDS = {
 #: What the configurations that lie over the training have to override, or they would change nothing.
 OVERLAY_IDS = {
     "evaluate": ("validate#handlers", "initialize", "run"),
-    "multi_gpu_train": (
-        *("device", "network", "train#trainer#train_handlers", "validate#evaluator#val_handlers"),
-        *("initialize", "run", "finalize"),
-    ),
+    "multi_gpu_train": ("device", "network", "validate#evaluator#val_handlers", "initialize", "run", "finalize"),
     "multi_gpu_evaluate": ("device", "initialize", "run", "finalize"),
 }
 #: Phantoms to check a workflow with: few and coarse.
