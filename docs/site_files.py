@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -44,18 +45,19 @@ def reference_pages() -> dict[str, str]:
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Replace each entry of the navigation that ends with ``/*`` by the pages it stands for."""
-    found = [*outside_pages(), *reference_pages()]
+    """Replace each entry of the navigation that holds ``*`` by the pages it stands for, in alphabetical order."""
+    found = [*(path.name for path in sorted((ROOT / "docs").glob("*.md"))), *outside_pages(), *reference_pages()]
 
     def expand(entry: Any) -> Any:
         if isinstance(entry, dict):
             return {title: expand(content) for title, content in entry.items()}
         if isinstance(entry, list):
             return [expand(item) for item in entry]
-        if not entry.endswith("/*"):
+        if "*" not in entry:
             return entry
-        pages = [PurePosixPath(page) for page in found if page.startswith(entry[:-1]) and page.endswith(".md")]
-        return [{page.parts[1] if page.stem == "README" else page.stem: str(page)} for page in pages]
+        pages = [PurePosixPath(page) for page in found if fnmatch(page, entry) and page.endswith(".md")]
+        titles = [page.parts[1] if page.stem == "README" else page.stem for page in pages]
+        return [{title: str(page)} for title, page in zip(titles, pages, strict=True)]
 
     config.nav = expand(config.nav)
     return config
