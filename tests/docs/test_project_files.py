@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import subprocess
@@ -107,3 +108,27 @@ def test_the_picture_of_the_architecture_shows_every_room() -> None:
     assert {
         path.name for path in (ROOT / "common").glob("regzoo*") if path.is_dir() and "egg" not in path.name
     } <= words
+
+
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda page: page.name)
+def test_pages_name_files_and_objects_that_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for path in re.findall(r"\b((?:common|benchmarks|tests|docs|bundles|\.github)/[\w./-]*\w)", text):
+        if "/output/" not in path:
+            assert (ROOT / path).exists() or list(ROOT.glob(f"bundles/*/{path}")), path
+    for path in re.findall(r"`(configs/[\w/]+\.json)", text):
+        assert list(ROOT.glob(f"bundles/*/{path}")), path
+    for path in re.findall(r"`(\w+/\w+\.py)", text):
+        assert list(ROOT.glob(f"common/**/{path}")), path
+    for name in set(re.findall(r"\bregzoo(?:_tools|_phantoms)?(?:\.[A-Za-z]\w*)+", text)):
+        found, *parts = name.split(".")
+        thing: Any = importlib.import_module(found)
+        for part in parts:
+            if not hasattr(thing, part):
+                if "monai_label" in name:
+                    pytest.importorskip("monailabel")
+                importlib.import_module(f"{thing.__name__}.{part}")
+            thing = getattr(thing, part)
