@@ -1,4 +1,4 @@
-"""Finding the files of the studies that a request names. Clients are not trusted: nothing else can be reached."""
+"""Find the files of the studies that a request names. Clients are not trusted: they can reach no other files."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def fixed_file(path: Any) -> Path:
             _inside(file, place) for place in (studies_folder(file), Path(os.path.realpath(sessions)))
         ):
             return file
-    # The same for what is not there and for what is elsewhere, so that nobody learns which files there are.
+    # Missing files and files elsewhere get the same answer, so that nobody learns which files exist.
     raise RegZooError("image: no such image in the studies folder itself; give an id that GET /datastore/ lists")
 
 
@@ -58,7 +58,7 @@ def remove_upload(path: Any) -> None:
 
 
 def studies_folder(fixed: Path) -> Path:
-    """The studies folder; without a server, that of the fixed image."""
+    """The studies folder; without a server, the folder of the fixed image."""
     named = os.environ.get(STUDIES_VARIABLE)
     if named is None:
         return fixed.parent
@@ -73,9 +73,9 @@ def _inside(file: Path, folder: Path) -> bool:
 
 
 def noted_pair(studies: Path, fixed: Path) -> dict[str, Any]:
-    """What the datastore notes of the fixed image about its partner; viewers can only name one image.
+    """The parameters that the datastore notes for the fixed image; viewers can name only one image.
 
-    A client writes it there with ``PUT /datastore/image/info``, so it is trusted no more than a request.
+    A client writes them there with ``PUT /datastore/image/info``, so they are trusted no more than a request.
     """
     try:
         objects = json.loads((studies / DATASTORE).read_text(encoding="utf-8"))["objects"]
@@ -94,7 +94,9 @@ def find_file(studies: Path, key: str, value: Any) -> str:
     if value in (None, ""):
         raise RegZooError(f"{key}: missing; give the id of an image of the studies, or a path inside their folder")
     if not isinstance(value, str) or not value.isprintable() or len(value) > LONGEST_NAME:
-        raise RegZooError(f"{key}: {value!r:.80} is no name; give an image's id, or a path inside the studies folder")
+        raise RegZooError(
+            f"{key}: {value!r:.80} is not a name; give an image's id, or a path inside the studies folder"
+        )
     candidates = [studies / value]
     if len(Path(value).parts) == 1:
         folders = [studies / FINISHED, studies] if key.endswith("label") else [studies]
@@ -102,7 +104,7 @@ def find_file(studies: Path, key: str, value: Any) -> str:
         candidates = [file for file in named if file.is_symlink() or file.is_file()] or candidates
     for file in candidates:
         real = Path(os.path.realpath(file))
-        # Before anything else is said of a file, so that nobody learns which files there are elsewhere.
+        # This comes first, so that nobody learns which files exist elsewhere.
         if not _inside(real, studies):
             raise RegZooError(f"{key}: {value} leads outside the studies folder; give an id, or upload the file first")
         if real.is_file():

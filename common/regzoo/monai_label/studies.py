@@ -1,7 +1,7 @@
 """Pairs and single images from the finished labels of MONAI Label's studies.
 
-MONAI Label hands a training a list of ``{"image": path, "label": path}``, one for each image with a finished label, and
-another for the validation. It knows nothing of pairs, so they are found by name.
+MONAI Label gives a training a list of ``{"image": path, "label": path}``, one for each image with a finished label, and
+another list for the validation. It does not know pairs, so they are found by name.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from regzoo.spatial.reading import files_of
 
 logger = logging.getLogger(__name__)
 
-#: MONAI Label sets it for its own processes and those that it starts.
+#: The variable that MONAI Label sets to the studies folder, in its own processes and in those that it starts.
 STUDIES_VARIABLE = "MONAI_LABEL_STUDIES"
 
-#: The word in the name of an image that says what it is, in a pair whose names are alike but for it.
+#: The word in the name of an image that says which image of the pair it is; otherwise the two names are the same.
 SIDE = re.compile(r"(?<![a-z])(?:fixed|moving)(?![a-z])", re.IGNORECASE)
-RULE = "name the two images of a pair alike but for the words fixed and moving, such as fixed01 and moving01"
+RULE = "name the images of a pair the same except for the words fixed and moving, such as fixed01 and moving01"
 
 
 def is_served() -> bool:
-    """Whether MONAI Label runs this process, or has had it started by torchrun.
+    """Whether MONAI Label runs this process, or started it with torchrun.
 
-    Its variables alone do not say so: they may be those of a shell.
+    The variable alone is not enough, because a user may have set it in a shell.
     """
     return STUDIES_VARIABLE in os.environ and ("monailabel" in sys.modules or "TORCHELASTIC_RUN_ID" in os.environ)
 
@@ -67,9 +67,9 @@ def split_studies(
 def split_study_images(
     training: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]]
 ) -> tuple[list[Record], list[Record]]:
-    """The same for a method that makes the moving images itself: single images to train on, pairs to validate on.
+    """As `split_studies`, for a method that simulates the moving images: images to train on, pairs to validate on.
 
-    The images stay divided as they are. Each image to validate on is paired with the next one.
+    The images stay divided as MONAI Label divided them. Each image to validate on is paired with the next one.
     """
     return _own_records(training, validation) or (_images(training), _ring(_images(validation)))
 
@@ -77,14 +77,14 @@ def split_study_images(
 def _own_records(
     training: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]]
 ) -> tuple[list[Record], list[Record]] | None:
-    """Both lists as they are if MONAI Label listed none of their entries; otherwise None."""
+    """Both lists as they are if none of their entries is MONAI Label's; otherwise None, once its files are checked."""
     if is_served() and not training:
         raise RegZooError("no finished label in the studies to train on; submit some, or lower val_split")
     entries = [entry for entry in (*training, *validation) if _is_entry(entry)]
-    if studies := os.environ.get(STUDIES_VARIABLE) if is_served() else None:
-        for entry in entries:
-            for key in ("image", "label"):
-                check_named_files(Path(os.path.realpath(studies)), Path(entry[key]))
+    if is_served():
+        studies = Path(os.path.realpath(os.environ[STUDIES_VARIABLE]))
+        for file in (entry[key] for entry in entries for key in ("image", "label")):
+            check_named_files(studies, Path(file))
     if entries:
         return None
     records: list[Any] = [[dict(entry) for entry in part] for part in (training, validation)]
@@ -108,7 +108,7 @@ def check_named_files(studies: Path, file: Path) -> None:
 
 
 def study_pairs(entries: Sequence[Mapping[str, Any]]) -> list[Record]:
-    """Pairs of images whose names are alike but for the words ``fixed`` and ``moving``, in the order of their names.
+    """Pairs of images whose names are the same except for the words ``fixed`` and ``moving``, sorted by name.
 
     An image without a partner is left out, with a warning.
 
@@ -142,7 +142,7 @@ def study_pairs(entries: Sequence[Mapping[str, Any]]) -> list[Record]:
 
 
 def _is_entry(entry: Mapping[str, Any]) -> bool:
-    """Whether this is MONAI Label's, and not a record of ours."""
+    """Whether MONAI Label listed an entry; the others are records of this package."""
     return "image" in entry and FIXED.image not in entry
 
 
@@ -157,7 +157,7 @@ def _pair(fixed: Mapping[str, Any], moving: Mapping[str, Any]) -> Record:
 
 
 def _images(entries: Sequence[Mapping[str, Any]]) -> list[Record]:
-    """As records of single images."""
+    """Records of single images; pairs of this package stay as they are."""
     renamed: list[Any] = [
         {FIXED.image: str(entry["image"]), FIXED.label: str(entry["label"])} if _is_entry(entry) else dict(entry)
         for entry in entries
@@ -167,7 +167,7 @@ def _images(entries: Sequence[Mapping[str, Any]]) -> list[Record]:
 
 
 def _ring(images: Sequence[Record]) -> list[Record]:
-    """Each of several images with the next one as the moving image; one alone, and pairs, as they are."""
+    """Pair each image with the next one, its moving image; a single image and pairs are returned as they are."""
     if len(images) < 2 or any(MOVING.image in image for image in images):
         return list(images)
     return [pair_record(fixed, moving) for fixed, moving in zip(images, [*images[1:], images[0]], strict=True)]
