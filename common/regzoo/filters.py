@@ -50,15 +50,11 @@ def gaussian_mass(size: int, sigma: float) -> torch.Tensor:
 
 
 @lru_cache(maxsize=256)
-def _on_device(make: Callable[..., torch.Tensor], arguments: tuple[object, ...], device: torch.device) -> torch.Tensor:
+def matrix_for(device: torch.device, make: Callable[..., torch.Tensor], *arguments: object) -> torch.Tensor:
+    """A filter matrix on a device, cached."""
     # A matrix made under inference_mode could not be used in training later.
     with torch.inference_mode(False):
         return make(*arguments).to(device)
-
-
-def matrix_for(device: torch.device, make: Callable[..., torch.Tensor], *arguments: object) -> torch.Tensor:
-    """A cached filter matrix on a device."""
-    return _on_device(make, arguments, device)
 
 
 def separable_filter(volume: torch.Tensor, matrices: Sequence[torch.Tensor | None]) -> torch.Tensor:

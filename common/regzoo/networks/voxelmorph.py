@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from monai.networks.layers.simplelayers import SkipConnection
 from monai.networks.nets import VoxelMorphUNet
 from regzoo.networks.blocks import FieldHead, initialise
-from regzoo.spatial import warp
+from regzoo.spatial import compose, warp
 from torch import nn
 
 
@@ -98,8 +98,7 @@ class VoxelMorphNet(nn.Module):
         ddf = self.predict(image)
         for _ in range(self.passes - 1):
             moved = torch.cat([image[:, :1], warp(image[:, 1:], ddf, padding="border").to(image.dtype)], dim=1)
-            more = self.predict(moved)
-            ddf = more + warp(ddf, more, padding="border")
+            ddf = compose(self.predict(moved), ddf)
         return ddf[:, :, :x, :y, :z]
 
     def predict(self, image: torch.Tensor) -> torch.Tensor:
@@ -145,5 +144,5 @@ def integrate(velocity: torch.Tensor, steps: int = 7) -> torch.Tensor:
     """
     ddf = velocity / 2**steps
     for _ in range(steps):
-        ddf = ddf + warp(ddf, ddf, padding="border")
+        ddf = compose(ddf, ddf)
     return ddf
