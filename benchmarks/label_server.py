@@ -27,6 +27,7 @@ from typing import Any
 
 import httpx
 import nibabel as nib
+import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLES = sorted(path.parent.parent for path in (ROOT / "bundles").glob("*/configs/inference.json"))
@@ -151,6 +152,12 @@ class LabelServer:
                     return
             time.sleep(0.2)
         raise RuntimeError(f"MONAI Label did not start; {self.log} ends with\n{self.log.read_text()[-3000:]}")
+
+    def memory(self) -> int:
+        """The resident memory of the server and of all that it started, in bytes."""
+        assert self._process is not None
+        server = psutil.Process(self._process.pid)
+        return sum(int(process.memory_info().rss) for process in (server, *server.children(recursive=True)))
 
     def infer(
         self, bundle: str, fixed: str, output: str | None = "all", file: Path | None = None, **params: Any

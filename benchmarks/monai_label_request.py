@@ -3,6 +3,8 @@
 Run in the environment of ``make test-label``: ``.venv-label/bin/python benchmarks/monai_label_request.py``. It starts a
 server on copies of the bundles and stops it again. The images and labels are phantoms, resampled to ``--shape``; the
 answer is the label map and the JSON. The goal is a difference of at most 1.5 s on two cores.
+
+With ``--load`` it measures instead how one bundle bears its clients, see `label_load.py`.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from comparison import markdown
-from label_server import LabelServer
+from label_load import HEADER as LOAD_HEADER
+from label_load import load_rows
+from label_server import BUNDLES, LabelServer
 from measure import machine
 from monai.data import MetaTensor
 from regzoo.case import MOVING, SIDES
@@ -93,7 +97,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", type=int, nargs=3, default=[96, 96, 80], help="matrix size of all images")
     parser.add_argument("--rounds", type=int, default=9, help="requests to take the median of")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/monai_label_request.md")
+    parser.add_argument("--load", action="store_true", help="measure many clients of one bundle instead")
+    parser.add_argument("--requests", type=int, default=200, help="requests in a row with --load")
+    parser.add_argument("--at_once", type=int, nargs="*", default=[20, 30], help="clients at once with --load")
+    parser.add_argument("--hung_up", type=int, default=100, help="clients that hang up with --load")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/monai_label_{request,load}.md")
     options = parser.parse_args(arguments)
     shape = (options.shape[0], options.shape[1], options.shape[2])
     with tempfile.TemporaryDirectory() as name:
@@ -105,24 +113,40 @@ def main(arguments: Sequence[str] | None = None) -> None:
             place(load_records(source, "train")[0], folder / "studies", kind, shape)
         # As the page on MONAI Label starts it.
         environment = {"OMP_WAIT_POLICY": "passive"}
-        with LabelServer(folder / "server", folder / "studies", environment=environment) as server:
-            rows = [
-                measure(server, name, label, options.rounds) for name in server.names for label in ("one", "moving")
-            ]
+        bundles = BUNDLES[-1:] if options.load else BUNDLES
+        with LabelServer(folder / "server", folder / "studies", bundles, environment) as server:
+            if options.load:
+                pair = ("prostate_fixed", "prostate_moving")
+                rows = load_rows(server, bundles[0].name, pair, options.at_once, options.requests, options.hung_up)
+            else:
+                rows = [
+                    measure(server, name, label, options.rounds) for name in server.names for label in ("one", "moving")
+                ]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     size = "×".join(map(str, shape))
     where = f"{machine(device, torch.get_num_threads())}; PyTorch {torch.__version__}"
-    table = markdown([HEADER, *rows])
-    print(f"{size} voxels, medians of {options.rounds}; {where}\n\n{table}")
+    table = markdown([LOAD_HEADER if options.load else HEADER, *rows])
+    if options.load:
+        name, what = "load", f"{size} voxels, `{bundles[0].name}`"
+        title = "Many requests to MONAI Label"
+        about = (
+            "All requests are for the same pair, with all its labels, and every answer is compared with the first.\n"
+            f"*One client* sends {options.requests} requests in a row. A client that hangs up closes the connection as "
+            "soon as it has sent\nits request.\n"
+        )
+    else:
+        name, what = "request", f"{size} voxels, medians of {options.rounds}"
+        title = "A request to MONAI Label"
+        about = (
+            "The server is warm. *request* is how long the client waits for the label map and the JSON, *network* the\n"
+            "time that the server itself gives for it, *difference* all else: reading and resampling the files,\n"
+            "warping, measuring, writing, sending.\n"
+        )
+    print(f"{what}; {where}\n\n{table}")
     if options.save:
         script = " ".join([".venv-label/bin/python benchmarks/monai_label_request.py", *sys.argv[1:]])
-        text = f"# A request to MONAI Label\n\n{size} voxels, warm; medians of {options.rounds}; {where}\n\n{table}\n\n"
-        text += (
-            f"Written by `{script}`.\n*request* is what the client waits for label map and JSON, *network* the time "
-            "that the server itself gives\nfor it, *difference* all else: reading and resampling the files, warping, "
-            "measuring, writing, sending.\n"
-        )
-        write_text(RESULTS / "monai_label_request.md", text)
+        text = f"# {title}\n\n{what}; {where}\n\n{table}\n\nWritten by `{script}`.\n{about}"
+        write_text(RESULTS / f"monai_label_{name}.md", text)
 
 
 if __name__ == "__main__":
