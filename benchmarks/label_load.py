@@ -66,7 +66,7 @@ def load_rows(
     value = f"{before / 2**20:.0f} MiB, {after / 2**20:.0f} MiB, {growth:+.1%}"
     name = f"memory after {few} and after {many} requests"
     rows.append([name, value, "within 5 %", _verdict(abs(growth) <= 0.05)])
-    waited, goal = _hang_up(server, bundle, pair, hung_up), statistics.median(seconds) + 2
+    waited, goal = hang_up(server, bundle, pair, hung_up), statistics.median(seconds) + 2
     name = f"`/info/` after {hung_up} clients that hung up"
     rows.append([name, f"{waited:.1f} s", "one request and 2 s", _verdict(waited <= goal)])
     return rows
@@ -80,7 +80,7 @@ def same(answer: Answer, usual: Answer) -> bool:
     return equal and answer.params["labels"] == usual.params["labels"]
 
 
-def _hang_up(server: LabelServer, bundle: str, pair: tuple[str, str], clients: int) -> float:
+def hang_up(server: LabelServer, bundle: str, pair: tuple[str, str], clients: int) -> float:
     """Seconds until the server answers ``/info/``, after some clients have sent a request and closed the connection."""
     params = json.dumps({"moving_image": pair[1], "moving_label": pair[1]})
     request = httpx.Request(

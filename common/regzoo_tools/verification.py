@@ -19,7 +19,15 @@ from os import PathLike
 
 import torch
 from regzoo.errors import user_error
-from regzoo_tools import check_code, check_files, check_metadata, check_network, check_texts, check_workflow
+from regzoo_tools import (
+    check_code,
+    check_files,
+    check_metadata,
+    check_network,
+    check_serving,
+    check_texts,
+    check_workflow,
+)
 from regzoo_tools.bundle import Bundle, CheckError, NotCheckedError, package_inside
 
 Check = Callable[[Bundle], str]
@@ -49,6 +57,7 @@ CHECKS: dict[str, Check] = {
     "train and inference agree": check_workflow.same_settings,
     "ids of the zoo": check_workflow.zoo_ids,
     "ids of MONAI Label": check_workflow.label_ids,
+    "requests to train": check_serving.served_training,
     "properties: train": check_workflow.train_properties,
     "properties: evaluate": check_workflow.evaluate_properties,
     "properties: inference": check_workflow.inference_properties,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 pytest.importorskip("monailabel", reason="run by `make test-label`, in an environment of its own")
 
 import numpy as np
+from label_load import hang_up, same
 from label_server import LabelServer
 from label_studies import DDMR, NAMES, WEAK_DDF, Studies
 from test_settings import injections
@@ -178,3 +180,17 @@ def test_a_name_that_a_page_has_made_to_point_here(server: LabelServer) -> None:
     address = server.url.removeprefix("http://")
     for host, status in ((address, 200), ("localhost", 200), ("rebound.example:8000", 400)):
         assert server.ask("GET", "/info/", headers={"Host": host}).status_code == status
+
+
+@pytest.mark.usefixtures("untouched")
+def test_clients_that_hang_up(server: LabelServer, studies: Studies) -> None:
+    """Their requests are dropped, whether they hang up at once or while they wait, and nobody else's are."""
+    pair = studies.pairs(WEAK_DDF)[0]
+    usual = server.infer(WEAK_DDF, pair.fixed, **named(studies))
+    before = server.log.read_text().count("Infer Request (final)")
+    with ThreadPoolExecutor(4) as pool:
+        answers = [pool.submit(server.infer, WEAK_DDF, pair.fixed, **named(studies)) for _ in range(4)]
+        hang_up(server, WEAK_DDF, (pair.fixed, pair.moving), 30)
+        for answer in answers:
+            assert same(answer.result(), usual)
+    assert server.log.read_text().count("Infer Request (final)") - before < 4 + 10  # of 34

@@ -203,10 +203,17 @@ BROKEN: list[tuple[str, str, Callable[[Path], object]]] = [
     ("ids of MONAI Label", "postprocessing", edit("inference", "postprocessing")),
     ("ids of MONAI Label", "@_meta_", edit("inference", "size", "@_meta_#size")),
     ("ids of MONAI Label", "$import", edit("inference", "displayable_configs", {"moving_image": ""})),
+    ("requests to train", "does not refuse", edit("train", "initialize", ["$@device"])),
+    ("requests to train", "evaluates", lambda root: trust_requests(root)),
     ("properties: train", "val_interval", edit("train", "val_interval")),
     ("properties: evaluate", "another network", weights(lambda state: dict(list(state.items())[1:]))),
     ("properties: inference", "inferer", edit("inference", "inferer")),
 ]
+
+
+def trust_requests(root: Path) -> None:
+    edit("train", "imports", ["$import torch", "$import regzoo"])(root)
+    edit("train", "initialize", ["$@device"])(root)
 
 
 def swap_inputs(root: Path) -> None:
