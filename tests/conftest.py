@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from bundle_list import kind
 
 # Before PyTorch is imported: idle threads must sleep, not spin, because test workers share the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -31,11 +32,20 @@ def abdomen_phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
+@pytest.fixture(scope="session")
+def brain_phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of 8 + 4 coarse brain phantoms in the layout of IXI."""
+    from regzoo_phantoms import write_brain_phantoms
+
+    return write_brain_phantoms(
+        tmp_path_factory.mktemp("phantoms") / "brain", cases=8, held_out=4, seed=3, spacing=6.0, workers=1
+    )
+
+
 @pytest.fixture
 def dataset(bundle: str | Path, request: pytest.FixtureRequest) -> Path:
     """What the bundle, a parameter of the test by name or folder, trains on."""
-    kind = "abdomen" if Path(bundle).name.startswith("abdominal") else "prostate"
-    return request.getfixturevalue(f"{kind}_phantoms")
+    return request.getfixturevalue(f"{kind(bundle)}_phantoms")
 
 
 @pytest.fixture(scope="session")

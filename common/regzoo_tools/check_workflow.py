@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigWorkflow
-from regzoo.datasets import load_records
+from regzoo.datasets import load_records, load_single_records
 from regzoo.engines.origin import STEPS, step_of
+from regzoo.errors import RegZooError
 from regzoo_phantoms import embedded_phantoms
 from regzoo_tools.bundle import Bundle, CheckError, NotCheckedError
 
@@ -128,10 +129,7 @@ def properties(bundle: Bundle, kind: str, *names: str, **overrides: Any) -> str:
     """Initialise a workflow on small phantoms, in a folder of its own, and let MONAI look for all it needs."""
     phantoms = small_phantoms(bundle, bundle.scratch / "phantoms")
     if kind == "inference":
-        pair = load_records(phantoms, "val")[0]
-        overrides.update(
-            {name: pair[name] for name in ("fixed_image", "moving_image")}, checkpoint=str(bundle.weights())
-        )
+        overrides.update(_pair(phantoms), checkpoint=str(bundle.weights()))
     else:
         overrides.update(dataset_dir=str(phantoms), folds=2)
     with tempfile.TemporaryDirectory() as folder:
@@ -149,6 +147,16 @@ def properties(bundle: Bundle, kind: str, *names: str, **overrides: Any) -> str:
     if missing:
         raise CheckError(f"missing or of another id: {', '.join(missing)}")
     return "none missing"
+
+
+def _pair(phantoms: Path) -> dict[str, str]:
+    """Two images to register, of a pair or of two patients."""
+    try:
+        record = load_records(phantoms, "val")[0]
+        return {name: record[name] for name in ("fixed_image", "moving_image")}
+    except RegZooError:  # a data set of single images
+        first, second = load_single_records(phantoms, "val")[:2]
+        return {"fixed_image": first["fixed_image"], "moving_image": second["fixed_image"]}
 
 
 def small_phantoms(bundle: Bundle, folder: Path) -> Path:

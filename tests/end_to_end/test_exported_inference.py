@@ -14,6 +14,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from bundle_list import NAMES
 from monai.bundle import ConfigWorkflow
 from regzoo.cli import main
 from regzoo.datasets import load_records
@@ -26,7 +27,6 @@ from torch import nn
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 WEAK, SEG, SDM = "prostate_mr_trus_weak_ddf", "prostate_mr_trus_conditional_seg", "prostate_mr_trus_sdm"
 DDMR = "abdominal_ct_ddmr"
-ALL = [WEAK, SEG, SDM, DDMR]
 FORMATS = ["torchscript", "onnx"]
 Exported = Callable[[str, str], str]
 
@@ -66,7 +66,7 @@ def check_in_onnx_runtime(path: str, network: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("bundle", ALL)
+@pytest.mark.parametrize("bundle", NAMES)
 def test_registration_is_the_same(bundle: str, format: str, dataset: Path, exported: Exported) -> None:
     pair = pair_of(dataset)
     eager = Registrar(BUNDLES / bundle, device="cpu")
@@ -201,7 +201,7 @@ def test_a_bundle_with_an_exported_file_alone(
         Registrar(root, [overlay(format)], device="cpu")
 
 
-@pytest.mark.parametrize("bundle", ALL)
+@pytest.mark.parametrize("bundle", NAMES)
 @pytest.mark.parametrize("format", [*FORMATS, "tensorrt"])
 def test_a_missing_file_says_which_command_writes_it(bundle: str, format: str, tmp_path: Path) -> None:
     said = f"none: no such exported network; .*: python -m regzoo export {BUNDLES / bundle} --format {format} "

@@ -15,9 +15,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from bundle_list import NAMES, on_single_images
 from regzoo.datasets import load_records, load_single_records
 from regzoo.errors import user_error
-from test_training import ALL, BUNDLES, DDMR, small
+from test_training import BUNDLES, DDMR, small
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def studies(bundle: str, dataset: Path, tmp_path: Path, monkeypatch: pytest.Monk
     """The finished labels of a studies folder, as MONAI Label lists them."""
     folder = tmp_path / "studies"
     (folder / "labels" / "final").mkdir(parents=True)
-    single = bundle == DDMR
+    single = on_single_images(bundle)
     listed = []
     records = load_single_records(dataset, "train") if single else load_records(dataset, "train")
     for number, record in enumerate(records[:4]):
@@ -84,7 +85,7 @@ def digests(root: Path) -> dict[str, str]:
     return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-@pytest.mark.parametrize("bundle", ALL)
+@pytest.mark.parametrize("bundle", NAMES)
 def test_finished_labels_train_and_leave_the_released_weights_alone(
     bundle: str, copy: Path, studies: list[dict[str, str]], tmp_path: Path
 ) -> None:
@@ -93,7 +94,7 @@ def test_finished_labels_train_and_leave_the_released_weights_alone(
     (run,) = (copy / "output" / "monai_label").iterdir()
     settings = torch.load(run / "last.pt", weights_only=True)["settings"]
     assert list(settings["data"]) == [
-        f"ct{number}" if bundle == DDMR else f"fixed{number:02d}" for number in settings_range(bundle)
+        f"ct{number}" if on_single_images(bundle) else f"fixed{number:02d}" for number in settings_range(bundle)
     ]
     after = digests(copy)
     new = set(after) - set(before)
@@ -116,7 +117,7 @@ def test_finished_labels_train_and_leave_the_released_weights_alone(
 
 def settings_range(bundle: str) -> range:
     """The images, or pairs, of four that are trained on if the last two of all images are to be validated on."""
-    return range(2) if bundle == DDMR else range(3)
+    return range(2) if on_single_images(bundle) else range(3)
 
 
 @pytest.mark.parametrize("bundle", ["prostate_mr_trus_weak_ddf", DDMR])

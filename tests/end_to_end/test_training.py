@@ -15,6 +15,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from bundle_list import NAMES, logged, on_single_images, tiny
 from monai.bundle import ConfigParser, ConfigWorkflow
 from regzoo.engines import save_weights
 from regzoo.errors import user_error
@@ -27,49 +28,23 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 WEAK, SEG, SDM = "prostate_mr_trus_weak_ddf", "prostate_mr_trus_conditional_seg", "prostate_mr_trus_sdm"
 DDMR = "abdominal_ct_ddmr"
-ALL = [WEAK, SEG, SDM, DDMR]
 #: Those that need other images or the weights of another training; `test_single_image_training` tries them.
 TRANSFER = {"pretrain_brain", "finetune", "finetune_decoder", "hippocampus"}
-#: Those that run a file; `test_exported_inference` tries them.
-EXPORTED = {"torchscript", "onnx", "tensorrt"}
 #: Those that run an exported file, which is for inference.
 EXPORTED = {"torchscript", "onnx", "tensorrt"}
 VARIANTS = sorted(
     (name, path.stem)
-    for name in ALL
+    for name in NAMES
     for path in (BUNDLES / name / "configs" / "variants").glob("*.json")
     if path.stem not in TRANSFER | EXPORTED
 )
-#: What each bundle logs beside loss/total and learning_rate.
-LOGGED = {
-    WEAK: {"loss/label", "loss/deformation", "selection", "tre", "gland_dsc", "folded_percent"},
-    SEG: {"loss/label", "selection", "tre", "gland_dsc"},
-    SDM: {"loss/label", "loss/distance", "loss/deformation", "gland_dsc", "folded_percent"},
-    DDMR: {"loss/ncc", "loss/ssim", "loss/dice", "loss/deformation", "weight/dice", "dsc", "ncc", "folded_percent"},
-}
-SMALL: dict[str, Any] = {
-    "spacing": [5.0, 5.0, 5.0],
-    "size": [18, 14, 13],
-    "channels": 2,
-    "batch_size": 2,
-    "samples_per_epoch": 6,
-    "max_epochs": 3,
-    "folds": 2,
-    "device": "cpu",
-}
-#: The abdomen is larger, and a learned weight is accumulated over steps as well.
-SMALL_CT = SMALL | {
-    "spacing": [16.0, 16.0, 16.0],
-    "size": [20, 14, 13],
-    "channels": [2, 4],
-    "accumulation_steps": 2,
-    "labels_per_image": 3,
-}
+SMALL: dict[str, Any] = tiny(WEAK) | {"max_epochs": 3}
 
 
 def small(bundle: str) -> dict[str, Any]:
-    """What makes a training of a bundle tiny."""
-    return SMALL_CT if bundle == DDMR else SMALL
+    """What makes a training of a bundle tiny. A learned weight is accumulated over steps as well."""
+    more = {"accumulation_steps": 2, "labels_per_image": 3} if on_single_images(bundle) else {}
+    return tiny(bundle) | {"max_epochs": 3} | more
 
 
 def train(bundle: str, dataset: Path, output: Path, *overlays: str, **overrides: Any) -> dict[str, torch.Tensor]:
@@ -117,7 +92,7 @@ def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
         assert torch.equal(a[name], b[name]), name
 
 
-@pytest.mark.parametrize("bundle", ALL)
+@pytest.mark.parametrize("bundle", NAMES)
 def test_a_killed_training_resumes_to_the_same_weights(bundle: str, dataset: Path, tmp_path: Path) -> None:
     longer = {"max_epochs": 8, "samples_per_epoch": 16}
     whole = train(bundle, dataset, tmp_path / "whole", **longer)
@@ -169,14 +144,14 @@ def test_resume_after_each_epoch_gives_the_same_weights(prostate_phantoms: Path,
     assert_same(*best)
 
 
-@pytest.mark.parametrize("bundle", ALL)
+@pytest.mark.parametrize("bundle", NAMES)
 def test_command_line_trains_and_evaluates(bundle: str, dataset: Path, tmp_path: Path) -> None:
     done = run(bundle, command(bundle, dataset, tmp_path, "--optimizer#lr", "0.002", "--max_epochs", "2"))
     assert done.returncode == 0, done.stderr[-2000:]
     assert {"last.pt", "model.pt"} <= {path.name for path in tmp_path.iterdir()}
-    logged = EventAccumulator(str(tmp_path)).Reload().Tags()
-    assert {"loss/total", "learning_rate"} | LOGGED[bundle] <= set(logged["scalars"])
-    assert logged["images"]
+    tags = EventAccumulator(str(tmp_path)).Reload().Tags()
+    assert {"loss/total", "learning_rate"} | logged(bundle) <= set(tags["scalars"])
+    assert tags["images"]
     arguments = command(bundle, dataset, tmp_path, "--pictures", "1")
     arguments.remove("training")
     arguments[arguments.index("configs/train.json")] = "['configs/train.json','configs/evaluate.json']"
@@ -187,8 +162,11 @@ def test_command_line_trains_and_evaluates(bundle: str, dataset: Path, tmp_path:
     assert {"cases.csv", "labels.csv", "summary.csv", "summary.png"} <= names
     assert len([name for name in names if name.endswith(".png")]) == 2
     table = read_csv(tmp_path / "evaluation" / "cases.csv")
-    assert all(0 <= float(value) <= 1 for value in table["before_dsc" if bundle == DDMR else "before_gland_dsc"])
+    assert all(
+        0 <= float(value) <= 1 for value in table["before_dsc" if on_single_images(bundle) else "before_gland_dsc"]
+    )
     if bundle == DDMR:
+        assert "weight/dice" in tags["scalars"]
         assert {"ssim", "ncc", "dsc", "hd_mm", "hd95_mm", "tre_mm"} <= table.keys()
     if bundle == SDM:
         assert {"base_dsc", "mid_dsc", "apex_dsc", "jacobian_gradient", "tre_mm"} <= table.keys()
@@ -293,7 +271,7 @@ def test_every_variant_trains(bundle: str, variant: str, dataset: Path, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bundle", ALL)
+@pytest.mark.parametrize("bundle", NAMES)
 def test_two_processes_train_and_evaluate(bundle: str, dataset: Path, tmp_path: Path) -> None:
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     arguments = command(bundle, dataset, tmp_path, "--max_epochs", "1")
@@ -307,7 +285,7 @@ def test_two_processes_train_and_evaluate(bundle: str, dataset: Path, tmp_path: 
     overlays = "['configs/train.json','configs/evaluate.json','configs/multi_gpu_evaluate.json']"
     arguments = [overlays if "multi_gpu_train" in word else word for word in arguments if word != "training"]
     # Three cases for two processes: one has nothing to do while the other measures its second.
-    limit = "--eval_pairs" if bundle == DDMR else "--max_pairs"
+    limit = "--eval_pairs" if on_single_images(bundle) else "--max_pairs"
     done = run(bundle, [*torchrun, *arguments, limit, "3"], env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(read_csv(tmp_path / "evaluation" / "cases.csv")["case"]) == 3

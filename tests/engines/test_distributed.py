@@ -11,12 +11,12 @@ from typing import Any
 import ignite.distributed as idist
 import pytest
 import torch
+from bundle_list import NAMES
 from monai.bundle import ConfigWorkflow
 from regzoo.engines import start_process_group
 from regzoo.errors import RegZooError, user_error
 
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
-ALL = sorted(path.name for path in BUNDLES.iterdir())
 PARTS = {"train": ["train.json"], "evaluate": ["train.json", "evaluate.json"], "inference": ["inference.json"]}
 
 
@@ -44,14 +44,14 @@ def line_of_start(bundle: str, files: list[str], output: Path) -> str:
     return line
 
 
-@pytest.mark.parametrize("bundle", ALL)
+@pytest.mark.parametrize("bundle", NAMES)
 @pytest.mark.parametrize("part", ["train", "evaluate"])
 def test_the_overlay_without_torchrun(bundle: str, part: str, tmp_path: Path) -> None:
     line = line_of_start(bundle, [*PARTS[part], f"multi_gpu_{part}.json"], tmp_path)
     assert "need several processes; start with torchrun" in line
 
 
-@pytest.mark.parametrize("bundle", ALL)
+@pytest.mark.parametrize("bundle", NAMES)
 @pytest.mark.parametrize("part", PARTS)
 def test_torchrun_without_the_overlay(bundle: str, part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")

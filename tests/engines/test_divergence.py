@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bundle_list import NAMES, tiny
 from ignite.engine import Engine
 from monai.bundle import ConfigWorkflow
 from regzoo.engines import EventWriter, LossTerms, TrainingCheckpoint, load_weights
@@ -21,22 +22,6 @@ from regzoo.transforms import WarpOnNetworkGridd
 from torch import nn
 
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
-ALL = sorted(path.name for path in BUNDLES.iterdir())
-TINY: dict[str, Any] = {
-    "spacing": [5.0] * 3,
-    "size": [18, 14, 13],
-    "channels": 2,
-    "batch_size": 2,
-    "samples_per_epoch": 6,
-    "max_epochs": 2,
-    "folds": 2,
-    "device": "cpu",
-}
-TINY_CT = TINY | {"spacing": [16.0] * 3, "size": [20, 14, 13], "channels": [2, 4]}
-
-
-def tiny(bundle: str) -> dict[str, Any]:
-    return TINY_CT if bundle.startswith("abdominal") else TINY
 
 
 def train(bundle: str, dataset: Path, output: Path, **overrides: Any) -> None:
@@ -62,7 +47,7 @@ def test_what_is_not_finite() -> None:
     assert list(flat_tensors(state, "x")) == ["x.network.w", "x.optimiser.state.0.step"]
 
 
-@pytest.mark.parametrize("bundle", ALL)
+@pytest.mark.parametrize("bundle", NAMES)
 def test_a_learning_rate_that_is_far_too_high(bundle: str, dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError) as caught:
         train(bundle, dataset, tmp_path, learning_rate=1e30)

@@ -8,10 +8,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import bundle_list
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from bundle_list import on_single_images
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
 from monai.fl.client import MonaiAlgo, MonaiAlgoStats
@@ -24,10 +26,8 @@ from regzoo.datasets import load_records, load_single_records
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 SEG = "prostate_mr_trus_conditional_seg"
 KEY_METRICS = {
-    "abdominal_ct_ddmr": "dsc",
-    SEG: "tre_mm",
-    "prostate_mr_trus_sdm": "gland_dsc",
-    "prostate_mr_trus_weak_ddf": "tre_mm",
+    path.name: json.loads((path / "configs/evaluate.json").read_text(encoding="utf-8"))["validate#metrics"]["key"]
+    for path in bundle_list.BUNDLES
 }
 #: Steps of a local epoch.
 STEPS = 3
@@ -49,7 +49,7 @@ def root(bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def datalist(bundle: str, dataset: Path, tmp_path: Path, site: int) -> Path:
     """One of two sites' patients, half of the training and half of the held-out ones."""
-    load = load_single_records if bundle.startswith("abdominal") else load_records
+    load = load_single_records if on_single_images(bundle) else load_records
     content = {
         section: load(dataset, split)[site::2] for section, split in (("training", "train"), ("validation", "val"))
     }
@@ -61,7 +61,7 @@ def datalist(bundle: str, dataset: Path, tmp_path: Path, site: int) -> Path:
 def small(bundle: str) -> dict[str, Any]:
     """What makes a local epoch tiny."""
     tiny = {"batch_size": 2, "samples_per_epoch": 2 * STEPS, "folds": 2, "device": "cpu"}
-    if bundle.startswith("abdominal"):
+    if on_single_images(bundle):
         return tiny | {"spacing": [16.0] * 3, "size": [20, 14, 13], "channels": [2, 4], "learning_rate": 0.01}
     if bundle == SEG:  # nothing is found, and no distance measured, by a network that knows nothing
         return tiny | {"learning_rate": 1e-4}

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bundle_list import NAMES, tiny
 from ignite.engine import Engine
 from monai.bundle import ConfigWorkflow
 from regzoo import files
@@ -27,7 +28,7 @@ from regzoo.errors import RegZooError
 from regzoo.report import read_csv
 from regzoo_tools.curves import read_curves
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_divergence import ALL, BUNDLES, tiny
+from test_divergence import BUNDLES
 
 RECORD = {"run.json", "config.json", "data.json", "log.txt", "epochs.csv"}
 WEAK = "prostate_mr_trus_weak_ddf"
@@ -73,7 +74,7 @@ def test_a_file_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert content(tmp_path / "data.json")["training"][0]["files"] == {str(tmp_path / "a.nii"): "0123456789" * 4}
 
 
-@pytest.mark.parametrize("bundle", ALL)
+@pytest.mark.parametrize("bundle", NAMES)
 def test_a_training_and_its_evaluation(bundle: str, dataset: Path, tmp_path: Path) -> None:
     run(bundle, dataset, tmp_path, learning_rate=1e-3)
     assert {path.name for path in tmp_path.iterdir()} >= RECORD

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bundle_list import NAMES, logged, on_single_images
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from monai.bundle import ConfigWorkflow
@@ -25,19 +26,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 WEAK, SEG, SDM = "prostate_mr_trus_weak_ddf", "prostate_mr_trus_conditional_seg", "prostate_mr_trus_sdm"
 DDMR = "abdominal_ct_ddmr"
-#: What each bundle's training measures once an epoch: terms of the loss, and metrics of the validation.
-TERMS = {
-    WEAK: ["label", "deformation"],
-    SEG: ["label"],
-    SDM: ["label", "distance", "deformation"],
-    DDMR: ["ncc", "ssim", "dice", "deformation"],
-}
-VALIDATION = {
-    WEAK: ["selection", "tre", "gland_dsc", "folded_percent"],
-    SEG: ["selection", "tre", "gland_dsc"],
-    SDM: ["gland_dsc", "folded_percent"],
-    DDMR: ["dsc", "ncc", "folded_percent"],
-}
 EPOCHS, STEPS = 2, 2
 #: What MLflow takes for a sign that it is being tested and has to keep quiet by itself.
 SIGNS = ("CI", "PYTEST_CURRENT_TEST", "GITHUB_ACTIONS", "GITLAB_CI", "JENKINS_URL", "BUILDKITE", "TEAMCITY_VERSION")
@@ -74,7 +62,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def small(bundle: str) -> dict[str, Any]:
-    if bundle == DDMR:
+    if on_single_images(bundle):
         return {"spacing": [16.0] * 3, "size": [20, 14, 13], "channels": [2, 4]}
     return {"spacing": [5.0] * 3, "size": [18, 14, 13], "channels": 2}
 
@@ -119,7 +107,7 @@ def artifacts(client: MlflowClient, run: Run, folder: Path) -> dict[str, Path]:
     return {name: Path(client.download_artifacts(run.info.run_id, name, str(folder))) for name in names}
 
 
-@pytest.mark.parametrize("bundle", [WEAK, SEG, SDM, DDMR])
+@pytest.mark.parametrize("bundle", NAMES)
 def test_what_arrives(bundle: str, root: Path, dataset: Path, tmp_path: Path) -> None:
     run(root, "train.json", **training(bundle, dataset))
     output = root / "output" / "train"
@@ -133,7 +121,7 @@ def test_what_arrives(bundle: str, root: Path, dataset: Path, tmp_path: Path) ->
     assert list(history(client, trained, "lr_group_0")) == list(steps)
     # What TensorBoard has, epoch by epoch.
     events = EventAccumulator(str(output)).Reload()
-    for name in [*(f"loss/{term}" for term in TERMS[bundle]), *VALIDATION[bundle]]:
+    for name in sorted(logged(bundle)):
         shown = {event.step: event.value for event in events.Scalars(name)}
         assert list(shown) == list(range(1, EPOCHS + 1)), name
         assert history(client, trained, name) == pytest.approx(shown, rel=1e-5, nan_ok=True), name
@@ -151,7 +139,7 @@ def test_what_arrives(bundle: str, root: Path, dataset: Path, tmp_path: Path) ->
             assert evaluated.data.metrics[name] == pytest.approx(expected, rel=1e-4, abs=1e-5), name
     assert any(name.startswith("before_") for name in evaluated.data.metrics)
 
-    record = load_records(dataset, "val")[0] if bundle != DDMR else pair(dataset)
+    record = load_records(dataset, "val")[0] if not on_single_images(bundle) else pair(dataset)
     named = {key: record[key] for key in ("fixed_image", "moving_image", "moving_label")}
     weights = {"checkpoint": str(output / "model.pt")}
     run(root, "inference.json", **small(bundle), **named, **weights)

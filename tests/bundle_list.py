@@ -1,0 +1,50 @@
+"""The bundles as they are found, and what makes a training of any of them tiny: read from their own files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+BUNDLES = sorted(path.parents[1] for path in Path(__file__).parents[1].glob("bundles/*/configs/train.json"))
+NAMES = [path.name for path in BUNDLES]
+#: A coarse grid over the phantoms of a kind: voxel size (mm) and size.
+GRIDS = {"prostate": (5.0, [18, 14, 13]), "abdomen": (16.0, [20, 14, 13]), "brain": (12.0, [14, 18, 13])}
+
+
+def training(bundle: str | Path) -> dict[str, Any]:
+    """The configuration of a bundle's training, by the bundle's name or folder."""
+    folder = BUNDLES[0].parent / bundle  # a whole path stays what it is
+    return json.loads((folder / "configs" / "train.json").read_text(encoding="utf-8"))
+
+
+def kind(bundle: str | Path) -> str:
+    """The kind of phantoms that a bundle trains on: ``prostate``, ``abdomen`` or ``brain``."""
+    return str(training(bundle)["phantoms"].get("kind", "prostate"))
+
+
+def on_single_images(bundle: str | Path) -> bool:
+    """Whether a bundle trains on single images, of which it takes a few labels each."""
+    return "labels_per_image" in training(bundle)
+
+
+def tiny(bundle: str | Path) -> dict[str, Any]:
+    """Settings for a training of a few seconds."""
+    spacing, size = GRIDS[kind(bundle)]
+    channels = training(bundle)["channels"]
+    return {
+        "spacing": [spacing] * 3,
+        "size": size,
+        "channels": [2, 4] if isinstance(channels, list) else 2,
+        "batch_size": 2,
+        "samples_per_epoch": 6,
+        "max_epochs": 2,
+        "folds": 2,
+        "device": "cpu",
+    }
+
+
+def logged(bundle: str | Path) -> set[str]:
+    """The tags of a training's log, beside those that every training has: terms of the loss, and metrics."""
+    config = training(bundle)
+    return {f"loss/{term}" for term in config["loss"]["terms"]} | set(config["validate"]["metrics"]["measures"])
