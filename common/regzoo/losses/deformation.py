@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -87,7 +88,6 @@ class _Roughness(nn.Module):
         self.spacing = None if spacing is None else [float(s) for s in spacing]
 
     def extra_repr(self) -> str:
-        """Shown in the repr, which is how a checkpoint tells one loss from another."""
         return f"margin={self.margin}, spacing={self.spacing}"
 
     def forward(self, ddf: torch.Tensor) -> torch.Tensor:
@@ -102,11 +102,9 @@ class _Roughness(nn.Module):
         return torch.as_tensor(penalty)
 
 
-def _pair_weight(spacing: Sequence[float] | None, *axes: int) -> float:
-    weight = 1.0
-    for axis in axes:
-        weight /= 1.0 if spacing is None else float(spacing[axis]) ** 2
-    return weight
+def _per_mm(spacing: Sequence[float] | None, *axes: int) -> float:
+    """The square of 1 mm⁻¹ in voxels along each axis that is derived by; 1 in voxel units."""
+    return 1.0 if spacing is None else math.prod(float(spacing[axis]) ** -2 for axis in axes)
 
 
 class BendingEnergy(_Roughness):
@@ -125,7 +123,7 @@ class BendingEnergy(_Roughness):
             raise ValueError(f"stencil must be 'compact' or 'wide', not {stencil!r}")
         wide = stencil == "wide"
         terms = [
-            Term((1.0 if i == j else 2.0) * _pair_weight(spacing, i, j), _second_difference(i, j, wide))
+            Term((1.0 if i == j else 2.0) * _per_mm(spacing, i, j), _second_difference(i, j, wide))
             for i in range(3)
             for j in range(i, 3)
         ]
@@ -142,5 +140,5 @@ class GradientNorm(_Roughness):
     """
 
     def __init__(self, spacing: Sequence[float] | None = None) -> None:
-        terms = [Term(_pair_weight(spacing, axis), _first_difference(axis)) for axis in range(3)]
+        terms = [Term(_per_mm(spacing, axis), _first_difference(axis)) for axis in range(3)]
         super().__init__(terms, 1, spacing)

@@ -44,7 +44,6 @@ class SoftHausdorff(nn.Module):
         self.one_sided = bool(one_sided)
 
     def extra_repr(self) -> str:
-        """Shown in the repr, which is how a checkpoint tells one loss from another."""
         return f"spacing={self.spacing} mm, alpha={self.alpha}, one_sided={self.one_sided}"
 
     def forward(self, warped: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:

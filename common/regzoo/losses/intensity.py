@@ -8,8 +8,9 @@ with the value, and nothing but the gradient is kept until the backward pass.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import torch
 from regzoo.errors import RegZooError
@@ -35,7 +36,6 @@ class NormalizedCrossCorrelation(nn.Module):
         self.eps = _positive("eps", eps)
 
     def extra_repr(self) -> str:
-        """Shown in the repr, which is how a checkpoint tells one loss from another."""
         return f"eps={self.eps}"
 
     def forward(self, warped: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
@@ -56,18 +56,6 @@ class _Slopes(NamedTuple):
     product: torch.Tensor
 
 
-class _Measure(Protocol):
-    """A loss of two images that is a function of filtered products of them."""
-
-    window: Window
-
-    def products(self, warped: torch.Tensor, fixed: torch.Tensor) -> Iterator[torch.Tensor]:
-        """What is to be filtered."""
-
-    def score(self, moments: Sequence[torch.Tensor], slopes: bool) -> tuple[torch.Tensor, _Slopes | None]:
-        """The loss, and its derivatives if they are wanted, from the filtered products."""
-
-
 class _LocalLoss(torch.autograd.Function):
     """The loss of a measure, with its gradient by the warped image W computed on the way.
 
@@ -76,7 +64,7 @@ class _LocalLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, warped: torch.Tensor, fixed: torch.Tensor, measure: _Measure) -> torch.Tensor:
+    def forward(ctx: Any, warped: torch.Tensor, fixed: torch.Tensor, measure: _LocalSimilarity) -> torch.Tensor:
         window = measure.window
         moments = [window.filter(product) for product in measure.products(warped, fixed)]
         loss, slopes = measure.score(moments, slopes=ctx.needs_input_grad[0])
@@ -98,6 +86,14 @@ class _LocalSimilarity(nn.Module):
     """Shared: checks the images and evaluates the measure in float32, or in float64 if both are."""
 
     window: Window
+
+    @abstractmethod
+    def products(self, warped: torch.Tensor, fixed: torch.Tensor) -> Iterator[torch.Tensor]:
+        """The products of the images that are to be filtered."""
+
+    @abstractmethod
+    def score(self, moments: Sequence[torch.Tensor], slopes: bool) -> tuple[torch.Tensor, _Slopes | None]:
+        """The loss, and its derivatives if they are wanted, from the filtered products."""
 
     def forward(self, warped: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
         """Loss of a warped moving image against the fixed image.
@@ -158,15 +154,12 @@ class LocalNormalizedCrossCorrelation(_LocalSimilarity):
         self.window = Window([window_weights(*pair) for pair in zip(self.widths, sigmas, strict=True)], valid=False)
 
     def extra_repr(self) -> str:
-        """Shown in the repr, which is how a checkpoint tells one loss from another."""
         return f"window={self.widths} voxels, kernel={self.kernel}, eps={self.eps}"
 
     def products(self, warped: torch.Tensor, fixed: torch.Tensor) -> Iterator[torch.Tensor]:
-        """What is to be filtered."""
         yield from (warped, fixed, warped * warped, fixed * fixed, warped * fixed)
 
     def score(self, moments: Sequence[torch.Tensor], slopes: bool) -> tuple[torch.Tensor, _Slopes | None]:
-        """The loss, and its derivatives if they are wanted, from the filtered products."""
         mean_w, mean_f, square_w, square_f, product = moments
         raw = torch.addcmul(square_w, mean_w, mean_w, value=-1)
         var_w = raw.clamp(min=self.eps)
@@ -215,24 +208,19 @@ class StructuralSimilarity(_LocalSimilarity):
         self.sigmas = [float(s) for s in (sigma if isinstance(sigma, Sequence) else [sigma] * 3)]
         if len(self.sigmas) != 3 or min(self.sigmas) <= 0:
             raise ValueError(f"sigma must be one positive number or one per axis, got {sigma}")
-        self.data_range, self.k1, self.k2 = (
-            _positive("data_range", data_range),
-            _positive("k1", k1),
-            _positive("k2", k2),
-        )
+        self.data_range = _positive("data_range", data_range)
+        self.k1, self.k2 = _positive("k1", k1), _positive("k2", k2)
         self.window = Window([window_weights(*pair) for pair in zip(self.widths, self.sigmas, strict=True)], valid=True)
 
     def extra_repr(self) -> str:
-        """Shown in the repr, which is how a checkpoint tells one loss from another."""
         constants = f"data_range={self.data_range}, k1={self.k1}, k2={self.k2}"
         return f"window={self.widths} voxels, sigma={self.sigmas} voxels, {constants}"
 
     def products(self, warped: torch.Tensor, fixed: torch.Tensor) -> Iterator[torch.Tensor]:
-        """What is to be filtered: of the two squares the index needs the sum alone."""
+        # Of the two squares the index needs only the sum.
         yield from (warped, fixed, (warped * warped).addcmul_(fixed, fixed), warped * fixed)
 
     def score(self, moments: Sequence[torch.Tensor], slopes: bool) -> tuple[torch.Tensor, _Slopes | None]:
-        """The loss, and its derivatives if they are wanted, from the filtered products."""
         mean_w, mean_f, squares, product = moments
         c1, c2 = (self.k1 * self.data_range) ** 2, (self.k2 * self.data_range) ** 2
         both = mean_w * mean_f

@@ -42,7 +42,6 @@ class MultiScaleDice(nn.Module):
         self.eps = eps
 
     def extra_repr(self) -> str:
-        """Shown in the repr, which is how a checkpoint tells one loss from another."""
         return f"sigmas={self.sigmas} voxels, squared_denominator={self.squared_denominator}, eps={self.eps}"
 
     def forward(self, warped: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
@@ -119,7 +118,6 @@ class MultiScaleCrossEntropy(nn.Module):
         self.eps = eps
 
     def extra_repr(self) -> str:
-        """Shown in the repr, which is how a checkpoint tells one loss from another."""
         return f"sigmas={self.sigmas} voxels, eps={self.eps}"
 
     def forward(self, warped: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
@@ -154,7 +152,6 @@ class WeightedCrossEntropy(nn.Module):
         self.balance = float(balance)
 
     def extra_repr(self) -> str:
-        """Shown in the repr, which is how a checkpoint tells one loss from another."""
         return f"balance={self.balance}"
 
     def forward(self, logits: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:

@@ -16,23 +16,27 @@ from regzoo.spatial.warp import warp
 from torch import nn
 
 
-class LabelSimilarity(nn.Module):
+class _Term(nn.Module):
+    """Shared: holds the loss that a term applies."""
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+
+
+class LabelSimilarity(_Term):
     """Warp the moving label with the predicted DDF and compare it with the fixed label.
 
     Args:
         loss: called with (warped, fixed), both (B, C, X, Y, Z).
     """
 
-    def __init__(self, loss: nn.Module) -> None:
-        super().__init__()
-        self.loss = loss
-
     def forward(self, ddf: torch.Tensor, targets: Mapping[str, torch.Tensor]) -> torch.Tensor:
         value: torch.Tensor = self.loss(warp(targets[MOVING.label], ddf), targets[FIXED.label])
         return value
 
 
-class ImageSimilarity(nn.Module):
+class ImageSimilarity(_Term):
     """Warp the moving image with the predicted DDF and compare it with the fixed image.
 
     Beyond its border the moving image goes on with its border values: an edge against zero would look like anatomy.
@@ -41,41 +45,29 @@ class ImageSimilarity(nn.Module):
         loss: called with (warped, fixed), both (B, C, X, Y, Z).
     """
 
-    def __init__(self, loss: nn.Module) -> None:
-        super().__init__()
-        self.loss = loss
-
     def forward(self, ddf: torch.Tensor, targets: Mapping[str, torch.Tensor]) -> torch.Tensor:
         value: torch.Tensor = self.loss(warp(targets[MOVING.image], ddf, padding="border"), targets[FIXED.image])
         return value
 
 
-class PredictedLabel(nn.Module):
+class PredictedLabel(_Term):
     """Compare the labels that a network predicts directly, as logits, with the fixed labels.
 
     Args:
         loss: called with (logits, fixed), both (B, C, X, Y, Z).
     """
 
-    def __init__(self, loss: nn.Module) -> None:
-        super().__init__()
-        self.loss = loss
-
     def forward(self, logits: torch.Tensor, targets: Mapping[str, torch.Tensor]) -> torch.Tensor:
         value: torch.Tensor = self.loss(logits, targets[FIXED.label])
         return value
 
 
-class Deformation(nn.Module):
+class Deformation(_Term):
     """A penalty on the predicted DDF alone.
 
     Args:
         loss: called with the DDF (B, 3, X, Y, Z), voxels.
     """
-
-    def __init__(self, loss: nn.Module) -> None:
-        super().__init__()
-        self.loss = loss
 
     def forward(self, ddf: torch.Tensor, targets: Mapping[str, torch.Tensor]) -> torch.Tensor:
         value: torch.Tensor = self.loss(ddf)
@@ -119,7 +111,6 @@ class RegistrationLoss(nn.Module):
         self.listeners: list[Listener] = []
 
     def extra_repr(self) -> str:
-        """Shown in the repr, which is how a checkpoint tells one loss from another."""
         return f"weights={self.weights}"
 
     def forward(self, prediction: torch.Tensor, targets: Mapping[str, torch.Tensor]) -> torch.Tensor:
