@@ -100,7 +100,7 @@ class Peers:
         native |= {key: aligned(native, native[key]) for key in ("moving_image", "moving_label")}
         del native["prealignment"]
         scaled = self.scale(dict(native))
-        fixed, moving = (to_ants(ants, scaled[f"{side}_image"]) for side in ("fixed", "moving"))
+        fixed, moving = (to_ants(ants, scaled[side.image]) for side in SIDES)
         # One map, each voxel one label, as it comes in the file.
         numbers = torch.arange(1, len(native["moving_label"]) + 1).view(-1, 1, 1, 1)
         one = (as_tensor(native["moving_label"]) * numbers).amax(0, keepdim=True)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
+from regzoo.case import LABEL_KEYS, SIDES
 
 #: Four affinely independent corners of the cube [-1, 1]³; the other four lie opposite.
 _CORNERS = torch.tensor([[-1.0, -1, -1], [1, 1, -1], [1, -1, 1], [-1, 1, 1]])
@@ -57,8 +58,8 @@ class RandomAffinePair:
         if self.max_corner_shift == 0:
             return dict(batch)
         moved: dict[str, torch.Tensor] = {}
-        for side, offset in (("fixed", 0), ("moving", 1)):
-            keys = [key for key in batch if key.startswith(side)]
+        for offset, side in enumerate(SIDES):
+            keys = [key for key in batch if key in side]
             if not keys:
                 continue
             first = batch[keys[0]]
@@ -66,6 +67,6 @@ class RandomAffinePair:
             theta = random_affine(2 * seeds + offset, self.max_corner_shift).to(first.device, non_blocking=True)
             grid = F.affine_grid(theta, [len(first), 1, *first.shape[2:]], align_corners=True)
             for key in keys:
-                padding = "zeros" if key.endswith("label") else "border"
+                padding = "zeros" if key in LABEL_KEYS else "border"
                 moved[key] = F.grid_sample(batch[key].float(), grid, padding_mode=padding, align_corners=True)
         return moved

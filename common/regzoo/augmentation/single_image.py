@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from regzoo.augmentation.spline_transform import SplineTransform, limit_scale, unfold_scale
 from regzoo.augmentation.thin_plate import thin_plate_spline
-from regzoo.case import COUNTERPART, FIXED, MOVING, Key
+from regzoo.case import COUNTERPART, FIXED, IMAGE_KEYS, LABEL_KEYS, MOVING, Key
 from regzoo.spatial import sample
 from regzoo.spatial.warp import Mode, slabs
 from scipy.spatial.transform import Rotation
@@ -211,9 +211,9 @@ class SingleImageAugmentation:
 
     def _resample(self, key: str, source: torch.Tensor, origin: torch.Tensor) -> torch.Tensor:
         """The values of an image, label or distance map at voxel coordinates."""
-        if key.endswith("label"):
+        if key in LABEL_KEYS:
             return sample(source, origin, self.label_mode)
-        if self.background is None or not key.endswith("image"):
+        if self.background is None or key not in IMAGE_KEYS:
             return sample(source, origin, padding="border")
         return sample(source, origin) + self.background  # `source` is its difference from the background
 

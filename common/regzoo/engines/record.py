@@ -25,8 +25,8 @@ import regzoo
 import torch
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
-from regzoo.case import PATH_KEYS, Record
-from regzoo.datasets.records import record_files
+from regzoo.case import Key, Record
+from regzoo.datasets.records import PATIENT_KEYS, record_files
 from regzoo.engines.distributed import check_processes
 from regzoo.engines.identity import whole_hash
 from regzoo.engines.plateau import just_validated
@@ -144,7 +144,7 @@ def _starts(path: Path) -> list[Any]:
 
 def _described(record: Record) -> dict[str, Any]:
     """The names of a case and the hashes of its files."""
-    named = {key: value for key, value in record.items() if key not in PATH_KEYS and key.endswith(("case", "patient"))}
+    named = {key: value for key, value in record.items() if key in (Key.CASE, *PATIENT_KEYS)}
     files = {str(path): whole_hash(path) for path in record_files(record)}
     return named | {"files": files}
 

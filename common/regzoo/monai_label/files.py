@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from regzoo.case import FIXED, MOVING, Key
+from regzoo.case import FIXED, LABEL_KEYS, MOVING, Key
 from regzoo.datasets.records import case_name
 from regzoo.errors import RegZooError
 from regzoo.monai_label.studies import STUDIES_VARIABLE, check_named_files
@@ -99,7 +99,7 @@ def find_file(studies: Path, key: str, value: Any) -> str:
         )
     candidates = [studies / value]
     if len(Path(value).parts) == 1:
-        folders = [studies / FINISHED, studies] if key.endswith("label") else [studies]
+        folders = [studies / FINISHED, studies] if key in LABEL_KEYS else [studies]
         named = [folder / f"{value}{suffix}" for folder in folders for suffix in ("", *SUFFIXES)]
         candidates = [file for file in named if file.is_symlink() or file.is_file()] or candidates
     for file in candidates:
@@ -141,5 +141,5 @@ def check_files(studies: Path, files: Mapping[str, Sequence[str]], most_voxels: 
             if voxels > most_voxels:
                 problem = f"with it the request has {voxels} voxels, more than the limit of {most_voxels}"
                 raise RegZooError(f"{key}: {problem}; crop the images, or raise max_voxels in configs/inference.json")
-        if key.endswith("label") and labels > MAX_LABEL_VALUES:
+        if key in LABEL_KEYS and labels > MAX_LABEL_VALUES:
             raise RegZooError(f"{key}: {labels} labels; give at most {MAX_LABEL_VALUES}")

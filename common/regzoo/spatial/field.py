@@ -67,7 +67,7 @@ class DisplacementField:
             ddf: (3, X, Y, Z), voxels of `network`, as a network predicts it.
             network: grid of the network's input; beyond it the displacement of its border holds.
             fixed: grid of the fixed image, on which the result is sampled.
-            prealignment: 4×4, RAS mm, the edit made to the moving image's affine (old world → new world).
+            prealignment: 4×4, RAS mm, moving world → aligned moving world.
         """
         device, edit = ddf.device, np.eye(4) if prealignment is None else np.asarray(prealignment, dtype=np.float64)
         to_network = np.linalg.solve(network.affine, fixed.affine)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from regzoo.case import FIXED, MOVING
+from regzoo.case import FIXED, MOVING, SIDES
 from regzoo.ownership import own_path
 from regzoo.spatial import Grid, as_tensor, centroids, resample
 
@@ -43,14 +43,14 @@ def thumbnail(item: Mapping[Any, Any], view: Grid, case: str) -> Thumbnail:
     plane = _plane(view, _height(item, view))
     images: dict[str, np.ndarray] = {}
     labels: dict[str, np.ndarray] = {}
-    for side in ("fixed", "moving"):
-        for key, found in ((f"{side}_image", images), (f"{side}_label", labels)):
+    for side in SIDES:
+        for key, found in ((side.image, images), (side.label, labels)):
             if key in item:
                 values = resample(torch.nan_to_num(as_tensor(item[key])), Grid.of(item[key]), plane)
-                found[side] = values[..., 0].numpy()[:, ::-1]
-    for side, pixels in images.items():
-        low, high = np.percentile(as_tensor(item[f"{side}_image"]).flatten()[::97].nan_to_num().numpy(), (1, 99.5))
-        images[side] = (255 * np.clip((pixels[0] - low) / max(high - low, 1e-6), 0, 1)).astype(np.uint8)
+                found[side.name] = values[..., 0].numpy()[:, ::-1]
+        if (pixels := images.get(side.name)) is not None:
+            low, high = np.percentile(as_tensor(item[side.image]).flatten()[::97].nan_to_num().numpy(), (1, 99.5))
+            images[side.name] = (255 * np.clip((pixels[0] - low) / max(high - low, 1e-6), 0, 1)).astype(np.uint8)
     return Thumbnail(case, images, {side: values >= 0.5 for side, values in labels.items()})
 
 
