@@ -20,7 +20,6 @@ import SimpleITK as sitk
 from helpers import write
 from label_server import Answer, LabelServer
 from label_studies import WEAK_DDF, Studies
-from test_http_training import in_the_background
 from test_mistakes import refused
 
 SECRET = "root:x:0:0"
@@ -103,24 +102,6 @@ def test_voxels_beside_their_header_in_the_studies(server: LabelServer, studies:
         answer = server.infer(WEAK_DDF, pair.fixed, moving_image=f"placed/moving{suffix}", result_dtype="float32")
         assert answer.status == 200 and answer.image is not None, answer.detail
         np.testing.assert_allclose(answer.image.get_fdata(), expected.get_fdata(), atol=1e-3)
-
-
-def test_a_training_reads_no_other_file(server: LabelServer, studies: Studies, place: Path) -> None:
-    """A client submits an image and a label of the kind, and starts a training."""
-    file = place / "hostile.mha"
-    file.write_text(META + "../outside/passwords\n", encoding="utf-8")
-    for kind in ("image", "label"):
-        server.upload(kind, "fixed_hostile", file)
-    try:
-        task = in_the_background(server, WEAK_DDF, {"max_epochs": 1, "device": "cpu", "val_split": 0.0})
-        assert task["status"] == "ERROR"
-        assert any("names another file" in line for line in task["details"]), task["details"]
-        assert SECRET not in server.log.read_text(encoding="utf-8", errors="replace")
-    finally:
-        for left in (*studies.folder.glob("fixed_hostile*"), *studies.folder.rglob("final/fixed_hostile*")):
-            left.unlink()
-        (studies.folder / "datastore_v2.json").unlink(missing_ok=True)
-        shutil.rmtree(server.models / WEAK_DDF / "output", ignore_errors=True)
 
 
 def nifti(dims: tuple[int, ...], code: int = 2, bits: int = 8, offset: float = 352, sform: float = 1) -> bytes:
