@@ -42,9 +42,12 @@ def untouched(server: LabelServer, studies: Studies) -> Iterator[None]:
     from label_studies import fingerprints
 
     places = (studies.folder, studies.outside, server.temporary)
+    end = time.monotonic() + 5  # the server removes an answer's file after it was sent, also that of the test before
+    while any(server.temporary.glob("tmp*.*")) and time.monotonic() < end:
+        time.sleep(0.1)
     before = fingerprints(*places)
     yield
-    end = time.monotonic() + 5  # the server removes an answer's file after it was sent
+    end = time.monotonic() + 5
     while (after := fingerprints(*places)) != before and time.monotonic() < end:
         time.sleep(0.1)
     assert after == before
