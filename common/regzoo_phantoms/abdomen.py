@@ -94,7 +94,7 @@ def write_abdomen_phantoms(
     """
     if cases < 1 or held_out < 0 or seed < 0 or not 0 < spacing <= 32:
         raise RegZooError(
-            "abdomen phantoms need at least one case, a seed of 0 or more, and a spacing above 0 mm; mend the numbers"
+            "phantoms need at least one case, a seed of 0 or more, and a spacing above 0 mm; correct the numbers"
         )
     parameters = AbdomenParameters(cases, held_out, seed, float(spacing), bool(breathing))
     train = [Case("train", i, i + 1) for i in range(cases)]

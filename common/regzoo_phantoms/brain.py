@@ -78,7 +78,7 @@ def write_brain_phantoms(
     if cases < 1 or held_out < 0 or seed < 0 or not 0 < spacing <= 32 or cases + held_out > 999:
         raise RegZooError(
             "brain phantoms need at least one case and at most 999, a seed of 0 or more, and a spacing above 0 mm; "
-            "mend the numbers"
+            "correct the numbers"
         )
     parameters = BrainParameters(cases, held_out, seed, float(spacing), bool(scalp))
     patients = [Case("train", i, i + 1) for i in range(cases)]

@@ -16,7 +16,7 @@ from regzoo_phantoms import abdomen, brain, prostate
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of phantom: how it is written, from what, in which version, and what it is counted in."""
+    """A kind of phantom: its writer, its parameters, its version, and the parameter that counts its cases."""
 
     write: Callable[..., Path]
     parameters: Callable[..., Any]
@@ -32,12 +32,12 @@ KINDS = {
 
 
 def embedded_phantoms(folder: str | os.PathLike[str], kind: str = "prostate", **kwargs: Any) -> Path:
-    """Phantoms in `folder`, written if they are not there yet; says so in one line.
+    """Phantoms in `folder`, written if they do not exist yet; prints one line about it.
 
     In a distributed run the first process writes and the others wait for it.
 
     Args:
-        folder: where the phantoms are or are to be.
+        folder: where the phantoms are, or will be written.
         kind: ``prostate``, ``abdomen`` or ``brain``.
         kwargs: see `write_prostate_phantoms`, `write_abdomen_phantoms`, `write_brain_phantoms`.
 
@@ -57,7 +57,7 @@ def embedded_phantoms(folder: str | os.PathLike[str], kind: str = "prostate", **
         try:
             _write_or_check(target, kind, wanted, workers)
         finally:
-            # Also after an error: the others must not wait for ever; they find no manifest, or the same mistake.
+            # Also after an error, or the other processes would deadlock. They then find the same error.
             if distributed:
                 dist.barrier()
         return target
@@ -67,7 +67,7 @@ def embedded_phantoms(folder: str | os.PathLike[str], kind: str = "prostate", **
 
 
 def _write_or_check(target: Path, kind: str, wanted: Any, workers: int | None) -> None:
-    """Make sure that the phantoms are there."""
+    """Write the phantoms, unless they exist and match."""
     if (target / "manifest.json").is_file():
         _check(target, kind, wanted)
         print(f"No data set was named: using the phantoms in {target}", flush=True)
@@ -79,22 +79,22 @@ def _write_or_check(target: Path, kind: str, wanted: Any, workers: int | None) -
 
 
 def _check(target: Path, wanted_kind: str, wanted: Any) -> None:
-    """Make sure that the manifest in a folder says what is wanted."""
+    """Raise `RegZooError` unless the manifest in a folder matches."""
     path = target / "manifest.json"
-    mend = f"remove the folder {target} or name another"
+    fix = f"remove the folder {target} or name another"
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         kind, version, found = manifest["kind"], manifest["version"], manifest["parameters"]
     except OSError as error:
-        raise bad_file(path, "no such file", mend) from error
+        raise bad_file(path, "no such file", fix) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise bad_file(path, "is not the manifest of a phantom set", mend) from error
+        raise bad_file(path, "is not the manifest of a phantom set", fix) from error
     if kind != wanted_kind or version != KINDS[wanted_kind].version:
-        raise bad_file(path, f"phantoms of kind {kind!r}, version {version}, are not what this version writes", mend)
-    # Through JSON, as the manifest went, so that 1 and 1.0 or a tuple and a list do not differ.
+        raise bad_file(path, f"phantoms of kind {kind!r}, version {version}, are not what this version writes", fix)
+    # Converted through JSON like the manifest, so that a tuple and a list do not differ.
     expected = json.loads(json.dumps(asdict(wanted)))
     different = [
         f"{key} {found.get(key)} instead of {value}" for key, value in expected.items() if found.get(key) != value
     ]
     if different:
-        raise bad_file(path, f"phantoms made with other parameters ({', '.join(different)})", mend)
+        raise bad_file(path, f"phantoms made with other parameters ({', '.join(different)})", fix)

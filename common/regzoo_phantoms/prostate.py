@@ -88,7 +88,7 @@ def write_prostate_phantoms(
     """
     if pairs < 1 or held_out < 0 or seed < 0 or spacing <= 0 or (slice_thickness is not None and slice_thickness <= 0):
         raise RegZooError(
-            "phantoms need at least one pair, a seed of 0 or more, and sizes in mm above 0; mend the numbers"
+            "phantoms need at least one pair, a seed of 0 or more, and sizes in mm above 0; correct the numbers"
         )
     parameters = PhantomParameters(pairs, held_out, seed, float(spacing), slice_thickness)
     with new_set(folder) as root:

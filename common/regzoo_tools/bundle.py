@@ -1,4 +1,4 @@
-"""What the checks of a bundle look at, and the two ways in which a check does not end well."""
+"""The files of a bundle, as the checks read them, and the errors that a check raises."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from monai.bundle import ConfigParser
 from regzoo.bundles import find_bundle
 from regzoo.errors import RegZooError, bad_file
 
-#: Where a bundle keeps what it was not handed out with: results, phantoms, what Python compiled.
+#: Folders that a bundle is released without: results, phantoms, files that Python compiled.
 WORKING_FOLDERS = {"output", "data", "eval", "__pycache__"}
 #: The weights, relative to the bundle.
 WEIGHTS = "models/model.pt"
-#: This package's own files that travel.
+#: Suffixes of the package's files that a zip contains.
 CODE = {".py", ".json", ".typed"}
-#: Configurations that every bundle of this collection has.
+#: Configurations that every bundle has.
 CONFIGS = ("metadata", "train", "inference", "evaluate", "multi_gpu_train", "multi_gpu_evaluate")
-#: By what a file of the zoo that says where large files are may be called.
+#: The names that the zoo accepts for the list of large files.
 LARGE_FILES = ("large_files.yml", "large_files.yaml", "large_files.json")
 
 
 class CheckError(Exception):
-    """What a check found wrong; the message says what and what to do."""
+    """A failed check; the message says what is wrong and what to do."""
 
 
 class NotCheckedError(Exception):
-    """A check that could not be done here; the message says why."""
+    """A check that cannot run here; the message says why."""
 
 
 class Bundle:
@@ -42,7 +42,7 @@ class Bundle:
         bundle: a folder, or the name of a bundle that `regzoo.bundles.find_bundle` finds.
 
     Raises:
-        RegZooError: no such folder and no bundle of that name.
+        RegZooError: neither a folder nor a bundle has that name.
     """
 
     def __init__(self, bundle: str | PathLike[str]) -> None:
@@ -53,7 +53,7 @@ class Bundle:
         """A file of the bundle, given relative to it.
 
         Raises:
-            CheckError: there is no such file.
+            CheckError: the file does not exist.
         """
         path = self.root / name
         if not path.is_file():
@@ -62,7 +62,7 @@ class Bundle:
 
     @cached_property
     def scratch(self) -> Path:
-        """A folder for what checks need on the way; it goes with this object."""
+        """A temporary folder for the checks, removed with this object."""
         self._scratch = tempfile.TemporaryDirectory(prefix="regzoo-")
         return Path(self._scratch.name)
 
@@ -73,24 +73,24 @@ class Bundle:
 
     @cached_property
     def large_files(self) -> dict[str, dict[str, Any]]:
-        """What ``large_files.yml`` says of each file that is to be fetched, by its path; empty without one.
+        """The entries of ``large_files.yml`` by path; empty if the bundle has no such list.
 
         Raises:
-            CheckError: it is no list of files with a path each.
+            CheckError: the list is malformed, or an entry has no path.
         """
         for name in LARGE_FILES:
             if (self.root / name).is_file():
                 content = ConfigParser.load_config_file(self.root / name)
                 listed = (content.get("large_files") or []) if isinstance(content, dict) else None
                 if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
-                    raise CheckError(f"{name} is no list large_files of path, url, hash_val and hash_type")
+                    raise CheckError(f"{name} is not a list large_files of path, url, hash_val and hash_type")
                 if not all(entry.get("path") for entry in listed):
-                    raise CheckError(f"{name} has an entry without a path; write there where the file belongs")
+                    raise CheckError(f"{name} has an entry without a path; add the file's place in the bundle")
                 return {str(entry["path"]): dict(entry) for entry in listed}
         return {}
 
     def files(self, *suffixes: str) -> Iterator[Path]:
-        """The bundle's files in order, without what was produced while working with it.
+        """The bundle's files in order, without results and other files that work on it produced.
 
         Args:
             suffixes: only files that end in one of these.
@@ -105,8 +105,8 @@ class Bundle:
         """The released weights.
 
         Raises:
-            NotCheckedError: they are to be fetched first.
-            CheckError: there are none.
+            NotCheckedError: they must be downloaded first.
+            CheckError: there are no weights.
         """
         if not (self.root / WEIGHTS).is_file() and WEIGHTS in self.large_files:
             raise NotCheckedError(
@@ -115,28 +115,28 @@ class Bundle:
         return self.path(WEIGHTS)
 
     def config(self, *names: str) -> ConfigParser:
-        """Configurations of ``configs/``, read over each other, not yet parsed."""
+        """Configurations of ``configs/``, later ones overriding earlier ones, not yet parsed."""
         parser = ConfigParser()
         parser.read_config([str(self.path(f"configs/{name}.json")) for name in names])
         parser["bundle_root"] = str(self.root)
         return parser
 
     def tensor(self, direction: str, name: str) -> dict[str, Any]:
-        """What the metadata say of a tensor of the network: ``inputs`` / ``image`` or ``outputs`` / ``pred``."""
+        """The metadata of a tensor of the network: ``inputs`` / ``image`` or ``outputs`` / ``pred``."""
         try:
             return self.metadata["network_data_format"][direction][name]
         except KeyError:
             raise CheckError(f"configs/metadata.json has no network_data_format::{direction}::{name}") from None
 
     def shape(self, batch: int = 1) -> tuple[list[int], list[int]]:
-        """Shapes (B, C, X, Y, Z) of the network's input and output, as the metadata have them."""
+        """Shapes (B, C, X, Y, Z) of the network's input and output, from the metadata."""
         pair = (self.tensor("inputs", "image"), self.tensor("outputs", "pred"))
         first, second = ([batch, tensor["num_channels"], *tensor["spatial_shape"]] for tensor in pair)
         return first, second
 
 
 def code_files(folder: Path) -> dict[str, Path]:
-    """The files of a Python package by their name in it, without what Python compiled."""
+    """The files of a Python package by their name in it, without compiled files."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     return {path.relative_to(folder).as_posix(): path for path in paths}
 
@@ -147,42 +147,42 @@ def own_code() -> dict[str, Path]:
 
 
 def package_inside(bundle: Bundle) -> str:
-    """A ``regzoo`` inside the bundle is the one that runs, or has the same files: no other is checked or packaged.
+    """Check that a ``regzoo`` inside the bundle is the running package, or has the same files.
 
     Raises:
-        CheckError: it has other files.
+        CheckError: its files differ.
     """
     inside = bundle.root / "regzoo"
     if not inside.is_dir():
-        return "none, regzoo is to be installed"
+        return "none; regzoo must be installed"
     if inside.resolve() == Path(regzoo.__file__).resolve().parent:
-        return "is the one that runs"
+        return "is the running package"
     theirs, ours = code_files(inside), own_code()
     different = {name for name in theirs.keys() & ours.keys() if theirs[name].read_bytes() != ours[name].read_bytes()}
     different |= theirs.keys() ^ ours.keys()
     if different:
         first = ", ".join(sorted(different)[:3]) + (", …" if len(different) > 3 else "")
         raise CheckError(
-            f"regzoo/ inside the bundle is another than the one that runs ({len(different)} files differ: {first}); "
-            "run python -m regzoo in the bundle's folder, or package it anew"
+            f"regzoo/ inside the bundle is not the running package ({len(different)} files differ: {first}); "
+            "run python -m regzoo in the bundle's folder, or package it again"
         )
     return f"{len(ours)} files, as in the package that runs"
 
 
 def known_bundle(bundle: str | PathLike[str]) -> Bundle:
-    """A bundle whose metadata and list of large files can be read, and whose package is the one that runs.
+    """A bundle whose metadata and list of large files can be read, and whose package is the running one.
 
     Raises:
-        RegZooError: there is no such bundle, or it is not as said.
+        RegZooError: missing or malformed bundle.
     """
     found = Bundle(bundle)
     file = found.root / "configs" / "metadata.json"
     try:
-        found.metadata  # noqa: B018 - read once, to fail here
+        found.metadata  # noqa: B018 - read here so that it fails here
     except CheckError:
         raise bad_file(file, "no such file", "name the folder of a bundle") from None
     except ValueError as error:
-        raise bad_file(file, f"is no JSON ({error})", "mend it, see regzoo verify") from None
+        raise bad_file(file, f"is not JSON ({error})", "fix it, see regzoo verify") from None
     try:
         found.large_files  # noqa: B018 - as above
         package_inside(found)

@@ -22,7 +22,7 @@ TOOLS = {
         *("--ignore", "E203,E501,E741,W503,W504,C408,N812,B023", "--per-file-ignores", "__init__.py:F401"),
     ],
 }
-#: The plugins of flake8 that the zoo installs, which have most of those rules: module and name of the package.
+#: The flake8 plugins that the zoo installs: module and name of the package.
 PLUGINS = {
     "bugbear": "flake8-bugbear",
     "flake8_comprehensions": "flake8-comprehensions",
@@ -32,7 +32,7 @@ PLUGINS = {
 
 
 def python_style(bundle: Bundle) -> str:
-    """isort, black and flake8 with the zoo's settings and plugins, where they are installed."""
+    """isort, black and flake8 with the zoo's settings and plugins, if they are installed."""
     paths = list(bundle.files(".py"))
     if not paths:
         return "no Python files"
@@ -48,35 +48,35 @@ def python_style(bundle: Bundle) -> str:
 
 
 def run_tool(tool: str, bundle: Bundle, names: list[str]) -> str:
-    """What a tool complains about, nothing if it is content.
+    """The complaints of a tool; empty if there are none.
 
-    It is run from above the bundle, as in the zoo: from there isort takes a package in the bundle for a third party.
+    The tool runs in the parent folder, as in the zoo. There, isort treats a package in the bundle as third-party.
     """
     command = [sys.executable, "-m", tool, *TOOLS[tool], *names]
     done = subprocess.run(command, cwd=bundle.root.parent, capture_output=True, text=True, timeout=300)
     if done.returncode == 0:
         return ""
-    lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()] or ["not content"]
+    lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()] or ["failed without a message"]
     return f"{tool}: {lines[0]}" + (f" and {len(lines) - 1} more lines" if lines[1:] else "")
 
 
 def targets(bundle: Bundle) -> str:
-    """Everything that a ``_target_`` names is there, in the variants, too; looked for as MONAI does."""
+    """Every ``_target_`` exists, also in the variants; looked up as MONAI does."""
     locator, wanted = ComponentLocator(), {}
     for path in bundle.files(".json"):
         if path.is_relative_to(bundle.root / "configs"):
             wanted.update(dict.fromkeys(named_targets(json.loads(path.read_text(encoding="utf-8"))), path))
-    sys.path.insert(0, str(bundle.root))  # put back by whoever runs the checks
+    sys.path.insert(0, str(bundle.root))  # `undisturbed` restores it
     for target, path in wanted.items():
         module = locator.get_component_module_name(target)
         module = module[0] if isinstance(module, list) else module
         if pydoc.locate(f"{module}.{target}" if module else target) is None:
-            raise CheckError(f"{path.name}: _target_ {target} is nowhere to be found; mend the name, or import it")
+            raise CheckError(f"{path.name}: _target_ {target} is not found; correct the name, or import it")
     return f"{len(wanted)} names"
 
 
 def named_targets(value: Any) -> Iterator[str]:
-    """What a configuration makes by name; not what an expression or another part of it says."""
+    """The classes and functions that a configuration names, without references and expressions."""
     if isinstance(value, dict):
         target = value.get("_target_")
         if isinstance(target, str) and not target.startswith(("$", "@", "%")):

@@ -1,4 +1,4 @@
-"""Checks of a bundle's files: which there are, what they are called, how large they are and how they are written."""
+"""Checks of a bundle's files: presence, names, sizes and format."""
 
 from __future__ import annotations
 
@@ -13,25 +13,24 @@ from pathlib import Path
 from regzoo.files import file_hash
 from regzoo_tools.bundle import CONFIGS, WEIGHTS, Bundle, CheckError
 
-#: The zoo's limits for what lies in ``models/`` and for any other file, bytes: those of its releases and of its
-#: repository (1024 kB).
+#: The zoo's size limits in bytes: for ``models/`` (its releases) and for other files (its repository, 1024 kB).
 LARGEST = 25_000_000
 LARGEST_OTHER = 1024 * 1024
-#: By which hashes MONAI's download checks a file; the first if the list of large files names none.
+#: Hashes that MONAI's download supports; the first is its default.
 HASHES = ("md5", "sha1", "sha256", "sha512")
-#: ``<anatomy>_<modality>_<task>``, and words because of which MONAI Label would serve a bundle in another way.
+#: ``<anatomy>_<modality>_<task>``, and words that change how MONAI Label serves a bundle.
 NAME = re.compile(r"[A-Za-z0-9]+(_[A-Za-z0-9]+){2,}")
 FORBIDDEN_WORDS = ("deepedit", "deepgrow", "detection", "classification")
 LOGGING = {"": logging, "logging": logging, "logging.handlers": logging.handlers}
 
 
 def relative(paths: Iterator[Path] | list[Path], bundle: Bundle) -> str:
-    """Paths of a bundle as a list in words."""
+    """Paths relative to the bundle, separated by commas."""
     return ", ".join(path.relative_to(bundle.root).as_posix() for path in paths)
 
 
 def required_files(bundle: Bundle) -> str:
-    """The files that the zoo demands or expects."""
+    """The files that the zoo requires."""
     wanted = ["LICENSE", "docs/README.md", "docs/data_license.txt", "configs/logging.conf"]
     wanted += [f"configs/{name}.json" for name in CONFIGS]
     if WEIGHTS not in bundle.large_files:
@@ -43,7 +42,7 @@ def required_files(bundle: Bundle) -> str:
 
 
 def name(bundle: Bundle) -> str:
-    """The folder's name, by which the zoo and MONAI Label know the bundle."""
+    """The folder's name, which the zoo and MONAI Label use for the bundle."""
     words = [word for word in FORBIDDEN_WORDS if word in bundle.name.lower()]
     if words:
         raise CheckError(
@@ -55,12 +54,12 @@ def name(bundle: Bundle) -> str:
 
 
 def licences(bundle: Bundle) -> str:
-    """The licence of the bundle, one that model hubs recognise, and a word on that of the data."""
+    """The bundle's licence is one that model hubs recognise, and the data's licence is stated."""
     text = bundle.path("LICENSE").read_text(encoding="utf-8")
     kinds = {"Apache-2.0": ("Apache License", "Version 2.0"), "MIT": ("MIT License",)}
     kind = next((kind for kind, words in kinds.items() if all(word in text for word in words)), None)
     if kind is None:
-        raise CheckError("LICENSE is neither the text of Apache-2.0 nor of MIT; put the whole text there")
+        raise CheckError("LICENSE is neither the text of Apache-2.0 nor of MIT; use the whole text of one of them")
     if not bundle.path("docs/data_license.txt").read_text(encoding="utf-8").strip():
         raise CheckError(
             "docs/data_license.txt is empty; say whose data the weights were trained on, and their licence"
@@ -69,7 +68,7 @@ def licences(bundle: Bundle) -> str:
 
 
 def sizes(bundle: Bundle) -> str:
-    """No file is larger than the zoo takes, unless it is listed with a hash, and what is listed is what is here."""
+    """No file exceeds the zoo's limits, except files listed with a hash; listed files match their hash."""
     for listed, entry in bundle.large_files.items():
         if not entry.get("url") or not entry.get("hash_val"):
             raise CheckError(f"{listed} is in the list of large files without a url or a hash_val")
@@ -77,7 +76,7 @@ def sizes(bundle: Bundle) -> str:
         if kind not in HASHES:
             raise CheckError(f"{listed}: hash_type {kind} is unknown to MONAI; use one of {', '.join(HASHES)}")
         if here.is_file() and file_hash(here, kind) != str(entry["hash_val"]):
-            raise CheckError(f"{listed} is another file than the one in the list of large files ({kind} differs)")
+            raise CheckError(f"{listed} is not the file in the list of large files ({kind} differs)")
     everything = {path.relative_to(bundle.root).as_posix(): path.stat().st_size for path in bundle.files()}
     own = {file: size for file, size in everything.items() if file not in bundle.large_files}
     large = {
@@ -94,24 +93,24 @@ def sizes(bundle: Bundle) -> str:
 
 
 def json_format(bundle: Bundle) -> str:
-    """As ``pretty-format-json --indent=4 --no-sort-keys`` writes it."""
+    """JSON files are formatted as by ``pretty-format-json --indent=4 --no-sort-keys``."""
     paths = list(bundle.files(".json"))
     wrong = [path for path in paths if path.read_text(encoding="utf-8") != pretty(path)]
     if wrong:
-        raise CheckError(f"not as json.dumps(value, indent=4) writes it: {relative(wrong, bundle)}")
+        raise CheckError(f"not formatted as by json.dumps(value, indent=4): {relative(wrong, bundle)}")
     return f"{len(paths)} files"
 
 
 def pretty(path: Path) -> str:
-    """The content of a JSON file as it should be written."""
+    """The content of a JSON file, formatted."""
     try:
         return json.dumps(json.loads(path.read_text(encoding="utf-8")), indent=4) + "\n"
     except ValueError as error:
-        raise CheckError(f"{path.name} is no JSON: {error}") from None
+        raise CheckError(f"{path.name} is not JSON: {error}") from None
 
 
 def logging_conf(bundle: Bundle) -> str:
-    """Classes of the standard library, literals and ``sys.stdout`` only: MONAI refuses what else could run code."""
+    """Only logging classes, literals and ``sys.stdout``: MONAI refuses anything else, because it could run code."""
     parser = configparser.RawConfigParser()
     parser.read_string(bundle.path("configs/logging.conf").read_text(encoding="utf-8"))
     for section in parser.sections():
@@ -119,7 +118,7 @@ def logging_conf(bundle: Bundle) -> str:
         module, _, attribute = kind.rpartition(".")
         known = getattr(LOGGING.get(module), attribute, None)
         if not (isinstance(known, type) and issubclass(known, (logging.Handler, logging.Formatter))):
-            raise CheckError(f"configs/logging.conf: class={kind} of [{section}] is no class of Python's logging")
+            raise CheckError(f"configs/logging.conf: class={kind} of [{section}] is not a class of Python's logging")
         for field in ("args", "kwargs"):
             value = parser.get(section, field, fallback="")
             try:

@@ -10,18 +10,18 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import InvalidVersion, Version
 from regzoo_tools.bundle import Bundle, CheckError, NotCheckedError
 
-#: The zoo's schemas that travel with the package, so that nothing is fetched.
+#: Folder of the zoo's schemas; the package contains them, so that nothing is downloaded.
 SCHEMAS = Path(__file__).parent
-#: Where the zoo fetches the schema.
+#: The address of the zoo's schemas.
 SCHEMA_URL = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/"
-#: Packages whose version the zoo takes without an operator.
+#: Packages whose version the zoo reads without an operator.
 PLAIN = {"monai", "torch", "numpy"}
-#: What the zoo demands of each tensor of the network.
+#: Fields that the zoo requires for each tensor of the network.
 TENSOR_FIELDS = ("type", "format", "num_channels", "spatial_shape", "dtype", "value_range")
 
 
 def schema(bundle: Bundle) -> str:
-    """MONAI's own check against the schema that the metadata name."""
+    """MONAI's own check of the metadata against their schema."""
     if importlib.util.find_spec("jsonschema") is None:
         raise NotCheckedError("jsonschema not installed: pip install jsonschema")
     from monai.bundle import verify_metadata
@@ -29,7 +29,7 @@ def schema(bundle: Bundle) -> str:
     known = {SCHEMA_URL + path.name: path for path in sorted(SCHEMAS.glob("meta_schema_*.json"))}
     file = known.get(str(bundle.metadata.get("schema")))
     if file is None:
-        raise CheckError(f"schema is {bundle.metadata.get('schema')}; known without the network is {', '.join(known)}")
+        raise CheckError(f"schema is {bundle.metadata.get('schema')}; available offline: {', '.join(known)}")
     try:
         verify_metadata(meta_file=str(bundle.path("configs/metadata.json")), filepath=str(file))
     except ValueError as error:
@@ -38,7 +38,7 @@ def schema(bundle: Bundle) -> str:
 
 
 def version(bundle: Bundle) -> str:
-    """A display name, and a version that the change log has an entry for."""
+    """The metadata have a display name, and the change log has an entry for the version."""
     found, changes = bundle.metadata.get("version"), bundle.metadata.get("changelog") or {}
     if not bundle.metadata.get("name"):
         raise CheckError("configs/metadata.json has no name, which the zoo shows")
@@ -50,10 +50,10 @@ def version(bundle: Bundle) -> str:
 
 
 def requirements(bundle: Bundle) -> list[Requirement]:
-    """What is to be installed for the bundle, as the zoo reads it from the metadata.
+    """The packages that the bundle requires, as the zoo reads them from the metadata.
 
     Raises:
-        CheckError: a version is missing, or is none that the zoo reads.
+        CheckError: a version is missing or malformed.
     """
     pins = {}
     for package, key in (("monai", "monai_version"), ("torch", "pytorch_version"), ("numpy", "numpy_version")):
@@ -66,22 +66,24 @@ def requirements(bundle: Bundle) -> list[Requirement]:
 
 
 def requirement(package: str, pin: str) -> Requirement:
-    """What the zoo's ``get_bundle_requirements.py`` makes of a version: what begins with <, > or = it takes as it is,
-    before all else, and for what `PLAIN` names always, it writes ==.
+    """The requirement that the zoo's ``get_bundle_requirements.py`` makes of a version.
+
+    A version that begins with <, > or = is used unchanged. Otherwise, and always for the packages in `PLAIN`, the zoo
+    writes == before it.
 
     Raises:
-        CheckError: this gives nothing that can be installed.
+        CheckError: the result is not a valid requirement.
     """
     ranged = pin[:1] in {"<", ">", "="} and package not in PLAIN
     try:
         return Requirement(f"{package}{pin}" if ranged else f"{package}=={Version(pin)}")
     except (InvalidRequirement, InvalidVersion):
-        mend = "write it as 1.2.3" + ("" if package in PLAIN else ", or with <, >, <=, >= or == before it")
-        raise CheckError(f"configs/metadata.json: {pin!r} is no version of {package}; {mend}") from None
+        fix = "write it as 1.2.3" + ("" if package in PLAIN else ", or with <, >, <=, >= or == before it")
+        raise CheckError(f"configs/metadata.json: {pin!r} is not a version of {package}; {fix}") from None
 
 
 def packages(bundle: Bundle) -> str:
-    """Versions of what is to be installed; of this package only if it does not travel inside."""
+    """The required packages; regzoo is among them only if it is not inside the bundle."""
     names = [requirement.name for requirement in requirements(bundle)]
     if "required_packages_version" not in bundle.metadata:
         raise CheckError("configs/metadata.json has no required_packages_version")
@@ -94,7 +96,7 @@ def packages(bundle: Bundle) -> str:
 
 
 def tensors(bundle: Bundle) -> str:
-    """The tensors ``image`` and ``pred``: all fields, a name for each channel, and the size that the network gets."""
+    """The tensors ``image`` and ``pred``: all fields, a name for each channel, and the size of the network's grid."""
     for direction, key in (("inputs", "image"), ("outputs", "pred")):
         tensor, place = bundle.tensor(direction, key), f"network_data_format::{direction}::{key}"
         first = next(iter(bundle.metadata["network_data_format"][direction]))

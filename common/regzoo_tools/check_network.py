@@ -1,4 +1,4 @@
-"""Checks of the network: what it takes and gives, its weights, and its export."""
+"""Checks of the network: its input and output, its weights, and its export."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torch import nn
 
 
 def make_network(bundle: Bundle) -> nn.Module:
-    """``network_def`` as inference has it, ready to predict."""
+    """``network_def`` of the inference, in evaluation mode."""
     network = bundle.config("inference").get_parsed_content("network_def")
     if not isinstance(network, nn.Module):
-        raise CheckError("network_def of inference.json is no torch.nn.Module")
+        raise CheckError("network_def of inference.json is not a torch.nn.Module")
     return network.eval()
 
 
@@ -34,7 +34,7 @@ def in_and_out(bundle: Bundle) -> str:
 
 
 def batch_of_two(bundle: Bundle) -> str:
-    """The whole shape of the output, which MONAI's check leaves out, for more than one case at a time."""
+    """The full output shape for a batch of two, which MONAI's check does not cover."""
     shape, wanted = bundle.shape(batch=2)
     with torch.inference_mode():
         found = list(make_network(bundle)(torch.zeros(shape)).shape)
@@ -49,12 +49,12 @@ def weights(bundle: Bundle) -> str:
     state = torch.load(path, map_location="cpu", weights_only=True)
     plain = isinstance(state, dict) and all(isinstance(value, torch.Tensor) for value in state.values())
     if not plain:
-        raise CheckError(f"{path.name} is no plain state dict; save network.state_dict()")
+        raise CheckError(f"{path.name} is not a plain state dict; save network.state_dict()")
     others = {str(value.dtype) for value in state.values()} - {"torch.float32", "torch.int64"}
     if others:
         raise CheckError(f"{path.name} holds {', '.join(sorted(others))}; save float32")
     load_weights(make_network(bundle), path)
-    return f"{sum(value.numel() for value in state.values()) / 1e6:.2f} million values, all of the network's"
+    return f"{sum(value.numel() for value in state.values()) / 1e6:.2f} million values, which fit the network"
 
 
 def scripted(bundle: Bundle) -> str:
@@ -90,7 +90,7 @@ def export(bundle: Bundle, trace: bool) -> str:
         prediction = network(image)
         scale = float(prediction.abs().max())
         difference = float((exported(image) - prediction).abs().max())
-    if not difference <= TOLERANCE * scale:  # neither is NaN
+    if not difference <= TOLERANCE * scale:  # NaN fails too
         raise CheckError(
             f"output differs from the network's by up to {difference:.3g}, its largest value is {scale:.3g}"
         )

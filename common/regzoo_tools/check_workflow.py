@@ -1,4 +1,4 @@
-"""Checks of the configurations as workflows: their ids, and that MONAI can make everything that it asks for."""
+"""Checks of the configurations as workflows: their ids, and the properties that MONAI asks for."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from regzoo.errors import RegZooError
 from regzoo_phantoms import embedded_phantoms
 from regzoo_tools.bundle import Bundle, CheckError, NotCheckedError
 
-#: Ids that training and inference may define differently. All else that both have must agree, or weights would be used
-#: on another input than they know.
+#: Ids that may differ between training and inference. All other shared ids must agree, or the weights would be used on
+#: an input that they were not trained on.
 OWN = {"imports", "output_dir", "network", "initialize", "run", "finalize", "displayable_configs"}
-#: What the zoo's rules and MONAI Label ask for, by configuration.
+#: Ids that the zoo's rules and MONAI Label require, by configuration.
 ZOO_IDS = {
     "inference": ("bundle_root", "device", "network_def", "inferer", "output_dir"),
     "train": (
@@ -32,7 +32,7 @@ LABEL_IDS = {
     "inference": ("bundle_root", "device", "network_def", "preprocessing", "postprocessing", "inferer"),
     "train": ("bundle_root", "device", "network", "run", "train#trainer#max_epochs", "validate#dataset#data"),
 }
-#: What the configurations that lie over the training have to override, or they would change nothing.
+#: Ids that an overlay must override to have an effect.
 OVERLAY_IDS = {
     "evaluate": ("validate#handlers", "initialize", "run"),
     "multi_gpu_train": ("device", "network", "validate#evaluator#val_handlers", "initialize", "run", "finalize"),
@@ -44,7 +44,7 @@ COARSE = 8.0
 
 
 def missing_ids(bundle: Bundle, ids: Mapping[str, tuple[str, ...]]) -> str:
-    """Make sure that configurations have ids."""
+    """Raise `CheckError` if a configuration lacks one of the ids."""
     for name, wanted in ids.items():
         parser = bundle.config(name)
         missing = [id_ for id_ in wanted if id_ not in parser]
@@ -54,7 +54,7 @@ def missing_ids(bundle: Bundle, ids: Mapping[str, tuple[str, ...]]) -> str:
 
 
 def zoo_ids(bundle: Bundle) -> str:
-    """The ids that the zoo asks for, those of overlays, and ``val_interval`` used for what it says."""
+    """The ids that the zoo requires, the ids that overlays override, and the use of ``val_interval``."""
     missing_ids(bundle, ZOO_IDS)
     for name, wanted in OVERLAY_IDS.items():
         overridden = json.loads(bundle.path(f"configs/{name}.json").read_text(encoding="utf-8"))
@@ -68,7 +68,7 @@ def zoo_ids(bundle: Bundle) -> str:
 
 
 def label_ids(bundle: Bundle) -> str:
-    """What MONAI Label reads and overrides; it knows no metadata, and its clients must not write configurations."""
+    """The ids that MONAI Label reads and overrides; nothing refers to metadata, and clients write no configuration."""
     found = missing_ids(bundle, LABEL_IDS)
     if "_meta_" in bundle.path("configs/inference.json").read_text(encoding="utf-8"):
         raise CheckError("inference.json refers to @_meta_, which MONAI Label does not read; write the value there")
@@ -78,12 +78,12 @@ def label_ids(bundle: Bundle) -> str:
             "what begins with $import there; leave them empty and read the request in the preprocessing"
         )
     if not isinstance(bundle.config("train")["train"]["handlers"], list):
-        raise CheckError("train#handlers in train.json is no list; MONAI Label puts a handler in front")
+        raise CheckError("train#handlers in train.json is not a list; MONAI Label inserts a handler at its start")
     return found
 
 
 def same_settings(bundle: Bundle) -> str:
-    """What both training and inference define is the same, and the fixed image comes first."""
+    """The settings that training and inference share are equal, and the fixed image comes first."""
     train, inference = bundle.config("train"), bundle.config("inference")
     shared = sorted((train.get().keys() & inference.get().keys()) - OWN)
     different = [key for key in shared if step_of(train[key]) != step_of(inference[key])]
@@ -126,7 +126,7 @@ def inference_properties(bundle: Bundle) -> str:
 
 
 def properties(bundle: Bundle, kind: str, *names: str, **overrides: Any) -> str:
-    """Initialise a workflow on small phantoms, in a folder of its own, and let MONAI look for all it needs."""
+    """Initialise a workflow on small phantoms, in a folder of its own, and run MONAI's check of its properties."""
     phantoms = small_phantoms(bundle, bundle.scratch / "phantoms")
     if kind == "inference":
         overrides.update(_pair(phantoms), checkpoint=str(bundle.weights()))

@@ -26,7 +26,7 @@ _NAMES = {
     "ncc": "validation: NCC",
     "folded_percent": "validation: folded voxels, %",
 }
-#: The latter is one of the others again.
+#: ``selection`` repeats one of the others.
 _NOT_DRAWN = ("learning_rate", "selection")
 
 
@@ -37,11 +37,11 @@ def read_curves(folder: str | PathLike[str]) -> dict[str, Curve]:
         folder: the training's output folder.
 
     Raises:
-        RegZooError: there is no log of a training in the folder.
+        RegZooError: the folder holds no log of a training.
     """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    # All files of the folder as TensorBoard reads them, without what a resumed training has repeated.
+    # Reads all files of the folder, without the epochs that a resumed training repeated.
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
     curves = {
         # A log of an earlier version has such values still: of an epoch the latest value counts.
@@ -66,7 +66,7 @@ def training_figure(path: str | PathLike[str], folder: str | PathLike[str]) -> i
         The number of epochs.
 
     Raises:
-        RegZooError: there is no log of a training in the folder, or somebody else's file where the picture is to go.
+        RegZooError: the folder holds no log of a training, or `path` is another file.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -119,7 +119,7 @@ def _cycle(count: int) -> Sequence[str]:
 
 
 def _kept_epoch(checkpoint: Path) -> int | None:
-    """The epoch with the best key metric, by what a training leaves to be resumed from."""
+    """The epoch with the best key metric, from a training's ``last.pt``; None if unknown."""
     if not checkpoint.is_file():
         return None
     epoch = torch.load(checkpoint, map_location="cpu", weights_only=True).get("best_metric_epoch", -1)

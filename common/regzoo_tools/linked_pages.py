@@ -1,4 +1,4 @@
-"""The pages of a bundle on their way: what they link to in the project comes along, the rest becomes plain text."""
+"""Copies a bundle's pages with the project's pages that they link to; other links become plain text."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Pages:
         """What becomes of a link in a page."""
         goal = Path(os.path.normpath(page.parent / link.path))
         if not goal.exists():
-            raise bad_file(page, f"links to {link.path}, which is not there", "mend the link")
+            raise bad_file(page, f"links to {link.path}, which is not there", "correct the link")
         place = self.place(goal)
         if place is None:
             return link.text

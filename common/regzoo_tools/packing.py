@@ -1,4 +1,4 @@
-"""A bundle as a zip that needs nothing of ours installed: this package travels inside, beside ``configs/``."""
+"""A bundle as a zip that contains the package `regzoo`, beside ``configs/``."""
 
 from __future__ import annotations
 
@@ -18,13 +18,12 @@ from regzoo.ownership import check_file, own_path
 from regzoo_tools.bundle import LARGE_FILES, WEIGHTS, Bundle, known_bundle, own_code
 from regzoo_tools.linked_pages import copy_pages
 
-#: The release of PyYAML that a bundle asks for which has files to be fetched.
+#: The release of PyYAML that a bundle with a list of large files requires.
 PYYAML = "6.0.3"
 #: The time of every file in the zip, the earliest that the format knows.
 TIME = (1980, 1, 1, 0, 0, 0)
-#: How a configuration finds the package beside it when the run was started from another folder. MONAI imports what
-#: ``imports`` names before anything else, and puts the bundle's folder on the path only before ``run``; so the import
-#: is done once more as a step of ``initialize``, after the folder was put there.
+#: Lines that let a configuration find the package beside it from any working folder. MONAI runs ``imports`` first and
+#: puts the bundle's folder on the path only before ``run``. So ``initialize`` adds the folder and imports again.
 MODULES = ["$import os", "$import sys"]
 STEPS = ["$sys.path.insert(0, os.path.abspath(@bundle_root))", "$import regzoo"]
 
@@ -97,7 +96,7 @@ def copy_package(target: Path) -> None:
 
 
 def travels_alone(metadata: dict[str, Any], fetches: bool) -> None:
-    """Take the package out of what is to be installed; put in what MONAI reads ``large_files.yml`` with."""
+    """Remove regzoo from the required packages; add PyYAML if MONAI must read ``large_files.yml``."""
     required = metadata.setdefault("required_packages_version", {})
     required.pop("regzoo", None)
     if fetches:
@@ -114,7 +113,7 @@ def finds_package(config: dict[str, Any]) -> None:
 
 
 def stage_weights(bundle: Bundle, target: Path, url: str | None) -> None:
-    """Copy the weights, or say where they are to be had."""
+    """Copy the weights, or write ``large_files.yml`` with their address."""
     weights = bundle.root / WEIGHTS
     if url is None:
         if weights.is_file():
@@ -123,7 +122,7 @@ def stage_weights(bundle: Bundle, target: Path, url: str | None) -> None:
             raise bad_file(weights, "no such file", "train the bundle first: make weights")
         return
     if not re.fullmatch(r"https?://[^\s\"'\\]+", str(url)):
-        raise RegZooError(f"--large_files {url}: is no address; give the one of {WEIGHTS}, https://…")
+        raise RegZooError(f"--large_files {url}: is not an address; give the address of {WEIGHTS}, https://…")
     if not weights.is_file():
         raise bad_file(weights, "no such file to take the hash of", "fetch it first: monai.bundle download_large_files")
     others = [name for name in LARGE_FILES if (target / name).is_file()]
@@ -138,8 +137,8 @@ def stage_weights(bundle: Bundle, target: Path, url: str | None) -> None:
 def write_zip(folder: Path, target: Path) -> None:
     """Write a folder as a zip in which nothing depends on the machine.
 
-    The files are in order, have one time and one permission, and are stored as they are: what a compressor makes of
-    them differs with its version, and weights hardly get smaller.
+    The files are sorted, have one time and one permission, and are not compressed: compressors differ by version, and
+    weights hardly get smaller.
     """
     with zipfile.ZipFile(target, "w", compression=zipfile.ZIP_STORED) as archive:
         for path in in_order(folder):
@@ -150,5 +149,5 @@ def write_zip(folder: Path, target: Path) -> None:
 
 
 def in_order(folder: Path) -> Iterator[Path]:
-    """The files below a folder, sorted by name as text, whatever the file system does."""
+    """The files below a folder, sorted by their names as text on any file system."""
     return iter(sorted((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.as_posix()))

@@ -29,16 +29,16 @@ def publish(
     private: bool = True,
     report: Any = None,
 ) -> str:
-    """Push a bundle, with this package inside, to a repository of the Hugging Face Hub; a red bundle is refused.
+    """Push a packaged bundle to the Hugging Face Hub, unless a check fails.
 
-    The copy that is pushed is the one that is checked.
+    The checks run on the copy that is pushed.
 
     Args:
         bundle: a bundle's folder or name.
-        repo: ``organisation/name``; it is made if it is not there.
-        token: access token; that of ``hf auth login`` or of the variable HF_TOKEN if not given.
-        version: tag for this state; the version in the metadata if not given.
-        private: whether a repository that is made is visible to its owners only.
+        repo: ``organisation/name``; created if it does not exist.
+        token: access token; by default that of ``hf auth login`` or of the variable HF_TOKEN.
+        version: tag; by default the version in the metadata.
+        private: whether a new repository is private.
         report: called with the rows of `verify` before anything is pushed.
 
     Returns:
@@ -51,7 +51,7 @@ def publish(
     if importlib.util.find_spec("huggingface_hub") is None:
         raise RegZooError("huggingface_hub is not installed, which publishing needs; pip install huggingface_hub")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(repo)):
-        raise RegZooError(f"--repo {repo}: is no repository of the Hub; name it as organisation/name")
+        raise RegZooError(f"--repo {repo}: is not the name of a repository; write organisation/name")
     token = None if token is None else str(token)
     found = known_bundle(bundle)
     from huggingface_hub.constants import ENDPOINT
@@ -75,7 +75,7 @@ def publish(
 
 
 def tags(repo: str, token: str | None) -> set[str]:
-    """The tags of a repository, none if it is not there."""
+    """The tags of a repository; empty if it does not exist."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError
 
@@ -104,7 +104,7 @@ def push(repo: str, staged: Path, token: str | None, version: str, private: bool
 
 @contextmanager
 def errors_in_one_line(repo: str, token: str | None) -> Iterator[None]:
-    """Errors of the Hub in one line that does not hold the token."""
+    """Turn errors of the Hub into one line without the token."""
     try:
         yield
     except Exception as error:
@@ -112,7 +112,7 @@ def errors_in_one_line(repo: str, token: str | None) -> Iterator[None]:
         for secret in (token, os.environ.get("HF_TOKEN")):
             message = message.replace(secret, "***") if secret else message
         raise RegZooError(
-            f"{repo}: the Hub did not take it ({message}); check the name, the token and the network"
+            f"{repo}: the Hub refused it ({message}); check the name, the token and the network"
         ) from None
 
 

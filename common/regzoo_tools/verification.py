@@ -1,9 +1,9 @@
-"""Everything the Model Zoo checks in a bundle, and what MONAI Label needs of it, in one table and offline.
+"""The Model Zoo's checks of a bundle, and those that MONAI Label needs, offline and in one table.
 
-Each check is a small function that takes a `Bundle` and returns a few words on what it found, or raises `CheckError` or
+Each check is a function that takes a `Bundle` and returns a few words about the result, or raises `CheckError` or
 `NotCheckedError`. The checks of the zoo are those of its ``ci/verify_bundle.py``, ``runtests.sh`` and
-``.pre-commit-config.yaml``; left out is what takes the network or the zoo's own files: pytype, mypy, the unit tests,
-and the version against ``model_info.json``.
+``.pre-commit-config.yaml``, except those that need the internet or the zoo's own files (pytype, mypy, the unit tests, the
+version against ``model_info.json``) and the hooks for text files.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def verify(bundle: str | PathLike[str], checks: Sequence[str] | None = None) -> 
 
 
 def run_check(name: str, check: Check, bundle: Bundle) -> Row:
-    """One line of the table; whatever goes wrong in a check is what it found."""
+    """One line of the table; any exception of a check is a failure."""
     try:
         with undisturbed():
             return Row(name, OK, check(bundle))
@@ -111,7 +111,7 @@ def one_line(error: BaseException, length: int = 400) -> str:
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Run something that talks a lot without a word, and put back what it changes in the process."""
+    """Silence the block, and restore the state of the process after it."""
     path, hook = list(sys.path), sys.excepthook
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
@@ -131,7 +131,7 @@ def undisturbed() -> Iterator[None]:
 
 
 def as_table(rows: Sequence[Row]) -> str:
-    """Rows as a table in text, with a line on top."""
+    """Rows as a text table with a header."""
     table = [Row("check", "result", "detail"), *rows]
     widths = [max(len(value) for value in column) for column in zip(*((r.check, r.result) for r in table), strict=True)]
     lines = [f"{r.check:{widths[0]}} | {r.result:{widths[1]}} | {r.detail}" for r in table]
@@ -140,7 +140,7 @@ def as_table(rows: Sequence[Row]) -> str:
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """How many checks came out how, as ``26 checks: 25 ok, 1 skipped``."""
+    """The number of results of each kind, as ``26 checks: 25 ok, 1 skipped``."""
     results = [row.result for row in rows]
     counts = [f"{results.count(result)} {result}" for result in (OK, FAILED, SKIPPED) if result in results]
     return f"{len(rows)} checks: {', '.join(counts)}"

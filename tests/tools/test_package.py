@@ -240,8 +240,8 @@ def test_weights_that_are_to_be_fetched(copy_bundle: Copy, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("bundle.zip", {"large_files": "models/model.pt"}, "is no address"),
-        ("bundle.zip", {"large_files": 'https://x.org/"'}, "is no address"),
+        ("bundle.zip", {"large_files": "models/model.pt"}, "is not an address"),
+        ("bundle.zip", {"large_files": 'https://x.org/"'}, "is not an address"),
         ("bundle.tar", {}, "let it end in .zip"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What is wrong or unusual about a data set, found before hours of training on it."""
+"""Finds errors and oddities of a data set before a training."""
 
 from regzoo_tools.checking.command import Report, check_data
 from regzoo_tools.checking.findings import Finding

@@ -1,4 +1,4 @@
-"""Looking at one case as a training does: its files, its labels, and what of them the network will see."""
+"""Examines one case as a training sees it: its files, its labels, and how much of them is in view."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from regzoo.transforms.resample import IN_VIEW, MIN_VOXELS, ResamplePaird, share
 from regzoo_tools.checking.findings import Finding, Severity, collected_warnings, finding_of
 from regzoo_tools.checking.sheet import Thumbnail, thumbnail
 
-#: Voxels of a label that are looked at to find how far it reaches.
+#: The most voxels of a label that are used to measure its reach.
 SAMPLE = 20_000
-#: How many percent of a label's voxels have to fit along each axis.
+#: The percentage of a label's voxels that must fit along each axis.
 REACH = 99.0
 
 
@@ -36,7 +36,7 @@ class ImageFacts:
 
 @dataclass
 class CaseFacts:
-    """What is known of a case after it was looked at.
+    """The results of examining a case.
 
     Attributes:
         case: its name.
@@ -61,7 +61,7 @@ class CaseFacts:
 
 
 class Examiner:
-    """Looks at cases, one after another.
+    """Examines cases, one after another.
 
     Args:
         load: how a training loads a case; which labels it needs is in its ``need``.
@@ -76,7 +76,7 @@ class Examiner:
         self.load, self.steps, self.view = load, list(steps), view
 
     def __call__(self, record: Record, draw: bool = False) -> CaseFacts:
-        """What there is to know of a case.
+        """Examine a case.
 
         Args:
             record: the case.
@@ -97,7 +97,7 @@ class Examiner:
         return facts
 
     def _loaded(self, record: Record, facts: CaseFacts, needed: Sequence[str]) -> Case | None:
-        """The case as it is loaded, None if a file is bad; then every file is looked at by itself."""
+        """The loaded case; None if a file is bad, and then each file is examined by itself."""
         for side in SIDES:
             if side.label in needed and side.image in record and not record.get(side.label):
                 problem = "comes without its label, which training needs"
@@ -119,7 +119,7 @@ class Examiner:
         return item
 
     def _bad_files(self, record: Record, facts: CaseFacts) -> list[str]:
-        """What is wrong with each file of a case."""
+        """The errors of each file of a case."""
         problems: list[str] = []
         for side in SIDES:
             grid = None
@@ -156,7 +156,7 @@ class Examiner:
             return None
 
     def _look_at_labels(self, item: Case, grid: Grid, record: Record, facts: CaseFacts, needed: Sequence[str]) -> None:
-        """Volumes of the labels, how much of them is in view and how far they reach; what is odd about them."""
+        """Record the labels' volumes, shares in view and reach, and findings about them."""
         labels = {side.name: item[side.label] for side in SIDES if side.label in item}
         reaches, seen = [], []
         for side, label in labels.items():
@@ -206,7 +206,7 @@ def label_file(record: Record, side: str, channel: int) -> str:
 
 
 def _known(error: Exception) -> str:
-    """What the user can read of an error; one that is none of the user's is raised again."""
+    """The message of an error that the user can fix; other errors are raised again."""
     mine = user_error(error)
     if mine is None:
         raise error

@@ -1,4 +1,4 @@
-"""`regzoo check`: look at every file of a data set, and at all of them together, before a training does."""
+"""`regzoo check`: examine every case of a data set, and all cases together, before a training."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ from regzoo_tools.checking.sheet import contact_sheet
 REPORT, SHEET = "check.json", "contact_sheet.png"
 #: Cases on the contact sheet.
 ON_SHEET = 40
-#: With fewer cases, starting further processes takes longer than it saves.
+#: With fewer cases, starting processes costs more time than it saves.
 WORTH_WORKERS = 16
-#: The part of the memory that a training may take.
+#: The share of the memory that a training may use.
 MEMORY = 0.8
 _examiner: Examiner | None = None
 
 
 @dataclass
 class Report:
-    """What a check has found out.
+    """The results of a check.
 
     Attributes:
-        data, bundle: what was checked, and for which bundle, if for one.
+        data, bundle: the data set, and the bundle if one was named.
         records, facts: of each case, in order.
         findings: all, errors first.
         labels: see `regzoo_tools.checking.dataset.label_table`.
-        spacing, size, folds: proposed; None where nothing can be.
-        cost: of a training with these, None where it was not estimated.
-        notes: sentences that say more about the proposals.
+        spacing, size, folds: proposals; None if there is no proposal.
+        cost: of a training with these values; None if not estimated.
+        notes: remarks about the proposals.
     """
 
     data: str
@@ -108,7 +108,7 @@ def check_data(
 
 
 def _records(plan: Plan) -> tuple[list[Record], list[Finding]]:
-    """All records of a data set with their splits, as far as they can be understood, and what is wrong with them."""
+    """The readable records of a data set with their splits, and findings about the others."""
 
     def read(loader: Callable[..., list[Record]], **options: Any) -> tuple[list[Record], list[str], list[str]]:
         with collected_problems() as problems, collected_warnings() as warnings:
@@ -118,7 +118,7 @@ def _records(plan: Plan) -> tuple[list[Record], list[Finding]]:
             for split in SPLIT_WORDS:
                 try:
                     homes |= {_key(record): split for record in loader(plan.data, split, **options)}
-                except RegZooError:  # it has no such split
+                except RegZooError:  # no such split
                     continue
         return [{"split": homes.get(_key(r), "train")} | r for r in records], *kept
 
@@ -139,7 +139,7 @@ def _records(plan: Plan) -> tuple[list[Record], list[Finding]]:
     findings = [finding_of(problem, "error", files, otherwise=_start(problem)) for problem in dict.fromkeys(problems)]
     findings += [finding_of(line, "warning", files, otherwise=_start(line)) for line in dict.fromkeys(warnings)]
     missing = {finding.file for finding in findings if finding.problem == "no such file"}
-    # What is missing is said; the rest of its case is not looked at.
+    # A case with a missing file has a finding already and is not examined.
     return [record for record in records if not missing & set(record_files(record))], findings
 
 
@@ -152,7 +152,7 @@ def _key(record: Record) -> tuple[str, ...]:
 
 
 def _examine(plan: Plan, records: Sequence[Record], drawn: set[int], workers: int | None) -> list[CaseFacts]:
-    """Look at all cases, in several processes where that helps."""
+    """Examine all cases, in several processes if that is faster."""
     jobs = [(record, number in drawn) for number, record in enumerate(records)]
     workers = min(workers or os.cpu_count() or 1, len(jobs))
     if workers < 2 or len(jobs) < WORTH_WORKERS:
@@ -175,7 +175,7 @@ def _examine_one(job: tuple[Record, bool]) -> CaseFacts:
 
 
 def _propose(plan: Plan, report: Report, estimate: bool) -> None:
-    """Add proposals, and what a training with them costs."""
+    """Add proposals, and the cost of a training with them."""
     training = [record for record in report.records if record[Key.SPLIT] == "train"]
     if any(Key.FOLD in record for record in training):
         report.notes.append("the data set has folds of its own")
@@ -201,8 +201,8 @@ def _propose(plan: Plan, report: Report, estimate: bool) -> None:
         if needed <= budget:
             return
         report.notes.append(
-            f"spacing {report.spacing} and size {report.size} would take {needed / 1e9:.1f} GB of the "
-            f"{budget / 1e9:.1f} GB that there are; the voxels proposed are larger for that"
+            f"spacing {report.spacing} and size {report.size} would need {needed / 1e9:.1f} GB, but "
+            f"{budget / 1e9:.1f} GB are available; larger voxels are proposed"
         )
         larger = propose_grid(report.facts, report.spacing, max(1.1, (needed / budget) ** (1 / 3)))
         assert larger is not None

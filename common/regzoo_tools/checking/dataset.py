@@ -1,4 +1,4 @@
-"""What is odd about the cases of a data set when they are looked at together."""
+"""Findings about several cases of a data set."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from regzoo.datasets.records import patients_of
 from regzoo_tools.checking.cases import CaseFacts, label_file
 from regzoo_tools.checking.findings import Finding
 
-#: Voxel sizes that differ from the median by more than this factor are remarked on.
+#: Voxel sizes that differ from the median by more than this factor are reported.
 FACTOR = 3.0
 
 
@@ -38,12 +38,12 @@ def _identical(records: Sequence[Record], facts: Sequence[CaseFacts]) -> Iterato
             if other is case:
                 problem = f"holds the same image as the other of its pair, {file}"
                 yield Finding("error", image.file, problem, "name the right file", case.case)
-            elif _whose(record) != _whose(its_record):
-                problem = f"holds the same image as {file} of case {other.case}, so that folds would leak"
+            elif _owner(record) != _owner(its_record):
+                problem = f"holds the same image as {file} of case {other.case}, so folds would leak"
                 yield Finding("error", image.file, problem, "remove one, or give both the same patient", case.case)
 
 
-def _whose(record: Record) -> Any:
+def _owner(record: Record) -> Any:
     return patients_of(record) or record[Key.CASE]
 
 
@@ -70,7 +70,7 @@ def _first_labels(records: Sequence[Record], facts: Sequence[CaseFacts]) -> Iter
             if volumes[0] < volumes[largest]:
                 problem = (
                     f"has {volumes[0] / 1000:.3g} mL, less than label {largest} with {volumes[largest] / 1000:.3g} mL; "
-                    "the gland has to come first"
+                    "the gland must come first"
                 )
                 fix = "put the gland first in every file, or name its value first in label_values"
                 yield Finding("warning", label_file(record, side, 0), problem, fix, case.case, 0)

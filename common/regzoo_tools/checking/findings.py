@@ -1,4 +1,4 @@
-"""What a check has found, and how errors and warnings of the package become findings."""
+"""Findings of a check, and their creation from errors and warnings of the package."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class Finding:
     """One problem of a data set.
 
     Attributes:
-        severity: an ``error`` stops a training or spoils it; a ``warning`` is to be looked at.
-        file: the file, or the data set where it is none in particular.
+        severity: an ``error`` stops or spoils a training; a ``warning`` should be reviewed.
+        file: the file, or the data set if no file is concerned.
         problem: what is wrong.
         fix: what to do about it.
-        case: which case, empty where it is none in particular.
-        channel: which label, from 0; None where it is none in particular.
+        case: name of the case; empty if no case is concerned.
+        channel: number of the label, from 0; None if no label is concerned.
     """
 
     severity: Severity
@@ -47,7 +47,7 @@ def finding_of(
         severity: of the finding.
         files: the files that it may be about.
         case: which case.
-        otherwise: what it is about if it names none of them.
+        otherwise: the file or data set if the text names none of them.
     """
     message = str(text)
     file = next((file for file in sorted(files, key=len, reverse=True) if message.startswith(f"{file}: ")), None)
@@ -69,7 +69,7 @@ class _Collector(logging.Handler):
 
 @contextmanager
 def collected_warnings() -> Iterator[list[str]]:
-    """Within the block, warnings of this package are put on the list that it gives instead of on the terminal."""
+    """Within the block, collect warnings of this package in a list instead of printing them."""
     logger, collector = logging.getLogger("regzoo"), _Collector()
     propagated, logger.propagate = logger.propagate, False
     logger.addHandler(collector)

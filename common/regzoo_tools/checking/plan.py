@@ -1,4 +1,4 @@
-"""How a bundle would train on a data set, from its configs/train.json, and what a step of it costs."""
+"""How a bundle trains on a data set, from its configs/train.json, and the cost of a step."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from regzoo_tools.checking.cases import Examiner
 
 #: The steps from files to a training's cases, in its configuration.
 _STEPS = "train::preprocessing::transforms"
-#: Steps of a training that are run and timed after a first one that is not.
+#: Number of timed steps, after a first step that is not timed.
 TIMED_STEPS = 2
 
 
@@ -47,7 +47,7 @@ class Cost:
 
 
 class Plan:
-    """The training of a bundle, or without a bundle what all trainings have in common.
+    """The training of a bundle; without a bundle, the parts that all trainings share.
 
     Args:
         bundle: a bundle's name or folder; None for none.
@@ -90,7 +90,7 @@ class Plan:
         return parser
 
     def examiner(self) -> Examiner:
-        """What looks at a case as this training would, with the bundle's own steps up to the network grid."""
+        """An examiner with the bundle's own steps up to the network grid."""
         if self.bundle is None:
             return Examiner(LoadPaird(), [AlignPaird("header")])
         parser = self.parser()
@@ -104,7 +104,7 @@ class Plan:
         raise RegZooError(f"{self.bundle}: its configs/train.json has no ResamplePaird; check it with regzoo verify")
 
     def split_error(self) -> RegZooError | None:
-        """What the training itself would say of the division of the records, None if it accepts it."""
+        """The training's own error about the division of the records; None if it accepts the division."""
         if self.bundle is None:
             return None
         with tempfile.TemporaryDirectory(prefix="regzoo-") as folder:
@@ -117,7 +117,7 @@ class Plan:
         return None
 
     def measure(self, record: Record, spacing: list[float], size: list[int]) -> Cost:
-        """Run a few steps of the training on copies of one case; in a process of its own, or memory is not its own.
+        """Run a few steps of the training on one case. Call it in a separate process: it measures the process's memory.
 
         Args:
             record: a case without errors.

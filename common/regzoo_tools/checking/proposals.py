@@ -11,12 +11,12 @@ from regzoo_tools.checking.cases import CaseFacts
 
 #: Around the labels, mm on each side.
 MARGIN = 10.0
-#: How many percent of the cases have to fit.
+#: The percentage of cases that must fit.
 CASES = 99.0
-#: The size of a network grid is a multiple of this, so that no level of a network has to be padded.
+#: The size of a network grid is a multiple of this, so that networks need no padding.
 MULTIPLE = 8
 SMALLEST = 16
-#: Voxels of a network grid where no bundle says how large its voxels are.
+#: Number of voxels of a network grid if no bundle is named.
 VOXELS = 64**3
 #: Patients that a fold holds out at least, and the fewest and the most folds.
 PER_FOLD, FEWEST, MOST = 5, 5, 20
@@ -35,7 +35,7 @@ def field_of_view(facts: Sequence[CaseFacts]) -> np.ndarray | None:
 
 
 def finest(facts: Sequence[CaseFacts]) -> float:
-    """The voxel size (mm) below which a grid shows nothing that the images have: the median of their finest axes."""
+    """The finest useful voxel size (mm): the median of the images' finest axes."""
     return float(np.median([min(image.spacing) for case in facts for image in case.images.values()]))
 
 
@@ -53,7 +53,7 @@ def propose_grid(
     Args:
         facts: of the cases.
         spacing: of the bundle; without it, that with which 64³ voxels cover the field of view.
-        times: by how much the voxels have to be larger on each side to fit into memory.
+        times: factor by which the voxel size grows so that a training fits into memory.
 
     Returns:
         Voxel sizes, in half millimetres where they are not the bundle's own and never finer than the images; sizes.
@@ -71,7 +71,7 @@ def propose_grid(
 
 
 def propose_folds(records: Sequence[Record]) -> int | None:
-    """How many folds for a cross-validation: five patients held out at a time, 5 to 20 folds; None if none is possible.
+    """How many folds for a cross-validation: five patients each, 5 to 20 folds; None for fewer than two patients.
 
     Args:
         records: of the training split.

@@ -1,4 +1,4 @@
-"""A check's report in plain words for the terminal."""
+"""A check's report as text for the terminal."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from regzoo_tools.checking.cases import CaseFacts
 from regzoo_tools.checking.command import Report
 from regzoo_tools.checking.findings import Finding
 
-#: Warnings of one kind that are shown.
+#: The most warnings of one kind that are shown.
 SHOWN = 10
 
 
 def as_text(report: Report) -> str:
-    """The report: what there is, what is proposed, what is wrong."""
+    """The report: a summary of the data, the proposals, and the findings."""
     rows = [("data", report.data), ("cases", _cases(report))]
     rows += [(f"{side} images", line) for side in (FIXED.name, MOVING.name) if (line := _images(report.facts, side))]
     rows += [("labels" if not n else "", line) for n, line in enumerate(_labels(report))] or [
