@@ -2,8 +2,8 @@
 
 Each check is a function that takes a `Bundle` and returns a few words about the result, or raises `CheckError` or
 `NotCheckedError`. The checks of the zoo are those of its ``ci/verify_bundle.py``, ``runtests.sh`` and
-``.pre-commit-config.yaml``, except those that need the internet or the zoo's own files (pytype, mypy, the unit tests, the
-version against ``model_info.json``) and the hooks for text files.
+``.pre-commit-config.yaml``, except the hooks for text files and what needs the internet or the zoo's own files: pytype,
+mypy, the unit tests, and the version against ``model_info.json``.
 """
 
 from __future__ import annotations
