@@ -259,7 +259,7 @@ def test_a_batched_tensor_keeps_the_affine_of_each_case(pair: tuple[MetaTensor, 
 
 def test_bad_arguments(pair: tuple[MetaTensor, MetaTensor]) -> None:
     warped, fixed = pair
-    with pytest.raises(RegZooError, match=r"label 7 .* 4; choose 0 to 3"):
+    with pytest.raises(RegZooError, match=r"label 7 .* 4 labels; choose 0 to 3"):
         LabelDice(label=7)([warped], [fixed])
     with pytest.raises(RegZooError, match="rms or mean"):
         TargetRegistrationError(reduction="max")  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What all metrics share: one value per case, whatever the number of its labels."""
+"""The base class of all metrics: one value per case, however many labels the case has."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class CaseMetric(CumulativeIterationMetric):
     evaluators, or batch-first tensors; geometry comes from the affine of `y`.
 
     Attributes:
-        after: the items of a case that are compared after the registration.
-        before: those that are compared in the same way before it; None for what only a registration has.
+        after: the two items of a case that are compared after registration.
+        before: the two items that are compared before registration; None for a metric that exists only after it.
 
     Args:
-        summary: how `aggregate` sums up the cases: ``mean`` or ``median``, ignoring NaN.
+        summary: how `aggregate` combines the cases: ``mean`` or ``median``, ignoring NaN.
     """
 
     after: ClassVar[Compared] = (WARPED.label, REFERENCE.label)
@@ -41,23 +41,23 @@ class CaseMetric(CumulativeIterationMetric):
 
     @abstractmethod
     def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor | float:
-        """The value of one case, or several that `chosen` chooses from; inputs are channel-first (C, X, Y, Z)."""
+        """The value of one case, or several for `select`; inputs are channel-first (C, X, Y, Z)."""
 
-    def chosen(self, values: torch.Tensor) -> torch.Tensor:
-        """The measured values (cases, …) of all ranks that `aggregate` sums up."""
+    def select(self, values: torch.Tensor) -> torch.Tensor:
+        """Select what `aggregate` combines from the values (cases, …) of all ranks."""
         return values
 
     def aggregate(self, summary: Summary | None = None) -> torch.Tensor:
-        """Mean or median over the cases that could be measured, on all ranks; NaN when there are none."""
+        """Mean or median over the measured cases of all ranks; NaN if there are none."""
         values = self.get_buffer()
         if values is None:
             return torch.tensor(torch.nan)
-        values = self.chosen(values)
-        # torch.nanmedian takes the lower of the two middle values; the median of an even number is their mean.
+        values = self.select(values)
+        # For an even number of values, torch.nanmedian returns the lower middle value, not the mean of the two.
         return values.nanmean() if (summary or self.summary) == "mean" else values.nanquantile(0.5)
 
     def _compute_list(self, y_pred: Any, y: Any = None, **kwargs: Any) -> torch.Tensor:
-        if y is None:  # a deformation is measured by itself
+        if y is None:  # a deformation is measured on its own
             if self.after[0] != self.after[1]:
                 raise ValueError("this metric compares two items: pass the fixed labels or the fixed image as y")
             y = y_pred

@@ -1,4 +1,4 @@
-"""Is a deformation plausible: folds, spread and smoothness of the local change of volume."""
+"""Whether a deformation is plausible: its folds, and the spread and smoothness of its volume change."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ LogJacobianMode = Literal["plain", "learn2reg"]
 
 
 class _DeformationMetric(CaseMetric):
-    """Shared: a metric of the DDF (3, X, Y, Z) in voxels, passed as `y_pred`; `y` is not used."""
+    """Base of the metrics of a DDF (3, X, Y, Z) in voxels, passed as `y_pred`; `y` is not used."""
 
     after = ("ddf", "ddf")
     before = None
 
 
 class FoldedVoxels(_DeformationMetric):
-    """Percentage of voxels where the transformation folds (det J ≤ 0); one that is not finite folds there."""
+    """Percentage of voxels where the transformation folds (det J ≤ 0); NaN counts as a fold."""
 
     def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Percent of folded voxels of one case."""
+        """Percentage of folded voxels of one case."""
         return 100 * (~(_determinant(y_pred) > 0)).double().mean()
 
 
@@ -36,9 +36,9 @@ class LogJacobianStd(_DeformationMetric):
     """Standard deviation of log det J over the voxels.
 
     Args:
-        mode: ``plain``: of log det J over the voxels that are not folded (a fold has no logarithm; count them with
-            `FoldedVoxels`), NaN if all are. ``learn2reg``: of log(clip(det J + 3, 1e-9, 1e9)) without a border of two
-            voxels, as the Learn2Reg challenge defines it.
+        mode: ``plain`` measures log det J where the transformation does not fold (a fold has no logarithm; count folds
+            with `FoldedVoxels`), and gives NaN if it folds everywhere. ``learn2reg`` measures
+            log(clip(det J + 3, 1e-9, 1e9)) without a border of two voxels, as the Learn2Reg challenge defines it.
         summary: over the cases, ``mean`` or ``median``.
     """
 
@@ -74,54 +74,55 @@ def deformation_statistics(
 
     Args:
         ddf: (3, X, Y, Z), voxels, or a field.
-        spacing: voxel size along X, Y, Z in mm, which a field knows itself; adds the length of the displacements in mm.
+        spacing: voxel size along X, Y, Z, mm; a field has its own.
 
     Returns:
-        ``folded_voxels_percent``, ``jacobian_{min,mean,max}``, ``log_jacobian_std``, ``jacobian_gradient`` and, with a
-        spacing, ``displacement_{mean,max}_mm``.
+        ``folded_voxels_percent``, ``jacobian_{min,mean,max}``, ``log_jacobian_std``, ``jacobian_gradient`` and, if the
+        spacing is known, ``displacement_{mean,max}_mm``.
     """
     if isinstance(ddf, DisplacementField):
-        spacing, shape, part = ddf.grid.spacing.tolist(), ddf.grid.shape, ddf.voxel_displacement
+        spacing, shape, displacement = ddf.grid.spacing.tolist(), ddf.grid.shape, ddf.voxel_displacement
     else:
         _check_ddf(ddf)
-        shape, part = (ddf.shape[1], ddf.shape[2], ddf.shape[3]), lambda rows: as_tensor(ddf)[:, rows].float()
-    found: defaultdict[str, _Running] = defaultdict(_Running)
+        shape = (ddf.shape[1], ddf.shape[2], ddf.shape[3])
+        displacement = lambda rows: as_tensor(ddf)[:, rows].float()  # noqa: E731
+    totals: defaultdict[str, _Running] = defaultdict(_Running)
     for rows in slabs(shape):
         # Two neighbours on both sides: one for det J, one for its gradient.
         low, high = max(rows.start - 2, 0), min(rows.stop + 2, shape[0])
-        block = part(slice(low, high))
+        block = displacement(slice(low, high))
         determinant = jacobian_determinant(block[None])[0, 0]
         inner = slice(rows.start - low, rows.stop - low)
-        # Where the image is cut the outermost det J is wrong, and not needed.
+        # The outermost det J at a cut is wrong, and is not needed.
         first, last = int(low > 0), len(determinant) - int(high < shape[0])
         gradient = torch.stack(torch.gradient(determinant[first:last])).norm(dim=0)
-        found["gradient"].add(gradient[inner.start - first : inner.stop - first])
+        totals["gradient"].add(gradient[inner.start - first : inner.stop - first])
         determinant = determinant[inner]
-        found["jacobian"].add(determinant)
-        found["folded"].add(~(determinant > 0))
-        found["log"].add(determinant[determinant > 0].double().log())
+        totals["jacobian"].add(determinant)
+        totals["folded"].add(~(determinant > 0))
+        totals["log"].add(determinant[determinant > 0].double().log())
         if spacing is not None:
             scale = torch.as_tensor(spacing, dtype=torch.float32, device=block.device).view(3, 1, 1, 1)
-            found["displacement"].add((block[:, inner] * scale).norm(dim=0))
+            totals["displacement"].add((block[:, inner] * scale).norm(dim=0))
     statistics = {
-        "folded_voxels_percent": 100 * found["folded"].mean,
-        "jacobian_min": found["jacobian"].least,
-        "jacobian_mean": found["jacobian"].mean,
-        "jacobian_max": found["jacobian"].most,
-        "log_jacobian_std": found["log"].deviation,
-        "jacobian_gradient": found["gradient"].mean,
+        "folded_voxels_percent": 100 * totals["folded"].mean,
+        "jacobian_min": totals["jacobian"].minimum,
+        "jacobian_mean": totals["jacobian"].mean,
+        "jacobian_max": totals["jacobian"].maximum,
+        "log_jacobian_std": totals["log"].deviation,
+        "jacobian_gradient": totals["gradient"].mean,
     }
     if spacing is not None:
-        statistics["displacement_mean_mm"] = found["displacement"].mean
-        statistics["displacement_max_mm"] = found["displacement"].most
+        statistics["displacement_mean_mm"] = totals["displacement"].mean
+        statistics["displacement_max_mm"] = totals["displacement"].maximum
     return statistics
 
 
 class _Running:
-    """Mean, standard deviation, least and greatest of values that come in parts; NaN spreads, and stands for none."""
+    """Running mean, standard deviation, minimum and maximum; one NaN makes them NaN, and so does a lack of values."""
 
     def __init__(self) -> None:
-        self.count, self.sum, self.squares, self.least, self.most = 0, 0.0, 0.0, math.inf, -math.inf
+        self.count, self.sum, self.squares, self.minimum, self.maximum = 0, 0.0, 0.0, math.inf, -math.inf
 
     def add(self, values: torch.Tensor) -> None:
         if values.numel():
@@ -129,8 +130,8 @@ class _Running:
             self.count += values.numel()
             self.sum += float(values.sum())
             self.squares += float(values.square().sum())
-            self.least = float(np.minimum(self.least, float(values.min())))
-            self.most = float(np.maximum(self.most, float(values.max())))
+            self.minimum = float(np.minimum(self.minimum, float(values.min())))
+            self.maximum = float(np.maximum(self.maximum, float(values.max())))
 
     @property
     def mean(self) -> float:
@@ -149,4 +150,4 @@ def _determinant(ddf: torch.Tensor) -> torch.Tensor:
 
 def _check_ddf(ddf: torch.Tensor) -> None:
     if ddf.ndim != 4 or ddf.shape[0] != 3:
-        raise ValueError(f"a DDF must have shape (3, X, Y, Z), this has {tuple(ddf.shape)}")
+        raise ValueError(f"a DDF must have shape (3, X, Y, Z), not {tuple(ddf.shape)}")

@@ -1,4 +1,4 @@
-"""The metrics of a bundle's configuration as MONAI's handlers."""
+"""MONAI's handlers for the metrics of a bundle's configuration."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from monai.handlers import IgniteMetricHandler, from_engine
 from regzoo.errors import RegZooError
 from regzoo.metrics.base import CaseMetric, Compared
 
-#: What the name of a metric of the unregistered case begins with.
+#: Prefix of the name of a metric that measures the unregistered pair.
 BEFORE = "before_"
 Handlers = dict[str, IgniteMetricHandler]
 
 
 class MetricHandlers(NamedTuple):
-    """Handlers by the names of their metrics, which are those of tables' columns and curves.
+    """Handlers by metric name; table columns and curves have the same names.
 
     Attributes:
-        key: the key metric alone.
-        additional: all others.
+        key: the key metric.
+        additional: all other metrics.
     """
 
     key: Handlers
@@ -28,18 +28,18 @@ class MetricHandlers(NamedTuple):
 
 
 def metric_handlers(measures: Mapping[str, CaseMetric], key: str, before: bool = False) -> MetricHandlers:
-    """MONAI's handlers of some metrics.
+    """Make MONAI's handler of each metric.
 
     Args:
         measures: name → metric.
-        key: which of them is the key metric.
-        before: measure the unregistered case as well, as ``before_<name>`` beside ``<name>``, where a metric can.
+        key: the name of the key metric.
+        before: also measure the unregistered pair, as ``before_<name>``, with each metric that can.
 
     Raises:
-        RegZooError: there is no metric of the name `key`.
+        RegZooError: no metric is called `key`.
     """
     if key not in measures:
-        raise RegZooError(f"key: no measure is called {key!r}; choose one of {', '.join(measures)}")
+        raise RegZooError(f"key: no metric is called {key!r}; choose one of {', '.join(measures)}")
     handlers = Handlers()
     for name, metric in measures.items():
         handlers[name] = _handler(metric, metric.after)

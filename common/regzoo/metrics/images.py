@@ -1,4 +1,4 @@
-"""How alike two images are, one value per case."""
+"""Similarity of two images, one value per case."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from regzoo.spatial import as_tensor
 
 
 class _ImageSimilarity(CaseMetric):
-    """Shared: both images within the same window of intensities, scaled to [0, 1].
+    """Base of the image metrics: both images are clipped to one window of intensities and scaled to [0, 1].
 
     Args:
-        window: lowest and highest intensity that counts, for CT in Hounsfield units; None for the range of the fixed
-            image.
+        window: lowest and highest intensity (CT: in Hounsfield units); None for the range of the fixed image.
         summary: over the cases, ``mean`` or ``median``.
     """
 
@@ -27,14 +26,14 @@ class _ImageSimilarity(CaseMetric):
     def __init__(self, window: Sequence[float] | None = None, summary: Summary = "mean") -> None:
         super().__init__(summary)
         if window is not None and (len(window) != 2 or not window[0] < window[1]):
-            raise RegZooError(f"window {list(window)} is not usable; give the lowest and the highest intensity")
+            raise RegZooError(f"window {list(window)} is not valid; give the lowest and then the highest intensity")
         self.window = None if window is None else (float(window[0]), float(window[1]))
 
     def _scaled(self, y_pred: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The warped and the fixed image (1, 1, X, Y, Z), float32 in [0, 1]."""
         if y_pred.ndim != 4 or len(y_pred) != 1 or y_pred.shape != y.shape:
             raise ValueError(
-                f"images must have one shape (1, X, Y, Z): warped {tuple(y_pred.shape)}, fixed {tuple(y.shape)}"
+                f"both images must have one shape (1, X, Y, Z): warped {tuple(y_pred.shape)}, fixed {tuple(y.shape)}"
             )
         fixed = as_tensor(y).to(y_pred.device).float()
         low, high = self.window or (float(fixed.min()), float(fixed.max()))
@@ -55,13 +54,13 @@ class ImageCorrelation(_ImageSimilarity):
 
 
 class ImageStructuralSimilarity(_ImageSimilarity):
-    """Structural similarity index (SSIM) of the warped and the fixed image, with a three-dimensional Gaussian window.
+    """Structural similarity index (SSIM) of the warped and the fixed image, with a 3-D Gaussian window.
 
     Source: Wang et al. 2004, see `regzoo.losses.StructuralSimilarity`.
     """
 
     def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """SSIM of one case, images (1, X, Y, Z); NaN for images of fewer planes than the window."""
+        """SSIM of one case, images (1, X, Y, Z); NaN if the image is smaller than the window along any axis."""
         similarity, images = StructuralSimilarity(), self._scaled(y_pred, y)
         if any(n < len(kernel) for n, kernel in zip(images[0].shape[2:], similarity.window.kernels, strict=True)):
             return torch.tensor(torch.nan)

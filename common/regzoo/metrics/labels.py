@@ -1,4 +1,4 @@
-"""How well labels agree: distance of centroids, overlap and distance of surfaces, one value per case."""
+"""Agreement of labels: centroid distance, overlap and surface distance, one value per case."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ def centroid_distances(y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 class TargetRegistrationError(CaseMetric):
-    """Target registration error (TRE) of a case: the distances of its landmarks' centroids, mm.
+    """Target registration error (TRE) of a case: the distance between its landmarks' centroids, mm.
 
-    Landmarks that are empty in the fixed or in the warped label are left out; a case without landmarks is NaN.
+    Landmarks that are empty in the fixed or the warped label are left out; a case without landmarks is NaN.
 
     Args:
         reduction: over the landmarks of a case, ``rms`` (root mean square) or ``mean``.
-        first_label: first channel that is a landmark; by default channel 0, the gland, is not one.
-        lost: the error of a landmark that is empty in the warped label alone, mm; None leaves it out as well. Use it to
-            choose weights, or those that find only the easy landmarks would look best.
+        first_label: the first channel that is a landmark; by default channel 0, the gland, is not one.
+        lost: the error of a landmark that is empty only in the warped label, mm; None leaves the landmark out. Set it
+            when choosing weights; otherwise, weights that find only the easy landmarks look best.
         summary: over the cases, ``mean`` or ``median``.
 
     Source: RMS, Hu et al. 2018, section 3.3; mean, Bashkanov et al. 2021 and Pérez de Frutos et al. 2023.
@@ -68,7 +68,7 @@ class TargetRegistrationError(CaseMetric):
 
 
 class AdHocRegistrationError(TargetRegistrationError):
-    """TRE of the kinds of label that the training did not see, as `regzoo.transforms.AdHocLabelsd` singles them out."""
+    """TRE of the kinds of label held out of the training, see `regzoo.transforms.AdHocLabelsd`."""
 
     after = (WARPED.adhoc_label, REFERENCE.adhoc_label)
     before = (UNREGISTERED.adhoc_label, REFERENCE.adhoc_label)
@@ -78,33 +78,33 @@ class AdHocRegistrationError(TargetRegistrationError):
 
 
 class WeightSelection(TargetRegistrationError):
-    """The measure that the best weights are chosen by, lower is better: the TRE or, without landmarks, 1 − DSC.
+    """The metric for choosing the best weights, lower is better: the TRE or, without landmarks, 1 − DSC.
 
-    The gland alone, channel 0, has no TRE, or one that says little. So if the fixed labels of no case have a voxel in
-    another channel, `aggregate` returns 1 − DSC of channel 0 and logs so once.
+    The gland alone, channel 0, has no TRE, or one that says little. So if no case has a landmark among its fixed
+    labels, `aggregate` returns 1 − DSC of the gland, and logs this once.
 
     Args: as for `TargetRegistrationError`.
     """
 
-    told = False
+    logged = False
 
     def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """TRE in mm, 1 − DSC, and whether the case has a landmark (1 or 0), (3,); labels (C, X, Y, Z)."""
+        """(3,): TRE in mm, 1 − DSC, and 1 if the case has a landmark, else 0; labels (C, X, Y, Z)."""
         error, overlap = super().measure(y_pred, y), LabelDice().measure(y_pred, y)
         return torch.tensor([float(error), 1 - float(overlap), float(as_tensor(y)[1:].any())])
 
-    def chosen(self, values: torch.Tensor) -> torch.Tensor:
+    def select(self, values: torch.Tensor) -> torch.Tensor:
         """The TRE of all cases (cases,), or 1 − DSC."""
         if bool(values[:, 2].any()):
             return values[:, 0]
-        if not self.told:
-            logger.info("no landmark among the labels to validate on: the gland's DSC chooses the epoch, not the TRE")
-            self.told = True
+        if not self.logged:
+            logger.info("no landmark among the validation labels: the gland's DSC chooses the epoch, not the TRE")
+            self.logged = True
         return values[:, 1]
 
 
 class LostLabels(CaseMetric):
-    """How many labels of a case came out empty; they have no centroid, so `TargetRegistrationError` leaves them out."""
+    """The number of labels that warping emptied; they have no centroid, so `TargetRegistrationError` skips them."""
 
     after = (WARPED.label, UNREGISTERED.label)
     before = None
@@ -118,11 +118,11 @@ class LostLabels(CaseMetric):
 class LabelDice(CaseMetric):
     """Dice similarity coefficient (DSC), by default of the gland.
 
-    NaN where the fixed label is empty, 0 where only the warped one is.
+    NaN if the fixed label is empty, 0 if only the warped label is.
 
     Args:
         label: channel to measure; None for the mean over all labels that can be measured.
-        threshold: soft labels count as inside from this value on.
+        threshold: the lowest value of a soft label that counts as inside.
         summary: over the cases, ``mean`` or ``median``.
     """
 
@@ -140,12 +140,12 @@ class LabelDice(CaseMetric):
 class LabelHausdorff(CaseMetric):
     """Hausdorff distance between surfaces in mm, by default the 95th percentile for the gland.
 
-    The larger of the two directed percentiles, over the voxels of the surfaces. NaN where either label is empty.
+    The larger of the two directed percentiles, over the voxels of the surfaces. NaN if either label is empty.
 
     Args:
         label: channel to measure; None for the mean over all labels that can be measured.
         percentile: 95 for HD95, 100 for the largest distance.
-        threshold: soft labels count as inside from this value on.
+        threshold: the lowest value of a soft label that counts as inside.
         summary: over the cases, ``mean`` or ``median``.
     """
 
@@ -160,15 +160,15 @@ class LabelHausdorff(CaseMetric):
     def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Hausdorff distance in mm of one case, labels (C, X, Y, Z); voxel size from the affine of `y`."""
         warped, fixed = masks(y_pred, y, self.label, self.threshold)
-        there = warped.flatten(1).any(1) & fixed.flatten(1).any(1)
-        if not there.any():
+        present = warped.flatten(1).any(1) & fixed.flatten(1).any(1)
+        if not present.any():
             return torch.tensor(torch.nan)
         with warnings.catch_warnings():
-            # MONAI 1.5 and 1.6 call a function of their own with an argument that they have deprecated.
+            # MONAI 1.5 and 1.6 pass an argument that they have deprecated to a function of their own.
             warnings.filterwarnings("ignore", message=".*always_return_as_numpy.*")
             return compute_hausdorff_distance(
-                warped[there][None],
-                fixed[there][None],
+                warped[present][None],
+                fixed[present][None],
                 include_background=True,
                 percentile=self.percentile,
                 spacing=affine_of(y)[:3, :3].norm(dim=0).tolist(),
@@ -181,7 +181,7 @@ def dice(y_pred: torch.Tensor, y: torch.Tensor, threshold: float = 0.5) -> torch
     Args:
         y_pred: warped labels (C, X, Y, Z), binary or soft.
         y: fixed labels (C, X, Y, Z).
-        threshold: soft labels count as inside from this value on.
+        threshold: the lowest value of a soft label that counts as inside.
 
     Returns:
         (C,); NaN where the fixed label is empty.
@@ -191,25 +191,25 @@ def dice(y_pred: torch.Tensor, y: torch.Tensor, threshold: float = 0.5) -> torch
 
 
 def masks(y_pred: torch.Tensor, y: torch.Tensor, label: int | None, threshold: float) -> tuple[torch.Tensor, ...]:
-    """The warped and the fixed labels as masks (C, X, Y, Z) bool on one device: one channel of them, or all for None.
+    """The warped and the fixed labels as bool masks (C, X, Y, Z) on one device; all channels for None, else one.
 
     Raises:
         RegZooError: there is no such channel.
     """
     _check_same_shape(y_pred, y)
     if label is not None and not 0 <= label < len(y):
-        raise RegZooError(f"label {label} is asked for, but the case has {len(y)}; choose 0 to {len(y) - 1}")
+        raise RegZooError(f"label {label} does not exist, the case has {len(y)} labels; choose 0 to {len(y) - 1}")
     kept = slice(None) if label is None else slice(label, label + 1)
     return tuple(as_tensor(labels)[kept].to(y_pred.device) >= threshold for labels in (y_pred, y))
 
 
 def _emptied(y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Which labels (C, X, Y, Z) there are in `y` and not in `y_pred`, (C,) bool."""
+    """Whether each label (C, X, Y, Z) is empty in `y_pred` but not in `y`, (C,) bool."""
     return as_tensor(y).flatten(1).any(1) & ~as_tensor(y_pred).flatten(1).any(1)
 
 
 def _check_same_shape(y_pred: torch.Tensor, y: torch.Tensor) -> None:
     if y_pred.ndim != 4 or y_pred.shape != y.shape:
         raise ValueError(
-            f"labels must have one shape (C, X, Y, Z): warped {tuple(y_pred.shape)}, fixed {tuple(y.shape)}"
+            f"both labels must have one shape (C, X, Y, Z): warped {tuple(y_pred.shape)}, fixed {tuple(y.shape)}"
         )

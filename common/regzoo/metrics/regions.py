@@ -16,17 +16,17 @@ Region = Literal["base", "mid", "apex"]
 class RegionDice(CaseMetric):
     """Dice similarity coefficient (DSC) in one third of a label's extent from superior to inferior.
 
-    The extent is that of the fixed label along the world's inferior–superior axis, half a layer of voxels beyond its
-    outermost centres; the upper third is the base, the lower one the apex. A voxel belongs to the third that its centre
-    lies in. Above the extent everything counts for the base, below it for the apex, so no part of the warped label is
-    left out.
+    The extent is that of the fixed label along the world's inferior–superior axis, to half a voxel layer beyond its
+    outermost voxel centres. The upper third is the base, the lower third the apex. A voxel belongs to the third that
+    contains its centre. Voxels above the extent count as base and voxels below it as apex, so no part of the warped
+    label is left out.
 
-    NaN where the fixed label is empty in this third, 0 where only the warped one is.
+    NaN if the fixed label is empty in this third, 0 if only the warped label is.
 
     Args:
         region: ``base``, ``mid`` or ``apex``.
         label: channel to measure.
-        threshold: soft labels count as inside from this value on.
+        threshold: the lowest value of a soft label that counts as inside.
         summary: over the cases, ``mean`` or ``median``.
 
     Source: Bashkanov et al. 2021, section 3.
@@ -47,8 +47,8 @@ class RegionDice(CaseMetric):
             return torch.tensor(torch.nan)
         upwards = affine_of(y)[2, :3]
         height = heights(fixed.shape[1:], upwards).to(fixed.device)
-        # Half the distance of the layers of voxels. With it, no third ends at the centres of a layer of a (nearly)
-        # straight grid, where rounding would choose their side.
+        # Half the distance between voxel layers. Without it, a third could end at the voxel centres of a layer of a
+        # (nearly) straight grid, and rounding would decide on which side they are.
         half = float(upwards.abs().max()) / 2
         lowest, highest = float(height[fixed[0]].min()) - half, float(height[fixed[0]].max()) + half
         third = (highest - lowest) / 3
@@ -62,11 +62,11 @@ class RegionDice(CaseMetric):
 
 
 def heights(shape: torch.Size, upwards: torch.Tensor) -> torch.Tensor:
-    """Position of every voxel centre (X, Y, Z) along the world's superior axis, from that of the first voxel, mm.
+    """Height of every voxel centre (X, Y, Z) along the world's superior axis, relative to the first voxel, mm.
 
     Args:
         shape: (X, Y, Z).
-        upwards: (3,), how far one voxel along each array axis leads upwards, mm: third row of the affine.
+        upwards: (3,), the rise per voxel along each array axis, mm: the third row of the affine.
     """
     x, y, z = (step * torch.arange(n, dtype=torch.float64) for step, n in zip(upwards, shape, strict=True))
     return x[:, None, None] + y[:, None] + z

@@ -1,4 +1,4 @@
-"""Statistics, tables, plots and quality-control pictures of an evaluation."""
+"""Summaries, tables, plots and quality-control pictures of an evaluation."""
 
 from regzoo.report.boxplots import summary_figure
 from regzoo.report.figures import FigureWriter, case_figure, registration_figure

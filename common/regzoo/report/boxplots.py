@@ -22,15 +22,15 @@ _NAMES = {"tre_mm": "landmark TRE, mm", "gland_dsc": "gland DSC", "gland_hd95_mm
 def summary_figure(path: str | PathLike[str], cases_csv: str | PathLike[str]) -> None:
     """Draw Tukey box plots of each metric before and after registration; a line joins the two values of a case.
 
-    The box spans the quartiles, the whiskers reach the last value within 1.5 box lengths of it. Drawn are all measured
-    metrics that the table also has as ``before_<name>``.
+    The box spans the quartiles; the whiskers reach the last value within 1.5 box lengths of it. The plot shows each
+    measured metric that the table also has as ``before_<name>``.
 
     Args:
         path: PNG file to write.
-        cases_csv: table of `regzoo.report.CaseTable`.
+        cases_csv: table written by `regzoo.report.CaseTable`.
 
     Raises:
-        RegZooError: the table cannot be read or has no such metrics.
+        RegZooError: the table cannot be read or has no such metric.
     """
     try:
         table = read_csv(cases_csv)
@@ -43,7 +43,7 @@ def summary_figure(path: str | PathLike[str], cases_csv: str | PathLike[str]) ->
         raise bad_file(
             cases_csv,
             f"has no metric with a column {BEFORE}<metric>",
-            "evaluate with the metrics of the unregistered pair",
+            "evaluate the unregistered pair as well, with the same metrics",
         )
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -76,7 +76,7 @@ def _paired_boxes(axes: Axes, before: np.ndarray, after: np.ndarray) -> None:
             positions=[position],
             widths=0.42,
             whis=1.5,
-            showfliers=False,  # every case is drawn as a point anyway
+            showfliers=False,  # every case is drawn as a point
             patch_artist=True,
             boxprops={"facecolor": color, "alpha": 0.30, "edgecolor": color, "lw": 1.2},
             medianprops={"color": color, "lw": 2.4},

@@ -1,4 +1,4 @@
-"""Reading cases from a MONAI evaluator, for the handlers that report on them."""
+"""Access to the cases of a MONAI evaluator, for handlers that report on them."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from regzoo.case import Key
 
 
 def cases_of(engine: Engine) -> list[dict[str, Any]]:
-    """The cases of the engine's current iteration: one dict per case, the items of its batch and of its output.
+    """The cases of the engine's current iteration: one dict per case, with the entries of the batch and of the output.
 
-    Works for a decollated evaluator (lists of dicts) and for one that is not (dicts of batch-first values).
+    Works for evaluators with decollation (lists of dicts) and without it (dicts of batch-first values).
     """
     batch, output = _per_case(engine.state.batch), _per_case(engine.state.output)
     if batch and output and len(batch) != len(output):
         raise ValueError(f"the batch has {len(batch)} cases, the output {len(output)}")
     batch = batch or [{} for _ in output]
     output = output or [{} for _ in batch]
-    return [{**given, **made} for given, made in zip(batch, output, strict=True)]
+    return [{**inputs, **outputs} for inputs, outputs in zip(batch, output, strict=True)]
 
 
 def name_of_case(item: Mapping[str, Any]) -> str:
     """The name of a case: its record's ``case``."""
     if Key.CASE not in item:
-        raise KeyError("the evaluator's batch has no 'case': keep this item of the record through the transforms")
+        raise KeyError("the evaluator's batch has no 'case': the transforms must keep this entry of the record")
     return str(item[Key.CASE])
 
 
 def gather_strings(strings: list[str]) -> list[str]:
-    """The strings of all ranks, in the order in which MONAI gathers the buffers of its metrics."""
+    """The strings of all ranks, in the same order as MONAI gathers its metrics."""
     return string_list_all_gather(strings) if idist.get_world_size() > 1 else strings
 
 

@@ -33,27 +33,27 @@ def registration_figure(
     probability: np.ndarray | None = None,
     label_map: bool = False,
 ) -> None:
-    """Draw a registration in three orthogonal planes through the gland and write it as a PNG file.
+    """Draw a registration in three orthogonal planes through the gland, as a PNG file.
 
-    Columns: fixed image; moving image before and after registration, with the outlines of its labels and of the fixed
-    labels; checkerboard of fixed and warped image; the lines of a regular fixed grid, drawn where they lie in the
-    moving image; local change of volume (det J), folded voxels marked.
+    Columns: the fixed image; the moving image before and after registration, with the outlines of its labels and of the
+    fixed labels; a checkerboard of the fixed and the warped image; a regular grid of the fixed image, drawn where its
+    lines lie in the moving image; the local volume change (det J), with folded voxels marked.
 
-    Labels that were propagated without a transformation have no warped image. The third column, then the last, shows
-    them on the fixed image, with the probabilities they were thresholded from.
+    There is no warped image if the labels were propagated without a transformation. Then the third column is the last;
+    it shows the labels on the fixed image, with their probabilities before thresholding.
 
     Args:
         path: PNG file to write.
         fixed, moving: images (X, Y, Z) on the fixed grid.
-        warped: the same, or None for labels propagated without a transformation.
-        fixed_label, moving_label, warped_label: labels (X, Y, Z) or (C, X, Y, Z) on the fixed grid, or `Labels`,
-            channel 0 the gland; the planes go through the centroid of the fixed one, else of any, else through the
-            image centre.
-        ddf: (3, X, Y, Z), voxels, or a field; without it the last two columns are left out.
+        warped: the warped image (X, Y, Z), or None for labels propagated without a transformation.
+        fixed_label, moving_label, warped_label: labels (X, Y, Z) or (C, X, Y, Z) on the fixed grid, or `Labels`;
+            channel 0 is the gland. The planes go through the centroid of the fixed gland, else of another label, else
+            through the image centre.
+        ddf: (3, X, Y, Z), voxels, or a field; without it, the last two columns are left out.
         spacing: voxel size along X, Y, Z, mm.
         title: usually the name of the case.
-        affine: 4×4, voxel → RAS mm; turns the picture to radiological convention and letters its edges.
-        probability: (C, X, Y, Z) in [0, 1], of the propagated labels; drawn where there is no warped image.
+        affine: 4×4, voxel → RAS mm; with it, the picture has lettered edges and the radiological convention.
+        probability: (C, X, Y, Z) in [0, 1], of the propagated labels; drawn if there is no warped image.
         label_map: the labels come from a label map, where channel 0 is not special: the planes go through the largest.
     """
     # matplotlib is slow to import, and a server that only registers may lack it.
@@ -63,24 +63,23 @@ def registration_figure(
     labels = {"fixed": fixed_label, "moving": moving_label, "warped": warped_label}
     if warped is not None:
         images, probability = images | {"warped": warped}, None
-    else:  # without a fixed label, the planes go through the propagated one rather than the moving one
+    else:  # without a fixed label, the planes go through the propagated label, not the moving one
         labels = {key: labels[key] for key in ("fixed", "warped", "moving")}
     known = {key: label for key, label in labels.items() if label is not None}
     Picture(images, known, ddf, spacing, affine, probability, label_map).write(path, title)
 
 
 class FigureWriter:
-    """Ignite handler that draws `registration_figure` for every case of an evaluator, ``<output_dir>/<case>.png``.
+    """Ignite handler that draws every case of an evaluator to ``<output_dir>/<case>.png``, see `registration_figure`.
 
-    Reads from each case ``reference_image``, ``unregistered_image``, ``warped_image`` (1, X, Y, Z) and, if present,
+    Each case must have ``reference_image``, ``unregistered_image`` and ``warped_image`` (1, X, Y, Z), and may have
     ``reference_label``, ``unregistered_label``, ``warped_label`` (C, X, Y, Z) and ``ddf`` (3, X, Y, Z) in voxels, all
-    on the grid of ``reference_image``, a `MetaTensor`. Labels that were propagated without a transformation are
-    ``warped_label``, without ``warped_image`` and possibly with a ``probability`` (C, X, Y, Z). Each rank draws its own
-    cases.
+    on the grid of ``reference_image``, a `MetaTensor`. A case whose labels were propagated without a transformation has
+    no ``warped_image``, but may have a ``probability`` (C, X, Y, Z). Each rank draws its own cases.
 
     Args:
         output_dir: folder to write to.
-        limit: draw only this many cases per run and rank; None for all.
+        limit: the largest number of pictures per run and rank; None for all cases.
     """
 
     def __init__(self, output_dir: str | PathLike[str], limit: int | None = None) -> None:
@@ -100,7 +99,7 @@ class FigureWriter:
 
 
 def case_figure(path: str | PathLike[str], item: Mapping[str, Any]) -> None:
-    """Draw `registration_figure` from the items of a case; see `FigureWriter` for their keys."""
+    """Draw `registration_figure` from the entries of a case; see `FigureWriter` for their keys."""
 
     def array(key: str) -> np.ndarray | None:
         value = item.get(key)
@@ -117,7 +116,7 @@ def case_figure(path: str | PathLike[str], item: Mapping[str, Any]) -> None:
     def image(view: View) -> np.ndarray:
         volume = array(view.image)
         if volume is None:
-            raise KeyError(f"the evaluator gives no {view.image!r}, which the picture of a case needs")
+            raise KeyError(f"the case has no {view.image!r}, which its picture needs")
         return volume[0]
 
     affine = getattr(item[REFERENCE.image], "affine", None)

@@ -26,7 +26,7 @@ from regzoo.spatial import DisplacementField
 BACKGROUND, TEXT, MUTED = "#14171c", "#f2f4f7", "#9aa4b2"
 FIXED, MOVING, _PROPAGATED, _FOLDED = "#35d0ff", "#ffb02e", "#ff5fb0", "#7dff3a"
 _HEAT = LinearSegmentedColormap.from_list("probability", ["#ff2f8a00", "#ff2f8a68", "#ffd84a88"])
-_LARGE = 0.1  # a label with more than this share of the largest one's volume would cover the others in the heat map
+_LARGE = 0.1  # share of the largest label's volume; larger labels would cover the others in the heat map
 _MARGIN_MM = 18.0  # around the labels
 _CHECKER_MM = 12.0
 _PANEL = 2.35  # width, inches
@@ -48,7 +48,7 @@ class Picture:
     ) -> None:
         labels = {key: Labels.of(volume) for key, volume in volumes.items()}
         if "warped" not in images and "moving" in labels and not labels["moving"].is_map:
-            # A point to propagate may be smaller than a fixed voxel.
+            # A point may be smaller than a voxel of the fixed image, and then reach no value of one half.
             soft = labels["moving"].volume
             largest = soft.max(axis=(1, 2, 3), keepdims=True)
             labels["moving"] = Labels(soft / np.where(largest > 0, largest, 1), len(soft))
@@ -74,7 +74,7 @@ class Picture:
         self.result = "registered" if "warped" in self.images else "propagated"
 
     def _center_and_view(self) -> tuple[np.ndarray, np.ndarray]:
-        """The voxel the planes go through, and the first and last voxel to show along each axis (3, 2)."""
+        """The voxel that the planes go through, and the first and last voxel shown along each axis (3, 2)."""
         whole = np.stack([np.zeros(3), self.shape - 1.0], axis=1)
         center, view = (self.shape - 1) // 2, whole
         for label in self.labels.values():
@@ -179,7 +179,7 @@ class Picture:
         return (-dx, width - dx, -dy, height - dy)
 
     def _gray(self, key: str, plane: Plane) -> np.ndarray:
-        """A plane of an image between its black (0) and its white (1)."""
+        """A plane of an image, scaled from black (0) to white (1)."""
         low, high = self.windows[key]
         return np.clip((plane.of(self.images[key], self.center) - low) / (high - low), 0, 1)
 
@@ -207,7 +207,7 @@ class Picture:
             width = 1.5 if channel == 0 and not self.label_map else 0.9
             if mask.max() > 0.5 > mask.min():
                 axes.contour(x, y, mask.T, levels=[0.5], colors=[color], linewidths=width)
-            elif self._single:  # the only label lies before or behind this plane: its silhouette
+            elif self._single:  # the only label does not meet this plane: draw its silhouette
                 mask = self.labels[key].values(channel).max(axis=plane.cut)
                 if mask.max() > 0.5 > mask.min():
                     axes.contour(x, y, mask.T, levels=[0.5], colors=[color], linewidths=width, linestyles="dotted")
@@ -243,12 +243,12 @@ class Picture:
         _color_bar(axes, "RdBu_r", norm, [float(norm.vmin or 0), 1, float(norm.vmax or 2)])
 
     def _facts(self) -> str:
-        """Dice of the gland, or mean Dice, before and after; folded voxels; for propagated labels the landmark TRE."""
+        """Gland DSC or mean DSC before and after, the TRE of propagated landmarks, and the share of folded voxels."""
         facts = []
         if "fixed" in self.labels:
             fixed = self.labels["fixed"]
             moved = [self.labels[k] for k in ("moving", "warped") if k in self.labels]
-            with warnings.catch_warnings():  # the mean of no value is NaN
+            with warnings.catch_warnings():  # NumPy warns about the mean of no values, which is NaN
                 warnings.simplefilter("ignore", RuntimeWarning)
                 scores = [np.nanmean(overlap(m, fixed, fixed.count if self.label_map else 1)) for m in moved]
             if scores and np.isfinite(scores).all():
@@ -274,9 +274,9 @@ class Picture:
             errors = [TargetRegistrationError().measure(label, fixed).item() for label in (moving, warped)]
             if np.isfinite(errors).all():
                 facts.append(f"landmark TRE {errors[0]:.1f} → {errors[1]:.1f} mm")
-        given, found = ((label >= 0.5).flatten(1).any(1) for label in (moving, warped))
-        lost = int((given & ~found).sum())
-        return [*facts, f"{lost} of {int(given.sum())} labels not found"] if lost else facts
+        in_moving, in_warped = ((label >= 0.5).flatten(1).any(1) for label in (moving, warped))
+        lost = int((in_moving & ~in_warped).sum())
+        return [*facts, f"{lost} of {int(in_moving.sum())} labels not found"] if lost else facts
 
     def _legend(self, figure: Figure) -> None:
         handles: list[Any] = []
@@ -315,7 +315,7 @@ def _probability_bar(axes: Axes) -> None:
 
 
 def _heat(probability: np.ndarray) -> np.ndarray:
-    """The largest probability (X, Y, Z) of any small label; the gland and its zones would cover them."""
+    """The largest probability (X, Y, Z) of any small label; the gland and its zones would cover the small labels."""
     known = np.nan_to_num(np.asarray(probability, dtype=np.float32))
     volumes = (known >= 0.5).sum(axis=(1, 2, 3))
     small = volumes < _LARGE * volumes.max()
@@ -325,7 +325,7 @@ def _heat(probability: np.ndarray) -> np.ndarray:
 
 
 def _window(image: np.ndarray) -> tuple[float, float]:
-    """Black and white of an image: the 1st and 99.5th percentile of its finite values."""
+    """The intensities drawn black and white: the 1st and 99.5th percentile of the finite values."""
     finite = image[np.isfinite(image)]
     low, high = np.percentile(finite, (1, 99.5)) if finite.size else (0.0, 1.0)
     return float(low), float(max(high, low + 1e-6))

@@ -17,8 +17,8 @@ class Plane:
         name: axial, coronal or sagittal.
         right: array axis along the width of the picture.
         up: array axis along its height, upwards.
-        cut: array axis that the plane cuts.
-        mirrored: the axis `right` runs to the left, so that anterior is on the left of a sagittal picture.
+        cut: array axis perpendicular to the plane.
+        mirrored: whether the axis `right` runs to the left, which puts anterior on the left of a sagittal picture.
         edges: letters of the left, right, bottom and top edge.
     """
 
@@ -34,7 +34,7 @@ class Plane:
         return volume.take(int(position[self.cut]), axis=volume.ndim - 3 + self.cut)
 
 
-#: Right of the patient on the left of axial and coronal pictures (radiological convention).
+#: The patient's right is on the left of axial and coronal pictures (radiological convention).
 PLANES = (
     Plane("axial", 0, 1, 2, False, ("R", "L", "P", "A")),
     Plane("coronal", 0, 2, 1, False, ("R", "L", "I", "S")),
@@ -54,7 +54,7 @@ class Orientation:
 
     @classmethod
     def of(cls, affine: np.ndarray) -> Orientation:
-        """From the affine of a grid, voxel → RAS mm; an oblique axis goes to the nearest anatomical one."""
+        """From the affine of a grid, voxel → RAS mm; an oblique axis counts as the nearest anatomical one."""
         wanted = nib.orientations.axcodes2ornt("LAS")
         return cls(nib.orientations.ornt_transform(nib.io_orientation(affine), wanted))
 

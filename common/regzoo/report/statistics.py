@@ -1,4 +1,4 @@
-"""Summaries of values per case."""
+"""Summary statistics of a metric over cases."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ from collections.abc import Iterable
 
 import numpy as np
 
-#: The percentiles that the field reports beside the median (Hu et al. 2018, Table 1).
+#: The percentiles usually reported with the median (Hu et al. 2018, Table 1).
 PERCENTILES = (10, 25, 75, 90)
 
 
 def percentile_summary(values: Iterable[float]) -> dict[str, float | int]:
-    """Summary of some values; NaN stands for a case that could not be measured.
-
-    Args:
-        values: one per case.
+    """Summarise the values of a metric, one per case; NaN marks a case that could not be measured.
 
     Returns:
         ``n`` (measured), ``missing`` (NaN), ``mean``, ``std`` (of the sample, n − 1), ``median``, ``p10``, ``p25``,

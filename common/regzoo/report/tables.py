@@ -1,4 +1,4 @@
-"""Tables of an evaluation: per case, per label, and a summary."""
+"""Tables of an evaluation: one row per case, one row per label, and a summary."""
 
 from __future__ import annotations
 
@@ -24,11 +24,9 @@ from regzoo.report.engine import cases_of, gather_strings, is_writer, name_of_ca
 from regzoo.report.statistics import percentile_summary
 from regzoo.spatial import as_tensor
 
-#: Prefix of the metrics that measure the unregistered pair.
-
 
 def write_csv(path: str | PathLike[str], header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Write a CSV file atomically; NaN becomes an empty cell, floats keep six digits."""
+    """Write a CSV file atomically; NaN becomes an empty cell, and floats keep six significant digits."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
@@ -44,7 +42,7 @@ def read_csv(path: str | PathLike[str]) -> dict[str, list[str]]:
 
 
 class _Table:
-    """Ignite handler that collects a text per case, and writes a table of all of them when the run ends."""
+    """Ignite handler that collects one text per case, and writes a table when the run ends."""
 
     def __init__(self, output_dir: str | PathLike[str]) -> None:
         self.output_dir = Path(output_dir)
@@ -74,17 +72,17 @@ class _Table:
 class CaseTable(_Table):
     """Ignite handler that writes a table of all metrics of an evaluator.
 
-    Attach it after the metrics. When the run ends it writes ``cases.csv`` (a row per case, a column per metric) and
-    ``summary.csv`` (a row per metric: n, missing, mean, std, median and percentiles) and prints the summary, with a
+    Attach it after the metrics. When the run ends, it writes ``cases.csv`` (a row per case, a column per metric) and
+    ``summary.csv`` (a row per metric: n, missing, mean, std, median and percentiles), and prints the summary, with a
     metric ``X`` and its unregistered counterpart ``before_X`` side by side. Values come from
-    ``engine.state.metric_details``, i.e. from metrics attached with ``IgniteMetricHandler(save_details=True)``.
+    ``engine.state.metric_details``, so attach the metrics with ``IgniteMetricHandler(save_details=True)``.
 
     Args:
         output_dir: folder to write to.
         show: print the summary.
 
     Raises:
-        RegZooError: when the run ends, if the folder cannot be written to.
+        RegZooError: the folder cannot be written to when the run ends.
     """
 
     def __init__(self, output_dir: str | PathLike[str], show: bool = True) -> None:
@@ -111,13 +109,13 @@ class CaseTable(_Table):
 class LabelTable(_Table):
     """Ignite handler that writes ``labels.csv``: a row per case and label, before and after registration.
 
-    Reads ``reference_label``, ``warped_label`` and, if there, ``unregistered_label``, (C, X, Y, Z) on the fixed grid,
-    and ``label_names`` of each case. A label that is empty in the fixed or in both moving labels has no row.
+    Each case must have ``reference_label`` and ``warped_label`` and may have ``unregistered_label``, (C, X, Y, Z) on
+    the fixed grid, and ``label_names``. A label that is empty in the fixed image, or in the moving image both before
+    and after registration, has no row.
 
-    Columns: case, label (channel), name, distance of the centroids in mm and DSC before and after, and the volumes in
-    ml of the fixed, unregistered and warped label. An empty cell means that the label is absent: a warped label
-    without a distance has left the image.
-
+    Columns: case, label (channel), name, centroid distance in mm and DSC before and after, and the volumes of the
+    fixed, unregistered and warped label in ml. An empty cell means that the label is absent: a warped label without a
+    distance has left the image.
     """
 
     HEADER = (
@@ -163,7 +161,7 @@ def summary_text(summaries: Mapping[str, Mapping[str, float]], cases: int) -> st
     """The table that `CaseTable` prints: medians and percentiles, unregistered beside registered."""
     shown = ("median", "p10", "p25", "p75", "p90")
     names = [n for n in summaries if not (n.startswith(BEFORE) and n.removeprefix(BEFORE) in summaries)]
-    # A metric that no case has, such as one of labels held out, would be a line of dashes.
+    # A metric that no case has, such as one of held-out labels, would be a line of dashes.
     measured = {name for name, summary in summaries.items() if summary["n"]}
     names = [n for n in names if {n, BEFORE + n} & measured]
     paired = any(BEFORE + name in summaries for name in names)
@@ -187,7 +185,7 @@ def summary_text(summaries: Mapping[str, Mapping[str, float]], cases: int) -> st
 
 
 def _columns(details: Mapping[str, Any], cases: int) -> dict[str, np.ndarray]:
-    """Name → values per case; a metric with several values per case gives several columns."""
+    """Metric name → values per case; a metric with several values per case becomes several columns."""
     columns = {}
     for name, buffer in details.items():
         values = as_tensor(torch.as_tensor(buffer)).double().cpu().numpy()
@@ -202,7 +200,7 @@ def _columns(details: Mapping[str, Any], cases: int) -> dict[str, np.ndarray]:
 
 
 def _first_of_each(cases: Sequence[str]) -> list[int]:
-    """Indices of the cases to keep; with several ranks, a sampler may repeat cases to fill the last batch."""
+    """Indices of the first row of each case; with several ranks, a sampler may repeat cases to fill the last batch."""
     if idist.get_world_size() == 1:
         return list(range(len(cases)))
     return sorted({case: i for i, case in reversed(list(enumerate(cases)))}.values())
@@ -215,7 +213,7 @@ def _cell(value: Any) -> str:
 
 
 def _short(value: float) -> str:
-    """At most seven characters."""
+    """A number in at most seven characters."""
     if math.isnan(value):
         return "-"
     digits = 0 if abs(value) >= 1000 else 1 if abs(value) >= 100 else 2 if abs(value) >= 10 else 3

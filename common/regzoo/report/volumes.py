@@ -1,4 +1,4 @@
-"""Planes and a few numbers of large volumes, computed without copying a volume."""
+"""Planes and measures of large volumes, computed without copying a volume."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from regzoo.spatial import DisplacementField, jacobian_determinant
 from regzoo.spatial.warp import slabs
 from scipy.ndimage import find_objects
 
-#: This many voxels of a volume are enough for its percentiles.
+#: A sample of this many voxels is enough for the percentiles of a volume.
 ENOUGH = 1 << 22
 
 
 def some_of(volume: np.ndarray) -> np.ndarray:
-    """A volume (X, Y, Z), or an evenly spaced part of its voxels if they are many."""
+    """A volume (X, Y, Z), or evenly spaced voxels of a volume larger than `ENOUGH`."""
     step = math.ceil((volume.size / ENOUGH) ** (1 / 3))
     return volume[::step, ::step, ::step]
 
@@ -28,7 +28,7 @@ class Labels:
     """The labels of one volume.
 
     Attributes:
-        volume: masks (C, X, Y, Z), soft or not, or a map (X, Y, Z) of their numbers from 1, of an integer type.
+        volume: masks (C, X, Y, Z), soft or not, or an integer map (X, Y, Z) of label numbers from 1.
         count: the number of labels.
     """
 
@@ -37,7 +37,7 @@ class Labels:
 
     @classmethod
     def of(cls, labels: np.ndarray | Labels) -> Labels:
-        """From masks (C, X, Y, Z), or a single one (X, Y, Z)."""
+        """From masks (C, X, Y, Z) or one mask (X, Y, Z)."""
         if isinstance(labels, Labels):
             return labels
         masks = labels if labels.ndim == 4 else labels[None]
@@ -45,7 +45,7 @@ class Labels:
 
     @property
     def is_map(self) -> bool:
-        """Whether they are a map of numbers."""
+        """Whether the volume is a map of label numbers."""
         return self.volume.ndim == 3
 
     def turned(self, turn: Orientation) -> Labels:
@@ -61,7 +61,7 @@ class Labels:
         return np.asarray(self.values(index) >= 0.5)
 
     def boxes(self) -> list[tuple[slice, slice, slice] | None]:
-        """The smallest box that holds each label, None for those that are empty."""
+        """The smallest box around each label, None for an empty label."""
         if self.is_map:
             return list(find_objects(self.volume, max_label=self.count))
         return [find_objects(self.mask(index).view(np.uint8), max_label=1)[0] for index in range(self.count)]
@@ -73,11 +73,11 @@ class Labels:
 
 
 def overlap(first: Labels, second: Labels, count: int) -> np.ndarray:
-    """Dice between the first `count` labels of two volumes, (count,); NaN where the second volume's label is empty."""
+    """Dice of the first `count` labels of two volumes, (count,); NaN where the label is empty in the second volume."""
     scores = []
     for index, boxes in enumerate(zip(first.boxes()[:count], second.boxes()[:count], strict=True)):
-        there = [box for box in boxes if box is not None]
-        ends = [[(b[axis].start, b[axis].stop) for b in there] for axis in range(3) if there]
+        present = [box for box in boxes if box is not None]
+        ends = [[(b[axis].start, b[axis].stop) for b in present] for axis in range(3) if present]
         box = tuple(slice(min(low for low, _ in pair), max(high for _, high in pair)) for pair in ends)
         masks = [torch.from_numpy(labels.values(index)[box] >= 0.5)[None] for labels in (first, second)]
         scores.append(float(dice(masks[0], masks[1], threshold=1)[0]))
@@ -85,7 +85,7 @@ def overlap(first: Labels, second: Labels, count: int) -> np.ndarray:
 
 
 class Deformation:
-    """The planes of a transformation, and its change of volume (X, Y, Z).
+    """A transformation turned for display: its planes, and its volume change det J (X, Y, Z).
 
     Args:
         ddf: (3, X, Y, Z), voxels, or a field.
@@ -110,5 +110,5 @@ class Deformation:
             self._to_voxels = turn.change[turn.source, 1:] * self._to_voxels[turn.source]
 
     def plane(self, plane: Plane, position: np.ndarray) -> np.ndarray:
-        """The displacements of a plane through a voxel, (3, width, height), voxels of the reordered grid."""
+        """The displacements in the plane through a voxel, (3, width, height), voxels of the reordered grid."""
         return np.tensordot(self._to_voxels, plane.of(self._vectors, position), axes=1)
