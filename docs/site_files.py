@@ -46,7 +46,7 @@ def reference_pages() -> dict[str, str]:
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Replace each entry of the navigation that holds ``*`` by the pages it stands for, in alphabetical order."""
-    found = [*(path.name for path in sorted((ROOT / "docs").glob("*.md"))), *outside_pages(), *reference_pages()]
+    found = [*outside_pages(), *reference_pages()]
 
     def expand(entry: Any) -> Any:
         if isinstance(entry, dict):
