@@ -190,7 +190,8 @@ def test_probability_shows_small_labels_and_hides_none(tmp_path: Path) -> None:
     assert alone > 5 * small > 0
     assert tinted(gland, zone, cyst) == pytest.approx(small, rel=0.02)
     assert tinted(gland, nothing) == tinted(nothing) == 0
-    assert 0.3 * alone < tinted(gland, zone) < 0.7 * alone
+    # Half of it, give or take the antialiasing of releases of matplotlib.
+    assert 0.3 * alone < tinted(gland, zone) < 0.72 * alone
 
 
 def test_facts_of_propagated_labels() -> None:
