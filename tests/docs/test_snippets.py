@@ -115,7 +115,7 @@ def test_plain_folders_are_listed_and_checked(
         monkeypatch.setattr(sys, "argv", shlex.split(command))
         main()
     assert "8 pairs (train 8)" in capsys.readouterr().out
-    assert {path.name for path in Path("mycheck").iterdir()} == {"check.json", "contact_sheet.png"}
+    assert {path.name for path in Path("mycheck").glob("[!.]*")} == {"check.json", "contact_sheet.png"}
 
 
 @pytest.mark.filterwarnings("ignore:executing the bundle", "ignore:This DataLoader", "ignore:'pin_memory'")
