@@ -153,7 +153,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
         }
         for name, write in writers.items():
             (tmp_path / name).write_text("before")
-            with pytest.raises(RegZooError, match=rf"{re.escape(name)}: cannot be written, the disk is full; "):
+            with pytest.raises(RegZooError, match=rf"{re.escape(name)}: cannot be written because the disk is full; "):
                 write(tmp_path / name)
             assert (tmp_path / name).read_text() == "before" and not list(tmp_path.glob(".partial-*"))
     finally:

@@ -83,7 +83,7 @@ def test_an_input_under_the_name_of_an_output(
     before = content(tmp_path)
     options = [f"--{key}={value}" for key, value in files.items()]
     error = refused(monkeypatch, capfd, *options, "--out", str(out))
-    assert error == (f"error: {files[key]}: is an input, and {name} would be written over it; name another folder\n")
+    assert error == (f"error: {files[key]}: is an input, and {name} would overwrite it; name another folder\n")
     assert content(tmp_path) == before
 
 
@@ -101,7 +101,7 @@ def test_a_file_of_somebody_else(
     (tmp_path / "out" / name).write_bytes(mine)
     options = [f"--{key}={value}" for key, value in files.items()]
     error = refused(monkeypatch, capfd, *options, "--out", str(tmp_path / "out"))
-    assert f"{tmp_path / 'out' / name}: is there already" in error and "name another folder" in error
+    assert f"{tmp_path / 'out' / name}: already exists" in error and "name another folder" in error
     assert (tmp_path / "out" / name).read_bytes() == mine
     assert [path.name for path in (tmp_path / "out").iterdir()] == [name]
 
@@ -132,7 +132,7 @@ def test_our_own_result_is_replaced_until_somebody_changes_it(
             array[0, 0, 0] = 1
             nib.save(nib.Nifti1Image(array, labels.affine, labels.header), tmp_path / name / name)
         before = content(tmp_path / name)
-        with pytest.raises(RegZooError, match=f"{name}: is there already, and RegZoo did not write it or it was cha"):
+        with pytest.raises(RegZooError, match=f"{name}: already exists, and RegZoo did not write it or it has cha"):
             register(WEAK, files["fixed"], files["moving"], files["label"], tmp_path / name, **settings)
         assert content(tmp_path / name) == before
     with pytest.raises(RegZooError, match=f"holds a result of {WEAK}; name another folder for the result of {SEG}"):
@@ -148,7 +148,7 @@ def test_the_record_itself(tmp_path: Path) -> None:
     (tmp_path / "c.txt").symlink_to(tmp_path / "a.txt")
     assert own_files(tmp_path) == {"a.txt", ".regzoo.json"}
     check_folder(tmp_path, ["a.txt", "d.txt"], "mine")
-    with pytest.raises(RegZooError, match=r"b\.txt: is there already"):
+    with pytest.raises(RegZooError, match=r"b\.txt: already exists"):
         check_folder(tmp_path, ["a.txt", "b.txt"], "mine")
     discard(tmp_path, "another")
     assert len(names(tmp_path)) == 4
@@ -194,7 +194,7 @@ def test_a_case_that_fails_leaves_no_older_result(files: dict[str, str], weights
     # Somebody else's file is found before the first case is registered.
     (out / "B" / "field.nii.gz").write_text("mine")
     before = (out / "A" / "statistics.json").stat().st_mtime_ns
-    assert f"{out / 'B' / 'field.nii.gz'}: is there already" in batch(data, out, weights)
+    assert f"{out / 'B' / 'field.nii.gz'}: already exists" in batch(data, out, weights)
     assert (out / "A" / "statistics.json").stat().st_mtime_ns == before
 
 
@@ -238,7 +238,7 @@ def foreign_file_survives(monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
         main()
     error = capfd.readouterr().err
     assert stop.value.code == 1 and error.count("\n") == 1
-    assert f"{target}: is there already" in error and error.endswith("move it, or name another file\n")
+    assert f"{target}: already exists" in error and error.endswith("move it, or name another file\n")
     assert target.read_bytes() == b"mine"
 
 
@@ -264,11 +264,11 @@ def test_an_export_may_be_repeated_but_not_over_its_own_weights(
     for _ in range(2):
         export_network(WEAK, "torchscript", tmp_path / "model.ts", **options)
     (tmp_path / "model.ts").write_bytes(b"changed")
-    with pytest.raises(RegZooError, match=r"model\.ts: is there already"):
+    with pytest.raises(RegZooError, match=r"model\.ts: already exists"):
         export_network(WEAK, "torchscript", tmp_path / "model.ts", **options)
     before = Path(weights).read_bytes()
     claim(Path(weights).parent, [])
-    with pytest.raises(RegZooError, match=r"tiny\.pt: is there already"):
+    with pytest.raises(RegZooError, match=r"tiny\.pt: already exists"):
         export_network(WEAK, "torchscript", weights, **options)
     assert Path(weights).read_bytes() == before
 
@@ -279,14 +279,14 @@ def test_what_was_claimed_is_ours_until_it_is_settled_and_changed(tmp_path: Path
     claim(tmp_path, ["cases.csv", "a.png"], WEAK)
     with pytest.raises(RegZooError, match=f"holds a result of {WEAK}; name another folder for the result of {SEG}"):
         claim(tmp_path, ["cases.csv"], SEG)
-    with pytest.raises(RegZooError, match=r"cases\.csv: is there already"):
+    with pytest.raises(RegZooError, match=r"cases\.csv: already exists"):
         check_file(tmp_path / "cases.csv")  # another kind of command
     settle(tmp_path)
     check_folder(tmp_path, ["cases.csv"], WEAK)
     (tmp_path / "cases.csv").write_text("mine", encoding="utf-8")
     (tmp_path / "a.png").write_text("mine", encoding="utf-8")  # claimed, but not written
     for name in ("cases.csv", "a.png"):
-        with pytest.raises(RegZooError, match=f"{name}: is there already, and RegZoo did not write it"):
+        with pytest.raises(RegZooError, match=f"{name}: already exists, and RegZoo did not write it"):
             claim(tmp_path, [name], WEAK)
 
 
@@ -300,5 +300,5 @@ def test_a_training_refuses_a_folder_with_files_of_somebody_else(
     )
     with pytest.raises(Exception) as caught:  # MONAI wraps it
         workflow.initialize()
-    assert f"{tmp_path / name}: is there already" in str(user_error(caught.value))
+    assert f"{tmp_path / name}: already exists" in str(user_error(caught.value))
     assert content(tmp_path) == {str(tmp_path / name): b"mine"}

@@ -1,4 +1,4 @@
-"""Finding bundles by name and reading typed settings. Imports little, so a wrong name is answered at once."""
+"""Find bundles by name and parse settings from the command line. Imports little, so that a wrong name fails fast."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from regzoo.errors import bad_file
 
 #: Bundles are looked up by name in ``bundles/`` of the working folder and of the source checkout.
 BUNDLE_FOLDERS = (Path("bundles"), Path(__file__).resolve().parents[2] / "bundles")
-#: Settings that name files or folders; their text is not parsed.
+#: Settings that name files or folders, whose text is not parsed.
 NAMES = {"bundle_root", "dataset_dir", "output_dir", "evaluation_dir", "checkpoint", "exported", "init_weights"}
 NAMES |= {"fixed_image", "moving_image", "fixed_label", "moving_label"}
 
@@ -20,7 +20,7 @@ def find_bundle(bundle: str | PathLike[str]) -> Path:
     """The folder of a bundle given by path or by name.
 
     Raises:
-        RegZooError: no such bundle; the line lists the bundles found.
+        RegZooError: there is no such bundle; the message lists those found.
     """
     for folder in (Path(bundle), *(place / bundle for place in BUNDLE_FOLDERS)):
         if (folder / "configs" / "inference.json").is_file():
@@ -33,14 +33,14 @@ def find_bundle(bundle: str | PathLike[str]) -> Path:
 
 
 def as_value(name: str, typed: Any) -> Any:
-    """The value of a typed setting: names stay text, ``null``, ``true`` and ``false`` become values.
+    """The value of a setting: names of files stay text; ``null``, ``true`` and ``false`` become values.
 
     Args:
-        name: of the setting.
-        typed: text, or the value that fire has already parsed.
+        name: name of the setting.
+        typed: the text from the command line, or the value that Fire has already parsed.
     """
     if isinstance(typed, str):
-        if name in NAMES and not typed.startswith("["):  # several labels are a list
+        if name in NAMES and not typed.startswith("["):  # a list of label files
             return typed
         words = {"null": None, "none": None, "true": True, "false": False}
         typed = words.get(typed.lower(), DefaultParseValue(typed))

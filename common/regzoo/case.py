@@ -1,7 +1,7 @@
-"""What a case holds: a `Record` of paths and facts as it is listed, and a `Case` of tensors as it is worked on.
+"""The contents of a case: a `Record` of paths and facts while it is listed, a `Case` of tensors while it is processed.
 
-Every key is a constant of `Key`, or of the table of a `Side` or a `View`. A missing entry is unknown or not made yet;
-nothing else follows from its absence.
+Every key is a constant of `Key`, or a field of a `Side` or a `View`. A missing entry is unknown or not computed yet;
+its absence means nothing else.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from regzoo.spatial import DisplacementField
 
 
 class Key:
-    """The keys that are not one side's or one view's."""
+    """The keys that do not belong to one side or one view."""
 
     PATIENT: Final = "patient"
     CASE: Final = "case"
@@ -45,21 +45,21 @@ class Key:
 
 
 class Record(TypedDict, total=False):
-    """A pair, or a single image (no ``moving_image``), as it is listed; paths are strings."""
+    """A listed pair, or a listed single image (no ``moving_image``); paths are strings."""
 
     fixed_image: str
     moving_image: str
     fixed_label: str | list[str]
     moving_label: str | list[str]
-    #: Of both images; a pair of two patients has the next two instead.
+    #: The patient of both images; a pair from two patients has the next two entries instead.
     patient: str
     fixed_patient: str
     moving_patient: str
     case: str
-    #: Of each label, and of each value of a label map.
+    #: The name of each label, and its value in a label map.
     label_names: list[str]
     label_values: list[int]
-    #: How this pair is pre-aligned, whatever the configuration says.
+    #: How to pre-align this pair; overrides the configuration.
     align: str
     split: str
     fold: int
@@ -69,7 +69,7 @@ class Record(TypedDict, total=False):
 
 
 class Case(TypedDict, total=False):
-    """A pair, or a single image, on its way from files to a result. Affines are those of the files, voxel → RAS mm."""
+    """A pair, or a single image, during processing. Affines are those of the files, voxel → RAS mm."""
 
     #: Images (1, X, Y, Z) float32 and labels (C, X, Y, Z), as loaded and then on the network grid.
     fixed_image: MetaTensor
@@ -80,43 +80,43 @@ class Case(TypedDict, total=False):
     label_names: list[str]
     label_values: list[int]
     align: str
-    #: To be registered, not measured: labels are held small, and what only metrics need is not made.
+    #: Whether the case is registered but not evaluated: labels stay compact, and data only for metrics are not made.
     requested: bool
-    #: Asked for by a server: nobody waits for a comparison.
+    #: Whether a server asked for the case; then the unregistered view, only for comparison, is not made.
     served: bool
-    #: The moving label's file: whether it is a map, whose labels exclude each other; its number of axes; and the value
-    #: of each label in it, under the first key for a map and under the second for masks.
+    #: The moving label's file: whether it is a map, whose labels exclude each other; its number of axes; the value of
+    #: each label in a map; and the value of each label in masks.
     moving_label_is_map: bool
     moving_label_axes: int
     moving_label_values: list[int]
     moving_mask_values: list[int]
     #: (4, 4) float64, moving world → aligned moving world, RAS mm.
     prealignment: torch.Tensor
-    #: Where the field of view is to be centred and what it should show, RAS mm and mm, (3,).
+    #: The centre of the field of view, RAS mm, and the extent that it should cover, mm, (3,) each.
     view_center: np.ndarray
     view_extent: np.ndarray
-    #: The same place in both images, each in its file's world, RAS mm, (3,).
+    #: Corresponding points of both images, each in the world of its own file, RAS mm, (3,).
     fixed_anchor: np.ndarray
     moving_anchor: np.ndarray
-    #: Whether the images and labels as loaded are kept, under the next four keys.
+    #: Whether to keep the images and labels as loaded, under the next four keys.
     full_resolution: bool
     fixed_native: MetaTensor
     moving_native: MetaTensor
     fixed_label_native: MetaTensor
     moving_label_native: MetaTensor
-    #: The share of each label that lies on the network grid, (C,).
+    #: The share of each label inside the network grid, (C,).
     fixed_label_in_view: torch.Tensor
     moving_label_in_view: torch.Tensor
     #: Signed distance maps on the network grid, (1, X, Y, Z), mm.
     fixed_distance: MetaTensor
     moving_distance: MetaTensor
-    #: What the network is shown, and its prediction.
+    #: The network's input, and its prediction.
     image: torch.Tensor
     pred: torch.Tensor
     #: The whole fixed-to-moving transformation, pre-alignment included, and the same in voxels.
     field: DisplacementField
     ddf: torch.Tensor
-    #: On one grid: the fixed side; the moving side seen through the pre-alignment alone; the moving side warped.
+    #: All on one grid: the fixed side, the moving side after pre-alignment alone, and the warped moving side.
     reference_image: MetaTensor
     reference_label: MetaTensor
     unregistered_image: MetaTensor
@@ -126,10 +126,11 @@ class Case(TypedDict, total=False):
     adhoc_reference_label: MetaTensor
     adhoc_unregistered_label: MetaTensor
     adhoc_warped_label: MetaTensor
-    #: Whether ``warped_label`` was predicted, label by label, and not warped with a field; how likely each label is.
+    #: Whether the network predicted ``warped_label`` itself, without a field; the probability of each label.
     labels_predicted: bool
     probability: MetaTensor
-    #: Labels, by number, that the network was shown nothing of; that it finds at the border of its field of view.
+    #: Numbers of the labels that are absent from the network's input, and of those found at the border of its field of
+    #: view.
     unseen: list[int]
     cut_off: list[int]
 
@@ -149,7 +150,7 @@ class Side(NamedTuple):
 
 
 class View(NamedTuple):
-    """The keys of one of the things that are compared on one grid."""
+    """The keys of one of the three views that are compared on one grid."""
 
     name: Literal["reference", "unregistered", "warped"]
     image: Literal["reference_image", "unregistered_image", "warped_image"]
@@ -180,7 +181,7 @@ MOVING = Side(
     "moving_distance",
 )
 SIDES = (FIXED, MOVING)
-#: The moving key that belongs to each fixed one.
+#: The moving key for each fixed key.
 COUNTERPART: dict[str, str] = dict(zip(FIXED, MOVING, strict=True))
 
 REFERENCE = View("reference", "reference_image", "reference_label", "adhoc_reference_label")

@@ -1,4 +1,4 @@
-"""One kind of error for everything a user can fix: a line that names the file, what is wrong and what to do."""
+"""One error class for everything a user can fix. Its message is one line: the file, what is wrong and what to do."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _collected: ContextVar[list[RegZooError] | None] = ContextVar("collected", defau
 
 
 class RegZooError(ValueError):
-    """A mistake in the input that the user can fix. The message is one line: file, what is wrong, what to do."""
+    """A mistake in the input that the user can fix."""
 
 
 def bad_file(path: str | PathLike[str], problem: str, fix: str) -> RegZooError:
@@ -30,7 +30,7 @@ def bad_file(path: str | PathLike[str], problem: str, fix: str) -> RegZooError:
 
 @contextmanager
 def collected_problems() -> Iterator[list[RegZooError]]:
-    """Within the block, `refuse` appends problems to the list that the block gets, instead of raising them."""
+    """Within the block, `refuse` appends errors to the yielded list instead of raising them."""
     problems: list[RegZooError] = []
     token = _collected.set(problems)
     try:
@@ -40,7 +40,7 @@ def collected_problems() -> Iterator[list[RegZooError]]:
 
 
 def refuse(error: RegZooError) -> None:
-    """Raise an error, or within `collected_problems` append it to the list and return."""
+    """Raise an error, or collect it inside a `collected_problems` block."""
     problems = _collected.get()
     if problems is None:
         raise error
@@ -53,35 +53,35 @@ def user_error(error: BaseException | None) -> RegZooError | None:
 
 
 def one_line(error: BaseException) -> str:
-    """Any exception in one line: a `RegZooError` as it is; for others the cause and the place of the traceback.
+    """Any exception as one line: a `RegZooError` unchanged; otherwise the cause and where to find the traceback.
 
     With the environment variable ``REGZOO_TRACEBACK`` set, the traceback is printed above the line instead.
     """
-    mine = user_error(error)
-    if mine is not None:
-        return str(mine)
+    known = user_error(error)
+    if known is not None:
+        return str(known)
     causes = list(_causes(error))
     cause, where = causes[-1], ""
     for outer in causes[:-1]:  # MONAI names the component that it could not build
         if found := re.search(r"component '([^']+)'|\$(@?[a-z][\w.]+)", str(outer)):
             where = f"{found[1] or found[2]}: "
-    words = " ".join(str(cause).split()) or "no message"
+    message = " ".join(str(cause).split()) or "no message"
     if isinstance(cause, OSError) and cause.strerror:
-        words = f"{cause.filename or 'a file'}: {cause.strerror.lower()}"
+        message = f"{cause.filename or 'a file'}: {cause.strerror.lower()}"
     if os.environ.get("REGZOO_TRACEBACK"):
         traceback.print_exception(error)
-        kept = "the traceback is above"
+        hint = "the traceback is above"
     else:
-        kept = "set REGZOO_TRACEBACK=1 to see the traceback"
+        hint = "set REGZOO_TRACEBACK=1 to see the traceback"
         with contextlib.suppress(OSError):
             with tempfile.NamedTemporaryFile("w", prefix="regzoo-", suffix=".log", delete=False) as file:
                 traceback.print_exception(error, file=file)
-            kept = f"the traceback is in {file.name}"
-    return f"{where}{type(cause).__name__}: {words:.300}; {kept}"
+            hint = f"the traceback is in {file.name}"
+    return f"{where}{type(cause).__name__}: {message:.300}; {hint}"
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception and the exceptions that caused it, the first cause last."""
+    """An exception, then the exceptions that caused it; the root cause is last."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         yield error
@@ -98,10 +98,9 @@ def print_error(error: object) -> None:
 
 
 def one_line_errors() -> None:
-    """Print uncaught exceptions as one line instead of a traceback, see `one_line`.
+    """Print uncaught exceptions as one line instead of a traceback, see `one_line`, and call `end_on_signals`.
 
-    Called by the bundles' ``initialize``, so that ``python -m monai.bundle run`` answers bad input in one line. It also
-    calls `end_on_signals`.
+    The bundles' ``initialize`` calls this function, so ``python -m monai.bundle run`` reports bad input in one line.
     """
     end_on_signals()
 
@@ -115,10 +114,10 @@ def one_line_errors() -> None:
 
 
 def end_on_signals() -> None:
-    """Let SIGTERM and SIGHUP end the program as an error does, so that half-written files are removed.
+    """Make SIGTERM and SIGHUP raise `SystemExit`, so that half-written files are removed.
 
-    The exit status is 128 plus the number of the signal, as in a shell. Does nothing outside the main thread, or if the
-    signal already has a handler, as in a server, or is ignored, as under ``nohup``.
+    The exit status is 128 plus the number of the signal, as in a shell. Does nothing outside the main thread, if the
+    signal already has a handler (as in a server) or if it is ignored (as under ``nohup``).
     """
     if threading.current_thread() is not threading.main_thread():
         return
@@ -129,5 +128,5 @@ def end_on_signals() -> None:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_IGN)  # a second signal must not interrupt the cleaning up
+    signal.signal(number, signal.SIG_IGN)  # a second signal must not interrupt the clean-up
     raise SystemExit(128 + number)

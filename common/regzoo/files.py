@@ -1,4 +1,4 @@
-"""Writing files without ever leaving a half-written one."""
+"""Write files so that a half-written one is never left behind."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ def check_writable(path: str | os.PathLike[str]) -> None:
 
 
 def file_name(case: str) -> str:
-    """The name of a case as a file name."""
+    """A case's name, turned into a valid file name."""
     return re.sub(r"[^\w.+-]+", "_", case).strip("._") or "case"
 
 
 def file_hash(path: Path, kind: str = "sha256") -> str:
-    """The hash of a file's content, in hexadecimal digits."""
+    """The hexadecimal hash of a file's content."""
     digest = hashlib.new(kind)
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -72,14 +72,14 @@ _partial: set[str] = set()
 
 @contextmanager
 def partial_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary folder inside another one, removed however the block ends.
+    """A temporary folder inside `folder`, removed at the end of the block, also after an error.
 
-    Only a process killed outright leaves it behind. Its name holds the machine and the process, and the next call for
-    the same place removes it.
+    A process that is killed outright leaves the temporary folder behind. Its name holds the machine and the process, so
+    the next call for the same `folder` removes it.
     """
-    for left in Path(folder).glob(".partial-*"):
-        if _is_orphan(left.name):
-            shutil.rmtree(left, ignore_errors=True)
+    for leftover in Path(folder).glob(".partial-*"):
+        if _is_orphan(leftover.name):
+            shutil.rmtree(leftover, ignore_errors=True)
     name = tempfile.mkdtemp(dir=folder, prefix=f".partial-{platform.node()}-{os.getpid()}-")
     _partial.add(name)
     try:
@@ -91,7 +91,7 @@ def partial_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
 
 @atexit.register
 def _remove_partial() -> None:
-    """Remove what is left if a signal has interrupted the removal itself."""
+    """Remove folders whose removal was interrupted by a signal."""
     for name in _partial:
         shutil.rmtree(name, ignore_errors=True)
 
@@ -126,12 +126,12 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         try:
             yield temporary
         except (OSError, RuntimeError) as error:
-            # PyTorch has no error of its own for a full disk.
+            # PyTorch raises a plain RuntimeError if the disk is full.
             full = shutil.disk_usage(folder).free < 1 << 20
             if not (error.errno == errno.ENOSPC if isinstance(error, OSError) else full):
                 raise
             fix = "free some space, or name another folder"
-            raise bad_file(target, "cannot be written, the disk is full", fix) from error
+            raise bad_file(target, "cannot be written because the disk is full", fix) from error
         temporary.replace(target)
 
 
@@ -142,5 +142,5 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write a JSON file atomically, indent 4."""
+    """Write a JSON file atomically, indented by 4 spaces."""
     write_text(path, json.dumps(value, indent=4) + "\n")

@@ -1,7 +1,7 @@
 """Separable filtering as matrix products: exact at any scale and at the border, fast on a CPU and on tensor cores.
 
-A separable filter of a volume is one n×n matrix per axis. The cost of the product, a BLAS call, does not depend on the
-width of the kernel, and the transpose is the exact adjoint.
+A separable filter of a volume is one n×n matrix per axis. The product is a BLAS call, whose cost does not depend on the
+width of the kernel. The transposed matrix is the exact adjoint.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def gaussian_matrix(size: int, sigma: float, border: Border = "zeros") -> torch.
     Args:
         size: number of voxels n.
         sigma: standard deviation, voxels; 0 gives the identity.
-        border: ``zeros`` treats everything outside as 0; ``renormalise`` keeps a constant constant.
+        border: ``zeros`` treats everything outside as 0; ``renormalise`` leaves a constant volume unchanged.
 
     Returns:
         (n, n) float32, symmetric for ``zeros``. The kernel sums to 1 over the whole integer line.
@@ -52,7 +52,7 @@ def gaussian_mass(size: int, sigma: float) -> torch.Tensor:
 @lru_cache(maxsize=256)
 def matrix_for(device: torch.device, make: Callable[..., torch.Tensor], *arguments: object) -> torch.Tensor:
     """A filter matrix on a device, cached."""
-    # A matrix made under inference_mode could not be used in training later.
+    # Training cannot use a matrix that was made in inference mode.
     with torch.inference_mode(False):
         return make(*arguments).to(device)
 
@@ -62,7 +62,7 @@ def separable_filter(volume: torch.Tensor, matrices: Sequence[torch.Tensor | Non
 
     Args:
         volume: (B, C, X, Y, Z).
-        matrices: for each of X, Y, Z an (m, n) matrix, or None to leave the axis as it is.
+        matrices: one (m, n) matrix for each of X, Y, Z; None leaves the axis unchanged.
 
     Returns:
         (B, C, X', Y', Z').
@@ -85,7 +85,7 @@ def gaussian_filter(volume: torch.Tensor, sigma: Sequence[float], border: Border
 
     Args:
         volume: (B, C, X, Y, Z).
-        sigma: standard deviation along each axis, voxels; 0 leaves the axis as it is.
+        sigma: standard deviation along each axis, voxels; 0 leaves the axis unchanged.
         border: see `gaussian_matrix`.
 
     Returns:
@@ -99,7 +99,7 @@ def gaussian_filter(volume: torch.Tensor, sigma: Sequence[float], border: Border
 
 
 def voxel_sigmas(sigmas: Sequence[float], spacing: Sequence[float]) -> list[tuple[float, ...]]:
-    """Standard deviations in mm → one per axis in voxels, for each scale."""
+    """Convert each standard deviation from mm to voxels, one number per axis."""
     if len(spacing) != 3 or min(spacing) <= 0:
         raise ValueError(f"spacing must be three positive numbers in mm, got {list(spacing)}")
     if not sigmas or min(sigmas) < 0:

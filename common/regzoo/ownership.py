@@ -1,4 +1,7 @@
-"""Which files of an output folder RegZoo wrote: it replaces or removes only those, and only if they are unchanged."""
+"""Records which files of an output folder RegZoo wrote.
+
+RegZoo replaces or removes only these files, and only if they have not changed.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +17,14 @@ from regzoo import __version__
 from regzoo.errors import bad_file
 from regzoo.files import atomic_path, file_hash, write_json
 
-#: The record of a folder is the entry `KEY` of the statistics or, without statistics, of a file of its own.
+#: The record of a folder is the entry `KEY` of its statistics or, if it has none, of the file `RECORD`.
 STATISTICS, RECORD, KEY = "statistics.json", ".regzoo.json", "written_by"
-#: The record of files that are not results of a registration, such as tables, exported networks and weights.
+#: The record of files other than registration results, such as tables, exported networks and weights.
 CLAIMS = ".regzoo.files.json"
 
 
 def _text_digest(content: dict[str, Any]) -> str:
-    """The hash of a JSON file that holds its own hash, with that entry empty."""
+    """The hash of a JSON file that also stores this hash; that entry counts as empty."""
     record = content[KEY] | {"files": content[KEY]["files"] | {STATISTICS: ""}}
     return hashlib.sha256(json.dumps(content | {KEY: record}, indent=4).encode()).hexdigest()
 
@@ -51,13 +54,13 @@ def _records(folder: Path, names: Iterable[str] = (STATISTICS, RECORD)) -> list[
             content = json.loads((folder / name).read_text(encoding="utf-8"))
             if isinstance(content[KEY]["files"], dict):
                 found.append((folder / name, content))
-        except (OSError, ValueError, KeyError, TypeError):  # missing, or not ours
+        except (OSError, ValueError, KeyError, TypeError):  # missing, or not a record
             continue
     return found
 
 
 def own_files(folder: Path) -> set[str]:
-    """The names of the unchanged files of a folder that `sign` recorded, and of the record itself."""
+    """The names of the files that `sign` recorded and that have not changed, and of the record itself."""
     own = set()
     for path, content in _records(folder):
         for name, digest in content[KEY]["files"].items():
@@ -66,8 +69,10 @@ def own_files(folder: Path) -> set[str]:
                 same = digest == _text_digest(content)
             else:
                 same = file.is_file() and not file.is_symlink() and digest == file_hash(file)
-            own |= {name} if same else set()
-        own |= {path.name} if path.name == RECORD else set()
+            if same:
+                own.add(name)
+        if path.name == RECORD:
+            own.add(RECORD)
     return own
 
 
@@ -83,13 +88,13 @@ def _is_claimed(file: Path, claimed: Mapping[str, str | None]) -> bool:
 
 
 def _record(folder: Path, files: Mapping[str, str | None], bundle: str = "") -> None:
-    there = {name: digest for name, digest in _claimed(folder).items() if (folder / name).exists()}
+    earlier = {name: digest for name, digest in _claimed(folder).items() if (folder / name).exists()}
     bundle = bundle or next((content[KEY].get("bundle", "") for _, content in _records(folder, [CLAIMS])), "")
-    write_json(folder / CLAIMS, {KEY: {"regzoo": __version__, "bundle": bundle, "files": {**there, **files}}})
+    write_json(folder / CLAIMS, {KEY: {"regzoo": __version__, "bundle": bundle, "files": {**earlier, **files}}})
 
 
 def claim(folder: Path, names: Collection[str], bundle: str = "") -> None:
-    """Record files before they are written, so that they are ours even if the run is cut short.
+    """Record files before they are written, so that they count as ours even if the run is cut short.
 
     Raises:
         RegZooError: see `check_folder`.
@@ -106,7 +111,7 @@ def settle(folder: Path) -> None:
 
 @contextmanager
 def own_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """As `regzoo.files.atomic_path`, but records the file as ours and never replaces another file.
+    """Like `regzoo.files.atomic_path`, but records the file as ours and never replaces a file that is not.
 
     Raises:
         RegZooError: see `check_file` and `atomic_path`.
@@ -119,11 +124,11 @@ def own_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def check_file(path: str | os.PathLike[str]) -> None:
-    """Raise `RegZooError` if a file exists that `own_path` has not written, or that was changed since."""
+    """Raise `RegZooError` if the file exists and `own_path` did not write it, or it has changed since."""
     target = Path(path)
     claimed = _claimed(target.parent)
     if os.path.lexists(target) and not (claimed.get(target.name) and _is_claimed(target, claimed)):
-        problem = "is there already, and this command did not write it or it was changed since"
+        problem = "already exists, and this command did not write it or it has changed since"
         raise bad_file(target, problem, "move it, or name another file")
 
 
@@ -131,27 +136,27 @@ def check_folder(folder: Path, names: Collection[str], bundle: str = "", inputs:
     """Raise `RegZooError` if writing files would replace an input or a file that is not ours.
 
     Args:
-        folder: the output folder; need not exist.
-        names: of the files to be written.
+        folder: the output folder, which need not exist.
+        names: names of the files to be written.
         bundle: name of the bundle that will write them.
-        inputs: files, or lists of files, to be read.
+        inputs: files, or lists of files, that will be read.
     """
-    there = [folder / name for name in names if os.path.lexists(folder / name)]
-    if not there:
+    existing = [folder / name for name in names if os.path.lexists(folder / name)]
+    if not existing:
         return
     flat = [str(item) for one in inputs if one for item in (one if isinstance(one, (list, tuple)) else [one])]
-    for path in there:
+    for path in existing:
         for name in flat:
             if Path(name).exists() and path.exists() and path.samefile(name):
-                raise bad_file(name, f"is an input, and {path.name} would be written over it", "name another folder")
+                raise bad_file(name, f"is an input, and {path.name} would overwrite it", "name another folder")
     for _, content in _records(folder, (STATISTICS, RECORD, CLAIMS)):
         other = content[KEY].get("bundle")
         if bundle and other and other != bundle:
             raise bad_file(folder, f"holds a result of {other}", f"name another folder for the result of {bundle}")
     claimed = _claimed(folder)
-    foreign = {path.name for path in there if not _is_claimed(path, claimed)}
+    foreign = {path.name for path in existing if not _is_claimed(path, claimed)}
     for name in sorted(foreign - own_files(folder)) if foreign else ():
-        problem = "is there already, and RegZoo did not write it or it was changed since"
+        problem = "already exists, and RegZoo did not write it or it has changed since"
         raise bad_file(folder / name, problem, "move it, or name another folder")
 
 

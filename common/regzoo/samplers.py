@@ -1,4 +1,4 @@
-"""Which image pair and which of its labels a training step sees."""
+"""Choose the image pair, and its labels, for each training step."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch.utils.data import Dataset, DistributedSampler
 #: The entries of a sample, on the network grid: images, labels, and the distance maps of labels.
 SAMPLE_KEYS = (*IMAGE_KEYS, *LABEL_KEYS, FIXED.distance, MOVING.distance)
 
-#: Makes records of the entries that a server lists to train on and to validate on.
+#: Turns the entries that a server lists for training and for validation into records.
 Splitter = Callable[[Sequence[Any], Sequence[Any]], tuple[list[Any], list[Any]]]
 
 
@@ -31,24 +31,24 @@ class Draw(NamedTuple):
 
 
 def _shuffled(count: int, wanted: int, generator: torch.Generator) -> torch.Tensor:
-    """`wanted` numbers below `count` in random order, all of them used up before any is drawn again."""
+    """`wanted` numbers below `count` in random order; each is drawn once before any is drawn again."""
     rounds = [torch.randperm(count, generator=generator) for _ in range(ceil(wanted / count))]
     return torch.cat(rounds)[:wanted]
 
 
 class TwoStageSampler(DistributedSampler[Any]):
-    """First image pairs uniformly, then label pairs of each uniformly: an unbiased gradient of the paper's objective.
+    """Draws image pairs uniformly, then label pairs of each uniformly: an unbiased gradient of the paper's objective.
 
-    Each pair counts the same however many labels it has; `LabelPairDataset` does the second stage. Draws are a function
-    of (seed, epoch) alone, so a training resumed at an epoch continues as if it had never stopped, with any number of
+    All pairs have equal weight, whatever their number of labels. `LabelPairDataset` does the second stage. Draws depend
+    on (seed, epoch) alone, so a training resumed at an epoch continues as if it had never stopped, with any number of
     loader workers. As a `DistributedSampler`, it shares an epoch's draws among the ranks of a process group;
     MONAI's engines set its epoch.
 
     Args:
         data: the data set, one item per image pair.
-        samples: draws per epoch over all ranks; None: one per image pair. Every pair is drawn once before any is drawn
-            again.
-        seed: with the epoch it determines every draw.
+        samples: draws per epoch over all ranks; None for one per image pair. Every pair is drawn once before any is
+            drawn again.
+        seed: together with the epoch, determines every draw.
 
     Source: Hu et al. 2018, section 2.1, equation 3.
     """
@@ -72,11 +72,11 @@ class TwoStageSampler(DistributedSampler[Any]):
 
 
 class CaseCache(CacheDataset):  # type: ignore[misc]
-    """MONAI's `CacheDataset`, whose threads end before an error is raised.
+    """MONAI's `CacheDataset`, but all loading threads end before an error is raised.
 
-    MONAI does not wait for the other threads when a case cannot be loaded. They are then still at work when Python
-    exits, which ends in "terminate called without an active exception" and status 134 in some runs. Here, work that has
-    not begun is cancelled, and the rest is waited for. The error is that of the first bad case in the list.
+    When a case cannot be loaded, MONAI does not wait for the other threads. If they still run when Python exits, the
+    program may abort with "terminate called without an active exception" and status 134. This class cancels work that
+    has not begun, waits for the rest, and raises the error of the first bad case in the list.
     """
 
     def __init__(self, data: Sequence[Any], *args: Any, **kwargs: Any) -> None:
@@ -90,20 +90,18 @@ class CaseCache(CacheDataset):  # type: ignore[misc]
 
 
 class LabelPairDataset(CaseCache):
-    """A `CaseCache`, indexed by a `Draw`: the cached pair with some of its labels, drawn uniformly.
+    """A `CaseCache` that a `Draw` indexes: it returns the cached pair with some of its labels, drawn uniformly.
 
-    It also takes single images, whose moving image is made later, and images without labels.
-
-    A plain integer index gives the pair as it is cached, with all labels. The transforms must be deterministic:
-    randomness comes from the draw.
+    It also accepts single images, whose moving image is made later, and images without labels. An integer index returns
+    the pair as cached, with all labels. The transforms must be deterministic: randomness comes from the draw.
 
     Args:
         data: records, or the entries that `splitter` turns into records.
-        validation: the ``data`` of the data set to validate on, for `splitter`.
-        splitter: (training, validation) → the same two as records; None if `data` holds records already.
-        labels_per_pair: label pairs per sample; 1 in the paper. More of them lower the variance of the gradient, which
-            stays unbiased, at the small cost of the loss. A pair with fewer labels repeats them. 0: all there are;
-            pairs that share a batch must then have the same number.
+        validation: the ``data`` of the validation data set, for `splitter`.
+        splitter: turns (training, validation) entries into records; None if `data` holds records already.
+        labels_per_pair: label pairs per sample; 1 in the paper. More label pairs lower the variance of the gradient,
+            which stays unbiased, and only make the loss slower. A pair with fewer labels repeats them. 0 takes all
+            labels; all pairs in a batch must then have the same number.
         kwargs: see MONAI.
     """
 
@@ -135,10 +133,10 @@ class LabelPairDataset(CaseCache):
         return sample | {"seed": index.seed}
 
     def __getitems__(self, indices: Sequence[Any]) -> list[Any]:
-        """The items of one batch, for PyTorch's `DataLoader`: with labels only if all of them have labels.
+        """The items of one batch, for PyTorch's `DataLoader`; labels are left out unless every item has them.
 
         Raises:
-            RegZooError: they have different numbers of labels, so that no batch can be made of them.
+            RegZooError: the items have different numbers of labels, so they cannot form a batch.
         """
         items = [self[index] for index in indices]
         shared = set.intersection(*(set(item) for item in items))
@@ -147,17 +145,17 @@ class LabelPairDataset(CaseCache):
         if self.labels_per_pair == 0 and len(counts) > 1:
             raise RegZooError(
                 f"images with {min(counts)} and with {max(counts)} labels cannot share a batch; set batch_size to 1, "
-                "or the number of labels that are drawn of each"
+                "or draw the same number of labels from each"
             )
         return items
 
 
 class ValidationDataset(CaseCache):
-    """A `CaseCache` of the pairs to validate on.
+    """A `CaseCache` of the validation pairs.
 
     Args:
         data: records, or the entries that `splitter` turns into records.
-        training: the ``data`` of the data set to train on, for `splitter`.
+        training: the ``data`` of the training data set, for `splitter`.
         splitter: see `LabelPairDataset`.
         kwargs: see MONAI.
     """

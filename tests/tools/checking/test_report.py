@@ -73,7 +73,7 @@ def test_the_command(
         assert "1 error," in capsys.readouterr().out
     (tmp_path / "out" / "contact_sheet.png").write_bytes(b"mine")
     assert status(path, "--out", str(tmp_path / "out")) == 1
-    assert "contact_sheet.png: is there already" in capsys.readouterr().err
+    assert "contact_sheet.png: already exists" in capsys.readouterr().err
     assert (tmp_path / "out" / "contact_sheet.png").read_bytes() == b"mine"
     assert status(path, "--sise", "[16,16,16]") == 1 and "name one with --bundle" in capsys.readouterr().err
     assert status(path, "--bundle", BUNDLES[-1].name, "--sise", "[16,16,16]") == 1
