@@ -103,4 +103,4 @@ def test_two_processes_on_the_command_line(bundle: str, dataset: Path, tmp_path:
     done = torchrun(bundle, [*PARTS["evaluate"], "multi_gpu_evaluate.json"], settings)
     assert done.returncode == 1
     lines = [line for line in done.stderr.splitlines() if "error: " in line]
-    assert lines and all("2 processes share 1 cases to evaluate; start at most 1" in line for line in lines)
+    assert lines and all("2 processes cannot share 1 cases to evaluate; start at most 1" in line for line in lines)

@@ -55,7 +55,7 @@ def test_the_fold_that_was_held_out_can_be_evaluated(images: Path, tmp_path: Pat
     assert found == pairs
     rest = evaluation_pairs(images, "rest", tmp_path / "c.json", images=8)
     assert sides(rest) == {str(record["fixed_image"]) for record in training_images(images)[8:]}
-    with pytest.raises(RegZooError, match="leaves no rest"):
+    with pytest.raises(RegZooError, match="leaves none over"):
         evaluation_pairs(images, "rest", tmp_path / "d.json", images=12)
 
 

@@ -17,8 +17,8 @@ class PreparePair:
     """MONAI ``prepare_batch``: move a batch to the device, augment it there, stack the network's input.
 
     Args:
-        augmentation: called with the tensors on the device and the samples' seeds on the CPU; None for none.
-        inputs: the inputs of the network in their order, the fixed image first.
+        augmentation: called with the tensors on the device and the samples' seeds on the CPU; None for no augmentation.
+        inputs: the network's inputs in order, the fixed image first.
 
     MONAI calls it with (batch, device, non_blocking). It returns ``(image, targets)``: the stacked input
     (B, C, X, Y, Z) and the dict that `regzoo.losses.RegistrationLoss` takes.

@@ -23,7 +23,7 @@ from torch import nn
 
 logger = logging.getLogger(__name__)
 
-#: Settings that are fingerprints of cases, and how an error names them.
+#: Settings that hold fingerprints of cases → the words for them in an error.
 CASES = {"data": "train on", "validation": "validate on"}
 
 
@@ -33,20 +33,21 @@ def is_lower(current: float, best: float) -> bool:
 
 
 class TrainingCheckpoint:
-    """Ignite handler of a trainer: resumes it, keeps the last epoch's state and the best weights.
+    """Ignite handler of a trainer: resumes it, and keeps the last epoch's state and the best weights.
 
     Attach it after the validation and learning-rate handlers. At the end of every epoch it writes ``last.pt`` (network,
     the other objects, epoch, best metric) and, after a validation with a new best key metric, ``model.pt`` (weights
-    alone). Files are written under another name and renamed, which MONAI's `CheckpointSaver` does not do, so a kill
-    leaves the previous file intact. With `TwoStageSampler`, a resumed training on the CPU ends with the same weights.
+    alone). Files are written under a temporary name and renamed, so a kill leaves the previous file intact; MONAI's
+    `CheckpointSaver` does not do this. With `TwoStageSampler`, a resumed training on the CPU ends with the same weights
+    as an uninterrupted one.
 
     Args:
         objects: name → another object with a state dict, such as the optimiser and the schedule.
         evaluator: MONAI evaluator whose key metric picks the best weights. Without one, and while the metric is NaN,
             the latest weights are kept.
-        settings: the settings that identify this training, as plain values; it is not resumed with others, nor with
-            other preprocessing (`regzoo.engines.origin.STEPS`). The cases of ``data`` and ``validation`` are
-            `fingerprints`. The optimiser's settings, the kind of schedule and the precision are added.
+        settings: the settings that identify this training, as plain values. A training is resumed only with the same
+            settings and the same preprocessing (`regzoo.engines.origin.STEPS`). ``data`` and ``validation`` hold the
+            `fingerprints` of the cases. The optimiser's settings, the kind of schedule and the precision are added.
         resume: continue from ``last.pt`` if it exists.
         serve_as: another file for the best weights, written when the training ends without an error.
     """
@@ -68,13 +69,13 @@ class TrainingCheckpoint:
         kinds = {name: {"class": type(value).__name__} for name, value in self.objects.items()}
         for name, value in self.objects.items():
             kinds[name] |= value.defaults if isinstance(value, torch.optim.Optimizer) else {}
-        # Through JSON, as the checkpoint is compared: a tuple becomes a list.
+        # Through JSON, so that a tuple becomes a list and equals the one in a checkpoint.
         self.settings: dict[str, Any] = json.loads(json.dumps({**kinds, **(settings or {})}, default=str))
         self.resume = resume
         self.serve_as = serve_as
 
     def attach(self, engine: Engine) -> None:
-        """Register with a trainer; the folder is made only now, because a trainer exists only if its data are valid."""
+        """Register with a trainer, and make the folder: a trainer exists only once its data have been found valid."""
         make_folder(self.last_file.parent)
         if hasattr(engine, "amp"):
             dtype = (engine.amp_kwargs or {}).get("dtype", "its default") if engine.amp else torch.float32
@@ -88,22 +89,22 @@ class TrainingCheckpoint:
     def restore(self, engine: Engine) -> None:
         """Load ``last.pt`` into the network, the objects and the engine.
 
-        An engine that has trained already is left alone: a federated client runs it again in each round, with the
-        weights that it has received.
+        An engine that has already trained is left alone: a federated client runs it again in each round, with the
+        weights that the client has received.
 
         Raises:
             RegZooError: the file is damaged, or was written by a training with other settings.
         """
         if not self.resume or engine.state.iteration > 0 or not self.last_file.is_file():
             return
-        # On the CPU: each object moves its own state to its device, and Adam's step counts stay on the CPU.
+        # Read onto the CPU: each object moves its own state to its device, and Adam's step counts stay on the CPU.
         content = read_checkpoint(self.last_file)
         fix = "train with those settings, name another --output_dir, or start again with --resume False"
         # A file of weights alone has no settings, and fails below.
         before, now = content.get("settings", self.settings), self.settings
-        was, is_ = (origin_.get("config", {}) for origin_ in (content.get("origin", {}), self.origin))
-        shared = [step for step in STEPS if step in was and step in is_]
-        if changed := differences(before | {s: was[s] for s in shared}, now | {s: is_[s] for s in shared}):
+        old, new = (note.get("config", {}) for note in (content.get("origin", {}), self.origin))
+        shared = [step for step in STEPS if step in old and step in new]
+        if changed := differences(before | {s: old[s] for s in shared}, now | {s: new[s] for s in shared}):
             raise bad_file(self.last_file, f"was written by a training with {changed}", fix)
         load_state(self.network, content, self.last_file)
         try:
@@ -123,7 +124,7 @@ class TrainingCheckpoint:
             raise bad_file(self.last_file, "was written by another kind of training", fix) from error
         logger.info("resumed from %s at epoch %d", self.last_file, content["epoch"])
         if self.settings.get("init_weights"):
-            logger.info("it continues with its own weights; it had started from those of --init_weights")
+            logger.info("the training goes on with its own weights; it had started from those of --init_weights")
         done, wanted = engine.state.epoch, engine.state.max_epochs
         if wanted is not None and done >= wanted:
             logger.warning("%d of %d epochs done; raise --max_epochs to train on", done, wanted)
@@ -167,27 +168,27 @@ class TrainingCheckpoint:
         state = self.evaluator.state
         if state.best_metric_epoch > 0 and math.isnan(float(state.best_metric)):
             logger.warning(
-                "the key metric %s could not be measured on any pair of the validation; %s keeps the latest weights",
+                "the key metric %s could not be measured on any validation pair; %s keeps the latest weights",
                 getattr(state, "key_metric_name", ""),
                 self.best_file,
             )
             return True
         # A training that ends before its first validation also writes weights.
-        short = state.best_metric_epoch < 0 and engine.state.epoch == engine.state.max_epochs
-        return short or state.best_metric_epoch == engine.state.epoch
+        never_validated = state.best_metric_epoch < 0 and engine.state.epoch == engine.state.max_epochs
+        return never_validated or state.best_metric_epoch == engine.state.epoch
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """The differences between the settings of two trainings, in words; empty if there are none."""
-    plain, parts = [], []
+    names, parts = [], []
     for key in sorted(before.keys() | now.keys()):
-        was, is_ = before.get(key), now.get(key)
-        if key in CASES and was is not None and is_ is not None:
-            if difference := data_difference(was, is_):
+        old, new = before.get(key), now.get(key)
+        if key in CASES and old is not None and new is not None:
+            if difference := data_difference(old, new):
                 parts.append(f"other cases to {CASES[key]}: {difference}")
-        elif isinstance(was, dict) and isinstance(is_, dict):
+        elif isinstance(old, dict) and isinstance(new, dict):
             # Options that only one version of PyTorch has are ignored.
-            plain += [f"{key} {name}" for name in sorted(was.keys() & is_.keys()) if was[name] != is_[name]]
-        elif was != is_:
-            plain.append(key)
-    return " and ".join(([f"another {', '.join(plain)}"] if plain else []) + parts)
+            names += [f"{key} {name}" for name in sorted(old.keys() & new.keys()) if old[name] != new[name]]
+        elif old != new:
+            names.append(key)
+    return " and ".join(([f"another {', '.join(names)}"] if names else []) + parts)

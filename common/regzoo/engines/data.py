@@ -1,4 +1,4 @@
-"""The records of a bundle: the data set, and which of its cases train, validate and evaluate."""
+"""The data set of a bundle, and its division into records for training, validation and evaluation."""
 
 from __future__ import annotations
 
@@ -24,32 +24,29 @@ from regzoo.errors import RegZooError
 
 logger = logging.getLogger(__name__)
 
-#: The smallest number of cases to validate on, if they are simulated from single images.
+#: The smallest number of validation cases that are simulated from single images.
 SIMULATED = 8
-#: Default number of folds: of pairs, and of single images.
+#: Default number of folds: for pairs, and for single images.
 FOLDS, FOLDS_OF_IMAGES = 20, 8
-#: An evaluation's names of the pairs that a data set lists itself → their split.
+#: Names, in an evaluation, of the pairs that a data set lists itself → their split in the data set.
 LISTED = {"listed": "val", "listed_test": "test"}
 
 
 def data_folder(
     dataset_dir: str | Path | None, bundle_root: str | Path, *, served: bool = False, **phantoms: Any
 ) -> str:
-    """The data set that the user named or, without one, phantoms in the bundle's ``data/``.
+    """The data set that the user named or, if there is none, phantoms in the bundle's ``data/``.
 
     Each set of phantom parameters has its own folder, so the demo and the training do not share one.
 
     Args:
         dataset_dir: folder or datalist of a data set; empty for phantoms.
         bundle_root: the bundle's folder.
-        served: whether MONAI Label provides the data.
+        served: whether MONAI Label provides the data; then the result is empty instead of phantoms.
         phantoms: parameters of the phantoms, see `regzoo_phantoms.embedded_phantoms`.
 
-    Returns:
-        The data set; empty if `served`.
-
     Raises:
-        RegZooError: no data set was named, and the package is that of a packaged bundle, which has no phantoms.
+        RegZooError: no data set was named, and this is a packaged bundle, which contains no phantoms.
     """
     if dataset_dir:
         return str(dataset_dir)
@@ -73,7 +70,7 @@ def training_records(folder: str | Path, direction: str = "mr_to_us", count: int
 
 
 class Division(NamedTuple):
-    """The records of a training: those to train on, and those to validate on, which choose the best epoch."""
+    """The records to train on, and the records to validate on, which choose the best epoch."""
 
     training: list[Record]
     validation: list[Record]
@@ -87,15 +84,15 @@ def split_pairs(
     folder: str | Path = "",
     holdout: Sequence[str] = (),
 ) -> Division:
-    """Divide pairs into those to train on and those to validate on; without records both are empty.
+    """Divide pairs into training and validation; without records, both are empty.
 
-    With `fold` or `folds`, a fold of the training split is held out; otherwise the data set's validation part is used;
-    without one, fold 0 is held out. The folds are those of the datalist's column ``fold``, or see
-    `regzoo.datasets.split_fold`.
+    If `fold` or `folds` is given, one fold of the training split is held out for validation. Otherwise, validation uses
+    the data set's validation part or, if there is none, fold 0. The folds are those of the datalist's column ``fold``
+    or, without that column, those of `regzoo.datasets.split_fold`.
 
     Args:
         fold: the fold to hold out, from 0; None: 0, or the validation part.
-        folds: the number of folds; None: those of the data set, or else 20.
+        folds: the number of folds; None: the data set's own number, else 20.
         folder: the data set, for its validation part.
         holdout: kinds of label that the training leaves out.
 
@@ -176,14 +173,15 @@ def split_images(
     simulated: bool = False,
     folder: str | Path = "",
 ) -> Division:
-    """Divide single images into those to train on and pairs of the held-out patients, which are drawn once and stored.
+    """Divide single images into images to train on and pairs to validate on.
 
-    With too few images to hold two patients out, or with `simulated`, the validation uses single images, for each of
-    which a moving image is simulated (`regzoo.transforms.SimulateMovingd`): the held-out ones or, with fewer images
-    than folds, all. Each image is then listed several times under different names.
+    The pairs are drawn once from the images of the held-out patients, and stored. If there are too few images to hold
+    two patients out, or with `simulated`, validation uses single images, and `regzoo.transforms.SimulateMovingd`
+    simulates a moving image for each: for the held-out images or, with fewer patients than folds, for all images. A few
+    images are listed several times, under different names.
 
     Args:
-        records: of single images.
+        records: single images.
         fold, folds, seed: which images are held out, see `split_pairs`; 8 folds by default.
         pairs_file: the file that stores the pairs, see `regzoo.datasets.draw_pairs`.
         count: the number of pairs; None: the number of held-out images.
@@ -208,7 +206,7 @@ def split_images(
 
 
 def _as_pairs(records: Sequence[Record], pairs_file: str | Path, count: int | None, seed: int) -> list[Record]:
-    """Held-out pairs as they are; held-out images as pairs of different patients, none if there is only one patient."""
+    """Held-out pairs as they are, or pairs drawn from held-out images; none from the images of a single patient."""
     if not any(map(is_single, records)):
         return list(records)
     images = single_records(records)
@@ -233,13 +231,13 @@ def evaluation_pairs(
         split: ``val`` or ``test`` of the data set; ``fold`` for the validation pairs of a training with the same
             settings, see `split_images`; ``rest`` for the training images beyond the training's limit; ``listed`` or
             ``listed_test`` for the pairs that the data set lists for validation or test.
-        pairs_file: the file that stores the pairs, see `regzoo.datasets.draw_pairs`; without it, pairs are drawn.
-        count: the number of pairs; for 0 or None all that are listed, or one for each image.
+        pairs_file: the file that stores the pairs, see `regzoo.datasets.draw_pairs`; if it is missing, pairs are drawn.
+        count: the number of pairs; for 0 or None, all listed pairs, or one pair for each image.
         images: the training's limit on the number of images, for ``fold`` and ``rest``.
         fold, folds, seed: of the training, see `split_images`.
 
     Raises:
-        RegZooError: there are no two patients for a pair, or see `regzoo.datasets.draw_pairs`.
+        RegZooError: there are fewer than two patients, or see `regzoo.datasets.draw_pairs`.
     """
     if split in LISTED:
         return load_records(folder, LISTED[split])[: count or None]
@@ -251,7 +249,7 @@ def evaluation_pairs(
     elif split == "rest":
         records = training_images(folder)[images or 0 :]
         if not images or not records:
-            raise RegZooError(f"{folder}: training on {images or 'all'} images leaves no rest; lower --max_images")
+            raise RegZooError(f"{folder}: training on {images or 'all'} images leaves none over; lower --max_images")
     else:
         records = load_single_records(folder, split)
     return draw_pairs(records, pairs_file, count or None, seed)

@@ -1,4 +1,4 @@
-"""Several processes, on one GPU each or on the CPU: what the multi-GPU overlays call beside `ignite.distributed`."""
+"""Several processes, on one GPU each or on the CPU: called by the multi-GPU overlays, in addition to Ignite."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
 
-_HOW = "torchrun --standalone --nproc_per_node 2 -m monai.bundle run …"
+_COMMAND = "torchrun --standalone --nproc_per_node 2 -m monai.bundle run …"
 
 
 def start_process_group() -> None:
@@ -24,7 +24,7 @@ def start_process_group() -> None:
     if torch.distributed.is_initialized():
         return
     if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys():
-        raise RegZooError(f"multi_gpu configurations need several processes; start with {_HOW}, or leave them out")
+        raise RegZooError(f"multi_gpu configurations need several processes; start with {_COMMAND}, or leave them out")
     gpus, rank = torch.cuda.is_available(), int(os.environ.get("LOCAL_RANK", "0"))
     if gpus and rank >= (count := torch.cuda.device_count()):
         raise RegZooError(f"process {rank} has no GPU of its own; start at most {count} with --nproc_per_node")
@@ -32,7 +32,7 @@ def start_process_group() -> None:
 
 
 def check_processes() -> None:
-    """Refuse to run a configuration for one process in several, which would all write the same files.
+    """Refuse to run a configuration for one process in several processes, which would all write the same files.
 
     Raises:
         RegZooError: ``torchrun`` started several processes, and no configuration has joined them.
@@ -46,10 +46,10 @@ def check_processes() -> None:
 
 
 def share_cases(data: Dataset) -> DistributedSampler:
-    """A sampler that gives each process its share of the cases to evaluate, each case once.
+    """A sampler that gives each process its share of the cases to evaluate, and no case to two processes.
 
     Raises:
-        RegZooError: fewer cases than processes.
+        RegZooError: there are fewer cases than processes.
     """
     check_share(len(data))  # type: ignore[arg-type]
     return DistributedSampler(data, even_divisible=False, shuffle=False)
@@ -59,22 +59,22 @@ def check_share(cases: int) -> None:
     """Refuse to share fewer cases than there are processes.
 
     Raises:
-        RegZooError: there are fewer.
+        RegZooError: there are fewer cases.
     """
     if cases < (count := idist.get_world_size()):
         raise RegZooError(
-            f"{count} processes share {cases} cases to evaluate; start at most {cases} with --nproc_per_node"
+            f"{count} processes cannot share {cases} cases to evaluate; start at most {cases} with --nproc_per_node"
         )
 
 
 def distributed(network: nn.Module, device: str | torch.device) -> DistributedDataParallel:
-    """The network on this process's device, its gradients averaged over all processes.
+    """The network on this process's device, with its gradients averaged over all processes.
 
     Ignite's `auto_model` would wrap the network in a `DataParallel` where ``torchrun`` starts one process on a machine
     with several GPUs.
     """
     device = torch.device(device)
     devices = [device] if device.type == "cuda" else None
-    # Broadcasting buffers would make every forward pass, also of a validation, a collective call; ranks with fewer
-    # batches would deadlock.
+    # Broadcasting buffers would make every forward pass a collective call, also in validation; ranks with fewer batches
+    # would deadlock.
     return DistributedDataParallel(network.to(device), device_ids=devices, broadcast_buffers=False)

@@ -1,4 +1,4 @@
-"""Stopping a training whose loss or weights are no longer finite, before anything of it is saved."""
+"""Stopping a training whose loss or weights are no longer finite, before they are saved."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def non_finite(values: Mapping[str, Any]) -> list[str]:
     if not tensors:
         return []
     device = next(iter(tensors.values())).device
-    finite = torch.stack([v.detach().isfinite().all().to(device) for v in tensors.values()])  # one wait for all
+    finite = torch.stack([v.detach().isfinite().all().to(device) for v in tensors.values()])  # waits once
     return [name for name, good in zip(tensors, finite.tolist(), strict=True) if not good]
 
 
@@ -37,7 +37,7 @@ def flat_tensors(state: Any, name: str) -> dict[str, torch.Tensor]:
 
 
 def first_few(names: list[str], limit: int = 3) -> str:
-    """Names in one line; of many names, the first few and the number of the others."""
+    """Names in one line; from a long list, the first few names and the number of the others."""
     rest = len(names) - limit
     return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
 
@@ -77,10 +77,10 @@ class DivergenceCheck:
 
 
 def stop_if_any(names: list[str], where: str, rate: float | None = None) -> None:
-    """Raise, in all processes of a group, if any of them names a value that is not finite.
+    """Raise an error in all processes of a group if any process names values that are not finite.
 
     Raises:
-        RegZooError: it names the values, the place and what to do.
+        RegZooError: the message names the values, the place and what to do.
     """
     count = len(names)
     if idist.get_world_size() > 1:

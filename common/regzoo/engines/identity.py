@@ -13,9 +13,9 @@ from regzoo.case import IMAGE_KEYS, PATH_KEYS, Key, Record
 from regzoo.datasets.records import PATIENT_KEYS, patients_of, record_files
 from regzoo.errors import RegZooError
 
-#: Hexadecimal digits of a hash that are kept: enough to tell millions of files apart.
+#: Number of hexadecimal digits of a shortened hash: enough to tell millions of files apart.
 DIGITS = 20
-#: Facts of a record, beside its files, that identify a case.
+#: Entries of a record, besides its files, that identify a case.
 FACTS = (*PATIENT_KEYS, Key.LABEL_NAMES, Key.LABEL_VALUES)
 
 
@@ -49,8 +49,8 @@ def data_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """The difference between two `fingerprints`, in words; empty if there is none."""
     changed = []
     for case in sorted(before.keys() & now.keys()):
-        was, is_ = before[case], now[case]
-        if keys := sorted(key for key in was.keys() | is_.keys() if was.get(key) != is_.get(key)):
+        old, new = before[case], now[case]
+        if keys := sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key)):
             changed.append(f"{case} changed ({', '.join(keys)})")
     parts = changed[:3] + ([f"{len(changed) - 3} more changed"] if len(changed) > 3 else [])
     for word, cases in (("added", now.keys() - before.keys()), ("removed", before.keys() - now.keys())):
@@ -66,13 +66,13 @@ def refuse_shared(trained: Mapping[str, Mapping[str, Any]], records: Sequence[Re
     Args:
         trained: `fingerprints` of the training.
         records: the cases to evaluate.
-        weights: their file, for the message.
+        weights: the file of the weights, for the message.
 
     Raises:
-        RegZooError: a case has an image or a patient of the training; the line names one.
+        RegZooError: a case has an image or a patient of the training; the message names it.
     """
-    hashes = {value: case for case, print_ in trained.items() for key in IMAGE_KEYS for value in print_.get(key, [])}
-    patients = {str(print_[key]): case for case, print_ in trained.items() for key in PATIENT_KEYS if key in print_}
+    hashes = {value: case for case, facts in trained.items() for key in IMAGE_KEYS for value in facts.get(key, [])}
+    patients = {str(facts[key]): case for case, facts in trained.items() for key in PATIENT_KEYS if key in facts}
     fix = "evaluate other cases, or the fold that the training held out (--eval_split fold with its --fold)"
     unless = ". If they are two people, give them different names in the column patient of a datalist"
     for record in records:

@@ -1,4 +1,4 @@
-"""What a training writes to TensorBoard and to the screen, in addition to MONAI's and Ignite's handlers."""
+"""Handlers that log a training to TensorBoard and to the screen, in addition to those of MONAI and Ignite."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _FIXED, _PROPAGATED = (0.21, 0.82, 1.0), (1.0, 0.37, 0.69)  # as in the quality-
 class EventWriter:
     """The TensorBoard file of a run, shared by its handlers and opened with the first value.
 
-    Opening it voids the values of that step and later ones in earlier files of the folder: a resumed training repeats
-    the epoch in which it was killed, and a training that starts again starts its curves again.
+    Opening it discards the values that earlier files of the folder have for this and later steps: a resumed training
+    repeats the epoch in which it was killed, and a training that starts again starts its curves again.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -55,7 +55,7 @@ class EventWriter:
 
 
 class LossTerms:
-    """Ignite handler of a trainer: logs the loss and each term of a `RegistrationLoss`, mean over the epoch.
+    """Ignite handler of a trainer: logs the loss and each term of a `RegistrationLoss`, as means over the epoch.
 
     TensorBoard gets ``loss/<name>``, and ``weight/<name>`` for a term whose weight is learned. Values stay on the
     device until the epoch ends, so the training loop never waits; MONAI's handlers fetch the loss in every step.
@@ -63,15 +63,15 @@ class LossTerms:
     It also stops a training whose loss, terms or weights become NaN or infinite, in the same epoch and before its
     validation, see `DivergenceCheck`.
 
-    Later handlers, such as MONAI's `MLFlowHandler`, find the means among the engine's metrics. They expect the output
-    of a step as a decollated list, so it is put into one; decollating it would take time in each step.
+    Later handlers, such as MONAI's `MLFlowHandler`, find the means among the engine's metrics. They expect a decollated
+    list as the output of a step, so the output is wrapped in a list; decollating it would cost time in every step.
 
     Raises:
         RegZooError: the training diverges, or starts from weights that are not finite.
     """
 
     def __init__(self, loss: RegistrationLoss, writer: EventWriter) -> None:
-        loss.listeners.append(self._take)
+        loss.listeners.append(self._keep_terms)
         self.writer = writer
         self.step: dict[str, torch.Tensor] = {}
         self.sums: dict[str, torch.Tensor] = {}
@@ -84,7 +84,7 @@ class LossTerms:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
 
     def _clear(self, engine: Engine) -> None:
-        """Discard the values of an epoch that was broken off, and check the weights."""
+        """Discard the values of an interrupted epoch, and check the weights."""
         self.sums.clear()
         self.count = 0
         self.check.waiting.clear()
@@ -93,7 +93,7 @@ class LossTerms:
                 f"{first_few(names)} hold NaN or infinity before the first step; start from other weights"
             )
 
-    def _take(self, values: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> None:
+    def _keep_terms(self, values: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> None:
         self.step = {f"loss/{name}": value for name, value in values.items()}
         self.step |= {f"weight/{name}": value for name, value in weights.items()}
 

@@ -1,4 +1,4 @@
-"""Valid values of settings, by the setting's name and by its default."""
+"""Valid values of settings, by the name and the default of the setting."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from regzoo.bundles import NAMES
 from regzoo.errors import RegZooError
 from regzoo.transforms.load import Alignment
 
-#: The least and the largest value of numbers, or of each number of a list; None: no such limit.
+#: The smallest and the largest valid value of a number, or of each number of a list; None: no limit.
 LIMITS: dict[str, tuple[float | None, float | None]] = {
     **dict.fromkeys(("batch_size", "max_epochs", "val_interval", "accumulation_steps", "roi_batch_size"), (1, None)),
     **dict.fromkeys(("size", "channels", "kernel", "stride", "passes", "integration_steps"), (1, None)),
@@ -42,10 +42,10 @@ NULLABLE = {"label_values", "providers", "window", "norm", "outputs", "fold", "f
 
 
 def check_value(name: str, value: Any, default: Any) -> None:
-    """Refuse a value whose type differs from that of the setting's default, or that is out of range.
+    """Refuse a value that is out of range, or whose type differs from that of the setting's default.
 
     Raises:
-        RegZooError: it names the setting, the value and the valid values.
+        RegZooError: the message names the setting, the value and the valid values.
     """
     if isinstance(value, str) and value.startswith(("$", "@", "%")):
         return
@@ -57,7 +57,7 @@ def check_value(name: str, value: Any, default: Any) -> None:
 
 
 def _problem(name: str, value: Any, kind: Any) -> str:
-    """What is wrong with a value, and what to write instead; empty for a valid value."""
+    """The problem with a value, and what to write instead; empty for a valid value."""
     if value is None and (name in NULLABLE or kind is None):
         return ""
     if name == "device":
@@ -70,7 +70,7 @@ def _problem(name: str, value: Any, kind: Any) -> str:
             return ""
         return f"is not known; use one of {', '.join(str(choice) for choice in CHOICES[name] if choice)}"
     if isinstance(kind, bool):
-        return "" if isinstance(value, bool) else "is neither True nor False; write one of them"
+        return "" if isinstance(value, bool) else "is neither True nor False; write one of these"
     if isinstance(kind, dict):
         return "" if isinstance(value, dict) else "is not a dictionary; write {'name': value}"
     if isinstance(kind, list):
@@ -86,7 +86,7 @@ def _device_problem(value: Any) -> str:
     except (RuntimeError, TypeError):
         return "is not a device; write cpu, cuda or cuda:0"
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        return f"does not exist, PyTorch finds {torch.cuda.device_count()} GPUs; write cpu"
+        return f"does not exist: PyTorch finds {torch.cuda.device_count()} GPUs; write cpu"
     return ""
 
 
@@ -94,8 +94,7 @@ def _list_problem(name: str, value: Any, kind: list[Any]) -> str:
     example = 'write "' + str(kind) + '"' if kind else "write a list in quotes, such as \"['a', 'b']\""
     if not isinstance(value, (list, tuple)):
         return f"is not a list; {example}"
-    fixed = name in {"spacing", "size", "window", "gamma"}
-    if fixed and len(value) != len(kind):
+    if name in {"spacing", "size", "window", "gamma"} and len(value) != len(kind):
         return f"has {len(value)} values, not {len(kind)}; {example}"
     if not value and kind and name not in {"label_values", "need"}:
         return f"is empty; {example}"
@@ -116,9 +115,9 @@ def _number_problem(name: str, value: Any, kind: float) -> str:
         return f"is not a whole number; write one such as {kind}"
     low, high = LIMITS.get(name, (None, None))
     if name in POSITIVE and value <= 0:
-        return "is not above 0; name a larger value"
+        return "is not above 0; use a larger value"
     if low is not None and value < low:
-        return f"is less than {low}; name a larger value"
+        return f"is less than {low}; use a larger value"
     if high is not None and value > high:
-        return f"is more than {high}; name a smaller value"
+        return f"is more than {high}; use a smaller value"
     return ""

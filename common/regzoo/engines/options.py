@@ -1,4 +1,4 @@
-"""Checking settings before any work is done: misspelt names, settings without effect, and invalid values."""
+"""Checks of the settings before any work is done: misspelt names, settings without effect, and invalid values."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ MONAI = {"workflow_name", "config_file", "args_file", "meta_file", "logging_file
 MONAI |= {"tracking", "workflow_type", "properties_path"}
 #: The ids that a workflow may run.
 RUNS = ("run", "training")
-#: Ids that MONAI adds to a configuration for tracking; its federated client adds them in any case.
+#: Ids that MONAI adds to a configuration for tracking; its federated client always adds them.
 TRACKING = {"tracking_uri", "experiment_name", "run_name", "is_not_rank0", "save_execute_config"}
-#: Settings that may have no effect: the condition, and its wording in the error.
+#: Settings that may have no effect → when they have none, and the words for it in the error.
 IDLE: dict[str, tuple[Callable[[Mapping[str, Any]], Any], str]] = {
     "phantoms": (lambda config: config.get("dataset_dir"), "with a data set of your own"),
     "split": (lambda config: "fixed_image" in config and not config["dataset_dir"], "without --dataset_dir"),
@@ -45,14 +45,14 @@ def check_options() -> None:
     ``false`` are values.
 
     Raises:
-        RegZooError: it names the setting, what is wrong, and the most similar setting.
+        RegZooError: the message names the setting, the problem, and the most similar setting.
     """
     workflow = running_workflow()
     if workflow is None:
         return
     parser, folder = workflow.parser, workflow.config_root_path
     ids = {name.replace("::", "#") for name in _ids(parser.config)}
-    # The bundle's own files that the configuration was made from.
+    # The bundle's own files from which the configuration was made.
     files = [file for file in _bases(folder) if ids.issuperset(ConfigParser.load_config_file(file))]
     if not files:
         return
@@ -68,8 +68,8 @@ def check_options() -> None:
 def check_ids() -> None:
     """Check the ids with which the running workflow starts, runs and ends; also the first step of a bundle's ``run``.
 
-    MONAI skips an unknown ``--init_id``, and with it `check_options`; so does ``run training --run_id train``, where
-    MONAI takes ``training`` as the id to start with.
+    MONAI silently skips an unknown ``--init_id``, and `check_options` with it. ``run training --run_id train`` has the
+    same effect, because MONAI takes ``training`` as the id to start with.
 
     Raises:
         RegZooError: an id does not exist or cannot be run.
@@ -87,7 +87,7 @@ def check_ids() -> None:
 
 
 def _run_id(workflow: ConfigWorkflow) -> str:
-    """The id that a workflow runs; MONAI runs everything for the empty id that 3D Slicer's MONAI Label panel sends."""
+    """The id that a workflow runs; ``run`` for the empty id that 3D Slicer's MONAI Label panel sends."""
     return str(workflow.run_id) or "run"
 
 
@@ -96,9 +96,9 @@ def check_config(parser: ConfigParser, files: Sequence[Path], given: Collection[
 
     Args:
         parser: the whole configuration, with overlays and settings.
-        files: the bundle's own files that it was made from.
-        given: ids that the user has set. An overlay may also have ids of the bundle's other files, which another run
-            of the bundle uses.
+        files: the bundle's own files from which it was made.
+        given: ids that the user has set. An overlay may also set ids of the bundle's other files, for another run of
+            the bundle.
 
     Raises:
         RegZooError: see `check_options`.
@@ -116,8 +116,8 @@ def check_config(parser: ConfigParser, files: Sequence[Path], given: Collection[
         if not any(isinstance(part, dict) and "_target_" in part for part in parts):
             continue
         if gone := section.keys() - (now.keys() if isinstance(now, dict) else ()):
-            lost = f"replaces the whole section, without {', '.join(sorted(gone))}"
-            raise bad_file(f"{name} of an overlay", lost, f"write +{name} to add to it, or {name}#… to change one id")
+            wrong = f"replaces the whole section, without {', '.join(sorted(gone))}"
+            raise bad_file(f"{name} of an overlay", wrong, f"write +{name} to add to it, or {name}#… to change one id")
     for name, value in parser.config.items():
         if name in base and value != base[name]:
             check_value(name, value, base[name])
@@ -146,7 +146,7 @@ def check_effect(parser: ConfigParser, given: Collection[str], roots: Sequence[s
 
 
 def unknown(name: str, known: Collection[str], file: Path) -> RegZooError:
-    """The error for a setting that a configuration file lacks, with the most similar one that it has."""
+    """The error for a setting that a configuration file lacks; it suggests the most similar setting of the file."""
     name, known = name.replace("::", "#"), [key.replace("::", "#") for key in known]
     near = difflib.get_close_matches(name, known, 1)
     other = next((path for path in _bases(file.parent) if name in ConfigParser.load_config_file(path)), None)
@@ -204,11 +204,11 @@ def _unread(config: Mapping[str, Any], known: Collection[str]) -> Iterator[str]:
     yield from descend(config, "")
     for name, value in _walk(config):
         if isinstance(value, dict) and "_target_" in value:
-            yield from _not_arguments(name, value, known)
+            yield from _unknown_arguments(name, value, known)
 
 
-def _not_arguments(name: str, component: Mapping[str, Any], known: Collection[str]) -> Iterator[str]:
-    """The arguments that were added to a component and that it does not take."""
+def _unknown_arguments(name: str, component: Mapping[str, Any], known: Collection[str]) -> Iterator[str]:
+    """The added arguments of a component that its class or function does not take."""
     added = [key for key in component if f"{name}::{key}" not in known and not key.startswith("_")]
     if not added or str(component["_target_"]).startswith("$"):
         return
@@ -220,7 +220,7 @@ def _not_arguments(name: str, component: Mapping[str, Any], known: Collection[st
 
 
 def _reached(config: Mapping[str, Any], roots: Sequence[str]) -> set[str]:
-    """The ids that evaluating `roots` uses; recording an id in ``settings`` does not use it."""
+    """The ids that are used when `roots` are evaluated; being recorded in ``settings`` does not count as use."""
     values = dict(_walk(config))
     reached, waiting = set(), [name.replace("#", "::") for name in roots]
     while waiting:
@@ -240,12 +240,12 @@ def _check_runs(config: Mapping[str, Any], name: str) -> None:
         return
     runs = [key for key, one in config.items() if key.startswith(("run", "train")) and not isinstance(one, dict)]
     near = difflib.get_close_matches(name, [key for key in runs if key != name], 1)
-    what = "no such id" if value is None else "is a part of the configuration, not something to run"
-    raise bad_file(f"run {name}", what, f"write run {near[0] if near else 'run'}")
+    problem = "no such id" if value is None else "is a part of the configuration, not something to run"
+    raise bad_file(f"run {name}", problem, f"write run {near[0] if near else 'run'}")
 
 
 def command_line() -> dict[str, Any]:
-    """The settings of a running `monai.bundle.run`; on the command line, names are as they were typed."""
+    """The settings given to the running `monai.bundle.run`; file names from the command line stay as typed."""
     frame, given, by_command = inspect.currentframe(), dict[str, Any](), False
     while frame is not None:
         module = frame.f_globals.get("__name__")
@@ -261,7 +261,7 @@ def command_line() -> dict[str, Any]:
 
 
 def _typed(name: str, value: Any) -> Any:
-    """The text that was typed for a name that fire has converted to another type."""
+    """The value of a setting; for a name that fire has converted to another type, the text as typed."""
     if name not in NAMES or isinstance(value, str):
         return value
     arguments = sys.argv[1:]

@@ -1,7 +1,7 @@
 """The settings that weights were trained with: written with the weights, and used by evaluation and inference.
 
 Weights are only valid for the grid, the intensities and the network of their training. So a training writes its
-settings into the file of the weights; evaluation and inference read them first, and refuse other settings.
+settings into the file of the weights. Evaluation and inference read these settings first, and refuse others.
 """
 
 from __future__ import annotations
@@ -31,27 +31,27 @@ FIXED = (
     *("direction", "spacing", "size", "interpolation", "binarise", "percentile", "window", "inputs", "holdout"),
     *("channels", "kernel", "norm", "stride", "passes", "diffeomorphic", "integration_steps"),
 )
-#: Settings taken from the training unless the user sets them, because they depend on the images at hand.
+#: Settings that depend on the images at hand: those of the training are used unless the user sets others.
 USUAL = ("align", "region_label", "margin", "label_values")
-#: Steps of the preprocessing that make what a network sees, so they are those of its training.
+#: Preprocessing steps that determine the network's input, so they must equal those of the training.
 STEPS = ("units", "field_of_view", "resample", "intensity", "region_input")
-#: Arguments by which one use of a step differs from another: they choose cases and labels and what else is kept, but do
-#: not change what a network sees.
+#: Arguments of a step that may differ from those of the training: they select cases, labels and data to keep, and do
+#: not change the network's input.
 OF_ONE_USE = {"need", "without", "keep_native"}
-#: Parts of a configuration that overlays replace. They are compared, not adopted: a file of weights must not bring code
-#: with it.
+#: Parts of a configuration that overlays replace. They are compared but not adopted, because a file of weights must not
+#: be able to run code.
 PARTS = ("network_def", *STEPS)
 
 
 def origin(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The note that a training writes with its weights, plain values.
+    """The note that a training writes with its weights, as plain values.
 
     Args:
-        settings: of the training, see `TrainingCheckpoint`.
+        settings: the settings of the training, see `TrainingCheckpoint`.
 
     Returns:
-        ``settings``; ``config``, the settings and parts of the running configuration that evaluation and inference have
-        too (empty outside a workflow); ``versions`` of the packages.
+        ``settings``; ``config``, the settings and parts of the running configuration that evaluation and inference also
+        have (empty outside a workflow); ``versions`` of the packages.
     """
     workflow = running_workflow()
     versions = {"regzoo": __version__, "torch": str(torch.__version__), "monai": str(monai.__version__)}
@@ -66,7 +66,7 @@ def described(parser: ConfigParser) -> dict[str, Any]:
 
 
 def step_of(section: Any) -> Any:
-    """A step of a configuration without what belongs to one use of it."""
+    """A step of a configuration without its arguments in `OF_ONE_USE`."""
     return {k: v for k, v in section.items() if k not in OF_ONE_USE} if isinstance(section, Mapping) else section
 
 
@@ -85,7 +85,7 @@ def as_trained(checkpoint: str | PathLike[str]) -> None:
     """Give the running configuration the settings its weights were trained with; called by its ``initialize``.
 
     Args:
-        checkpoint: the file of the weights. A missing file, or one without a note, changes nothing.
+        checkpoint: the file of the weights. A file that is missing or has no note changes nothing.
 
     Raises:
         RegZooError: the configuration contradicts the training.
@@ -101,14 +101,17 @@ def as_trained(checkpoint: str | PathLike[str]) -> None:
 def adopt(parser: ConfigParser, checkpoint: Any, base: str | PathLike[str], asked: Collection[str]) -> None:
     """Give a configuration the settings its weights were trained with.
 
-    A setting that the user gave, or that an overlay changed from the bundle's own file, must equal that of the
-    training. Any other setting is changed to it.
+    A setting that the user or an overlay changed from the bundle's own value must equal that of the training. Any other
+    setting is replaced by that of the training.
 
     Args:
-        parser: the configuration with overlays and settings, in which nothing that depends on these is resolved yet.
-        checkpoint, Raises: as for `as_trained`.
+        parser: the configuration with overlays and settings; nothing that depends on the settings is resolved yet.
+        checkpoint: the file of the weights, see `as_trained`.
         base: the bundle's own configuration, without overlays.
         asked: names of settings that the user gave.
+
+    Raises:
+        RegZooError: the configuration contradicts the training.
     """
     if not isinstance(checkpoint, str | PathLike) or not Path(checkpoint).is_file():
         return  # a missing file is reported where it is loaded
@@ -133,7 +136,7 @@ def adopt(parser: ConfigParser, checkpoint: Any, base: str | PathLike[str], aske
         parser[key] = value
     if taken:
         listed = ", ".join(f"{key} {value}" for key, value in taken.items())
-        logger.info("%s: used as trained, with %s", checkpoint, listed)
+        logger.info("%s: used with the settings of its training: %s", checkpoint, listed)
     here_now = described(parser)
     for key in PARTS:
         if key in trained and key in here_now and trained[key] != here_now[key]:
@@ -142,7 +145,7 @@ def adopt(parser: ConfigParser, checkpoint: Any, base: str | PathLike[str], aske
 
 
 def not_trained_on(checkpoint: str | PathLike[str], records: Sequence[Record]) -> None:
-    """Refuse to evaluate weights on the cases of their training, if their file names these.
+    """Refuse to evaluate weights on the cases of their training, if the file of the weights records these cases.
 
     Raises:
         RegZooError: a case has an image or a patient of the training.
@@ -153,7 +156,7 @@ def not_trained_on(checkpoint: str | PathLike[str], records: Sequence[Record]) -
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a value is plain data; MONAI would evaluate other text, or read it from a file."""
+    """Whether a value is plain data, and not text that MONAI would evaluate or read from a file."""
     if isinstance(value, list):
         return all(_is_plain(entry) for entry in value)
     if isinstance(value, str):
@@ -162,6 +165,6 @@ def _is_plain(value: Any) -> bool:
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Whether two values of a setting mean the same; one name is a list of one."""
+    """Whether two values of a setting mean the same; a name equals a list of that name alone."""
     first, second = ([one] if isinstance(one, str) else list(one) if isinstance(one, tuple) else one for one in (a, b))
     return bool(first == second)

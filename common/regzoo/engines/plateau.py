@@ -63,8 +63,8 @@ class Schedule(LrScheduleHandler):
 class EarlyStop(EarlyStopping):
     """Ignite handler of a trainer: ends the training when the key metric has not risen for some validations.
 
-    Attach it after the validation. Unlike MONAI's `EarlyStopHandler` it has a state, so a resumed training ends at the
-    same epoch as one without a break.
+    Attach it after the validation. Unlike MONAI's `EarlyStopHandler`, it has a state, so a resumed training ends at the
+    same epoch as an uninterrupted one.
 
     Args:
         patience: validations to wait; 0 never ends the training.
@@ -84,7 +84,7 @@ class EarlyStop(EarlyStopping):
             engine.add_event_handler(Events.EPOCH_STARTED, self._stay_stopped)
 
     def __call__(self, engine: Engine) -> None:
-        """Count, if there is a new validation."""
+        """Compare and count, if there is a new validation."""
         if just_validated(engine, self.evaluator):
             super().__call__(engine)
 

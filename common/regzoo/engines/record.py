@@ -41,12 +41,11 @@ from regzoo.report.tables import read_csv, write_csv
 logger = logging.getLogger(__name__)
 
 RUN, CONFIG, DATA, LOG, EPOCHS = "run.json", "config.json", "data.json", "log.txt", "epochs.csv"
-#: The files of a training and of its evaluation in the training's folder.
+#: Names in a training's folder of the files of the training and of its evaluation.
 OURS = ("last.pt", "model.pt", RUN, CONFIG, DATA, LOG, EPOCHS, "events.out.tfevents.*", "evaluation")
-#: Those that a training itself writes, under fixed names.
+#: The files that a training itself writes under fixed names.
 TRAINED = OURS[:7]
 PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "scipy", "nibabel", "itk")
-
 
 #: The logs of the running workflows; a log is kept in memory until `describe_run` names its folder.
 _logs: weakref.WeakKeyDictionary[ConfigWorkflow, MemoryHandler] = weakref.WeakKeyDictionary()
@@ -54,7 +53,7 @@ _show_warning = warnings.showwarning
 
 
 def capture_log() -> None:
-    """Record the log lines and the warnings of the running workflow, if there is one, from here on."""
+    """Start to record the log lines and warnings of the running workflow, if there is one."""
     global _show_warning
     workflow = running_workflow()
     if workflow is None or workflow in _logs or not is_writer():
@@ -68,7 +67,7 @@ def capture_log() -> None:
 
 
 def _keep_log(log: MemoryHandler, folder: Path) -> None:
-    """Append the lines of a log so far, and later ones, to a file in a folder."""
+    """Append the lines of a log, those so far and later ones, to a file in a folder."""
     if log.target is None:
         file = _LogFile(folder / LOG, encoding="utf-8", delay=True)
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -79,7 +78,7 @@ def _keep_log(log: MemoryHandler, folder: Path) -> None:
 
 
 class _LogFile(logging.FileHandler):
-    """A log file whose errors are ignored: on a full disk, the run ends where it saves its weights."""
+    """A log file whose errors are ignored: on a full disk, the run fails when it saves its weights, not here."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name in `logging`
         """Ignore an error."""
@@ -111,12 +110,12 @@ def describe_run(
     ``data.json``: the cases with the SHA-256 of each file; ``log.txt``: the log lines and warnings, also later ones.
 
     Args:
-        data: part, such as ``training`` → its records.
+        data: name of a part, such as ``training`` → its records.
         workflow: the running workflow; without it, configuration and log are left out.
-        epoch: the first epoch of a training, from 1. A later epoch than the first adds to ``run.json``.
+        epoch: the epoch from which a training starts, from 1. Above 1, the start is added to the existing ``run.json``.
 
     Raises:
-        RegZooError: the folder cannot be written to, or a file of another kind has the name of one of ours.
+        RegZooError: the folder cannot be written to, or its ``run.json`` is not the record of a training.
     """
     folder = Path(folder)
     earlier = _starts(folder / RUN) if epoch is not None and epoch > 1 else []
@@ -207,10 +206,11 @@ def set_aside(folder: str | Path) -> Path | None:
 def output_folder(path: str | Path, served: bool = False) -> str:
     """Create an output folder and check that it is writable, before any work is done.
 
-    A training that is `served` creates the folder only once it has data: nobody would clear up after one that failed.
+    A training that is `served` creates the folder later, once it has data: nobody would remove the empty folder of a
+    training that failed before.
 
     Raises:
-        RegZooError: it cannot be written to, a training would overwrite somebody else's file in it, or other
+        RegZooError: the folder cannot be written to, a training would overwrite somebody else's file in it, or other
             processes are about to do the same work.
     """
     check_processes()
@@ -228,13 +228,13 @@ class RunRecord:
     """Ignite handler of a trainer: calls `describe_run`, and writes ``epochs.csv``, a row per epoch.
 
     Columns: epoch, seconds, learning_rate, the means of the loss, its terms and learned weights, and the metrics of
-    the validation, empty in an epoch without one. Rows of epochs that a resumed training repeats are replaced. Attach
-    it after `LossTerms` and before `TrainingCheckpoint`. Nothing is written before the first epoch begins, by which
-    time the data and the checkpoint have been checked.
+    the validation, which are empty in an epoch without one. Rows of epochs that a resumed training repeats are
+    replaced. Attach the handler after `LossTerms` and before `TrainingCheckpoint`. Nothing is written before the first
+    epoch begins; by then, the data and the checkpoint have been checked.
 
     Args:
         data: ``training`` and ``validation`` → records.
-        evaluator: of the validation.
+        evaluator: the evaluator of the validation.
         resume: whether the training resumes from the folder; otherwise earlier files are moved, see `set_aside`.
     """
 
@@ -250,7 +250,7 @@ class RunRecord:
         # A weak reference, because the log ends with the workflow.
         self.workflow = None if workflow is None else weakref.ref(workflow)
         self.rows: list[dict[str, Any]] | None = None
-        self.begun = 0.0
+        self.epoch_start = 0.0
 
     def attach(self, engine: Engine) -> None:
         if is_writer():
@@ -268,10 +268,10 @@ class RunRecord:
             workflow = None if self.workflow is None else self.workflow()
             claim(self.folder, TRAINED, bundle_name(workflow))
             describe_run(self.folder, self.data, workflow, engine.state.epoch)
-        self.begun = time.monotonic()
+        self.epoch_start = time.monotonic()
 
     def _end(self, engine: Engine) -> None:
-        row = {"epoch": engine.state.epoch, "seconds": time.monotonic() - self.begun}
+        row = {"epoch": engine.state.epoch, "seconds": time.monotonic() - self.epoch_start}
         row |= {"learning_rate": float(engine.optimizer.param_groups[0]["lr"])} | _numbers(engine)
         if self.evaluator is not None and just_validated(engine, self.evaluator):
             row |= _numbers(self.evaluator)
@@ -285,7 +285,7 @@ def _numbers(engine: Engine) -> dict[str, float]:
 
 
 def _earlier_rows(path: Path, epoch: int) -> list[dict[str, Any]]:
-    """The rows of the epochs before one."""
+    """The rows of a table for the epochs before `epoch`."""
     if not path.is_file():
         return []
     try:

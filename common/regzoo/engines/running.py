@@ -10,9 +10,9 @@ from monai.bundle import ConfigWorkflow
 def running_workflow() -> ConfigWorkflow | None:
     """The `ConfigWorkflow` that called the code from a ``$`` expression, or None outside a workflow.
 
-    An expression sees the values of a configuration, but not the configuration, which a check of all options needs.
-    MONAI does not pass it on, so it is looked up on the call stack. This works however the workflow was started: from
-    the command line, from Python or by MONAI Label.
+    An expression sees values of the configuration, but not the configuration itself, which a check of all options
+    needs. MONAI does not pass it on, so it is looked up on the call stack. This works however the workflow was started:
+    from the command line, from Python or by MONAI Label.
     """
     # Skip this frame: reading its variables would create a reference cycle that keeps the workflow alive.
     own = inspect.currentframe()

@@ -32,9 +32,9 @@ def requested_records(
     Args:
         fixed_image, moving_image, moving_label: one pair.
         dataset_dir: a folder in a known layout, or a datalist file.
-        split: the pairs to use of it, see `regzoo.datasets.load_records`; all if empty.
-        direction: moving to fixed, for a layout that leaves it open.
-        fixed_label: of the pair, for bundles that use it.
+        split: which pairs of the data set to use, see `regzoo.datasets.load_records`; all if empty.
+        direction: moving to fixed, for a layout that allows both directions.
+        fixed_label: the fixed label of the pair, for bundles that use it.
 
     Raises:
         RegZooError: no image or both a pair and a data set were named, or a file is missing.
@@ -49,7 +49,7 @@ def requested_records(
     for key in (FIXED.image, MOVING.image):
         if key not in named:
             raise RegZooError(
-                f"no {key.replace('_', ' ')} to register; name it with --{key}, or a set with --dataset_dir"
+                f"no {key.replace('_', ' ')} to register; name it with --{key}, or name a data set with --dataset_dir"
             )
     check_records([named])
     return [named]
@@ -66,7 +66,7 @@ def name_of(record: Mapping[str, Any]) -> str:
 
 
 class Failures(list[str]):
-    """One line per failed case of a run, shared by the data set that loads cases and the handler that writes results.
+    """One line for each failed case of a run; the data set that loads cases shares it with the handler that saves them.
 
     Attributes:
         listeners: called with the record of each case that fails.
@@ -110,10 +110,10 @@ class CaseStream(IterableDataset):
             try:
                 item = self.transform(dict(record))
             except Exception as error:
-                mine = user_error(error)
-                if mine is None:
+                known = user_error(error)
+                if known is None:
                     raise
-                self.failures.add(record, mine)
+                self.failures.add(record, known)
             else:
                 yield item
 
@@ -122,7 +122,7 @@ class EvaluationStream(CaseStream):
     """A `CaseStream` for an evaluation, whose cases are shared between the processes.
 
     Raises:
-        RegZooError: while iterating: there are fewer cases than processes, or all cases of this process fail.
+        RegZooError: during iteration, if there are fewer cases than processes or all cases of this process fail.
     """
 
     def __init__(self, data: Sequence[Mapping[str, Any]], transform: Callable[[Any], Any]) -> None:
@@ -141,7 +141,7 @@ class EvaluationStream(CaseStream):
 
 
 def report_failures(dataset: CaseStream) -> None:
-    """End a run in which cases failed with an error that counts them.
+    """Raise one error that counts the failed cases of a run, if there are any.
 
     Raises:
         RegZooError: a case failed, in any process.

@@ -24,12 +24,12 @@ TABLES = ("cases.csv", "labels.csv", "summary.csv", "summary.png", RUN, CONFIG, 
 
 
 def claim_evaluation(folder: str | Path, evaluator: Engine, pictures: int | None = None) -> None:
-    """Claim the files of an evaluation before it runs; only an earlier one of the same bundle may be overwritten.
+    """Claim the files of an evaluation before it runs; it may overwrite only an earlier evaluation of the same bundle.
 
     Args:
-        folder: of the tables, the pictures and the record.
+        folder: the folder of the tables, the pictures and the record.
         evaluator: MONAI evaluator that is about to run.
-        pictures: the largest number of pictures; None for one of each case.
+        pictures: the largest number of pictures; None for a picture of each case.
 
     Raises:
         RegZooError: see `regzoo.ownership.check_folder`.
@@ -43,11 +43,11 @@ def claim_evaluation(folder: str | Path, evaluator: Engine, pictures: int | None
 def finish_evaluation(evaluator: Engine, handlers: Iterable[Any], folder: str | Path) -> None:
     """Draw ``summary.png`` from ``cases.csv``, write the record of an evaluation, and end its run in MLflow.
 
-    MONAI ends only the runs of trainings and inferences; without this, a later training that is tracked in the same
-    place would continue the run of the evaluation.
+    MONAI ends only the runs of trainings and inferences. If the evaluation's run stayed open, a later training that is
+    tracked in the same place would continue it.
 
     Args:
-        evaluator: MONAI evaluator; if it has not run, as at a federated client that stops early, nothing is drawn.
+        evaluator: MONAI evaluator; if it has not run, as on a federated client that stops early, nothing is drawn.
         handlers: its handlers; those with a ``close`` method are closed.
         folder: the folder of the evaluation's tables.
 

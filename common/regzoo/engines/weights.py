@@ -18,7 +18,7 @@ from torch import nn
 
 logger = logging.getLogger(__name__)
 
-#: Entry of a state dict's metadata, beside PyTorch's own entries for modules. PyTorch pickles the metadata with the
+#: An entry of a state dict's metadata, next to PyTorch's own entries for modules. PyTorch pickles the metadata with the
 #: tensors and ignores unknown entries, so any program can copy, load or average such weights.
 ORIGIN = "regzoo"
 
@@ -33,7 +33,7 @@ def read_checkpoint(path: str | PathLike[str]) -> dict[str, Any]:
     """Read a file written by `torch.save` onto the CPU, tensors and plain values only.
 
     Raises:
-        RegZooError: missing or damaged file.
+        RegZooError: the file is missing or damaged.
     """
     if not Path(path).is_file():
         raise bad_file(path, "no such checkpoint", "train first, or name a file with --checkpoint")
@@ -58,7 +58,7 @@ def load_weights(network: nn.Module, path: str | PathLike[str]) -> nn.Module:
     """Load the weights of a network strictly, from a plain state dict or a training checkpoint, and return it.
 
     Raises:
-        RegZooError: missing or damaged file, or weights of another network.
+        RegZooError: the file is missing or damaged, or holds the weights of another network.
     """
     load_state(network, read_checkpoint(path), path)
     return network
@@ -81,7 +81,7 @@ def load_state(network: nn.Module, content: Mapping[str, Any], path: str | PathL
 
 
 def _misfits(network: nn.Module, state: Any) -> str:
-    """The parameters of a state dict that do not fit a network, in words; empty if names and shapes do."""
+    """The parameters of a state dict that do not fit a network, in words; empty if all names and shapes fit."""
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         return ""
     own = network.state_dict()
@@ -102,7 +102,7 @@ def _shape(value: torch.Tensor) -> str:
 def save_weights(network: nn.Module, path: str | PathLike[str], origin: Mapping[str, Any] | None = None) -> None:
     """Write the weights of a network as a plain float32 state dict on the CPU, atomically.
 
-    `origin` says how they were trained, in plain values; `origin_of` reads it.
+    `origin` says in plain values how they were trained; `origin_of` reads it.
     """
     state = OrderedDict((name, value.detach().cpu()) for name, value in unwrap(network).state_dict().items())
     if origin:
@@ -119,7 +119,7 @@ def origin_of(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def starting_weights(init_weights: str | PathLike[str] | None, bundle_root: str | PathLike[str]) -> Path | None:
-    """The file that ``--init_weights`` names: a file, ``released`` for the bundle's own, or a bundle by name or folder.
+    """The file of ``--init_weights``: a path, ``released`` for the bundle's own weights, or a bundle's name or folder.
 
     Raises:
         RegZooError: there is no such file.
@@ -150,17 +150,17 @@ def starting_network(
 
     Args:
         network: with random weights.
-        init_weights: weights to start from instead, see `starting_weights`; empty for none.
+        init_weights: weights to load instead, see `starting_weights`; empty to keep the random ones.
         bundle_root: the bundle's folder.
         freeze_encoder: give the encoder no gradients, and keep the statistics of its normalisation.
 
     Raises:
-        RegZooError: no such weights, weights that do not fit, or a network without an encoder.
+        RegZooError: the weights are missing or do not fit, or the network has no encoder to freeze.
     """
     path = starting_weights(init_weights, bundle_root)
     if path is not None:
         load_weights(network, path)
-        logger.info("the training starts from the weights of %s", path)
+        logger.info("the training starts from the weights in %s", path)
     if freeze_encoder:
         parts: list[nn.Module] = getattr(network, "contracting_path", list)()
         if not parts:
