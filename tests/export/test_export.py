@@ -54,7 +54,7 @@ def test_the_command_prints_what_it_found(
     arguments = ["--format", "torchscript", "--out", out, "--overlays", f"configs/variants/{overlay}.json"]
     arguments += [f"--{name}={value}" for name, value in settings.items()] + [f"--checkpoint={tmp_path / 'weights.pt'}"]
     monkeypatch.setattr(sys, "argv", ["regzoo", "export", str(BUNDLES / bundle), *arguments])
-    shapes = "image (batch, 2, 18, 14, 13) → pred (batch, 3, 18, 14, 13), float32; any batch, any other grid, too"
+    shapes = "image (batch, 2, 18, 14, 13) → pred (batch, 3, 18, 14, 13), float32; any batch, any grid"
     for network, said in ((fresh, "nothing but zeros"), (later, "difference")):
         save_weights(network, tmp_path / "weights.pt")
         main()

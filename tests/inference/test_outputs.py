@@ -217,7 +217,7 @@ def test_propagated_values_of_a_map_are_one_map_again(tmp_path: Path) -> None:
             "B: the labels were predicted without a transformation, so there is no warped",
         ),
         (applied, "probability", "A 1/2: labels that were warped with a field have no probabilities; use "),
-        (lambda: applied("none"), ["label"], "A 1/2: there is no label without a moving label; name one"),
+        (lambda: applied("none"), ["label"], "A 1/2: without a moving label there is no warped label; name one"),
         (applied, "image,fields", "outputs: 'fields' is not known; use some of image, label, probability, field, stat"),
         (applied, [7], "outputs: 7 is not known; use"),
         (applied, 5, "outputs: 5 names no file to write; use some of image, label"),
@@ -251,10 +251,10 @@ def test_warnings_say_what_is_lost_or_cut_off(values: list[int] | None, tmp_path
     result = RegistrationResult.of(propagated(6, values))
     numbers = values or range(6)
     assert result.statistics["warnings"] == [
-        f"label {numbers[1]} (side): touches the border of the fixed image, part of it may lie beyond",
-        f"label {numbers[2]} (end): touches the border of the network's field of view, part of it may lie beyond",
-        f"label {numbers[3]} (lost): nothing of it is found in the fixed image",
-        f"label {numbers[5]} (gone): lies outside the network's field of view, so it is not looked for",
+        f"label {numbers[1]} (side): touches the border of the fixed image; part of it may lie beyond",
+        f"label {numbers[2]} (end): touches the border of the network's field of view; part of it may lie beyond",
+        f"label {numbers[3]} (lost): no part of it was found in the fixed image",
+        f"label {numbers[5]} (gone): lies outside the network's field of view, so the network cannot find it",
     ]
     result.save(tmp_path, "statistics")
     assert json.loads((tmp_path / "statistics.json").read_text())["warnings"] == result.statistics["warnings"]
@@ -271,8 +271,8 @@ def test_labels_that_a_field_takes_out_of_the_image() -> None:
     item["warped_label"][1] = 0
     item["warped_label"][0, :, 0, :] = 1
     assert RegistrationResult.of(item).statistics["warnings"] == [
-        "label 0 (gland): touches the border of the fixed image, part of it may lie beyond",
-        "label 1 (cyst): nothing of it is found in the fixed image",
+        "label 0 (gland): touches the border of the fixed image; part of it may lie beyond",
+        "label 1 (cyst): no part of it was found in the fixed image",
     ]
 
 
@@ -399,7 +399,7 @@ def test_handler_writes_what_is_asked_for_and_warns(tmp_path: Path, caplog: pyte
     engine.run([[{"index": 0}]])
     assert shown(tmp_path / "run/B") == {"warped_label.nii.gz"}
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
-        "B: label 1 (side): touches the border of the fixed image, part of it may lie beyond"
+        "B: label 1 (side): touches the border of the fixed image; part of it may lie beyond"
     ]
     with pytest.raises(RegZooError, match="'labels' is not known"):
         SaveRegistration(tmp_path / "other", "labels")

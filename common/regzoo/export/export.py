@@ -30,7 +30,7 @@ from regzoo.inference.registrar import inference_config
 from regzoo.ownership import check_file, own_path
 from regzoo.transforms import ResamplePaird
 
-#: The largest difference from PyTorch that is accepted, as a share of the largest value of its prediction.
+#: The largest accepted difference from PyTorch's prediction, as a share of the largest value of that prediction.
 TOLERANCE = 1e-4
 
 
@@ -40,9 +40,9 @@ class Export:
 
     Attributes:
         path: the file.
-        inputs: channels of the input and network grid (C, X, Y, Z); the batch may be of any size.
-        outputs: the same of the output.
-        fixed_size: whether the file takes no other grid.
+        inputs: channels and network grid of the input (C, X, Y, Z); the batch may have any size.
+        outputs: the same for the output.
+        fixed_size: whether the file takes only this grid.
         largest: the largest difference from PyTorch, voxels or logits.
         scale: the largest value of PyTorch's predictions, voxels or logits.
     """
@@ -60,15 +60,15 @@ class Export:
         return self.largest / (self.scale or 1.0)
 
     def __str__(self) -> str:
-        """The text that the command prints."""
+        """The text that ``regzoo export`` prints."""
         inputs, outputs = (f"(batch, {', '.join(map(str, shape))})" for shape in (self.inputs, self.outputs))
-        grid = "this grid only" if self.fixed_size else "any other grid, too"
+        grid = "this grid only" if self.fixed_size else "any grid"
         verified = (
             f"largest difference from PyTorch: {self.largest:.1e}, "
             f"which is {self.difference:.1e} of the largest value ({self.scale:.3g})"
         )
         if self.scale == 0:
-            verified = "the network predicts nothing but zeros, here and in PyTorch: the weights look untrained"
+            verified = "the network predicts nothing but zeros, in this file and in PyTorch: the weights look untrained"
         return (
             f"{self.path} ({self.path.stat().st_size / 1e6:.2f} MB)\n"
             f"{INPUT} {inputs} → {OUTPUT} {outputs}, float32; any batch, {grid}\n{verified}"
@@ -84,21 +84,21 @@ def export_network(
 ) -> Export:
     """Export the ``network_def`` of a bundle's inference configuration with its weights, and verify the file.
 
-    The file takes a batch (B, C, X, Y, Z) of any B and returns the network's prediction. Random input goes through the
-    file, loaded as inference loads it, and through PyTorch: batches of one and of three on the network grid, and one on
-    a larger grid where the file takes any. If a value differs by more than `TOLERANCE` of the largest, no file is
-    written.
+    The file takes a batch (B, C, X, Y, Z) of any size and returns the network's prediction. To verify the file, random
+    input is passed through it, loaded as inference loads it, and through PyTorch: batches of one and of three on the
+    network grid and, if the file takes any grid, a batch of one on a larger grid. If a value differs by more than
+    `TOLERANCE` of the largest, no file is written.
 
     Args:
         bundle: a bundle's folder, or its name.
         format: ``torchscript``, ``onnx`` or ``tensorrt`` (which needs an NVIDIA GPU).
-        out: the file; ``models/model.ts``, ``model.onnx`` or ``model_trt.ts`` in the bundle if not given.
+        out: the file; by default ``model.ts``, ``model.onnx`` or ``model_trt.ts`` in the bundle's ``models`` folder.
         overlays: further configuration files, relative to the bundle, as for `Registrar`.
         overrides: any id of ``configs/inference.json``, such as ``checkpoint``, ``size`` or ``spacing``.
 
     Raises:
-        RegZooError: no such bundle or format, weights that do not fit, a missing package, or a file whose predictions
-            differ from the network's.
+        RegZooError: there is no such bundle or format, the weights do not fit, a package is missing, or the file's
+            predictions differ from the network's.
     """
     if format not in FILES:
         raise RegZooError(f"{format!r} is not an export format; use one of {', '.join(FILES)}")
@@ -115,7 +115,7 @@ def export_network(
         raise user_error(error) or error from None
     metadata = bundle_metadata(root)
     images = metadata["network_data_format"]["inputs"][INPUT]
-    # An overlay can leave an input out; a bundle where none can has no list of inputs.
+    # A bundle has a list of inputs only if an overlay can leave one of them out.
     channels = len(parser["inputs"]) if "inputs" in parser.config else int(images["num_channels"])
     parser["bundle_root"] = "."
     config = json.dumps(_without_folders(parser.get()), default=str)
@@ -158,7 +158,7 @@ def export_network(
 
 
 def _open(format: str, path: Path, expected: tuple[Any, ...]) -> ExportedNetwork:
-    """A file that has just been written, loaded as inference loads it."""
+    """Load a file that has just been written, as inference loads it."""
     if format == "onnx":
         return OnnxNetwork(path, *expected)
     if format == "tensorrt":
@@ -167,7 +167,7 @@ def _open(format: str, path: Path, expected: tuple[Any, ...]) -> ExportedNetwork
 
 
 def _example(batch: int, channels: int, size: Sequence[int]) -> torch.Tensor:
-    """Random input, the same at every call: smooth noise (B, C, X, Y, Z) of about unit variance."""
+    """Reproducible random input (B, C, X, Y, Z): smooth noise of about unit variance."""
     generator = torch.Generator().manual_seed(batch)
     coarse = torch.randn(batch, channels, *(max(n // 4, 2) for n in size), generator=generator)
     fine = torch.randn(batch, channels, *size, generator=generator)
@@ -184,7 +184,7 @@ def _described(metadata: dict[str, Any], export: dict[str, Any]) -> dict[str, An
 
 
 def _without_folders(value: Any) -> Any:
-    """A configuration in which each absolute path, which means nothing elsewhere, is reduced to the file's name."""
+    """A configuration with each absolute path, which is valid only on this machine, reduced to the file's name."""
     if isinstance(value, dict):
         return {key: _without_folders(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

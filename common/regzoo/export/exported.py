@@ -1,4 +1,4 @@
-"""Running a network from an exported file in place of the network that a bundle's configuration defines."""
+"""Exported files that run in place of the network that a bundle's configuration defines."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from torch import nn
 
 logger = logging.getLogger(__name__)
 
-#: Names of the only input and output of an exported network, and of the file's entry that describes it.
+#: Names of the input and the output of an exported network, and of the entry of its file that describes it.
 INPUT, OUTPUT, METADATA = "image", "pred", "metadata.json"
 
 
 def require(module: str, package: str, purpose: str) -> Any:
     """Import an optional dependency; the error names the package to install."""
-    found, there = optional_import(module)
-    if not there:
+    imported, installed = optional_import(module)
+    if not installed:
         raise RegZooError(f"{purpose} needs the package {package}, which is not installed; pip install {package}")
-    return found
+    return imported
 
 
 def bundle_metadata(bundle_root: str | PathLike[str]) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def bundle_metadata(bundle_root: str | PathLike[str]) -> dict[str, Any]:
 
 
 def weights_digest(network: nn.Module) -> str:
-    """SHA-256 of the names, types, shapes and values of a network's weights."""
+    """SHA-256 of a network's weights: their names, types, shapes and values."""
     digest = hashlib.sha256()
     for name, value in sorted(unwrap(network).state_dict().items()):
         values = value.detach().cpu().contiguous().numpy()
@@ -50,23 +50,24 @@ def weights_digest(network: nn.Module) -> str:
 
 
 class ExportedNetwork(nn.Module):
-    """A network from a file written by ``regzoo export``: takes (B, C, X, Y, Z), any B, and returns its prediction.
+    """A network from a file written by ``regzoo export``: takes (B, C, X, Y, Z), any B, and returns the prediction.
 
-    The file's own description is compared with the configuration that uses it, so that a file of another bundle,
+    The description in the file is compared with the configuration that uses it, so that a file of another bundle,
     network, grid or training is refused instead of giving a wrong answer.
 
     Args:
         path: the file.
-        bundle_root: the bundle it must have been exported from.
-        network_def: the network that the configuration defines; `checkpoint` is loaded into it, to compare the two.
-        checkpoint: the weights of the configuration. Only the bundle's own ``models/model.pt`` may be missing: the
-            exported file is enough to run.
+        bundle_root: the bundle from which it must have been exported.
+        network_def: the network that the configuration defines. `checkpoint` is loaded into it, and its weights are
+            compared with those of the file.
+        checkpoint: the weights of the configuration. The bundle's own ``models/model.pt`` may be missing, because the
+            exported file is enough to run; any other file must exist.
         size: network grid of the configuration, voxels.
-        spacing: its voxel size, mm.
-        device: to run on.
+        spacing: voxel size of the network grid, mm.
+        device: the device to run on.
 
     Raises:
-        RegZooError: a missing or damaged file, or one of another network.
+        RegZooError: the file is missing, damaged, or of another network.
     """
 
     #: The format's name on the command line.
@@ -86,9 +87,9 @@ class ExportedNetwork(nn.Module):
         self.path = Path(path)
         self.device = torch.device(device)
         command = ["python", "-m", "regzoo", "export", str(bundle_root), "--format", self.format, "--out", str(path)]
-        again = f"{shlex.join(command)}, with the overlays and settings used here"
+        fix = f"{shlex.join(command)}, with the overlays and settings used here"
         if not self.path.is_file():
-            raise bad_file(self.path, "no such exported network", f"write it with: {again}")
+            raise bad_file(self.path, "no such exported network", f"write it with: {fix}")
         try:
             metadata = self._load()
             name, export = metadata["name"], metadata["export"]
@@ -99,7 +100,7 @@ class ExportedNetwork(nn.Module):
             raise
         except Exception as error:  # each library raises its own errors for a damaged file
             raise bad_file(
-                self.path, "is damaged, or was not written by this regzoo's export", f"write it again: {again}"
+                self.path, "is damaged, or was not written by this regzoo's export", f"write it again: {fix}"
             ) from error
         problem = None
         if name != bundle_metadata(bundle_root)["name"]:
@@ -113,10 +114,10 @@ class ExportedNetwork(nn.Module):
         elif not self._has_weights(weights, network_def, Path(checkpoint), Path(bundle_root)):
             problem = f"holds other weights than {checkpoint}"
         if problem:
-            raise bad_file(self.path, problem, f"write it again: {again}")
+            raise bad_file(self.path, problem, f"write it again: {fix}")
 
     def _has_weights(self, digest: str, network_def: nn.Module, checkpoint: Path, bundle_root: Path) -> bool:
-        """Whether a digest is that of a checkpoint's weights, or the bundle comes without weights."""
+        """Whether a digest is that of a checkpoint's weights; also true if the bundle comes without weights."""
         own = bundle_root.resolve() / "models" / "model.pt"
         if not own.exists() and checkpoint.resolve() == own:
             logger.info("%s: there is no %s to compare its weights with", self.path, checkpoint)
@@ -189,9 +190,9 @@ class OnnxNetwork(ExportedNetwork):
     def _load(self) -> Mapping[str, Any]:
         runtime = require("onnxruntime", "onnxruntime", "running an ONNX network")
         options = runtime.SessionOptions()
-        options.log_severity_level = 3  # errors
+        options.log_severity_level = 3  # errors only
         options.intra_op_num_threads = torch.get_num_threads()
-        # Between calls PyTorch computes: threads that spin until the next call would occupy its cores.
+        # PyTorch computes between calls; threads that spin until the next call would occupy its cores.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         self.session = runtime.InferenceSession(str(self.path), options, providers=self._providers(runtime))
         return dict(json.loads(self.session.get_modelmeta().custom_metadata_map[METADATA]))

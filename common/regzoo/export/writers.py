@@ -21,9 +21,9 @@ from torch import nn
 
 #: The name of each format's file in a bundle's ``models`` folder.
 FILES = {"torchscript": "model.ts", "onnx": "model.onnx", "tensorrt": "model_trt.ts"}
-#: The first version of ONNX that can sample volumes; ONNX Runtime supports it since 1.17.
+#: The first ONNX operator set that can sample volumes; ONNX Runtime has supported it since version 1.17.
 OPSET = 20
-#: Smallest, usual and largest batch that TensorRT prepares for.
+#: The smallest, usual and largest batch that TensorRT prepares for.
 TENSORRT_BATCHES = (1, 1, 16)
 
 
@@ -36,14 +36,14 @@ def write_network(network: nn.Module, format: str, path: Path, metadata: dict[st
         config: the inference configuration, JSON.
 
     Raises:
-        RegZooError: the format needs a package or a GPU that is not there.
+        RegZooError: the format needs a package that is not installed, or a GPU where there is none.
     """
     with _quiet():
         _WRITERS[format](network, path, metadata, config)
 
 
 def _write_torchscript(network: nn.Module, path: Path, metadata: dict[str, Any], config: str) -> None:
-    """As MONAI's ``ckpt_export`` does, which loads weights less strictly and cannot write to a temporary name."""
+    """Like MONAI's ``ckpt_export``, which loads weights less strictly and cannot write to a temporary name."""
     with path.open("wb") as stream:  # MONAI appends a suffix to a name that has none
         save_net_with_metadata(
             network if isinstance(network, torch.jit.ScriptModule) else convert_to_torchscript(network),
@@ -55,7 +55,7 @@ def _write_torchscript(network: nn.Module, path: Path, metadata: dict[str, Any],
 
 
 def _write_onnx(network: nn.Module, path: Path, metadata: dict[str, Any], config: str) -> None:
-    """Through `torch.export`; a trace supports neither memory layouts nor all of our operators."""
+    """Write ONNX through `torch.export`; a trace supports neither memory layouts nor all of our operators."""
     onnx = require("onnx", "onnx", "exporting to ONNX")
     require("onnxscript", "onnxscript", "exporting to ONNX")
     require("onnxruntime", "onnxruntime", "verifying an exported ONNX network")
@@ -92,7 +92,7 @@ def _write_onnx(network: nn.Module, path: Path, metadata: dict[str, Any], config
 
 
 def _adaptive_average(image: Any, output_size: Sequence[int]) -> Any:
-    """Adaptive average pooling in ONNX, which has no operator for it: a matrix product along each axis."""
+    """Adaptive average pooling as a matrix product along each axis, because ONNX has no operator for it."""
     op = optional_import("onnxscript")[0].opset20
     constant = optional_import("onnx.numpy_helper")[0].from_array
     sizes = [int(n) for n in image.shape[2:]]
@@ -101,22 +101,22 @@ def _adaptive_average(image: Any, output_size: Sequence[int]) -> Any:
         for i in range(outputs):
             window = slice(i * inputs // outputs, -(-(i + 1) * inputs // outputs))
             matrix[window, i] = 1 / (window.stop - window.start)
-        # The last axis is pooled and becomes the first of the three.
+        # Pool the last axis, and make it the first of the three.
         image = op.Transpose(op.MatMul(image, op.Constant(value=constant(matrix))), perm=[0, 1, 4, 2, 3])
     return image
 
 
 def _write_tensorrt(network: nn.Module, path: Path, metadata: dict[str, Any], config: str) -> None:
-    """Through TorchScript, in which PyTorch keeps what TensorRT cannot do (sampling of volumes)."""
+    """Write TorchScript that runs in TensorRT, except for what only PyTorch can do (sampling of volumes)."""
     if not torch.cuda.is_available():
-        raise RegZooError("tensorrt: there is no NVIDIA GPU that PyTorch can use; export on the GPU that is to run it")
+        raise RegZooError("tensorrt: there is no NVIDIA GPU that PyTorch can use; export on the GPU that will run it")
     require("torch_tensorrt", "torch-tensorrt", "exporting to TensorRT")
     compiled = convert_to_trt(
         network,
         precision="fp32",
         input_shape=[1, *metadata["export"]["inputs"][INPUT][1:]],
         dynamic_batchsize=TENSORRT_BATCHES,
-        disable_tf32=True,  # ten bits of a displacement are not enough
+        disable_tf32=True,  # TF32's ten bits are too few for a displacement
         truncate_long_and_double=True,
     )
     _write_torchscript(compiled, path, metadata, config)
@@ -132,7 +132,7 @@ _WRITERS: dict[str, Callable[[nn.Module, Path, dict[str, Any], str], None]] = {
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide the exporters' warnings about PyTorch's own plans and about packages that are not needed."""
+    """Hide the exporters' warnings about future changes in PyTorch and about packages that are not needed."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

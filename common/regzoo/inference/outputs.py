@@ -33,20 +33,20 @@ OUTPUTS = {
     "statistics": "statistics.json",
     "picture": "quality.png",
 }
-#: Written on request only.
+#: Outputs that are written only on request.
 ON_REQUEST = {"probability"}
 _REGISTER = "use a bundle that registers, such as prostate_mr_trus_weak_ddf"
 #: Why a result may lack an output, and what to do.
 MISSING = {
     "image": ("the labels were predicted without a transformation, so there is no warped image", _REGISTER),
     "field": ("the labels were predicted without a transformation, so there is no field", _REGISTER),
-    "label": ("there is no label without a moving label", "name one as moving_label (regzoo register: --label)"),
+    "label": ("without a moving label there is no warped label", "name one as moving_label (regzoo register: --label)"),
     "probability": (
         "labels that were warped with a field have no probabilities",
         "use prostate_mr_trus_conditional_seg, or ask for label",
     ),
 }
-#: The entries of a case that a result needs; the others, among them the images as loaded, can be freed.
+#: The entries of a case that a result needs; all others can be freed.
 KEPT = (
     *(Key.CASE, Key.FIELD, Key.PROBABILITY, Key.LABELS_PREDICTED, Key.LABEL_VALUES, Key.MOVING_LABEL_VALUES),
     *(Key.MOVING_MASK_VALUES, Key.MOVING_LABEL_IS_MAP, Key.MOVING_LABEL_AXES),
@@ -56,13 +56,13 @@ KEPT = (
 
 @dataclasses.dataclass
 class RegistrationResult:
-    """One registered pair, everything on the fixed image's own grid.
+    """One registered pair; everything is on the fixed image's own grid.
 
     Attributes:
-        case: name of the pair.
+        case: the name of the pair.
         labels: the warped labels as held labels (see `regzoo.spatial.held`), or None without a moving label.
-        label_count: their number.
-        statistics: ``deformation`` (with a field), per label its volume and centroid, and ``warnings``.
+        label_count: the number of labels.
+        statistics: ``deformation`` (with a field), the volume and centroid of each label, and ``warnings``.
         kept: the entries of the registered case that are in `KEPT`.
         bundle: the name of the bundle that registered the pair, for the record of the files.
     """
@@ -89,17 +89,17 @@ class RegistrationResult:
 
     @property
     def probability(self) -> MetaTensor | None:
-        """(C, X, Y, Z) in [0, 1], of labels that were predicted without a transformation, else None."""
+        """(C, X, Y, Z) in [0, 1] for labels that were predicted without a transformation, else None."""
         return self.kept.get(Key.PROBABILITY)
 
     @property
     def transformation(self) -> DisplacementField | None:
-        """The same as `field`, but None where the bundle predicts labels without one."""
+        """The same as `field`, but None if the bundle predicts labels without a transformation."""
         return self.kept.get(Key.FIELD)
 
     @property
     def label_values(self) -> list[int] | None:
-        """For labels that came as an integer map, the value of each channel."""
+        """The value of each label if the moving label was an integer map, else None."""
         return self.kept.get(Key.MOVING_LABEL_VALUES)
 
     @property
@@ -107,13 +107,13 @@ class RegistrationResult:
         """The whole fixed-to-moving transformation.
 
         Raises:
-            RegZooError: the bundle predicts labels without one.
+            RegZooError: the bundle predicts labels without a transformation.
         """
         return self._required("field", "field")
 
     @property
     def warped_image(self) -> MetaTensor:
-        """(1, X, Y, Z), the moving image seen in the fixed image's frame.
+        """(1, X, Y, Z), the moving image in the fixed image's frame.
 
         Raises:
             RegZooError: the bundle predicts labels without a transformation.
@@ -127,13 +127,13 @@ class RegistrationResult:
 
     @property
     def warped_label(self) -> MetaTensor | None:
-        """(C, X, Y, Z) uint8 masks, computed at each call, or None without a moving label."""
+        """(C, X, Y, Z) uint8 masks, computed at each access, or None without a moving label."""
         return None if self.labels is None else as_masks(self.labels, self.label_count)
 
     def label_map(self) -> MetaTensor | None:
         """The warped labels in the form of the moving label: an integer map (X, Y, Z), or masks along the last axis.
 
-        A map that was the only volume of a 4-D file is (X, Y, Z, 1). Masks keep the values of their file.
+        A map that was the only volume of a 4-D file has shape (X, Y, Z, 1). Masks keep the values of their file.
         """
         if self.labels is None:
             return None
@@ -141,25 +141,25 @@ class RegistrationResult:
         if self.label_values is None:
             values = torch.tensor([int(value) for value in self.kept.get(Key.MOVING_MASK_VALUES) or [1] * len(labels)])
             ones = bool((values == 1).all())
-            shown = labels.to(torch.uint8) if ones else labels * values.int().view(-1, 1, 1, 1)
-            return MetaTensor(shown.movedim(0, -1), affine=affine)
-        shown = label_map(labels, self.label_values)
-        return MetaTensor(shown[..., None] if self.kept.get(Key.MOVING_LABEL_AXES, 3) > 3 else shown, affine=affine)
+            masks = labels.to(torch.uint8) if ones else labels * values.int().view(-1, 1, 1, 1)
+            return MetaTensor(masks.movedim(0, -1), affine=affine)
+        array = label_map(labels, self.label_values)
+        return MetaTensor(array[..., None] if self.kept.get(Key.MOVING_LABEL_AXES, 3) > 3 else array, affine=affine)
 
     def save(self, folder: str | PathLike[str], outputs: Sequence[str] | str | None = None) -> Path:
         """Write the result into a folder: all of its files or, if one cannot be written, none.
 
-        Files of an earlier result that nobody has changed are replaced or removed; no other file is.
+        The files of an earlier result are replaced or removed if nobody has changed them; other files are left alone.
 
         Args:
             folder: the result's folder.
             outputs: some of ``image`` (``warped_image.nii.gz``, float32), ``label`` (``warped_label.nii.gz``, in the
                 form of the moving label), ``probability`` (``probability.nii.gz``, last axis = label), ``field``
                 (``field.nii.gz``, the transformation for ITK, ANTs and 3D Slicer, LPS mm), ``statistics``
-                (``statistics.json``) and ``picture`` (``quality.png``); None: all that exist but the probability.
+                (``statistics.json``) and ``picture`` (``quality.png``); None: all that exist except the probability.
 
         Raises:
-            RegZooError: the result lacks one of `outputs`, or somebody else's file has its name.
+            RegZooError: the result lacks one of `outputs`, or somebody else's file has the name of an output.
         """
         target = Path(folder)
         wanted = self._wanted(outputs)
@@ -182,7 +182,7 @@ class RegistrationResult:
     def _wanted(self, outputs: Sequence[str] | str | None) -> list[str]:
         values = {"image": WARPED.image, "label": WARPED.label, "probability": Key.PROBABILITY, "field": Key.FIELD}
         missing = {name for name, key in values.items() if self.kept.get(key) is None}
-        wanted = asked_outputs(outputs)
+        wanted = requested_outputs(outputs)
         if wanted is None:
             return [name for name in OUTPUTS if name not in missing | ON_REQUEST]
         for name in wanted:
@@ -217,7 +217,7 @@ class RegistrationResult:
 def check_target(
     folder: str | PathLike[str], outputs: Sequence[str] | str | None, bundle: str, record: Mapping[str, Any]
 ) -> None:
-    """Refuse a folder for a result before the work is done.
+    """Refuse a folder to which a result cannot be written, before the work is done.
 
     Args:
         folder: the result's folder.
@@ -226,15 +226,15 @@ def check_target(
         record: the pair, whose files will be read.
 
     Raises:
-        RegZooError: an input, somebody else's file or a result of another bundle is in the place of an output.
+        RegZooError: an output would overwrite an input, somebody else's file or a result of another bundle.
     """
-    names = asked_outputs(outputs) or [name for name in OUTPUTS if name not in ON_REQUEST]
+    names = requested_outputs(outputs) or [name for name in OUTPUTS if name not in ON_REQUEST]
     inputs = [value for key, value in record.items() if key in {Key.IMAGE, *PATH_KEYS}]
     check_folder(Path(folder), {OUTPUTS[name] for name in names}, bundle, inputs)
 
 
-def asked_outputs(outputs: Sequence[str] | str | None) -> list[str] | None:
-    """The outputs a user asked for, as a list; None for the usual ones.
+def requested_outputs(outputs: Sequence[str] | str | None) -> list[str] | None:
+    """The outputs that a user requested, as a list; None for the usual outputs.
 
     Raises:
         RegZooError: an output is not known.

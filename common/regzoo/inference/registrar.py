@@ -17,7 +17,7 @@ from regzoo.engines.origin import adopt
 from regzoo.engines.streams import as_request, requested_records
 from regzoo.errors import RegZooError, bad_file, user_error
 from regzoo.files import check_writable
-from regzoo.inference.outputs import RegistrationResult, asked_outputs, check_target
+from regzoo.inference.outputs import RegistrationResult, check_target, requested_outputs
 
 #: The ids of ``configs/inference.json`` that a registration uses.
 USED = ("device", "preprocessing", "network", "inferer", "postprocessing")
@@ -35,7 +35,7 @@ def inference_config(
         used: the ids that will be evaluated.
 
     Raises:
-        RegZooError: no such bundle, overlay or setting, or a setting with an invalid value or without effect.
+        RegZooError: there is no such bundle, overlay or setting, or a setting is invalid or has no effect.
     """
     root = find_bundle(bundle)
     parser = ConfigParser()
@@ -53,7 +53,7 @@ def inference_config(
     check_effect(parser, overrides, used)
     parser["bundle_root"] = str(root)
     checkpoint = parser.get_parsed_content("checkpoint", default=None)
-    parser.ref_resolver.reset()  # the settings of the checkpoint's training have yet to be adopted
+    parser.ref_resolver.reset()  # `adopt` changes settings, so nothing may be resolved yet
     adopt(parser, checkpoint, files[0], overrides)
     return root, parser
 
@@ -66,7 +66,8 @@ class Registrar:
     """A bundle, loaded once, that registers pairs of files.
 
     It evaluates the preprocessing, the network, the inferer and the postprocessing of ``configs/inference.json``, as
-    ``python -m monai.bundle run`` does, but without a data loader: one pair at a time, and an error is raised.
+    ``python -m monai.bundle run`` does. Unlike a run, it has no data loader, takes one pair at a time, and raises
+    errors.
 
     Args:
         bundle: a bundle's folder, or its name.
@@ -74,8 +75,8 @@ class Registrar:
         overrides: any id of ``configs/inference.json``, such as ``align="center"`` or ``checkpoint=…``.
 
     Raises:
-        RegZooError: no such bundle, weights that do not fit it, or settings that contradict those of the weights'
-            training, which are used unless others are given.
+        RegZooError: there is no such bundle, its weights do not fit, or a setting contradicts the training of the
+            weights. Settings that are not given are those of the training.
     """
 
     def __init__(self, bundle: str | PathLike[str], overlays: Sequence[str] = (), **overrides: Any) -> None:
@@ -145,12 +146,12 @@ def register(
 ) -> RegistrationResult:
     """Register one pair with a bundle and, if `out` is given, write the result there.
 
-    For many pairs make one `Registrar`, which loads the network once. Arguments as `Registrar` and
-    `Registrar.register`; the files written are those of `RegistrationResult.save`.
+    For many pairs, make one `Registrar`, which loads the network once. See `Registrar` and `Registrar.register` for the
+    arguments, and `RegistrationResult.save` for the files.
     """
     # These checks come before the network is loaded.
     record = _record(fixed, moving, label, fixed_label)
-    asked_outputs(outputs)
+    requested_outputs(outputs)
     if out is not None:
         check_target(out, outputs, find_bundle(bundle).resolve().name, record)
         check_writable(out)

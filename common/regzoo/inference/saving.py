@@ -13,7 +13,7 @@ from regzoo.engines.running import bundle_name, running_workflow
 from regzoo.engines.streams import Failures, name_of
 from regzoo.errors import RegZooError
 from regzoo.files import file_name, make_folder
-from regzoo.inference.outputs import RegistrationResult, asked_outputs, check_target
+from regzoo.inference.outputs import RegistrationResult, check_target, requested_outputs
 from regzoo.ownership import discard
 from regzoo.report.engine import cases_of
 
@@ -25,10 +25,11 @@ class SaveRegistration:
 
     Args:
         output_dir: folder to write to.
-        outputs: which files, see `RegistrationResult.save`.
-        records: the cases to come; their targets are checked before any work is done.
-        failures: of the run. A result that cannot be written is added to them and the run goes on; without them, it
-            ends there. An earlier result of a case that fails, here or while it is loaded, is removed.
+        outputs: which files to write, see `RegistrationResult.save`.
+        records: the cases of the run; their folders are checked before any work is done.
+        failures: the failures of the run. A case whose result cannot be written is added to them, and the run goes on;
+            without a list of failures, the run ends. If a case fails, here or while it is loaded, an earlier result of
+            the same case is removed.
 
     Raises:
         RegZooError: see `check_target`.
@@ -41,7 +42,7 @@ class SaveRegistration:
         records: Sequence[Mapping[str, Any]] = (),
         failures: Failures | None = None,
     ) -> None:
-        self.outputs = asked_outputs(outputs)
+        self.outputs = requested_outputs(outputs)
         self.output_dir = make_folder(output_dir)
         self.failures = failures
         self.bundle = bundle_name(running_workflow())

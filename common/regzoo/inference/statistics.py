@@ -23,16 +23,16 @@ def registration_statistics(
     Args:
         item: the case after `regzoo.transforms.ApplyFieldd` or `regzoo.transforms.PropagatedLabelsd`.
         labels: its `propagated_labels`.
-        values: the name of each label; by default its value in a label map, or its number from 0.
+        values: the number to report for each label; by default its value in a label map, or its index from 0.
 
     Returns:
-        ``deformation`` (with a field); ``labels`` (with a moving label), for each its value or index, name, volume in
-        mm³ and centroid in RAS mm; and ``warnings``, a line each.
+        ``deformation`` (with a field); ``labels`` (with a moving label), with the number, name, volume in mm³ and
+        centroid in RAS mm of each label; and ``warnings``, one line each.
     """
     found: dict[str, Any] = {}
     if Key.FIELD in item:
         deformation = deformation_statistics(item[Key.FIELD])
-        # JSON has no NaN, which the logarithm yields if every voxel folds.
+        # JSON has no NaN, which the statistic of the logarithm is if every voxel folds.
         found["deformation"] = {k: v if math.isfinite(v) else None for k, v in deformation.items()}
     found["warnings"] = []
     if labels is not None:
@@ -74,18 +74,18 @@ def _label_statistics(
 def _warnings(
     item: Mapping[str, Any], shape: Sequence[int], found: Sequence[Box | None], entries: Sequence[Mapping[str, Any]]
 ) -> list[str]:
-    """A line for each label that got lost, or that reaches the border of the image or of the field of view."""
+    """A line for each label that is lost, or that reaches the border of the image or of the field of view."""
     lines = list[str]()
     before = boxes(item[MOVING.native_label], len(found))
     for index, (entry, box) in enumerate(zip(entries, found, strict=True)):
         name = f"label {entry['label']}" + (f" ({entry['name']})" if "name" in entry else "")
         was_there = before[index] is not None
         if was_there and index in item.get(Key.UNSEEN, ()):
-            lines.append(f"{name}: lies outside the network's field of view, so it is not looked for")
+            lines.append(f"{name}: lies outside the network's field of view, so the network cannot find it")
         elif was_there and box is None:
-            lines.append(f"{name}: nothing of it is found in the fixed image")
+            lines.append(f"{name}: no part of it was found in the fixed image")
         elif box is not None and any(side.start == 0 or side.stop == n for side, n in zip(box, shape, strict=True)):
-            lines.append(f"{name}: touches the border of the fixed image, part of it may lie beyond")
+            lines.append(f"{name}: touches the border of the fixed image; part of it may lie beyond")
         elif index in item.get(Key.CUT_OFF, ()):
-            lines.append(f"{name}: touches the border of the network's field of view, part of it may lie beyond")
+            lines.append(f"{name}: touches the border of the network's field of view; part of it may lie beyond")
     return lines
