@@ -1,4 +1,4 @@
-"""The thin glue to MONAI's engines and Ignite: data, batches, checkpoints, schedules, logs, settings, run records."""
+"""A thin layer over MONAI's engines and Ignite: data, batches, checkpoints, schedules, logs, settings, run records."""
 
 from regzoo.engines.batch import PreparePair
 from regzoo.engines.checkpoint import TrainingCheckpoint, is_lower

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 SIMULATED = 8
 #: Default number of folds: for pairs, and for single images.
 FOLDS, FOLDS_OF_IMAGES = 20, 8
-#: Names, in an evaluation, of the pairs that a data set lists itself → their split in the data set.
+#: Values of `split` that evaluate the pairs listed by the data set → the split of these pairs in the data set.
 LISTED = {"listed": "val", "listed_test": "test"}
 
 
@@ -70,7 +70,7 @@ def training_records(folder: str | Path, direction: str = "mr_to_us", count: int
 
 
 class Division(NamedTuple):
-    """The records to train on, and the records to validate on, which choose the best epoch."""
+    """The records to train on, and the records to validate on, which decide on the best epoch."""
 
     training: list[Record]
     validation: list[Record]
@@ -144,7 +144,7 @@ def evaluation_records(
             settings, see `split_pairs`.
         direction: moving to fixed, see `regzoo.datasets.load_records`.
         count: use only the first few records of the data set; all for 0 or None.
-        fold, folds, seed: of the training, see `split_pairs`.
+        fold, folds, seed: the settings of the training, see `split_pairs`.
         holdout: kinds of label that the training left out, to be measured separately.
 
     Raises:
@@ -177,8 +177,8 @@ def split_images(
 
     The pairs are drawn once from the images of the held-out patients, and stored. If there are too few images to hold
     two patients out, or with `simulated`, validation uses single images, and `regzoo.transforms.SimulateMovingd`
-    simulates a moving image for each: for the held-out images or, with fewer patients than folds, for all images. A few
-    images are listed several times, under different names.
+    simulates a moving image for each: for the held-out images or, with fewer patients than folds, for all images. Fewer
+    than `SIMULATED` images are listed several times, under different names.
 
     Args:
         records: single images.
@@ -234,7 +234,7 @@ def evaluation_pairs(
         pairs_file: the file that stores the pairs, see `regzoo.datasets.draw_pairs`; if it is missing, pairs are drawn.
         count: the number of pairs; for 0 or None, all listed pairs, or one pair for each image.
         images: the training's limit on the number of images, for ``fold`` and ``rest``.
-        fold, folds, seed: of the training, see `split_images`.
+        fold, folds, seed: the settings of the training, see `split_images`.
 
     Raises:
         RegZooError: there are fewer than two patients, or see `regzoo.datasets.draw_pairs`.

@@ -1,4 +1,4 @@
-"""Several processes, on one GPU each or on the CPU: called by the multi-GPU overlays, in addition to Ignite."""
+"""Training and evaluation in several processes, on one GPU each or on the CPU, for the multi-GPU overlays."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ def share_cases(data: Dataset) -> DistributedSampler:
 
 
 def check_share(cases: int) -> None:
-    """Refuse to share fewer cases than there are processes.
+    """Refuse to share cases between more processes than there are cases.
 
     Raises:
-        RegZooError: there are fewer cases.
+        RegZooError: there are fewer cases than processes.
     """
     if cases < (count := idist.get_world_size()):
         raise RegZooError(

@@ -70,7 +70,7 @@ def _problem(name: str, value: Any, kind: Any) -> str:
             return ""
         return f"is not known; use one of {', '.join(str(choice) for choice in CHOICES[name] if choice)}"
     if isinstance(kind, bool):
-        return "" if isinstance(value, bool) else "is neither True nor False; write one of these"
+        return "" if isinstance(value, bool) else "is neither True nor False; write one of them"
     if isinstance(kind, dict):
         return "" if isinstance(value, dict) else "is not a dictionary; write {'name': value}"
     if isinstance(kind, list):

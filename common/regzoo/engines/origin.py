@@ -60,7 +60,7 @@ def origin(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def described(parser: ConfigParser) -> dict[str, Any]:
-    """The settings of a configuration that belong to weights, and its parts as text."""
+    """The settings of a configuration in `FIXED` and `USUAL`, and its `PARTS` as text."""
     found = {key: parser[key] for key in (*FIXED, *USUAL) if key in parser.config}
     return found | {key: _text(parser, step_of(parser[key])) for key in PARTS if key in parser.config}
 

@@ -30,7 +30,7 @@ def just_validated(engine: Engine, evaluator: Engine) -> bool:
 
 
 class Schedule(LrScheduleHandler):
-    """MONAI's handler for the learning rate, for any schedule.
+    """MONAI's learning-rate handler, extended to any schedule.
 
     A schedule that follows the key metric is stepped after each validation, any other after each iteration. Attach the
     handler after the validation.

@@ -67,13 +67,13 @@ def capture_log() -> None:
 
 
 def _keep_log(log: MemoryHandler, folder: Path) -> None:
-    """Append the lines of a log, those so far and later ones, to a file in a folder."""
+    """Append the recorded lines of a log, and its later lines, to a file in a folder."""
     if log.target is None:
         file = _LogFile(folder / LOG, encoding="utf-8", delay=True)
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.setTarget(file)
     log.flush()
-    # A configuration that was read later has removed the root logger's handlers.
+    # Another configuration, read in the meantime, may have removed the root logger's handlers.
     logging.getLogger().addHandler(log)
 
 
@@ -218,7 +218,7 @@ def output_folder(path: str | Path, served: bool = False) -> str:
     folder, workflow = Path(path), running_workflow()
     config = {} if workflow is None else workflow.parser.config
     trains = "train" in config and "evaluation_dir" not in config
-    # A training of an older version, which recorded no files, may be resumed.
+    # A training by an older version, which did not record its files, may be resumed.
     if trains and ((folder / CLAIMS).is_file() or not is_training_state(folder / "last.pt")):
         check_folder(folder, TRAINED, bundle_name(workflow))
     return str(path) if served else str(make_folder(path))

@@ -1,4 +1,4 @@
-"""A case in, a result out."""
+"""Inference: from a case to its result and the files of the result."""
 
 from regzoo.inference.inferer import LabelWiseInferer
 from regzoo.inference.outputs import RegistrationResult

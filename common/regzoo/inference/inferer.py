@@ -1,4 +1,4 @@
-"""Applying a network that takes one label at a time to many labels."""
+"""Inference with a network that takes one label at a time."""
 
 from __future__ import annotations
 

@@ -198,7 +198,7 @@ def masks(y_pred: torch.Tensor, y: torch.Tensor, label: int | None, threshold: f
     """
     _check_same_shape(y_pred, y)
     if label is not None and not 0 <= label < len(y):
-        raise RegZooError(f"label {label} does not exist, the case has {len(y)} labels; choose 0 to {len(y) - 1}")
+        raise RegZooError(f"label {label} does not exist: the case has {len(y)} labels; choose 0 to {len(y) - 1}")
     kept = slice(None) if label is None else slice(label, label + 1)
     return tuple(as_tensor(labels)[kept].to(y_pred.device) >= threshold for labels in (y_pred, y))
 
