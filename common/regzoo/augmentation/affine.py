@@ -1,4 +1,4 @@
-"""Random affine augmentation of a batch, on the device the batch is on."""
+"""Random affine augmentation of a batch, on the device of the batch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from regzoo.case import LABEL_KEYS, SIDES
 
-#: Four affinely independent corners of the cube [-1, 1]³; the other four lie opposite.
+#: Four affinely independent corners of the cube [-1, 1]³; the other four are opposite.
 _CORNERS = torch.tensor([[-1.0, -1, -1], [1, 1, -1], [1, -1, 1], [-1, 1, 1]])
 
 
@@ -16,7 +16,7 @@ def random_affine(seeds: torch.Tensor, max_corner_shift: float) -> torch.Tensor:
     """Random affine maps about the image centre that move the corners of the field of view.
 
     Args:
-        seeds: (B,) int64 on the CPU, one per sample; a sample's map depends on its own seed only.
+        seeds: (B,) int64 on the CPU, one per sample; the map of a sample depends only on its seed.
         max_corner_shift: largest movement of a corner along each axis, as a fraction of its distance to the centre.
 
     Returns:
@@ -30,7 +30,7 @@ def random_affine(seeds: torch.Tensor, max_corner_shift: float) -> torch.Tensor:
     for seed in seeds.tolist():
         generator = torch.Generator().manual_seed(int(seed))
         shift = (torch.rand(4, 3, generator=generator) * 2 - 1) * max_corner_shift
-        # The opposite corners follow from these four and may move twice as far: scale the map back along that axis.
+        # The opposite corners follow from these four and may move twice as far, so the shift is scaled back per axis.
         move = _CORNERS * shift
         farthest = (2 * move.mean(dim=0) - move).abs().amax(dim=0)
         shift = shift * (max_corner_shift / farthest.clamp(min=max_corner_shift))
@@ -54,7 +54,7 @@ class RandomAffinePair:
         self.max_corner_shift = max_corner_shift
 
     def __call__(self, batch: Mapping[str, torch.Tensor], seeds: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Args: the batch on its device; seeds (B,) int64 on the CPU. Returns the moved tensors under the same keys."""
+        """The moved tensors of a batch, under the same keys, on its device; `seeds` is (B,) int64 on the CPU."""
         if self.max_corner_shift == 0:
             return dict(batch)
         moved: dict[str, torch.Tensor] = {}
@@ -63,7 +63,7 @@ class RandomAffinePair:
             if not keys:
                 continue
             first = batch[keys[0]]
-            # Two random streams from one seed: twice the seed and its odd neighbour.
+            # One seed gives two random streams: of twice the seed, and of the next odd number.
             theta = random_affine(2 * seeds + offset, self.max_corner_shift).to(first.device, non_blocking=True)
             grid = F.affine_grid(theta, [len(first), 1, *first.shape[2:]], align_corners=True)
             for key in keys:

@@ -1,4 +1,4 @@
-"""Smooth fields held on a coarse lattice over an image and interpolated between its nodes by cubic B-splines."""
+"""Smooth fields on a coarse lattice over an image, interpolated between the nodes by cubic B-splines."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def _voxel_matrix(size: int, cells: int, margin: int) -> torch.Tensor:
 class CubicLattice:
     """Equally spaced nodes over an image, the outermost on its outermost voxels, plus a margin of cells around it.
 
-    A field is held as its values (C, nodes…) at the nodes. Its values at all voxels are one matrix product per axis;
-    the matrices are computed once per device.
+    A field is stored as its values (C, nodes…) at the nodes. Evaluating it at all voxels takes one matrix product per
+    axis; the matrices are computed once per device.
 
     Args:
         shape: voxels of the image along each axis.
@@ -53,8 +53,8 @@ class CubicLattice:
         self.margin = int(margin)
         self.nodes = tuple(count + 2 * self.margin + 1 for count in self.cells)
         if min(self.shape) < 2 or min(self.nodes) < 4:
-            raise ValueError(f"cubic interpolation needs 2 voxels and 4 nodes an axis: {self.shape}, {self.nodes}")
-        #: Voxels from node to node along each axis.
+            raise ValueError(f"cubic interpolation needs 2 voxels and 4 nodes per axis: {self.shape}, {self.nodes}")
+        #: Distance between nodes along each axis, voxels.
         self.step = tuple((size - 1) / count for size, count in zip(self.shape, self.cells, strict=True))
 
     def node_axes(self) -> list[torch.Tensor]:
@@ -70,7 +70,7 @@ class CubicLattice:
             matrix_for(values.device, _voxel_matrix, size, cells, self.margin)
             for size, cells in zip(self.shape, self.cells, strict=True)
         )
-        # X first, so that only the slab is ever in memory.
+        # X first, so that memory only ever holds the slab.
         slab = (along_x[rows] @ values.flatten(2)).unflatten(2, values.shape[2:])
         return separable_filter(slab[None], [None, along_y, along_z])[0]
 
@@ -86,7 +86,7 @@ class CubicLattice:
     def linear(self, values: torch.Tensor, coordinates: torch.Tensor) -> torch.Tensor:
         """The field (C, nodes…) at voxel coordinates (3, X, Y, Z), by linear interpolation between nodes.
 
-        Beyond the lattice its border values hold.
+        Beyond the lattice, the border values apply.
         """
         places = [along / step + self.margin for along, step in zip(coordinates, self.step, strict=True)]
         return sample(values[None], torch.stack(places)[None], padding="border")[0]

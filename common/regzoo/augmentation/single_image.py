@@ -25,9 +25,9 @@ class DrawnDeformation:
     """The random numbers of one sample.
 
     Attributes:
-        gamma: exponents of the moving and the fixed image's intensities.
+        gamma: exponents for the intensities of the moving and the fixed image.
         brightness: added to the intensities afterwards, in the same order.
-        rotation: degrees about the three array axes, one after the other.
+        rotation: degrees about each of the three array axes, applied in turn.
         translation: (3,) mm.
         displacements: (3, control points…) mm, before `SingleImageAugmentation` scales them down.
     """
@@ -45,7 +45,7 @@ class SingleImageAugmentation:
     A voxel x of the fixed image goes to ``T(x) = c + R (x + u(x) - c) + t``: a thin-plate spline u through random
     displacements of a regular grid of control points, then a rotation R about the image centre c and a translation t.
     The moving image is ``fixed(T⁻¹(y))``, resampled once, and the DDF is ``T(x) - x``. So ``warp(moving, ddf)`` is the
-    fixed image, up to interpolation, wherever T stays within the image. Both are exact to a small fraction of a voxel.
+    fixed image, up to interpolation, wherever T stays within the image. T and T⁻¹ are exact to a small part of a voxel.
     A spline that folds, or exceeds its limit between the control points, is scaled down.
 
     Args:
@@ -87,7 +87,7 @@ class SingleImageAugmentation:
         if len(spacing) != 3 or min(spacing) <= 0:
             raise ValueError(f"spacing must be three positive numbers in mm, got {list(spacing)}")
         if len(gamma) != 2 or not 0 < gamma[0] <= gamma[1]:
-            raise ValueError(f"gamma must be its smallest and largest positive value, got {list(gamma)}")
+            raise ValueError(f"gamma must be two positive numbers, the smaller first, got {list(gamma)}")
         if len(counts) != 3 or min(counts) < 2:
             raise ValueError(f"control_points must be at least 2 along each of three axes, got {control_points}")
         if not 0 < min_jacobian < 1:
@@ -137,13 +137,13 @@ class SingleImageAugmentation:
         device: torch.device | str = "cpu",
         memory: torch.Tensor | None = None,
     ) -> SplineTransform:
-        """The transformation T of a sample on an image of `shape`; it works in `memory` (3, X, Y, Z) if given."""
+        """The transformation T of a sample on an image of `shape`, stored in `memory` (3, X, Y, Z) if given."""
         device = torch.device(device)
         spline = thin_plate_spline(tuple(shape), self.spacing, self.control_points, self.subdivisions)
         millimetres = torch.tensor(self.spacing, dtype=torch.float64)
         limits = (self.max_displacement / millimetres).float().to(device, non_blocking=True)
         rotation = torch.from_numpy(Rotation.from_euler("xyz", drawn.rotation, degrees=True).as_matrix())
-        matrix = rotation * millimetres / millimetres[:, None]  # from voxels to mm, turned, and back
+        matrix = rotation * millimetres / millimetres[:, None]  # voxels to mm, rotate, back to voxels
         field = torch.empty(3, *shape, device=device) if memory is None else memory
         with torch.autocast(device.type, enabled=False):
             values = spline(torch.from_numpy(drawn.displacements) / millimetres.view(3, 1, 1, 1), device)
@@ -161,7 +161,7 @@ class SingleImageAugmentation:
         Args:
             batch: tensors (B, C, X, Y, Z) named ``fixed_…``, images in [0, 1]. A moving tensor is made from each of
                 them (image, label, distance map) and replaces any in the batch.
-            seeds: (B,) int64 on the CPU. A sample depends on its own seed only, to the last bit on the CPU.
+            seeds: (B,) int64 on the CPU. A sample depends only on its seed, bit for bit if computed on the CPU.
 
         Returns:
             The batch with ``moving_…`` and, unless switched off, ``ddf`` (B, 3, X, Y, Z) in voxels, from each fixed
@@ -179,7 +179,7 @@ class SingleImageAugmentation:
             result[Key.DDF] = torch.empty(len(image), 3, *image.shape[2:], device=image.device)
         if self.augment_fixed_intensity:
             result[FIXED.image] = image.clone()
-        # One by one, so that a sample does not depend on its batch and the working memory is that of one sample.
+        # One by one, so that a sample does not depend on its batch and only one sample needs working memory.
         for index, seed in enumerate(seeds.tolist()):
             drawn = self.draw(seed)
             sources = {key: value[index : index + 1] for key, value in fixed.items()}
@@ -191,7 +191,7 @@ class SingleImageAugmentation:
     ) -> None:
         """Fill the moving side of one sample: fixed (1, C, X, Y, Z), result (C, X, Y, Z)."""
         shape, device = fixed[FIXED.image].shape[2:], fixed[FIXED.image].device
-        # The DDF's own memory holds the displacement until the moving image has been made with it.
+        # The memory of the DDF holds the displacement until the moving image is made.
         field = result[Key.DDF] if self.with_ddf else torch.empty(3, *shape, device=device)
         transform = self.transform(drawn, shape, device, field)
         sources = {key: value.float() for key, value in fixed.items()}
@@ -215,7 +215,7 @@ class SingleImageAugmentation:
             return sample(source, origin, self.label_mode)
         if self.background is None or key not in IMAGE_KEYS:
             return sample(source, origin, padding="border")
-        return sample(source, origin) + self.background  # `source` is its difference from the background
+        return sample(source, origin) + self.background  # `source` holds differences from the background
 
 
 def _limit(name: str, value: float) -> float:
@@ -225,5 +225,5 @@ def _limit(name: str, value: float) -> float:
 
 
 def _change_intensity(image: torch.Tensor, gamma: float, brightness: float) -> None:
-    """``image ** gamma + brightness``, kept in [0, 1], in place."""
+    """``image ** gamma + brightness``, clipped to [0, 1], in place."""
     image.clamp_(0, 1).pow_(gamma).add_(brightness).clamp_(0, 1)

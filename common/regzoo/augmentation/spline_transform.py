@@ -23,7 +23,7 @@ def unfold_scale(lattice: CubicLattice, values: torch.Tensor, min_jacobian: floa
     """The largest factor up to 1 that keeps det J of ``x + factor · u(x)`` above a limit; a scalar.
 
     Args:
-        lattice: of the displacement.
+        lattice: the lattice of the displacement.
         values: (3, nodes…), voxels.
         min_jacobian: smallest allowed det J at any node in the image or one cell beyond.
         steps: number of factors tried; all factors below the result keep the limit too.
@@ -42,12 +42,12 @@ def unfold_scale(lattice: CubicLattice, values: torch.Tensor, min_jacobian: floa
 class SplineTransform:
     """``T(x) = c + M (x + u(x) - c) + t``: a smooth displacement, then a linear map about the image centre c.
 
-    T takes the voxels of the fixed image to their correspondents in the moving image. Its inverse is found by Newton's
-    method, first at the nodes of a second lattice, that of the moving image, then from there with two more steps at the
+    T takes the voxels of the fixed image to their correspondents in the moving image. Newton's method finds
+    the inverse, first at the nodes of a second lattice, over the moving image, and then with two more steps at the
     voxels.
 
     Args:
-        lattice: of the displacement.
+        lattice: the lattice of the displacement.
         values: (3, nodes…) u, voxels, without folds.
         displacement: (3, X, Y, Z) u at the voxels, as interpolated by the lattice.
         matrix: (3, 3) M, voxels to voxels.
@@ -81,15 +81,15 @@ class SplineTransform:
     def ddf(self, rows: slice = slice(None)) -> torch.Tensor:  # noqa: B008
         """``T(x) - x`` on some planes along X: (3, rows, Y, Z), voxels."""
         displacement = self.displacement[:, rows]
-        turned = (_to(displacement, self.matrix) @ displacement.flatten(1)).unflatten(1, displacement.shape[1:])
-        return _add_affine(turned, self._forward, rows)
+        mapped = (_to(displacement, self.matrix) @ displacement.flatten(1)).unflatten(1, displacement.shape[1:])
+        return _add_affine(mapped, self._forward, rows)
 
     def inverse(self, rows: slice = slice(None)) -> torch.Tensor:  # noqa: B008
-        """``T⁻¹(y)``, not its difference from y, on some planes along X: (3, rows, Y, Z), voxels.
+        """The points ``T⁻¹(y)`` themselves, not displacements, on some planes along X: (3, rows, Y, Z), voxels.
 
-        It inverts the displacement at the voxels, with linear interpolation between them.
+        This inverts the displacement at the voxels, interpolated linearly between them.
         """
-        # T⁻¹(y) is the x with x + u(x) = z, where z is y without the rigid motion. Find x - z first.
+        # T⁻¹(y) is the x that solves x + u(x) = z, where z is y without the rigid motion. Solve for x - z first.
         difference = self.moving_lattice.on_voxels(self._inverse_values, rows)
         jacobian = self.moving_lattice.on_voxels(self._inverse_jacobian.flatten(0, 1), rows).unflatten(0, (3, 3))
         for _ in range(_VOXEL_STEPS):
@@ -99,7 +99,7 @@ class SplineTransform:
         return _add_affine(difference, self._backward, rows)
 
     def _invert(self, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Approximately the v with ``v + u(points + v) = 0`` at points (3, …), voxels, and (1 + ∇u)⁻¹, (3, 3, …)."""
+        """An approximate solution v of ``v + u(points + v) = 0`` at points (3, …), voxels, and (1 + ∇u)⁻¹ (3, 3, …)."""
         u = self.values
         limit = u.abs().flatten(1).amax(dim=1).view(3, 1, 1, 1)
         both = torch.cat([u, _inverse_jacobian(self.lattice.gradient(u)).flatten(0, 1)])
@@ -107,7 +107,7 @@ class SplineTransform:
         for _ in range(_NODE_STEPS):
             found = self.lattice.linear(both, points + v)
             _subtract_product(v, found[3:].unflatten(0, (3, 3)), v + found[:3])
-            # The solution lies within the limit, but far outside the image a step may leave it.
+            # The solution is within the limit, but far outside the image a step may exceed it.
             v = torch.maximum(torch.minimum(v, limit), -limit)
         return v, self.lattice.linear(both[3:], points + v).unflatten(0, (3, 3))
 

@@ -22,9 +22,9 @@ class ThinPlateSpline:
     """The thin-plate spline through displacements at a regular grid of control points that spans an image.
 
     The spline is ``Σ wₖ |x - xₖ|² log |x - xₖ|`` plus an affine map, distances in mm. The inverse of its matrix and the
-    transform of its kernel depend on the grid alone and are computed once. The weights for a set of displacements are
-    then a small matrix product. The values on a regular lattice that contains the control points are a convolution: two
-    small Fourier transforms instead of a matrix of nodes × control points.
+    transform of its kernel depend on the grid alone and are computed once. A small matrix product then gives the
+    weights for a set of displacements. The values on a regular lattice that contains the control points are a
+    convolution: two small Fourier transforms instead of a matrix of nodes × control points.
 
     Args:
         shape: voxels of the image along each axis.
@@ -37,7 +37,7 @@ class ThinPlateSpline:
         margin: lattice cells beyond the image on either side.
 
     Attributes:
-        lattice: where the spline is evaluated.
+        lattice: the nodes at which the spline is evaluated.
 
     Source: Bookstein 1989, Principal warps; `scipy.interpolate.RBFInterpolator` with kernel ``thin_plate_spline``.
     """
@@ -103,7 +103,7 @@ class ThinPlateSpline:
 
     def _convolve(self, weights: torch.Tensor, spectrum: torch.Tensor) -> torch.Tensor:
         """Sum of kernels around the control points at the nodes: (control points…) → (nodes…)."""
-        # The transform of weights with zeros between them is the transform of the weights, repeated.
+        # Inserting zeros between the weights repeats their transform.
         coarse = torch.fft.fftn(weights, s=self._coarse)
         last = torch.arange(spectrum.shape[2], device=spectrum.device) % self._coarse[2]
         transform = coarse[..., last].repeat(self._cells[0], self._cells[1], 1).mul_(spectrum)

@@ -1,4 +1,7 @@
-"""Loss functions: label overlap, intensity, deformation, and how they are combined."""
+"""Loss functions: label overlap, intensity, deformation, and their combination.
+
+The ``extra_repr`` of a loss shows its settings, because checkpoints tell losses apart by their repr.
+"""
 
 from regzoo.losses.deformation import BendingEnergy, GradientNorm
 from regzoo.losses.distance import SignedDistanceSimilarity

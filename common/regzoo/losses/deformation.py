@@ -42,10 +42,10 @@ def _second_difference(i: int, j: int, wide: bool) -> tuple[tuple[Offset, float]
 
 
 class _SquaredDifferences(torch.autograd.Function):
-    """Σ over terms of weighted mean squared differences over the interior, with its gradient computed on the way.
+    """The sum over terms of the weighted mean squared difference in the interior; `forward` also finds the gradient.
 
     The penalty is quadratic, so its gradient is the adjoint of each difference applied to the difference itself.
-    Both are accumulated in place: no padded copies and one gradient buffer, unlike autograd on slices.
+    Accumulating in place needs no padded copies and only one gradient buffer, unlike autograd on slices.
     """
 
     @staticmethod
@@ -79,7 +79,7 @@ class _SquaredDifferences(torch.autograd.Function):
 
 
 class _Roughness(nn.Module):
-    """Shared: scales components to mm if a spacing is given, and evaluates the terms in float32."""
+    """Base class that converts displacements to mm if a spacing is given and evaluates the terms in float32."""
 
     def __init__(self, terms: Sequence[Term], margin: int, spacing: Sequence[float] | None) -> None:
         super().__init__()
@@ -103,17 +103,17 @@ class _Roughness(nn.Module):
 
 
 def _per_mm(spacing: Sequence[float] | None, *axes: int) -> float:
-    """The square of 1 mm⁻¹ in voxels along each axis that is derived by; 1 in voxel units."""
+    """The product of 1 / spacing² over the axes of a derivative; 1 in voxel units."""
     return 1.0 if spacing is None else math.prod(float(spacing[axis]) ** -2 for axis in axes)
 
 
 class BendingEnergy(_Roughness):
-    """Mean over voxels and components of the squared second derivatives, mixed ones counted twice.
+    """Mean over voxels and components of the squared second derivatives; mixed derivatives count twice.
 
     Args:
-        stencil: ``compact`` is [1, −2, 1]; ``wide`` applies the central difference twice and so reaches two voxels, as
-            the papers' code does.
-        spacing: None keeps voxel units; with the voxel size in mm the field is taken in mm and derived by mm.
+        stencil: ``compact`` is [1, −2, 1]; ``wide`` applies the central difference twice, as the papers' code does, and
+            so reaches two voxels.
+        spacing: voxel size in mm, to compute displacements and derivatives in mm; None keeps voxel units.
 
     Source: Rueckert et al. 1999, equation 4; Hu et al. 2018, section 2.1.
     """
@@ -134,7 +134,7 @@ class GradientNorm(_Roughness):
     """Mean over voxels and components of the squared first derivatives (central differences), summed over directions.
 
     Args:
-        spacing: None keeps voxel units; with the voxel size in mm the field is taken in mm and derived by mm.
+        spacing: voxel size in mm, to compute displacements and derivatives in mm; None keeps voxel units.
 
     Source: Hu et al. 2018, section 3.2.1 ("Baseline-L2"); Balakrishnan et al. 2019.
     """

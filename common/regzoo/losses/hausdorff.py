@@ -1,4 +1,4 @@
-"""A differentiable stand-in for the Hausdorff distance."""
+"""A differentiable substitute for the Hausdorff distance."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from torch import nn
 
 
 class SoftHausdorff(nn.Module):
-    """Errors of a label weighed by how far they lie from the boundaries, so that distant ones cost most.
+    """Squared errors of a label, weighted by their distance from the boundaries, so that distant errors cost most.
 
     ``L = 1/N Σ_x (p(x) − g(x))² · (d_p(x)^α + d_g(x)^α)``
 
-    with the warped label p, the fixed label g, and d the distance in mm from a voxel to the nearest one on the other
-    side of the label's boundary at ½; N counts the voxels of the volume. The distances are constants for the gradient,
-    which flows through p: also where the labels do not overlap, and Dice has none.
+    where p is the warped label, g the fixed label, d the distance in mm from a voxel to the nearest voxel on the other
+    side of the label's boundary at ½, and N the number of voxels of the volume. The distances count as constants. The
+    gradient flows through p, even where the labels do not overlap and Dice has no gradient.
 
-    Equal to ``monai.losses.HausdorffDTLoss`` with ``include_background=True`` for voxels of 1 mm; that one knows no
-    voxel size and transforms whole volumes. Distances only count where p and g differ, which is within the box round
-    both, and there a transform of the box, one voxel larger, gives the same distances in a fraction of the time. The
-    transforms are SciPy's and run on the CPU, so a GPU waits for them.
+    For voxels of 1 mm, this loss equals ``monai.losses.HausdorffDTLoss`` with ``include_background=True``, which
+    ignores the voxel size and transforms whole volumes. Distances only matter where p and g differ, inside the bounding
+    box of both labels. A transform of that box, enlarged by one voxel, gives the same distances in a fraction of the
+    time. SciPy computes the transforms on the CPU, so a GPU waits for them.
 
     Args:
         spacing: voxel size of the labels, mm.
         alpha: exponent α of the distances; the loss is in mm^α.
-        one_sided: leave out d_p, which costs one transform per label and step.
+        one_sided: leave out d_p, which saves one transform per label and step.
 
-    Source: Karimi and Salcudean 2019, the loss from distance transforms with their α = 2; Pérez de Frutos et al. 2023,
+    Source: Karimi and Salcudean 2019, loss based on distance transforms, α = 2; Pérez de Frutos et al. 2023,
     designs with "HD".
     """
 
@@ -51,10 +51,10 @@ class SoftHausdorff(nn.Module):
 
         Args:
             warped: (B, C, X, Y, Z), values in [0, 1]; gradients flow to it.
-            fixed: (B, C, X, Y, Z), values in [0, 1]; taken as constant. Labels that are all zero do not count.
+            fixed: (B, C, X, Y, Z), values in [0, 1]; taken as constant. Empty labels do not count.
 
         Returns:
-            Scalar, mm^α, mean over the labels that are there; 0 where there are none.
+            Scalar, mm^α, mean over the labels that are not empty; 0 if all are empty.
 
         Raises:
             ValueError: the labels differ in shape.
@@ -71,7 +71,7 @@ class SoftHausdorff(nn.Module):
             return error.sum() / (max(labels, 1) * fixed[0, 0].numel())
 
     def _weights(self, warped: np.ndarray, fixed: np.ndarray) -> tuple[np.ndarray, int]:
-        """d_p^α + d_g^α where it matters and 0 elsewhere, (B, C, X, Y, Z), and the number of labels that are there."""
+        """d_p^α + d_g^α in the box of both labels, else 0, (B, C, X, Y, Z); and the number of non-empty labels."""
         weights = np.zeros(warped.shape, dtype=np.float32)
         labels = 0
         for index in np.ndindex(warped.shape[:2]):
@@ -85,7 +85,7 @@ class SoftHausdorff(nn.Module):
         return weights, labels
 
     def _power(self, label: np.ndarray) -> np.ndarray:
-        """Distance to the other side of the boundary, to the power of α; 0 where a label has no boundary."""
+        """Distance to the other side of the boundary, to the power of α; 0 if the label has no boundary."""
         mask = label > 0.5
         if mask.all() or not mask.any():
             return np.zeros(mask.shape)
@@ -94,10 +94,10 @@ class SoftHausdorff(nn.Module):
 
 
 def _box(mask: np.ndarray) -> tuple[slice, ...]:
-    """The box round a mask (X, Y, Z), one voxel larger where the volume goes on.
+    """The bounding box of a mask (X, Y, Z), enlarged by one voxel where the volume allows.
 
-    Distances within the mask's own box are then those of the whole volume: the nearest voxel of the mask lies in it,
-    and a background voxel beyond the larger box is further away than the one of its outermost layer on the way there.
+    Distances inside the tight box then equal those in the whole volume. All voxels of the mask lie inside it, and the
+    way to any background voxel beyond the larger box passes a nearer one in the outermost layer of that box.
     """
     sides = []
     for axis in range(3):

@@ -1,8 +1,8 @@
 """Similarity of intensities: global and local normalised cross-correlation, structural similarity.
 
-The two local measures compare statistics within a window round every voxel. They are functions of a few filtered
-products of the images, so their gradient is a few more filterings, with the transposed filter. It is computed along
-with the value, and nothing but the gradient is kept until the backward pass.
+The two local measures compare statistics within a window around every voxel. They are functions of a few filtered
+products of the images, so their gradient takes a few more passes, with the transposed filter. The forward pass computes
+the gradient and keeps nothing else for the backward pass.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from torch import nn
 class NormalizedCrossCorrelation(nn.Module):
     """1 − the correlation coefficient of the intensities of two images.
 
-    The means are removed for each image and channel, so the loss is 0 where the images are linearly related with a
-    positive slope, 1 where they are unrelated and 2 where the slope is negative.
+    The mean of each image and channel is subtracted, so the loss is 0 if the images are linearly related with a
+    positive slope, 1 if they are unrelated and 2 if the slope is negative.
 
     Args:
-        eps: least variance an image is taken to have, squared intensities. A constant image has the loss 1 and a finite
-            gradient.
+        eps: lower limit of the variance of an image, squared intensities. It gives a constant image a loss of 1 and a
+            finite gradient.
 
-    Source: Pérez de Frutos et al. 2023, whose code does not remove the means.
+    Source: Pérez de Frutos et al. 2023, whose code does not subtract the means.
     """
 
     def __init__(self, eps: float = 1e-8) -> None:
@@ -49,7 +49,7 @@ class NormalizedCrossCorrelation(nn.Module):
 
 
 class _Slopes(NamedTuple):
-    """Derivatives of a loss by the filtered warped image, its filtered square, and the filtered product of both."""
+    """Derivatives with respect to the filtered warped image, its filtered square, and the filtered product of both."""
 
     mean: torch.Tensor
     square: torch.Tensor
@@ -57,9 +57,9 @@ class _Slopes(NamedTuple):
 
 
 class _LocalLoss(torch.autograd.Function):
-    """The loss of a measure, with its gradient by the warped image W computed on the way.
+    """The loss of a measure; `forward` also computes the gradient with respect to the warped image w.
 
-    With the filter K, moments m₁ = K w, m₂ = K w² and m₃ = K w f, the gradient is
+    With the filter K, the fixed image f and the moments m₁ = K w, m₂ = K w² and m₃ = K w f, the gradient is
     ``Kᵀ ∂L/∂m₁ + 2 w Kᵀ ∂L/∂m₂ + f Kᵀ ∂L/∂m₃``.
     """
 
@@ -83,17 +83,17 @@ class _LocalLoss(torch.autograd.Function):
 
 
 class _LocalSimilarity(nn.Module):
-    """Shared: checks the images and evaluates the measure in float32, or in float64 if both are."""
+    """Base class that checks the images and evaluates the measure in float32, or in float64 if either image is."""
 
     window: Window
 
     @abstractmethod
     def products(self, warped: torch.Tensor, fixed: torch.Tensor) -> Iterator[torch.Tensor]:
-        """The products of the images that are to be filtered."""
+        """The products of the images to filter."""
 
     @abstractmethod
     def score(self, moments: Sequence[torch.Tensor], slopes: bool) -> tuple[torch.Tensor, _Slopes | None]:
-        """The loss, and its derivatives if they are wanted, from the filtered products."""
+        """The loss and, if `slopes`, its derivatives, from the filtered products."""
 
     def forward(self, warped: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
         """Loss of a warped moving image against the fixed image.
@@ -107,13 +107,14 @@ class _LocalSimilarity(nn.Module):
 
         Raises:
             RegZooError: the images are smaller than the window.
-            ValueError: they differ in shape.
+            ValueError: the images differ in shape.
         """
         _same_shape(warped, fixed)
         widths = [len(kernel) for kernel in self.window.kernels]
         if any(n < width for n, width in zip(warped.shape[2:], widths, strict=True)):
             raise RegZooError(
-                f"a window of {widths} voxels does not fit into a volume of {list(warped.shape[2:])}; enlarge the size"
+                f"a window of {widths} voxels does not fit into a volume of {list(warped.shape[2:])}; enlarge size "
+                "or use a smaller window"
             )
         with torch.autocast(warped.device.type, enabled=False):
             warped, fixed = _float(warped), _float(fixed.detach())
@@ -123,19 +124,19 @@ class _LocalSimilarity(nn.Module):
 
 
 class LocalNormalizedCrossCorrelation(_LocalSimilarity):
-    """1 − the mean over all voxels of the squared correlation coefficient within a window round the voxel.
+    """1 − the mean over all voxels of the squared correlation coefficient within a window around the voxel.
 
-    0 where the images are linearly related in every window, whatever the slope, and about 1 where they are unrelated.
-    What lies outside the images counts as 0 in windows that reach beyond the border.
+    The loss is 0 if the images are linearly related in every window, whatever the slope, and about 1 if they are
+    unrelated. Windows that reach beyond the border see zeros there.
 
     Equal to 1 + ``monai.losses.LocalNormalizedCrossCorrelationLoss`` with ``kernel_size=window`` and
     ``smooth_dr=eps * v``, where v is the sum of the window's weights (for the rectangular one, its number of voxels).
-    MONAI's default of 1e-5 for any window is below the rounding errors of float32 and gives flat areas any value.
+    MONAI's default, 1e-5 for any window, is below the rounding errors of float32, so flat areas get arbitrary values.
 
     Args:
-        window: width, voxels, odd: one number or one per axis.
+        window: odd width in voxels, one number or one per axis.
         kernel: ``rectangular``, or ``gaussian`` with σ = window / 3, cut off at the window.
-        eps: least variance within a window, squared intensities; the default suits images in [0, 1].
+        eps: lower limit of the variance in a window, squared intensities; the default suits images in [0, 1].
 
     Source: Avants et al. 2008; Balakrishnan et al. 2019.
     """
@@ -171,7 +172,7 @@ class LocalNormalizedCrossCorrelation(_LocalSimilarity):
         if not slopes:
             return loss, None
         by_product = ratio.mul_(-2 / ratio.numel())
-        # Below the least variance the window's variance no longer counts.
+        # Below the limit, the variance of the warped image has no influence.
         by_square = squared.div_(var_w).mul_(1 / ratio.numel()).masked_fill_(raw <= self.eps, 0)
         by_mean = (by_product * mean_f).addcmul_(by_square, mean_w, value=2).neg_()
         return loss, _Slopes(by_mean, by_square, by_product)
@@ -180,17 +181,17 @@ class LocalNormalizedCrossCorrelation(_LocalSimilarity):
 class StructuralSimilarity(_LocalSimilarity):
     """1 − the structural similarity index (SSIM) with a three-dimensional Gaussian window.
 
-    Only windows that lie wholly within the images count: a margin of half a window at each face enters the statistics
-    of the windows further in but has none of its own. So do ``monai.losses.SSIMLoss``, which gives the same value, and
-    scikit-image's ``structural_similarity(gaussian_weights=True, use_sample_covariance=False)``, which filters the
-    margin by reflection and then leaves it out of the mean.
+    Only windows entirely inside the images count: voxels within half a window of a face contribute to windows further
+    in but have no window of their own. ``monai.losses.SSIMLoss`` does the same and gives the same value. scikit-image's
+    ``structural_similarity(gaussian_weights=True, use_sample_covariance=False)`` filters this margin by reflection and
+    then leaves it out of the mean.
 
     Args:
-        window: width, voxels, odd: one number or one per axis.
+        window: odd width in voxels, one number or one per axis.
         sigma: standard deviation of the window, voxels: one number or one per axis.
         data_range: range of the intensities; 1 for images in [0, 1].
-        k1: steadies the comparison of the means where they are small, relative to `data_range`.
-        k2: steadies the comparison of contrast and structure, likewise.
+        k1: stabilises the comparison of small means, relative to `data_range`.
+        k2: stabilises the comparison of contrast and structure, relative to `data_range`.
 
     Source: Wang et al. 2004, equation 13, with the paper's window and constants.
     """
@@ -217,7 +218,7 @@ class StructuralSimilarity(_LocalSimilarity):
         return f"window={self.widths} voxels, sigma={self.sigmas} voxels, {constants}"
 
     def products(self, warped: torch.Tensor, fixed: torch.Tensor) -> Iterator[torch.Tensor]:
-        # Of the two squares the index needs only the sum.
+        # The index needs only the sum of the two squares.
         yield from (warped, fixed, (warped * warped).addcmul_(fixed, fixed), warped * fixed)
 
     def score(self, moments: Sequence[torch.Tensor], slopes: bool) -> tuple[torch.Tensor, _Slopes | None]:

@@ -15,15 +15,16 @@ PAPER_SIGMAS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 class MultiScaleDice(nn.Module):
     """Mean over Gaussian scales of 1 − soft Dice of the filtered labels.
 
-    Dice of filtered labels needs no filtering of the warped label a, because with f symmetric and separable
-    ``⟨f a, f b⟩ = ⟨a, fᵀf b⟩`` and ``Σ f a = ⟨a, fᵀ1⟩``. The fixed label b is filtered once per scale, without
-    gradient, and each scale costs one dot product with a; the result is exact, at the border too.
+    The warped label a is never filtered, because for a separable filter f, ``⟨f a, f b⟩ = ⟨a, fᵀf b⟩`` and
+    ``Σ f a = ⟨a, fᵀ1⟩``. The fixed label b is filtered once per scale, without gradient, and each scale costs one dot
+    product with a. The result is exact, also at the border.
 
     Args:
         sigmas: standard deviations, mm; 0 is the unfiltered label.
         spacing: voxel size of the labels, mm.
         squared_denominator: use ``Σ(f a)² + Σ(f b)²`` in the denominator, which makes the loss 0 for identical labels.
-            The default, ``Σ f a + Σ f b``, is the paper's: its floor is about 0.43 for a gland of 20 voxels radius.
+            The default, ``Σ f a + Σ f b``, is the paper's; the loss then stays above about 0.43 for a gland with a
+            radius of 20 voxels.
         eps: added to the denominator.
 
     Source: Hu et al. 2018, equations 4 and 5, with σ in mm.
@@ -62,10 +63,10 @@ class MultiScaleDice(nn.Module):
             overlap = torch.stack([(flat * scale.flatten(2)).sum(-1) for scale in twice], dim=-1)
             if self.squared_denominator:
                 fixed_mass = torch.stack([(fixed * scale).sum((2, 3, 4)) for scale in twice], dim=-1)
-                # Detached, because the scale 0 gives back the label itself.
+                # Detached, because scale 0 returns the label itself.
                 again = self._filter_twice(warped.detach())
-                # ⟨a, fᵀf a⟩ has the gradient 2 fᵀf a, which is at hand: 2⟨a, c⟩ − c₀ with c constant needs no filter
-                # in the backward pass.
+                # ⟨a, fᵀf a⟩ has the gradient 2 fᵀf a, which is already known: 2⟨a, c⟩ − c₀ with constant c needs no
+                # filter in the backward pass.
                 warped_mass = torch.stack(
                     [((2 * warped - warped.detach()) * scale).sum((2, 3, 4)) for scale in again], dim=-1
                 )
@@ -133,16 +134,18 @@ class MultiScaleCrossEntropy(nn.Module):
 
 
 class WeightedCrossEntropy(nn.Module):
-    """Cross-entropy of predicted labels, in which the foreground of each label is weighed against its background.
+    """Cross-entropy of predicted labels that balances the foreground of each label against its background.
 
-    A voxel of the foreground counts ``w = (background / foreground)^balance`` times; the sum is divided by the sum of
-    the weights, so that labels of all sizes count alike and a prediction of 0.5 everywhere costs log 2.
+    A foreground voxel has the weight ``w = (background / foreground)^balance``, a background voxel 1. The weighted sum
+    is divided by the sum of the weights, so labels of all sizes count equally. A prediction of 0.5 everywhere costs
+    log 2.
 
     Args:
-        balance: 1, the paper's, gives foreground and background of a label the same say, so that p ≥ 0.5 is more than
-            the label where its border is uncertain; 0 weighs all voxels alike, so that small labels are never found.
+        balance: 1, as in the paper, gives the foreground and the background of a label equal weight; the region p ≥ 0.5
+            is then larger than the label where its border is uncertain. 0 weights all voxels equally; small labels are
+            then never found.
 
-    Source: Hu et al. 2019, section 2.2, with the ratio taken for each label by itself.
+    Source: Hu et al. 2019, section 2.2, with a separate ratio for each label.
     """
 
     def __init__(self, balance: float = 1.0) -> None:
@@ -160,8 +163,8 @@ class WeightedCrossEntropy(nn.Module):
             fixed = fixed.float()
             foreground = fixed.sum((2, 3, 4), keepdim=True)
             background = fixed[0, 0].numel() - foreground
-            # Of a label that was moved out of view next to nothing is left, and it must not outweigh all others; of one
-            # that fills the field of view something must be left.
+            # Clamped so that a label almost out of view does not outweigh all others, and a label that fills the field
+            # of view keeps some weight.
             weight = (background.clamp(min=1) / foreground.clamp(min=1)) ** self.balance
             loss = nn.functional.binary_cross_entropy_with_logits(
                 logits.float(), fixed, pos_weight=weight, reduction="none"

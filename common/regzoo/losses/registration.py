@@ -1,4 +1,4 @@
-"""How the terms of a registration loss are put together.
+"""The terms of a registration loss, and their weighted sum.
 
 A term is called with the network's prediction and the batch's targets, a dict with ``fixed_image``, ``moving_image``,
 ``fixed_label``, ``moving_label``, all (B, C, X, Y, Z) on the network grid, and returns a scalar.
@@ -17,7 +17,7 @@ from torch import nn
 
 
 class _Term(nn.Module):
-    """Shared: holds the loss that a term applies."""
+    """Base class that holds the loss of a term."""
 
     def __init__(self, loss: nn.Module) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class LabelSimilarity(_Term):
 class ImageSimilarity(_Term):
     """Warp the moving image with the predicted DDF and compare it with the fixed image.
 
-    Beyond its border the moving image goes on with its border values: an edge against zero would look like anatomy.
+    The moving image is extended by its border values, because an edge against zero would look like anatomy.
 
     Args:
         loss: called with (warped, fixed), both (B, C, X, Y, Z).
@@ -74,7 +74,7 @@ class Deformation(_Term):
         return value
 
 
-#: Called in each step with name → unweighted value of a term and name → weight of a term whose weight is learned, all
+#: Called in each step with two dicts: name → unweighted value of a term, and name → learned weight. All values are
 #: detached and on the device.
 Listener = Callable[[Mapping[str, torch.Tensor], Mapping[str, torch.Tensor]], None]
 
@@ -84,11 +84,11 @@ class RegistrationLoss(nn.Module):
 
     Args:
         terms: name → term.
-        weights: name → weight; terms without one count once, a weight of 0 leaves its term out. Or weights that are
-            learned along with the network: their parameters are this module's.
+        weights: name → weight, 1 for terms without one; a weight of 0 leaves its term out. Or `LearnedWeights`, whose
+            parameters become parameters of this module.
 
     Attributes:
-        listeners: called in each step with the values and the weights that it had, see `Listener`.
+        listeners: called in each step with the values and weights of that step, see `Listener`.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Weights of loss terms that are learned along with the network.
 
-A config gives one of these to `RegistrationLoss` in place of the numbers, and the optimiser their parameters besides
-the network's: ``list(network.parameters()) + list(loss.parameters())``. They are saved with ``loss.state_dict()``.
+In a config, one of these classes replaces the numbers in `RegistrationLoss`, and the optimiser gets the parameters of
+both: ``list(network.parameters()) + list(loss.parameters())``. ``loss.state_dict()`` contains the learned weights.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ class _MeanGradient(torch.autograd.Function):
 
 
 class LearnedWeights(nn.Module):
-    """What the learned weights have in common: one free parameter per term.
+    """Base class of learned weights: one free parameter per term.
 
     Args:
         names: the terms whose weights are learned.
         fixed: name → weight of terms with a fixed weight. A penalty on the deformation belongs here: no data oppose
-            it, so a learned weight would only trade it off against itself.
-        initial: name → weight to begin with, positive; 1 for terms without one.
+            it, so its learned weight would depend on nothing but the penalty itself.
+        initial: name → positive initial weight; 1 for terms without one.
 
     Raises:
-        ValueError: no names, a name twice or both learned and fixed, or an initial weight that cannot be.
+        ValueError: no names, a repeated name, a name both learned and fixed, or an invalid initial weight.
     """
 
     def __init__(
@@ -54,25 +54,26 @@ class LearnedWeights(nn.Module):
         if both := sorted(set(self.names) & set(self.fixed)):
             raise ValueError(f"the weights of {both} cannot be both learned and fixed; give them in one place")
         if unknown := sorted(set(initial or {}) - set(self.names)):
-            raise ValueError(f"initial weights for {unknown}, which are not learned; the learned are {self.names}")
+            raise ValueError(
+                f"initial weights for {unknown}, which are not learned; the learned weights are {self.names}"
+            )
         if min(self.initial.values()) <= 0:
             raise ValueError(f"initial weights must be positive, got {self.initial}")
 
     def extra_repr(self) -> str:
-        """Shown in the repr, which is how a checkpoint tells one loss from another: without what is learned."""
         return f"names={self.names}, fixed={self.fixed}, initial={self.initial}"
 
     def forward(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Name → value of a term, scalars → their weighted sum; values of other terms are left aside."""
+        """The weighted sum of the terms in `names`, given name → value (scalars); other terms are ignored."""
         raise NotImplementedError
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Name → current weight, detached, on the device."""
         raise NotImplementedError
 
-    def _parameter(self, start: float) -> nn.Parameter:
-        """One number per name: `start` times the logarithm of its initial weight."""
-        return nn.Parameter(torch.tensor([start * math.log(weight) for weight in self.initial.values()]))
+    def _parameter(self, sign: float) -> nn.Parameter:
+        """One number per name: `sign` times the logarithm of its initial weight."""
+        return nn.Parameter(torch.tensor([sign * math.log(weight) for weight in self.initial.values()]))
 
     def _values(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return torch.stack([values[name] for name in self.names])
@@ -81,10 +82,10 @@ class LearnedWeights(nn.Module):
 class UncertaintyWeights(LearnedWeights):
     """Σ exp(−sᵢ)·Lᵢ + sᵢ with learned sᵢ = log σᵢ², the uncertainty of each term.
 
-    At the optimum the weight of a term is the inverse of its value, so terms of any scale have the same say. Terms must
-    be positive: one that can fall to zero or below would be weighed without bound.
+    At the optimum the weight of a term is the inverse of its value, so terms of any scale contribute equally. Terms
+    must be positive: the weight of a term that falls to zero or below would grow without bound.
 
-    Source: Kendall et al. 2018, without the factors of ½, which a rescaling of sᵢ takes up.
+    Source: Kendall et al. 2018, without the factors of ½, which a change of sᵢ absorbs.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class UncertaintyWeights(LearnedWeights):
         self.log_variances = self._parameter(-1.0)
 
     def forward(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Name → value of a term, scalars → Σ exp(−sᵢ)·Lᵢ + sᵢ."""
+        """Σ exp(−sᵢ)·Lᵢ + sᵢ, given name → Lᵢ (scalars)."""
         log_variances = _shared(self.log_variances)
         return ((-log_variances).exp() * self._values(values) + log_variances).sum()
 
@@ -104,10 +105,9 @@ class UncertaintyWeights(LearnedWeights):
 
 
 class SoftmaxWeights(LearnedWeights):
-    """Σ wᵢ·Lᵢ where the weights are the softmax of free parameters and so sum to 1.
+    """Σ wᵢ·Lᵢ, where the weights are the softmax of free parameters and therefore sum to 1.
 
-    As the code of the paper has it. Nothing keeps the weights apart from what the sum gains: they move towards the
-    smallest term.
+    This follows the paper's code. Nothing opposes a shift of weight to the smallest term, so the weights move there.
 
     Source: Pérez de Frutos et al. 2023, equation 1, and its code.
     """
@@ -119,7 +119,7 @@ class SoftmaxWeights(LearnedWeights):
         self.logits = self._parameter(1.0)
 
     def forward(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Name → value of a term, scalars → Σ wᵢ·Lᵢ."""
+        """Σ wᵢ·Lᵢ, given name → Lᵢ (scalars)."""
         return (_shared(self.logits).softmax(0) * self._values(values)).sum()
 
     def weights(self) -> dict[str, torch.Tensor]:
@@ -128,7 +128,7 @@ class SoftmaxWeights(LearnedWeights):
 
 
 def _shared(parameter: torch.Tensor) -> torch.Tensor:
-    """A parameter outside the network's `DistributedDataParallel`, kept the same in all processes."""
+    """The parameter, with its gradient averaged so that it stays the same in all processes."""
     if torch.is_grad_enabled() and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         parameter = _MeanGradient.apply(parameter)  # type: ignore[no-untyped-call]
     return parameter

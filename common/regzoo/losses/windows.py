@@ -1,4 +1,4 @@
-"""Filtering with narrow separable windows, and the transposed filters."""
+"""Filter with narrow separable windows, and with the transposed filters."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from regzoo.filters import matrix_for
 
-#: Windows up to this width are summed tap by tap. A product with an n×n matrix costs the same for any width: at 128³
-#: one core filters a volume in 6 ms by 11 taps along each axis and in 20 ms by matrices. Nor can TF32 on a GPU spoil a
-#: sum of taps, and variances, as differences of means, would suffer from it.
+#: Windows up to this width are summed tap by tap; wider ones use an n×n matrix, which costs the same for any width. At
+#: 128³ one core filters a volume in 6 ms with 11 taps along each axis and in 20 ms with matrices. A sum of taps also
+#: avoids TF32 on a GPU, which would spoil variances because they are differences of means.
 NARROW = 11
 
 
@@ -24,7 +24,7 @@ class Window:
     """A separable window as a filter: correlation with one kernel per axis.
 
     Args:
-        kernels: the weights along each axis, an odd number of each.
+        kernels: for each axis, an odd number of weights.
         valid: True keeps the windows that lie wholly within the volume; False keeps the size, with zeros outside.
     """
 
@@ -49,7 +49,7 @@ class Window:
         return volume
 
     def _along(self, volume: torch.Tensor, axis: int, size: int, adjoint: bool) -> torch.Tensor:
-        """Filter one axis, whose size is `size` where the volume has not been filtered."""
+        """Filter along one axis, whose size before filtering is `size`."""
         kernel, pad = self.kernels[axis], self._pad(axis)
         if len(kernel) == 1:
             return volume if kernel[0] == 1 else volume * kernel[0]
@@ -79,7 +79,7 @@ def _window_matrix(size: int, kernel: tuple[float, ...], pad: int, dtype: torch.
 def _sum_of_shifted(
     volume: torch.Tensor, axis: int, size: int, offsets: Sequence[int], weights: Sequence[float]
 ) -> torch.Tensor:
-    """Σ weight · volume[i + offset] for i of `size` places along an axis; zeros outside."""
+    """Σ weight · volume[i + offset] for each i below `size` along an axis; the volume is 0 outside."""
     shape = [*volume.shape[:axis], size, *volume.shape[axis + 1 :]]
     total = volume.new_zeros(shape)
     for offset, weight in zip(offsets, weights, strict=True):

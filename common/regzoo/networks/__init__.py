@@ -1,4 +1,4 @@
-"""Networks that take an image pair, stacked with the fixed image first, to a DDF."""
+"""Networks that predict a DDF from an image pair, stacked with the fixed image first."""
 
 from regzoo.networks.global_net import CompositeNet, GlobalNet
 from regzoo.networks.local_net import LocalNet

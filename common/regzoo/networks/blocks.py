@@ -8,7 +8,7 @@ from torch import nn
 
 
 class ConvNorm(nn.Sequential):
-    """Convolution "same" without bias, normalisation, and ReLU unless told otherwise."""
+    """A convolution that keeps the size, without bias; a normalisation; and a ReLU, unless `relu` is False."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int = 3, norm: str = "batch", relu: bool = True) -> None:
         convolution = nn.Conv3d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
@@ -16,10 +16,10 @@ class ConvNorm(nn.Sequential):
 
 
 class BatchNorm3d(nn.BatchNorm3d):
-    """PyTorch's batch normalisation, which also takes a batch with one value per channel.
+    """PyTorch's batch normalisation, extended to batches with one value per channel.
 
-    PyTorch refuses such a batch, which occurs when the last batch has one sample and the coarsest level one voxel. It
-    is normalised by the running statistics.
+    Such a batch occurs if the last batch has one sample and the coarsest level has one voxel. PyTorch refuses it; this
+    class normalises it with the running statistics.
     """
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
@@ -42,7 +42,7 @@ def normalisation(kind: str, channels: int) -> nn.Module:
 
 
 def residual(channels: int, norm: str) -> nn.Sequential:
-    """The convolutions of a residual block; the ReLU after the second follows the sum."""
+    """The two convolutions of a residual block; the second ReLU follows the sum."""
     return nn.Sequential(ConvNorm(channels, channels, norm=norm), ConvNorm(channels, channels, norm=norm, relu=False))
 
 
@@ -81,7 +81,7 @@ class UpBlock(nn.Module):
         self.additive = additive
 
     def forward(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
-        # A level whose size was rounded up doubles to one voxel too many: cut it to the skip's size.
+        # If the size of a level was rounded up, doubling it gives one voxel too many: crop it to the size of the skip.
         up = F.relu(self.norm(self.deconv(x)))[:, :, : skip.shape[2], : skip.shape[3], : skip.shape[4]]
         if self.additive:
             first, second = torch.chunk(x, 2, dim=1)
@@ -90,7 +90,10 @@ class UpBlock(nn.Module):
 
 
 class FieldHead(nn.Conv3d):
-    """3³ convolution that predicts a field, zero at the start, in float32: half precision would round displacements."""
+    """3³ convolution that predicts a field.
+
+    It runs in float32, because half precision would round displacements. `initialise` sets it to zero.
+    """
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, 3, padding=1)

@@ -15,7 +15,7 @@ from torch import nn
 class GlobalNet(nn.Module):
     """Predicts one affine transformation as a DDF, the identity at initialisation.
 
-    The bottom features are pooled to 4³, so it takes images of any size, unlike MONAI's GlobalNet.
+    The bottom features are pooled to 4³. Images of any size therefore work, unlike in MONAI's GlobalNet.
 
     Args:
         in_channels: channels of the stacked input, fixed image first.
@@ -38,10 +38,10 @@ class GlobalNet(nn.Module):
         return [self.encoder]
 
     def affine(self, image: torch.Tensor) -> torch.Tensor:
-        """The change from identity (B, 3, 4) in coordinates that run from -1 to 1 along each axis, array order."""
+        """The map minus the identity, (B, 3, 4), in coordinates from -1 to 1 along each axis, array order."""
         bottom, _ = self.encoder(image.contiguous(memory_format=torch.channels_last_3d))
         pooled = F.adaptive_avg_pool3d(bottom.float(), 4).flatten(1)
-        # Written out, since autocast would run the layer in half precision.
+        # Written out, because autocast would run the layer in half precision.
         return ((pooled[:, None] * self.theta.weight).sum(dim=2) + self.theta.bias).view(-1, 3, 4)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
@@ -83,7 +83,7 @@ class CompositeNet(nn.Module):
         theta = self.global_net.affine(image)
         moved = warp(image[:, 1:], affine_displacement(theta, points), padding="border")
         local = self.local_net(torch.cat([image[:, :1], moved.to(image.dtype)], dim=1))
-        # moved(x + local) = moving(A(x + local)), so the whole displacement is local + A's displacement there.
+        # moved(x + local) = moving(A(x + local)), so the whole displacement is local plus that of A at x + local.
         return local + affine_displacement(theta, points + local)
 
 
@@ -105,7 +105,7 @@ def affine_displacement(theta: torch.Tensor, points: torch.Tensor) -> torch.Tens
     """
     half = torch.tensor([max(n - 1, 1) / 2 for n in points.shape[2:]], device=points.device).view(1, 3, 1, 1, 1)
     normalised = points / half - 1
-    # Sums and not a matrix product, which autocast would run in half precision.
+    # Written as sums, because autocast would run a matrix product in half precision.
     columns = theta[:, :, :, None, None, None]
     change = columns[:, :, 3]
     for axis in range(3):

@@ -21,11 +21,11 @@ class LocalNet(nn.Module):
         channels: width n0 of the first level; it doubles at each of the `depth` levels.
         depth: number of down-sampling levels.
         levels: levels whose predictions are summed: 0 is full resolution, `depth` the bottom.
-        additive_upsampling: add a trilinear resize over each transposed convolution.
+        additive_upsampling: add a trilinear resize to each transposed convolution.
         norm: ``batch`` or ``instance``.
 
     Source: Hu et al. 2018, section 2.3 and figure 4; skip connections from the first convolution of a level, as in the
-    paper's code. MONAI's LocalNet averages the levels and up-samples them with nearest neighbour instead.
+    paper's code. MONAI's LocalNet instead averages the levels and up-samples them by nearest neighbour.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class LocalNet(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """(B, in_channels, X, Y, Z) → (B, out_channels, X, Y, Z) float32."""
-        # Channels last is the layout in which convolutions are fastest, on the CPU and on tensor cores.
+        # Convolutions are fastest in the channels-last layout, on the CPU and on tensor cores.
         x, skips = self.encoder(image.contiguous(memory_format=torch.channels_last_3d))
         features = [x]
         for index, block in enumerate(self.decoder):

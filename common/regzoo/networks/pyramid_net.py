@@ -8,10 +8,10 @@ from torch import nn
 
 
 class ActivatedNorm(nn.Sequential):
-    """Convolution "same" without bias, leaky ReLU (slope 0.1), and only then the normalisation, as in the paper."""
+    """A convolution that keeps the size, without bias; a leaky ReLU (slope 0.1); a normalisation: the paper's order."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, norm: str) -> None:
-        # An even kernel needs one voxel more after than before; padding="same" does this with a warning at each run.
+        # An even kernel needs one more voxel of padding after than before; padding="same" would warn in every run.
         before, after = (kernel - 1) // 2, kernel // 2
         pad = [nn.ZeroPad3d((before, after) * 3)] if before != after else []
         super().__init__(
@@ -48,11 +48,11 @@ class PyramidNet(nn.Module):
     untrained network predicts no displacement. Any input size works.
 
     Args:
-        in_channels: channels of the stacked input: fixed and moving image, and with 3 the moving label.
+        in_channels: channels of the stacked input: fixed image, moving image and, if 3, moving label.
         out_channels: 3 for a DDF in voxels of the input grid.
         channels: width of the first level; it doubles at each of the `depth` levels.
         depth: number of down-sampling levels.
-        kernel: size of the convolutions of encoder and decoder; the residual ones and the heads are 3³.
+        kernel: size of the convolutions of the encoder and the decoder; residual convolutions and heads are 3³.
         norm: ``batch`` or ``instance``.
 
     Source: Bashkanov et al. 2021, section 2.3 and figure 2.
@@ -89,7 +89,7 @@ class PyramidNet(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """(B, in_channels, X, Y, Z), fixed image first → (B, out_channels, X, Y, Z) float32."""
-        # Channels last is the layout in which convolutions are fastest, on the CPU and on tensor cores.
+        # Convolutions are fastest in the channels-last layout, on the CPU and on tensor cores.
         x = image.contiguous(memory_format=torch.channels_last_3d)
         skips: list[torch.Tensor] = []
         for level in self.encoder:

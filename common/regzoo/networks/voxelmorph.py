@@ -1,4 +1,4 @@
-"""The registration network of Pérez de Frutos et al. 2023: MONAI's VoxelMorph U-Net as a network from pair to DDF."""
+"""The registration network of Pérez de Frutos et al. 2023: MONAI's VoxelMorph U-Net, from image pair to DDF."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from torch import nn
 class VoxelMorphNet(nn.Module):
     """VoxelMorph U-Net that predicts a displacement field, or a velocity field that is integrated to one.
 
-    The encoder has one convolution (3³, leaky ReLU) per level, with max-pooling between. The decoder has equal widths,
-    nearest up-sampling and skip connections. A head of two convolutions precedes the layer of the field, which starts
+    The encoder has one convolution (3³, leaky ReLU) per level, with max-pooling in between. The decoder has equal
+    widths, nearest up-sampling and skip connections. A head of two convolutions precedes the field layer, which starts
     at zero, so an untrained network predicts no displacement. Any input size works: the input is extended by its border
-    values to a multiple of 2 to the number of levels.
+    values to a multiple of ``stride · 2^levels``.
 
     Args:
         in_channels: channels of the stacked input; MONAI requires an even number.
         channels: width of each level of the encoder; the decoder has the same.
         head: widths of the convolutions at full resolution between the last skip connection and the field.
-        norm: ``batch`` or ``instance`` normalisation after each convolution; the paper has none (None).
+        norm: ``batch`` or ``instance`` normalisation after each convolution; None, as in the paper, for none.
         stride: predict the field on every n-th voxel along each axis and interpolate it linearly, as VoxelMorph does
-            with 2. Smooth displacements lose nothing, and the network takes 1/n³ of the time. The voxels between enter
-            as further channels. The paper has 1.
+            with 2. Smooth displacements lose nothing, and the network takes 1/n³ of the time. The voxels in between
+            become further input channels. The paper uses 1.
         passes: number of times the network is applied, with the same weights, to the fixed image and the moving image
-            as warped so far. Each pass adds to the displacement. The paper has 1.
+            as warped so far. Each pass adds to the displacement. The paper uses 1.
         diffeomorphic: treat the prediction as a stationary velocity field and integrate it, so that the
             transformation is smooth and invertible up to discretisation.
-        steps: doublings of the integration (scaling and squaring).
+        steps: number of doublings in the integration (scaling and squaring).
 
     Source: Pérez de Frutos et al. 2023, section "Model architecture"; Balakrishnan et al. 2019; integration, Dalca et
     al. 2018; passes, Zhao et al. 2019 ("Recursive cascaded networks", with shared weights).
@@ -63,14 +63,14 @@ class VoxelMorphNet(nn.Module):
         self.diffeomorphic = bool(diffeomorphic)
         self.steps = int(steps)
         self.multiple = self.stride * 2 ** len(channels)
-        # Saved with the weights, whose shapes would also fit a network with other settings.
+        # Saved with the weights, because their shapes also fit networks with other settings.
         form = [self.stride, self.passes, self.steps if self.diffeomorphic else 0]
         self.register_buffer("form", torch.tensor(form))
         self.unet = VoxelMorphUNet(
             spatial_dims=3,
             in_channels=in_channels * self.stride**3,
             unet_out_channels=head[0],
-            # Pairs, down and up, level by level; the last up is the bottom.
+            # A (down, up) pair of widths per level; the last "up" is the bottom.
             channels=[width for width in channels for _ in range(2)],
             final_conv_channels=list(head[1:]),
             norm=(norm, {"affine": True}) if norm else None,
@@ -80,7 +80,7 @@ class VoxelMorphNet(nn.Module):
         initialise(self)
 
     def extra_repr(self) -> str:
-        """Shown in the repr, by which a checkpoint tells one network from another."""
+        """The settings for the repr, because checkpoints tell networks apart by it."""
         return f"stride={self.stride}, passes={self.passes}, diffeomorphic={self.diffeomorphic}, steps={self.steps}"
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
@@ -105,7 +105,7 @@ class VoxelMorphNet(nn.Module):
         """One pass on an image whose sizes are multiples of `multiple`."""
         if self.stride > 1:
             image = space_to_channels(image, self.stride)
-        # Channels last is the layout in which convolutions are fastest, on the CPU and on tensor cores.
+        # Convolutions are fastest in the channels-last layout, on the CPU and on tensor cores.
         field = self.unet(image.contiguous(memory_format=torch.channels_last_3d))
         if self.diffeomorphic:
             field = integrate(field, self.steps)
@@ -134,8 +134,8 @@ def integrate(velocity: torch.Tensor, steps: int = 7) -> torch.Tensor:
     """The displacement after unit time in a stationary velocity field, by scaling and squaring.
 
     Args:
-        velocity: (B, 3, X, Y, Z), voxels per unit of time; its border values hold beyond the border.
-        steps: doublings, from a time of 2^-steps.
+        velocity: (B, 3, X, Y, Z), voxels per unit of time; beyond the border, the border values apply.
+        steps: number of doublings, starting from a time of 2^-steps.
 
     Returns:
         DDF (B, 3, X, Y, Z), voxels.
