@@ -63,7 +63,7 @@ def test_vectors_mean_to_us_what_they_mean_to_itk(code: int, tmp_path: Path) -> 
         ({"name": "NREG_TRANS", "kind": 17}, "kind 17 of NiftyReg"),
         ({"name": "Velocity"}, "marked 'Velocity'"),
         ({"about": "DARTEL flow field"}, "marked 'DARTEL flow field'"),
-        ({"code": 2006}, "warp of FSL"),
+        ({"code": 2006}, "an FSL warp"),
         ({"code": 0}, "intent 0, so the frame"),
     ],
 )

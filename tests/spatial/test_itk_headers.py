@@ -164,5 +164,5 @@ def test_a_file_that_is_replaced_while_it_is_read(tmp_path: Path, monkeypatch: p
 
     assert read_volume(path).values.shape == (3, 4, 5)
     monkeypatch.setattr(itk_files, "check_voxels_held", replaced)
-    with pytest.raises(RegZooError, match="was replaced while it was read"):
+    with pytest.raises(RegZooError, match="was replaced while it was being read"):
         read_volume(path)

@@ -130,7 +130,7 @@ def test_a_label_may_lie_a_tenth_of_a_voxel_away(shift: float, fits: bool, tmp_p
     if fits:
         np.testing.assert_allclose(read_label_file(path, grid).volume.affine.numpy(), affine, atol=1e-5)
     else:
-        with pytest.raises(RegZooError, match=r"elsewhere .* by up to 0\.52 mm"):
+        with pytest.raises(RegZooError, match=r"elsewhere: .* by up to 0\.52 mm"):
             read_label_file(path, grid)
 
 

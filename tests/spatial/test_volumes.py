@@ -100,5 +100,5 @@ def test_an_image_is_no_label(tmp_path: Path) -> None:
 
 def test_masks_of_a_list_lie_on_one_grid(tmp_path: Path) -> None:
     files = [write(tmp_path / f"{n}.nii", np.ones((n, 6, 5), np.uint8)) for n in (7, 8)]
-    with pytest.raises(RegZooError, match="another grid"):
+    with pytest.raises(RegZooError, match="a different grid"):
         read_label_file(files)

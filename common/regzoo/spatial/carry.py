@@ -1,8 +1,8 @@
-"""Carrying labels through a field onto voxels that may be larger than the label's own.
+"""Carry labels through a field onto voxels that may be larger than the label's own.
 
-Sampling a thick slice at its centre misses what lies between the centres. So a coarser voxel is cut into parts no
-larger than the moving voxels, and the share of the voxel that a label fills decides. The shares of a small structure
-may stay below one half everywhere. It then gets the voxels with the largest shares, as many as have its volume.
+Sampling thick slices at their centres misses everything between the centres. Coarser voxels are therefore split into
+parts no larger than the moving voxels, and the share of a voxel that a label fills decides. A small structure may fill
+less than half of every voxel. It then gets the voxels with the largest shares, as many as make up its volume.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from regzoo.spatial.held import is_map, one_mask
 from regzoo.spatial.volumes import as_tensor
 from regzoo.spatial.warp import apply_matrix, sample, sample_file, slab_points, within
 
-#: A target voxel longer than this many moving voxels is cut into parts.
+#: A target voxel longer than this many moving voxels is split into parts.
 COARSER = 1.05
-#: Relative error in the volume of the voxels that are more than half full above which other voxels are chosen.
+#: If the volume of the voxels that are more than half full has a larger relative error, other voxels are chosen.
 TOLERANCE = 0.05
 #: Number of values (voxels times labels) computed at a time.
 SLAB = 2**22
@@ -43,13 +43,13 @@ def subdivisions(moving: Grid, target: Grid) -> tuple[int, int, int]:
 def filled_shares(
     labels: torch.Tensor, moving: Grid, field: DisplacementField, start: int, stop: int, count: int | None = None
 ) -> torch.Tensor:
-    """The share of each voxel in a slab of the field's grid that each label fills.
+    """For each voxel in a slab of the field's grid, the share that each label fills.
 
     Args:
         labels: masks (C, X', Y', Z') on `moving`, values in [0, 1], or a map of numbers (1, X', Y', Z'), see
             `regzoo.spatial.held`; on the device of the field.
         moving: grid of the labels.
-        field: from the target to the moving image.
+        field: the field from the target to the moving image.
         start, stop: the slab along the first axis of the field's grid.
         count: number of labels of a map.
 
@@ -76,7 +76,7 @@ def filled_shares(
 
 
 def corners(numbers: torch.Tensor, coordinates: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What linear interpolation of a map of numbers mixes at given points.
+    """The numbers, and their weights, that linear interpolation of a map mixes at given points.
 
     Args:
         numbers: (X', Y', Z'), of an integer type.
@@ -99,7 +99,7 @@ def corners(numbers: torch.Tensor, coordinates: torch.Tensor) -> tuple[torch.Ten
 def likeliest(numbers: torch.Tensor, coordinates: torch.Tensor) -> torch.Tensor:
     """The label (X, Y, Z) with the largest weight at each point, see `corners`.
 
-    The background wins only with more weight than any label. Of two labels with the same weight the lower number wins.
+    The background wins only if it has more weight than any label. If two labels have equal weight, the lower one wins.
     """
     found, weights = corners(numbers, coordinates)
     winner = found[0].clone()
@@ -129,9 +129,9 @@ def chosen_voxels(shares: Sequence[Shares], voxels: int, sizes: Sequence[float])
     smaller label has.
 
     Args:
-        shares: of each label, see `sparse`.
+        shares: the shares of each label, see `sparse`.
         voxels: number of voxels of the target.
-        sizes: moving volume of each label, in target voxels.
+        sizes: the volume of each moving label, in target voxels.
 
     Returns:
         (voxels,) int32: 0 for the background, or the label's number, from 1.
@@ -164,8 +164,8 @@ def carry_held(field: DisplacementField, labels: MetaTensor, count: int) -> Meta
     """`carry_labels` for held labels, thresholded at one half; the result is held in the same form.
 
     Args:
-        field: from the target to the moving image.
-        labels: of the moving image, see `regzoo.spatial.held`.
+        field: the field from the target to the moving image.
+        labels: the labels of the moving image, see `regzoo.spatial.held`.
         count: number of labels.
     """
     moving, held = Grid.of(labels), as_tensor(labels).to(field.displacement.device)
@@ -186,12 +186,12 @@ def carry_labels(field: DisplacementField, labels: MetaTensor, exclusive: bool) 
     """Moving labels on the grid of a field.
 
     Args:
-        field: from the target to the moving image.
+        field: the field from the target to the moving image.
         labels: (C, X', Y', Z') of 0 and 1, affine voxel → RAS mm.
         exclusive: the labels are the values of one map, so they must not overlap.
 
     Returns:
-        (C, X, Y, Z) float32. If the target is not coarser: the linear interpolation at the centres of its voxels.
+        (C, X, Y, Z) float32. If the target is not coarser: linear interpolation at the centres of its voxels.
         Otherwise: masks of 0 and 1 that keep the volume of each label, see `chosen_voxels`.
     """
     moving, target = Grid.of(labels), field.grid
@@ -211,7 +211,7 @@ def carry_labels(field: DisplacementField, labels: MetaTensor, exclusive: bool) 
 def _shares(
     field: DisplacementField, labels: torch.Tensor, count: int, moving: Grid
 ) -> tuple[list[Shares], list[float]]:
-    """The shares of each label on the field's grid, and its moving volume in voxels of that grid."""
+    """The shares of each label on the field's grid, and the volume of the moving label in voxels of that grid."""
     target = field.grid
     ratio = float(abs(np.linalg.det(moving.affine[:3, :3]) / np.linalg.det(target.affine[:3, :3])))
     sizes = [float(one_mask(labels, index).sum(dtype=torch.float64)) * ratio for index in range(count)]

@@ -38,7 +38,7 @@ class DisplacementField:
 
     Attributes:
         displacement: (3, X, Y, Z) float32, RAS mm.
-        grid: where the displacements are known. Beyond it the displacement of its border holds.
+        grid: where the displacements are known; beyond it, the displacement at its border applies.
     """
 
     def __init__(self, displacement: torch.Tensor, grid: Grid) -> None:
@@ -65,7 +65,7 @@ class DisplacementField:
 
         Args:
             ddf: (3, X, Y, Z), voxels of `network`, as a network predicts it.
-            network: grid of the network's input; beyond it the displacement of its border holds.
+            network: grid of the network's input; beyond it, the displacement at its border applies.
             fixed: grid of the fixed image, on which the result is sampled.
             prealignment: 4×4, RAS mm, moving world → aligned moving world.
         """
@@ -89,7 +89,7 @@ class DisplacementField:
             strict_headers: refuse a file that other programs may place elsewhere, instead of warning.
 
         Raises:
-            RegZooError: not a readable displacement field; the line says what the file is.
+            RegZooError: not a readable displacement field; the message says what the file is.
         """
         displacement, grid = read_field(path, strict_headers)
         return cls(torch.from_numpy(displacement), grid)
@@ -121,14 +121,14 @@ class DisplacementField:
     ) -> MetaTensor:
         """Warp a moving image onto the field's grid with one interpolation from the moving image's own voxels.
 
-        Up to its border the values equal ITK's linear or nearest-neighbour resampling with this field.
+        Inside the moving image, the values equal ITK's linear or nearest-neighbour resampling with this field.
 
         Args:
             moving: (C, X', Y', Z') with affine voxel → RAS mm on any grid, or the path of an image.
             mode: ``bilinear`` (trilinear) or ``nearest``, the latter for label maps.
-            padding: what lies more than half a voxel beyond the moving image's outermost centres: ``zeros``, which is
-                the background, or its ``border``.
-            background: the value there.
+            padding: more than half a voxel beyond the moving image's outermost voxel centres, ``zeros`` gives
+                `background` and ``border`` the border value.
+            background: value for ``zeros``.
 
         Returns:
             (C, X, Y, Z) float32 with the affine of the field's grid.
@@ -141,7 +141,7 @@ class DisplacementField:
         return MetaTensor(values, affine=torch.as_tensor(self.grid.affine))
 
     def coordinates(self, moving: Grid) -> Iterator[tuple[slice, torch.Tensor]]:
-        """For each of the `slabs` of the grid, where its voxels go: (1, 3, rows, Y, Z) float64, voxels of `moving`."""
+        """For each slab of the grid, the points its voxels go to: (1, 3, rows, Y, Z) float64, voxels of `moving`."""
         to_voxels = np.linalg.inv(moving.affine)
         turn = torch.as_tensor(to_voxels[:3, :3], device=self.displacement.device)
         for rows in slabs(self.grid.shape):
@@ -159,8 +159,8 @@ class DisplacementField:
     def inverse(self, grid: Grid | None = None, iterations: int = 50, tolerance: float = 1e-3) -> DisplacementField:
         """The transformation from moving to fixed.
 
-        An affine map A is fitted first, so a large pre-alignment does no harm. The residual r is inverted by the
-        fixed-point iteration x ← A⁻¹(y − r(x)) with every other step of half length.
+        An affine map A is fitted first, so that a large pre-alignment does no harm. The fixed-point iteration
+        x ← A⁻¹(y − r(x)) then inverts the residual r; every other step has half the length.
 
         Args:
             grid: where to sample the inverse, usually the moving image's grid; None for the field's own grid.
@@ -186,7 +186,7 @@ class DisplacementField:
             if change < tolerance:
                 break
         else:
-            logger.warning("the inverse has not converged (last change %.3g mm); the field may fold", change)
+            logger.warning("the inverse did not converge (last change %.3g mm); the field may fold", change)
         return self.from_points(points[0], target)
 
     def ddf(self) -> MetaTensor:

@@ -1,4 +1,4 @@
-"""Reading the displacement fields of several programs, each in its own convention, into RAS mm."""
+"""Read displacement fields of several programs, each with its own convention, as RAS mm."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from regzoo.spatial.volumes import warn_or_refuse
 
 VECTOR_INTENT = 1007  # NIFTI_INTENT_VECTOR
 _DISPLACEMENT_INTENT = 1006  # NIFTI_INTENT_DISPVECT
-#: What NiftyReg writes into intent_p1.
+#: The kinds of transformation that NiftyReg numbers in intent_p1.
 _NIFTYREG = (
     "a deformation field",
     "a displacement field",
@@ -30,10 +30,10 @@ _WRITE = "write it as ITK does: shape (X, Y, Z, 1, 3), LPS mm, NIfTI intent 1007
 
 
 def read_field(path: str | PathLike[str], strict_headers: bool = False) -> tuple[np.ndarray, Grid]:
-    """Displacements from fixed to moving, and where they lie.
+    """Read the displacements from fixed to moving, and their grid.
 
-    Displacement fields of ITK and ANTs (intent 1007, LPS mm, or 1006, RAS mm), deformation and displacement fields of
-    NiftyReg and deformations of SPM (``Mapping``) are converted. Other kinds are refused by name.
+    Accepts displacement fields of ITK and ANTs (intent 1007, LPS mm, or 1006, RAS mm), deformation and displacement
+    fields of NiftyReg and deformations of SPM (``Mapping``). Refuses other kinds with a message that names the kind.
 
     Returns:
         (3, X, Y, Z) float32, RAS mm; the grid.
@@ -47,7 +47,7 @@ def read_field(path: str | PathLike[str], strict_headers: bool = False) -> tuple
         raise bad_file(path, "is not a NIfTI file, as a displacement field must be", _WRITE)
     header, shape = volume.header, volume.values.shape
     if (intent := int(header["intent_code"])) in _FSL_INTENTS:
-        raise bad_file(path, f"is a warp of FSL (intent {intent}), in the coordinates of FSL", _WRITE)
+        raise bad_file(path, f"is an FSL warp (intent {intent}), in FSL's own coordinates", _WRITE)
     if volume.values.ndim != 5 or shape[3:] != (1, 3):
         raise bad_file(path, f"has shape {shape}, so it is not a displacement field", _WRITE)
     grid = Grid((shape[0], shape[1], shape[2]), volume.affine)
@@ -80,7 +80,7 @@ def _convention(path: str, header: nib.Nifti1Header) -> tuple[np.ndarray, bool]:
         return np.ones(3), True
     if name or any(word in about.lower() for word in ("deformation", "velocity", "flow", "mapping", "dartel")):
         problem = f"is marked {name or about!r}, so the meaning of its vectors is unknown"
-        raise bad_file(path, problem, f"if it is a displacement field, {_WRITE}, without a name")
+        raise bad_file(path, problem, f"if it is a displacement field, {_WRITE}, without this mark")
     if code == VECTOR_INTENT:
         return RAS_LPS.diagonal()[:3], False
     if code == _DISPLACEMENT_INTENT:
@@ -89,9 +89,10 @@ def _convention(path: str, header: nib.Nifti1Header) -> tuple[np.ndarray, bool]:
 
 
 def _looks_absolute(vectors: np.ndarray, grid: Grid) -> bool:
-    """Whether vectors grow with the position as positions taken for displacements do, in LPS or RAS.
+    """Whether vectors grow with position as positions mistaken for displacements would, in LPS or RAS.
 
-    Any rotation is further than 1.7 from that, and a scale of all axes below 1.65 further than 0.6.
+    The linear part of such vectors is close to diag(±1, ±1, 1). The displacements of any rotation differ from it by
+    more than 1.7, and those of a scale of all axes below 1.65 by more than 0.6.
     """
     some = tuple(slice(0, n, max(n // 16, 1)) for n in grid.shape)
     places = grid.to_world(np.mgrid[some].reshape(3, -1).T)

@@ -1,4 +1,4 @@
-"""Compact labels, which a registration keeps on the large grids of the files.
+"""Held labels: a compact form in which a registration keeps labels on the large grids of the files.
 
 Held labels are either a map (1, X, Y, Z) of an integer type, with the labels' numbers 1, 2, … and 0 for the background,
 or masks (C, X, Y, Z), bool. The functions here also take masks of floats, as training and evaluation have them.
@@ -26,7 +26,7 @@ def is_map(labels: torch.Tensor) -> bool:
 
 
 def hold(volume: MetaTensor, values: Sequence[int] | None) -> MetaTensor:
-    """Held labels from those of a file.
+    """Convert the labels of a file to held labels.
 
     Args:
         volume: an integer map (1, X, Y, Z) float32, or masks (C, X, Y, Z).
@@ -43,7 +43,7 @@ def hold(volume: MetaTensor, values: Sequence[int] | None) -> MetaTensor:
 
 
 def one_mask(labels: torch.Tensor, index: int, box: Box | None = None) -> torch.Tensor:
-    """One label, or its part in a box: (X, Y, Z), bool or, for float masks, float."""
+    """One label, or the part of it in a box: (X, Y, Z), bool, or float for float masks."""
     part = as_tensor(labels)[(slice(None), *(box or ()))]
     return part[0] == index + 1 if is_map(labels) else part[index]
 
@@ -57,7 +57,7 @@ def boxes(labels: torch.Tensor, count: int) -> list[Box | None]:
 
 
 def part_of(grid: Grid, box: Box) -> Grid:
-    """The grid of a box of a grid."""
+    """The part of a grid inside a box."""
     affine = grid.affine.copy()
     affine[:3, 3] = grid.to_world([side.start for side in box])
     x, y, z = (side.stop - side.start for side in box)
@@ -65,7 +65,7 @@ def part_of(grid: Grid, box: Box) -> Grid:
 
 
 def sizes_and_centres(labels: MetaTensor, found: Sequence[Box | None]) -> tuple[list[float], np.ndarray]:
-    """Number of voxels (their sum if soft) and centroid (C, 3) of labels, RAS mm, NaN if empty; `found` are `boxes`."""
+    """Voxel counts (sums for soft labels) and centroids (C, 3), RAS mm, NaN if empty; `found` comes from `boxes`."""
     grid, sizes, centres = Grid.of(labels), list[float](), np.full((len(found), 3), np.nan)
     for index, box in enumerate(found):
         if box is None:

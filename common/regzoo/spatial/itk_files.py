@@ -1,4 +1,4 @@
-"""Reading NRRD and MetaImage through ITK."""
+"""Read NRRD and MetaImage files with ITK."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from regzoo.spatial.nifti import AGAIN, check_held, orthogonal, too_large
 from regzoo.spatial.unzip import MOST_DEFLATED
 
 ITK_SUFFIXES = {"NRRD": (".nrrd", ".nhdr"), "MetaImage": (".mha", ".mhd")}
-#: The spaces of NRRD that ITK knows; it takes all others for LPS.
+#: The NRRD spaces that ITK knows; it treats all others as LPS.
 _SPACES = {"rightanteriorsuperior", "leftanteriorsuperior", "leftposteriorsuperior", "ras", "las", "lps"}
 _AS_LPS = "write its space, such as 'space: left-posterior-superior', into its header"
-#: Cases are loaded by several threads, which share the terminal.
+#: The threads that load cases share the terminal.
 _ONE_AT_A_TIME = threading.Lock()
 
 
@@ -31,7 +31,7 @@ class ItkFile(NamedTuple):
 
     Attributes:
         io: ITK's reader, which has read the header.
-        header: the header as read by us.
+        header: the header as this package read it.
         shape: the number of voxels along each axis.
         stamp: changes when one of the files is replaced.
     """
@@ -43,7 +43,7 @@ class ItkFile(NamedTuple):
 
 
 def itk_header(path: Path, kind: str, start: bytes) -> ItkFile:
-    """Read the header of a file and check that it holds one number in each voxel; `start` is its first bytes."""
+    """Read the header of a file and check that each voxel holds one number; `start` holds its first bytes."""
     import itk  # takes two seconds
 
     itk.Object.GlobalWarningDisplayOff()
@@ -53,7 +53,7 @@ def itk_header(path: Path, kind: str, start: bytes) -> ItkFile:
     header = nrrd_header(path) if kind == "NRRD" else metaimage_header(path)
     for file in header.named:
         if not file.is_file():
-            raise bad_file(path, f"its voxels are missing, the file {file}", "put the two files together")
+            raise bad_file(path, f"its voxels are missing: no file {file}", "put the two files together")
     with _quiet():
         try:
             io.ReadImageInformation()
@@ -68,9 +68,9 @@ def itk_header(path: Path, kind: str, start: bytes) -> ItkFile:
         if pixel == "complex":
             raise bad_file(path, "holds complex numbers", "export its magnitude")
         if b"Segment0_" in start:
-            fix = "in 3D Slicer export it as a label map, or each layer by itself"
+            fix = "in 3D Slicer export it as a label map, or export each layer separately"
             raise bad_file(path, f"is a segmentation of {count} layers, whose segments overlap", fix)
-        raise bad_file(path, f"has {count} values in each voxel, as a colour or vector image", "give one 3-D volume")
+        raise bad_file(path, f"has {count} values in each voxel, like a colour or vector image", "give one 3-D volume")
     shape = tuple(int(io.GetDimensions(axis)) for axis in range(io.GetNumberOfDimensions()))
     if max(shape, default=2**31) >= 2**31 or (
         kind == "MetaImage" and shape != tuple(map(int, header.fields["DimSize"].split()))
@@ -83,7 +83,7 @@ def itk_header(path: Path, kind: str, start: bytes) -> ItkFile:
 
 
 def read_itk(path: Path, file: ItkFile) -> tuple[np.ndarray, np.ndarray, tuple[str, str] | None]:
-    """Values (float32), affine and doubt of a volume of three axes, or of four if the last is not spatial."""
+    """Read the values (float32), affine and doubt of a volume with three axes, or four if the last is not spatial."""
     import itk
 
     io, header, shape, stamp = file
@@ -99,7 +99,7 @@ def read_itk(path: Path, file: ItkFile) -> tuple[np.ndarray, np.ndarray, tuple[s
         except RuntimeError as error:
             raise _refused(path, error) from error
     if _stamp([path, *header.named]) != stamp:
-        raise bad_file(path, "was replaced while it was read", "send the request again")
+        raise bad_file(path, "was replaced while it was being read", "send the request again")
     image = reader.GetOutput()
     values = np.ascontiguousarray(itk.array_view_from_image(image).T)
     lps = np.eye(4)
@@ -117,11 +117,11 @@ def _doubt(path: Path, fields: Mapping[str, str]) -> tuple[str, str] | None:
     # ITK itself writes no space for four axes.
     written_by_itk = not space and fields.get("space dimension") == "4"
     if not written_by_itk and space.lower().replace("-", "").removesuffix("time") not in _SPACES:
-        said = f"names the space {space}, which has no left and right" if space else "does not say which side is left"
-        return f"its header {said}, ITK takes its axes for left, posterior, superior", _AS_LPS
+        what = f"names the space {space}, which has no left and right" if space else "does not say which side is left"
+        return f"its header {what}, so ITK takes the axes as left, posterior, superior", _AS_LPS
     units = set(re.findall(r'"([^"]*)"', fields.get("space units", ""))) - {"", "mm", "millimeter", "millimetre"}
     if units:
-        problem = f"its space units are {', '.join(sorted(units))}, which ITK takes for mm"
+        problem = f"its space units are {', '.join(sorted(units))}, which ITK reads as mm"
         return problem, "write its voxel size and origin in mm"
     return None
 
@@ -133,8 +133,8 @@ def _stamp(files: Sequence[Path]) -> list[tuple[int, int, int]]:
 
 def _refused(path: Path, error: RuntimeError) -> Exception:
     """The error for a file that ITK refuses, in one line, with ITK's reason if it gives one."""
-    said = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
-    reason = (said[-1] if said else "").replace(str(path), "").partition("): ")
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    reason = (lines[-1] if lines else "").replace(str(path), "").partition("): ")
     why = (reason[2] or reason[0]).replace("; ", ", ")[:160].strip()
     if not why or why.startswith("Reason:") or re.search("expected .* received|got only", why):
         return bad_file(path, "is truncated or damaged: ITK cannot read all of it", AGAIN)

@@ -1,7 +1,7 @@
 """The text headers of NRRD and MetaImage, checked before ITK reads them.
 
 ITK trusts a header. It opens any file that the header names, returns uninitialised memory for voxels missing from the
-file, and hangs or crashes on some values. So it gets only headers whose meaning is certain.
+file, and hangs or crashes on some values. It is therefore given only unambiguous headers.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _BLOCK = 1 << 20
 
 
 class TextHeader(NamedTuple):
-    """A header without any field of uncertain meaning.
+    """A header without ambiguous fields.
 
     Attributes:
-        fields: by name, which is in lower case for NRRD.
+        fields: name → value; the names are in lower case for NRRD.
         named: the files that hold the voxels; empty if the file itself holds them.
-        end: where the header ends, in bytes.
+        end: the length of the header, in bytes.
     """
 
     fields: dict[str, str]
@@ -50,12 +50,12 @@ class TextHeader(NamedTuple):
 
 
 def nrrd_header(path: Path) -> TextHeader:
-    """The header of an NRRD file; errors as `metaimage_header`."""
+    """The header of an NRRD file; raises what `metaimage_header` raises."""
     with path.open("rb") as file:
         content = file.read(LONGEST_HEADER)
     blank = re.search(rb"\n\r?\n", content)
     if blank is None and len(content) == LONGEST_HEADER:
-        raise _unclear(path, "it does not end")
+        raise _unclear(path, "no end")
     lines = content[: blank.end() if blank else None].decode("latin-1").replace("\r", "\n").split("\n")
     fields, names = dict[str, str](), list[str]()
     for number, line in enumerate(lines[1:], 1):
@@ -84,12 +84,12 @@ def metaimage_header(path: Path) -> TextHeader:
     """The header of a MetaImage file.
 
     Raises:
-        RegZooError: it names a file outside its own folder, or its meaning is not certain.
+        RegZooError: the header names a file outside its own folder or is ambiguous.
     """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         start = content.find(_DATA_FILE, 0, LONGEST_HEADER)
         if start < 0 or content.find(_DATA_FILE, start + 1) >= 0:
-            raise _unclear(path, f"it must say {_DATA_FILE.decode()} once")
+            raise _unclear(path, f"{_DATA_FILE.decode()} must appear once")
         before, rest = content[:start], content[start : start + LONGEST_HEADER]
     last = re.match(rb"ElementDataFile[ \t]*=[ \t]*([^=:\s\0][^\r\n\0]*?)[ \t]*(?:\r?\n|\Z)", rest)
     if last is None or before[-1:] not in (b"\n", b""):
@@ -198,12 +198,12 @@ def _numbered(path: Path, value: str) -> list[str]:
 
 
 def _beside(path: Path, names: Sequence[str]) -> list[Path]:
-    """The paths of named files, which must lie in the folder of the header or below it."""
+    """The paths of the named files; refuses files that are not in the folder of the header or below it."""
     folder = Path(os.path.normpath(Path.cwd() / path.parent))
     for name in names:
         if not name.isprintable() or name == "-" or folder not in Path(os.path.normpath(folder / name)).parents:
             problem = f"names another file for its voxels, {name!r:.80}, outside its own folder"
-            raise bad_file(path, problem, "put the two files together and let the header name the other one")
+            raise bad_file(path, problem, "put both files into one folder and name the other file in the header")
     return [path.parent / name for name in names]
 
 

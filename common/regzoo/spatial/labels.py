@@ -1,4 +1,4 @@
-"""Reading labels in any of their forms: masks, lists of masks and integer maps."""
+"""Read labels in any form: masks, lists of masks and integer maps."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from torch.nn import functional
 MAX_LABEL_VALUES = 256
 #: Values this close to a whole number are rounded to it: resampling and scaling leave such differences.
 NEAR_WHOLE = 1e-3
-#: From here on float32 does not hold every whole number.
+#: From this value on, float32 cannot represent every whole number.
 NOT_EXACT = 2**24
-#: Largest distance of a label from its image along any axis, voxels.
-TENTH = 0.1
+#: Largest allowed distance between a label and its image along any axis, voxels.
+MAX_OFFSET = 0.1
 _DRAW = "draw the label, or leave the file out"
 _WHOLE = "give a mask or a map of whole numbers"
 
@@ -52,13 +52,13 @@ def read_label_file(
 ) -> LabelFile:
     """Read labels: a 4-D file (last axis = label), a 3-D mask or integer map, or a list of masks.
 
-    Values within 0.001 of a whole number are rounded. Other values between 0 and 1 make a soft mask, to which a voxel
-    belongs from 0.5 on.
+    Values within 0.001 of a whole number are rounded. Other values between 0 and 1 are a soft mask, which is
+    thresholded at 0.5.
 
     Args:
         path: one file, or one file per label, with an empty mask for a label that is not drawn.
         image: grid of the image the labels were drawn on; the labels must lie on it.
-        may_be_empty: accept a file without a labelled voxel.
+        may_be_empty: accept a file without labelled voxels.
         strict_headers: refuse a file that other programs may place elsewhere, instead of warning.
 
     Raises:
@@ -103,7 +103,7 @@ def _joined(paths: Sequence[str | Path], image: Grid | None, may_be_empty: bool,
         values += [_only_value(path, file.volume, "holds")] if file.is_map else file.mask_values
         if masks[-1].shape[1:] != masks[0].shape[1:]:
             raise bad_file(
-                paths[0], "lies on another grid than the other masks of its list", "resample all masks onto one grid"
+                paths[0], "lies on a different grid from the other masks", "resample all masks onto one grid"
             )
         affine = file.volume.affine
     joined = torch.cat(masks)
@@ -113,7 +113,7 @@ def _joined(paths: Sequence[str | Path], image: Grid | None, may_be_empty: bool,
 
 
 def _uncropped(label: MetaTensor, image: Grid) -> MetaTensor:
-    """A segmentation padded to the grid of its image; 3D Slicer saves it cropped to its segments."""
+    """Pad a segmentation to the grid of its image; 3D Slicer saves segmentations cropped to their segments."""
     affine = np.array(label.affine, dtype=np.float64)
     before = np.rint(image.to_voxels(affine[:3, 3])).astype(int)
     after = np.asarray(image.shape) - before - label.shape[:3]
@@ -166,9 +166,8 @@ def _only_value(path: str | Path, mask: torch.Tensor, what: str) -> int:
 def label_values(volume: torch.Tensor) -> list[int]:
     """The labels of an integer map: its non-zero values, sorted."""
     found = set[float]()
-    for part in (
-        as_tensor(torch.as_tensor(volume)).reshape(-1).split(SLAB)
-    ):  # of a slab only the runs of a value are sorted
+    for part in as_tensor(torch.as_tensor(volume)).reshape(-1).split(SLAB):
+        # Reducing runs of equal values first leaves little to sort.
         found.update(torch.unique_consecutive(part).unique().tolist())
     return sorted(int(value) for value in found if value != 0)
 
@@ -184,8 +183,8 @@ def check_on_grid(path: str | Path, label: MetaTensor, image: Grid) -> None:
     grid = Grid.of(label)
     if grid.shape != image.shape:
         problem = f"has {grid.shape} voxels, but its image has {image.shape}"
-    elif np.abs(image.to_voxels(grid.corners) - image.to_voxels(image.corners)).max() > TENTH:
-        problem = f"lies elsewhere in space than its image (the affines differ, by up to {grid.distance(image):.3g} mm)"
+    elif np.abs(image.to_voxels(grid.corners) - image.to_voxels(image.corners)).max() > MAX_OFFSET:
+        problem = f"lies elsewhere: the affines of label and image differ by up to {grid.distance(image):.3g} mm"
     else:
         return
     raise bad_file(path, problem, "resample the label onto its image's grid")

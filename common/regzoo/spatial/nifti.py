@@ -1,7 +1,7 @@
-"""Reading NIfTI, placing it by one rule, and warning if ITK places it elsewhere.
+"""Read NIfTI files, place them by one rule, and warn if ITK places them elsewhere.
 
-The rule is nibabel's: the sform if its code is above 0, else the qform if its code is above 0, else the centre of the
-volume at the origin with the first axis to the left. Lengths in metres or micrometres are converted to mm.
+The rule is nibabel's: the sform if its code is above 0, else the qform if its code is above 0, else the volume is
+centred at the origin with its first axis pointing left. Lengths in metres or micrometres are converted to mm.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from regzoo.errors import RegZooError, bad_file
 from regzoo.spatial.grid import RAS_LPS, Grid
 from regzoo.spatial.unzip import MOST_DEFLATED, Unzipped, is_zipped, open_unzipped
 
-#: Two placements agree if no corner of the volume moves by more than this share of a voxel, nor by more than these mm.
+#: Two placements agree if no corner of the volume moves by more than this share of a voxel or this many mm.
 SAME_VOXELS, SAME_MM = 0.1, 0.1
 AGAIN = "copy or export it again"
 _UNIT_MM = {1: 1e3, 3: 1e-3}  # metre and micrometre; 2 is mm, and unknown (0) counts as mm
@@ -33,9 +33,9 @@ class NiftiFile(NamedTuple):
 
     Attributes:
         path: the requested file.
-        header: as stored.
-        data: the file that holds the voxels: the same file, or the other one of a pair.
-        shape: as stored, one number per axis.
+        header: the header as stored.
+        data: the file that holds the voxels: the same file, or the other file of a pair.
+        shape: the shape as stored, one number per axis.
         in_pair: whether header and voxels are two files.
     """
 
@@ -58,7 +58,7 @@ def nifti_file(path: Path, header_file: Path, data: Path) -> NiftiFile:
     kind = nib.Nifti2Header if start[5:7] == b"+2" or start[5:7] == b"i2" else nib.Nifti1Header
     order = {struct.pack(f"{order}i", kind.sizeof_hdr): order for order in "<>"}.get(start[:4])
     if order is None:
-        raise bad_file(path, "has a damaged header, which does not start with its own size", AGAIN)
+        raise bad_file(path, "has a damaged header: it does not start with the size of the header", AGAIN)
     header = kind(start[: kind.sizeof_hdr], order, check=False)
     code, count = int(header["datatype"]), int(header["dim"][0])
     if code in _COLOURS:
@@ -76,16 +76,16 @@ def nifti_file(path: Path, header_file: Path, data: Path) -> NiftiFile:
         raise bad_file(path, f"has impossible sizes in its header (dim {header['dim'].tolist()})", AGAIN)
     offset = float(header["vox_offset"])
     if not 0 <= offset < 2**28:
-        raise bad_file(path, f"has an impossible start of its voxels in its header (vox_offset {offset:g})", AGAIN)
+        raise bad_file(path, f"has an impossible vox_offset in its header ({offset:g})", AGAIN)
     if not data.is_file():
-        raise bad_file(path, f"its voxels are missing, the file {data}", "put the two files of the pair together")
+        raise bad_file(path, f"its voxels are missing: no file {data}", "put the two files of the pair together")
     zipped = is_zipped(data)
     held = data.stat().st_size - (0 if zipped else int(offset))
     check_held(path, shape, voxel.itemsize, held * (MOST_DEFLATED if zipped else 1))
     return NiftiFile(path, header, data, shape, data != header_file)
 
 
-@np.errstate(all="ignore")  # results of a damaged header are refused below, without NumPy's warnings
+@np.errstate(all="ignore")  # bad numbers from a damaged header are refused below
 def read_voxels(file: NiftiFile) -> np.ndarray:
     """The values of a file, scaled by its header, float32, in the stored shape.
 
@@ -170,10 +170,10 @@ def orthogonal(path: Path, grid: Grid) -> Grid:
 def itk_affine(header: nib.Nifti1Header) -> tuple[np.ndarray, str]:
     """The affine (voxel → RAS, in the header's unit) that ITK 5.4 reads from a header, and its source.
 
-    ITK always takes the voxel size from pixdim. It takes the sform only if that is orthogonal and its code is 1, or
-    there is no qform, or the two look the same to it. It compares their singular vectors, so where one of them mirrors
-    the other the answer depends on rounding: the source is then "either" and the affine that of the qform. Written
-    after itkNiftiImageIO.cxx of ITK 5.4; tested against SimpleITK.
+    ITK always takes the voxel size from pixdim. It uses the sform only if the sform is orthogonal and one of these
+    holds: its code is 1, there is no qform, or ITK finds both equal. ITK compares their singular vectors, so if one
+    mirrors the other, the result depends on rounding. The source is then "either" and the affine is that of the qform.
+    This follows itkNiftiImageIO.cxx of ITK 5.4 and is tested against SimpleITK.
     """
     size = np.nan_to_num(header["pixdim"][1:4].astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     size[size == 0] = 1.0
@@ -207,8 +207,8 @@ def _doubt(
     if not apart <= _tolerance(grid):
         if itk_source == "either":
             return (
-                f"programs that use its qform, ITK perhaps among them, place it up to {apart:.3g} mm away: its "
-                "sform and qform mirror each other, the sform is used here",
+                f"programs that use its qform, perhaps including ITK, place it up to {apart:.3g} mm away: its "
+                "sform and qform mirror each other, and the sform is used here",
                 _WRITE_BOTH,
             )
         if source == itk_source:
@@ -218,18 +218,18 @@ def _doubt(
                 "write the right voxel size as pixdim, for example by saving it with nibabel",
             )
         return (
-            f"ITK (3D Slicer, ANTs) places it up to {apart:.3g} mm away: its sform and qform differ, ITK takes the "
-            f"{itk_source}, the {source} is used here",
+            f"ITK (3D Slicer, ANTs) places it up to {apart:.3g} mm away: its sform and qform differ, ITK uses the "
+            f"{itk_source}, and the {source} is used here",
             _WRITE_BOTH,
         )
     if coded["sform"] and coded["qform"]:
         size = np.abs(header["pixdim"][1:4].astype(np.float64))
         apart = grid.distance(Grid(grid.shape, scale @ _qform(header, size)))
         if not apart <= _tolerance(grid):
-            return f"its sform and qform differ by up to {apart:.3g} mm, the sform is used as in ITK", _WRITE_BOTH
+            return f"its sform and qform differ by up to {apart:.3g} mm, and the sform is used as in ITK", _WRITE_BOTH
     sign = float(header["pixdim"][0])
     if source == "qform" and sign < 0 and sign != -1:
-        return f"its pixdim[0] is {sign:g}, which is -1 for ITK and here, but 1 for nibabel", "write -1 or 1"
+        return f"its pixdim[0] is {sign:g}, which counts as -1 here and in ITK, but as 1 in nibabel", "write -1 or 1"
     return None
 
 
@@ -262,7 +262,7 @@ def _mirrored(sform: np.ndarray, qform: np.ndarray) -> bool:
 
 
 def _by_voxel_size(file: NiftiFile, has_qform: bool) -> np.ndarray:
-    """The affine of the qform, or without one that of the volume centred at the origin."""
+    """The affine of the qform or, without one, of the volume centred at the origin."""
     header = file.header
     size = np.abs(header["pixdim"][1:4].astype(np.float64))
     if not (np.isfinite(size).all() and size.all()):

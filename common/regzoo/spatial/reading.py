@@ -1,4 +1,4 @@
-"""One reader for every format: recognises a file by its content and reads its values and its affine."""
+"""One reader for every format: it recognises a file by its content and reads its values and affine."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Volume(NamedTuple):
         values: float32, (X, Y, Z) and further axes as stored, scaled by the header.
         affine: 4×4 float64, voxel → RAS mm; axes at right angles.
         doubt: (problem, what to do) if other programs may place the file elsewhere; None if all agree.
-        header: of a NIfTI file.
+        header: the header of a NIfTI file; None for other formats.
     """
 
     values: np.ndarray
@@ -52,7 +52,7 @@ def read_volume(path: str | os.PathLike[str]) -> Volume:
     """Read a NIfTI, NRRD, MetaImage or MGH file. NIfTI is recognised by its content under any name.
 
     Raises:
-        RegZooError: one line that says what else the file is, or what is wrong with it.
+        RegZooError: the file is something else or is damaged; the message says what.
     """
     path = Path(path)
     file = _opened(path)
@@ -65,13 +65,13 @@ def read_volume(path: str | os.PathLike[str]) -> Volume:
 
 
 def stored_shape(path: str | os.PathLike[str]) -> tuple[int, ...]:
-    """The number of voxels along each axis of a file, from its header alone; errors as `read_volume`."""
+    """The number of voxels along each axis of a file, from its header alone; raises what `read_volume` raises."""
     file = _opened(Path(path))
     return tuple(int(n) for n in file.shape)
 
 
 def files_of(path: str | os.PathLike[str]) -> list[Path]:
-    """All files of an image, itself first; a header may name further files.
+    """All files of an image, `path` first; a header may name further files.
 
     Raises:
         RegZooError: not a readable image.
@@ -109,8 +109,8 @@ def _opened(path: Path) -> Any:
             if not name.endswith(suffixes):
                 raise bad_file(
                     path,
-                    f"is {'an' if kind == 'NRRD' else 'a'} {kind} file under another name",
-                    f"let its name end in {suffixes[0]}",
+                    f"is {'an' if kind == 'NRRD' else 'a'} {kind} file with another suffix",
+                    f"rename it to end in {suffixes[0]}",
                 )
             return itk_header(path, kind, start)
     if name.endswith((".mgh", ".mgz")) and start[:4] == struct.pack(">i", 1):
@@ -124,7 +124,7 @@ def _start(path: Path) -> bytes:
         with open_unzipped(path) as stream:
             return stream.read(4096)
     except PermissionError as error:
-        raise bad_file(path, "may not be read (permission denied)", "ask for the right to read it") from error
+        raise bad_file(path, "cannot be read (permission denied)", "ask for permission to read it") from error
     except (EOFError, zlib.error) as error:
         raise bad_file(path, "is truncated or damaged: it cannot be unzipped", AGAIN) from error
 
@@ -140,14 +140,14 @@ def not_a_file(path: Path) -> RegZooError:
 
 
 def _not_an_image(path: Path, start: bytes) -> RegZooError:
-    """The error for a file that is not an image; says what it is as far as its first bytes tell."""
+    """The error for a file that is not an image; names its type if the first bytes show it."""
     if _is_dicom(start, path.name.lower()):
         return bad_file(path, "is a DICOM file", _FROM_DICOM)
     for magic, what in _PICTURES.items():
         if start.startswith(magic):
             return bad_file(path, f"is {what}, which cannot be read here", f"give a {FORMATS} file")
     if path.name.lower().endswith((".mgh", ".mgz")):
-        return bad_file(path, "is not an MGH image, in spite of its name", AGAIN)
+        return bad_file(path, "is not an MGH image, despite its name", AGAIN)
     try:
         text = start.decode("utf-8")
     except UnicodeDecodeError:
@@ -171,7 +171,7 @@ def _is_dicom(start: bytes, name: str) -> bool:
 
 
 def _header_of(path: Path) -> Path:
-    """The header file of an .img file; any other file itself."""
+    """The header file of an .img file; any other path unchanged."""
     return _partner(path, ".img", ".hdr")
 
 

@@ -1,4 +1,4 @@
-"""Opening files by their content: a gzip file is decompressed, whatever its name."""
+"""Open files by content: a gzip file is decompressed, whatever its name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BLOCK = 1 << 17
 
 
 class Unzipped(gzip.GzipFile):
-    """A gzip file opened for reading; unlike Python's, it ignores whatever follows the compressed data.
+    """A gzip file opened for reading; unlike Python's class, this one ignores bytes after the compressed data.
 
     Reads raise EOFError if the file ends too early and `zlib.error` if it is damaged.
     """
@@ -26,7 +26,7 @@ class Unzipped(gzip.GzipFile):
         return bytes(buffer[: self.readinto(buffer)])
 
     def readinto(self, buffer: Any) -> int:
-        """Fill a buffer; fewer bytes only at the end."""
+        """Fill a buffer and return the number of bytes; fewer only at the end."""
         view, filled = memoryview(buffer), 0
         while filled < len(view) and (chunk := self._next(min(len(view) - filled, _BLOCK))):
             view[filled : filled + len(chunk)] = chunk
@@ -47,7 +47,7 @@ class Unzipped(gzip.GzipFile):
 
 
 def is_zipped(path: Path) -> bool:
-    """Whether a file has been compressed by gzip."""
+    """Whether a file is compressed with gzip."""
     with path.open("rb") as file:
         return file.read(len(MAGIC)) == MAGIC
 

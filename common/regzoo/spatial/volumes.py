@@ -1,4 +1,4 @@
-"""Reading images with checks against unusable files, and functions for all volumes."""
+"""Read images, refuse unusable ones, and compute simple properties of volumes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 #: Metadata keys: MONAI's for the file name of an image, and ours for the number of axes of the file.
 FILE = "filename_or_obj"
 STORED_AXES = "stored_axes"
-NAN_FIX = "replace them by the background value: in most images the minimum, in CT -1000"
+NAN_FIX = "replace them with the background value: in most images the minimum, in CT -1000"
 _CHECK = "check that the right file was exported"
 _warned: set[str] = set()
 
@@ -54,13 +54,13 @@ def check_spatial(path: str | Path, volume: torch.Tensor) -> None:
 
 
 def check_finite(path: str | Path, volume: torch.Tensor, fix: str) -> None:
-    """Raise `RegZooError`, with what to do, if a volume holds NaN or infinity."""
+    """Raise `RegZooError` if a volume holds NaN or infinity; `fix` says what to do about it."""
     if count := int((~torch.isfinite(volume)).sum()):
         raise bad_file(path, f"holds NaN or infinity in {count} voxels", fix)
 
 
 def read_image(path: str | Path, strict_headers: bool = False, allow_nan: bool = False) -> MetaTensor:
-    """Read a scalar 3-D image; scaled and integer files become float32 in their own physical values.
+    """Read a scalar 3-D image; integers and scaled values become float32 physical values.
 
     Args:
         path: NIfTI, NRRD, MetaImage or MGH.

@@ -1,4 +1,4 @@
-"""Sampling, warping and composing on voxel grids.
+"""Sample, warp and compose on voxel grids.
 
 Convention: a DDF has shape (B, 3, X, Y, Z) and is in voxels of its own (fixed) grid. Its components follow the array
 axes, and it points from a fixed voxel to its moving correspondent: ``warped(x) = moving(x + ddf(x))``. Voxel centres
@@ -23,12 +23,12 @@ Padding = Literal["zeros", "border"]
 
 #: Voxels of a slab, see `slabs`.
 SLAB = 1 << 20
-#: Rounding error allowed for a point that lies half-way between two voxels, voxels.
+#: Allowed rounding error of a point half-way between two voxels, voxels.
 TIE = 1e-6
 
 
 def _grid_sample(image: torch.Tensor, grid: torch.Tensor, mode: str, padding: str) -> torch.Tensor:
-    """`F.grid_sample`; on the CPU with every thread at work even for a batch of one."""
+    """`F.grid_sample`, but on the CPU it uses all threads even for a batch of one."""
     if not torch.jit.is_scripting():
         # An exported graph runs on any machine, so it must not depend on this machine's threads or this batch's size.
         exporting = torch.jit.is_tracing() or torch.compiler.is_compiling()
@@ -60,7 +60,7 @@ def sample(
         image: (B, C, X', Y', Z').
         coordinates: (B, 3, X, Y, Z), voxels of `image`.
         mode: ``bilinear`` (trilinear) or ``nearest``.
-        padding: outside the image, ``zeros`` or its ``border`` value.
+        padding: outside the image, ``zeros`` or the ``border`` value of the image.
 
     Returns:
         (B, C, X, Y, Z) in the dtype of `image`.
@@ -97,11 +97,11 @@ def warp(image: torch.Tensor, ddf: torch.Tensor, mode: str = "bilinear", padding
 
 
 def compose(first: torch.Tensor, then: torch.Tensor) -> torch.Tensor:
-    """The DDF of going through `first` and then through `then`: ``first(x) + then(x + first(x))``.
+    """The DDF that applies `first`, then `then`: ``first(x) + then(x + first(x))``.
 
     Args:
         first: (B, 3, X, Y, Z), voxels.
-        then: (B, 3, X, Y, Z), voxels of the same grid; its border values hold beyond the border.
+        then: (B, 3, X, Y, Z), voxels of the same grid; beyond the border, the border values apply.
 
     Returns:
         (B, 3, X, Y, Z). ``warp(image, compose(first, then))`` equals ``warp(warp(image, then), first)`` up to
@@ -163,14 +163,14 @@ def sample_file(
 ) -> torch.Tensor:
     """Values of an image at given points, as ITK's interpolators give them.
 
-    A point at most half a voxel beyond the outermost centres still belongs to a voxel and gets the border value.
+    A point at most half a voxel beyond the outermost voxel centres belongs to a voxel and gets the border value.
 
     Args:
         image: (C, X', Y', Z') float32.
         coordinates: (1, 3, X, Y, Z) float64, voxels of `image`.
         mode: ``bilinear`` (trilinear) or ``nearest``.
-        padding: further out, ``zeros`` gives the background and ``border`` the border value.
-        background: the value further out.
+        padding: beyond that, ``zeros`` gives `background` and ``border`` the border value.
+        background: value for ``zeros``.
 
     Returns:
         (C, X, Y, Z) float32.
@@ -194,7 +194,7 @@ def resample(
     anti_alias: bool = False,
     background: float = 0.0,
 ) -> torch.Tensor:
-    """Resample an image from one grid onto another through the world.
+    """Resample an image from one grid onto another through world coordinates.
 
     Args:
         image: (C, X', Y', Z') on `source`.

@@ -1,4 +1,4 @@
-"""Writing NIfTI files that every reader places alike."""
+"""Write NIfTI files that every reader places at the same position."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from regzoo.errors import bad_file
 from regzoo.files import atomic_path
 from regzoo.spatial.grid import Grid
 
-#: How far, in mm, sform and qform of a written file may lie apart at any corner.
+#: Largest allowed distance between the sform and the qform of a written file at any corner, mm.
 SAME_PLACE = 1e-3
 
 
@@ -23,7 +23,7 @@ def write_nifti(
         path: ends in ``.nii`` or ``.nii.gz``.
         array: voxels, written in their own dtype without scaling.
         affine: 4×4, voxel → RAS mm, axes at right angles; written as both sform and qform (code 1) so that every
-            reader agrees. Where a qform, which has less precision, is not the same to 1e-3 mm, its code is 0.
+            reader agrees. If the qform, which is less precise, differs by more than 1e-3 mm, its code is 0.
         intent: NIfTI intent code, e.g. 1007 for a vector field.
 
     Raises:

@@ -46,7 +46,7 @@ def test_nothing_is_found_in_a_sound_set(pairs: PairSet) -> None:
     [
         ("fixed_image", "constant", "is constant: every voxel is 7", "right file"),
         ("moving_image", "nan", "holds NaN or infinity in 1 voxels", "replace them"),
-        ("moving_label", "elsewhere", "lies elsewhere in space", "resample"),
+        ("moving_label", "elsewhere", "lies elsewhere: the affines", "resample"),
         ("fixed_label", "floats", "holds intensities, not labels", "whole numbers"),
         ("fixed_label", "nothing", "holds no labelled voxel", "draw"),
         ("fixed_label", "three", "holds 3 labels", "same labels"),
