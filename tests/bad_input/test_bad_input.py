@@ -166,7 +166,7 @@ ROWS: dict[str, tuple[Callable[[Inputs], str], str, str]] = {
     "one row": (lambda i: i.set("fixed", IMAGE[:, 8:9]), "2-D", "3-D volume"),
     "4-D image": (lambda i: i.set("moving", np.stack([IMAGE] * 2, -1)), "4-D", "split"),
     "5-D image": (lambda i: i.set("moving", np.stack([np.stack([IMAGE] * 2, -1)] * 3, -1)), "5-D", "split"),
-    "NaN": (with_value(np.nan), "NaN", "replace them by the background value: in most images the minimum"),
+    "NaN": (with_value(np.nan), "NaN", "replace them with the background value: in most images the minimum"),
     "infinity": (with_value(-np.inf), "infinity", "in CT -1000"),
     "constant image": (lambda i: i.set("moving", np.full(SHAPE, 7, np.int16)), "constant", "check"),
     "label of another size": (lambda i: i.set("label", LABEL[:-1]), "voxels", "resample"),
