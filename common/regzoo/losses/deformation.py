@@ -23,10 +23,6 @@ def _unit(axis: int, length: int = 1) -> Offset:
     return (length * (axis == 0), length * (axis == 1), length * (axis == 2))
 
 
-def _plus(a: Offset, b: Offset) -> Offset:
-    return (a[0] + b[0], a[1] + b[1], a[2] + b[2])
-
-
 def _first_difference(axis: int) -> tuple[tuple[Offset, float], ...]:
     return ((_unit(axis), 0.5), (_unit(axis, -1), -0.5))
 
@@ -37,7 +33,8 @@ def _second_difference(i: int, j: int, wide: bool) -> tuple[tuple[Offset, float]
     taps: dict[Offset, float] = {}
     for a, ca in _first_difference(i):
         for b, cb in _first_difference(j):
-            taps[_plus(a, b)] = taps.get(_plus(a, b), 0.0) + ca * cb
+            offset = (a[0] + b[0], a[1] + b[1], a[2] + b[2])
+            taps[offset] = taps.get(offset, 0.0) + ca * cb
     return tuple(taps.items())
 
 

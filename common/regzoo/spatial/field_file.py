@@ -25,7 +25,6 @@ _NIFTYREG = (
     "a spline grid of velocities",
     "a linear spline grid",
 )
-_FSL_INTENTS = range(2001, 2030)
 _WRITE = "write it as ITK does: shape (X, Y, Z, 1, 3), LPS mm, NIfTI intent 1007"
 
 
@@ -46,7 +45,7 @@ def read_field(path: str | PathLike[str], strict_headers: bool = False) -> tuple
     if volume is None or volume.header is None:
         raise bad_file(path, "is not a NIfTI file, as a displacement field must be", _WRITE)
     header, shape = volume.header, volume.values.shape
-    if (intent := int(header["intent_code"])) in _FSL_INTENTS:
+    if (intent := int(header["intent_code"])) in range(2001, 2030):
         raise bad_file(path, f"is an FSL warp (intent {intent}), in FSL's own coordinates", _WRITE)
     if volume.values.ndim != 5 or shape[3:] != (1, 3):
         raise bad_file(path, f"has shape {shape}, so it is not a displacement field", _WRITE)

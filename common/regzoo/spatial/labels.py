@@ -25,7 +25,6 @@ NOT_EXACT = 2**24
 #: Largest allowed distance between a label and its image along any axis, voxels.
 MAX_OFFSET = 0.1
 _DRAW = "draw the label, or leave the file out"
-_WHOLE = "give a mask or a map of whole numbers"
 
 
 class LabelFile(NamedTuple):
@@ -141,7 +140,8 @@ def _whole_numbers(path: str | Path, stored: torch.Tensor) -> torch.Tensor:
         if low >= -NEAR_WHOLE and high <= 1 + NEAR_WHOLE:
             return (stored >= 0.5).float()
         example = float(stored.flatten()[off.argmax()])
-        raise bad_file(path, f"holds intensities, not labels: {example:g} is not a whole number", _WHOLE)
+        problem = f"holds intensities, not labels: {example:g} is not a whole number"
+        raise bad_file(path, problem, "give a mask or a map of whole numbers")
     if (count := len(label_values(labels))) > MAX_LABEL_VALUES:
         problem = f"holds {count} different values, more than the {MAX_LABEL_VALUES} labels that a map may have"
         raise bad_file(path, problem, "give a map of fewer labels, or check that it is not an image")

@@ -97,7 +97,7 @@ def _opened(path: Path) -> Any:
         if not start:
             raise bad_file(path, f"its header {header_file} is missing", "put the two files of the pair together")
     if _is_nifti(start):
-        data = path if start[344:347] == b"n+1" or start[4:7] == b"n+2" else _data_of(header_file)
+        data = path if start[344:347] == b"n+1" or start[4:7] == b"n+2" else _partner(header_file, ".hdr", ".img")
         return nifti_file(path, header_file, data)
     if start[:4] in (struct.pack("<i", 348), struct.pack(">i", 348)):
         if len(start) < 348:
@@ -173,10 +173,6 @@ def _is_dicom(start: bytes, name: str) -> bool:
 def _header_of(path: Path) -> Path:
     """The header file of an .img file; any other path unchanged."""
     return _partner(path, ".img", ".hdr")
-
-
-def _data_of(header: Path) -> Path:
-    return _partner(header, ".hdr", ".img")
 
 
 def _partner(path: Path, suffix: str, other: str) -> Path:
