@@ -119,11 +119,11 @@ def _divided(
     if validation and fold is None and folds is None:
         logger.info("validating on the %d records of the data set's validation part", len(validation))
         return Division(list(records), list(validation))
-    own = any(Key.FOLD in record for record in records)
-    parts = Division(*split_fold(records, fold or 0, folds if own or folds is not None else default, seed))
-    which = "of the data set's own folds" if own else f"of {folds or default}"
-    logger.info("validating on fold %d %s: %d of %d records", fold or 0, which, len(parts.validation), len(records))
-    return parts
+    listed = any(Key.FOLD in record for record in records)
+    division = Division(*split_fold(records, fold or 0, folds if listed or folds is not None else default, seed))
+    which = "of the data set's own folds" if listed else f"of {folds or default}"
+    logger.info("validating on fold %d %s: %d of %d records", fold or 0, which, len(division.validation), len(records))
+    return division
 
 
 def evaluation_records(
@@ -192,8 +192,8 @@ def split_images(
         return Division([], [])
     validation = load_validation(folder, single=True) if folder else []
     training, held_out = list(records), list[Record]()
-    enough = len(set(map(patient_of, records))) >= max(folds or FOLDS_OF_IMAGES, 2)
-    if enough or validation or any(Key.FOLD in record for record in records):
+    enough_patients = len(set(map(patient_of, records))) >= max(folds or FOLDS_OF_IMAGES, 2)
+    if enough_patients or validation or any(Key.FOLD in record for record in records):
         training, held_out = _divided(records, fold, folds, seed, validation, FOLDS_OF_IMAGES)
     if held_out and not simulated and (pairs := _as_pairs(held_out, pairs_file, count, seed)):
         return Division(training, pairs)
@@ -201,7 +201,7 @@ def split_images(
     if not simulated:
         logger.warning("%d images of too few patients for pairs: validating on simulated pairs", len(held_out))
     repeats = -(-SIMULATED // len(held_out))
-    repeated = [item | {"case": f"{item['case']}_{turn}"} for turn in range(repeats) for item in held_out]
+    repeated = [item | {"case": f"{item['case']}_{number}"} for number in range(repeats) for item in held_out]
     return Division(training, repeated)
 
 
@@ -210,8 +210,8 @@ def _as_pairs(records: Sequence[Record], pairs_file: str | Path, count: int | No
     if not any(map(is_single, records)):
         return list(records)
     images = single_records(records)
-    several = len(set(map(patient_of, images))) > 1
-    return draw_pairs(images, pairs_file, count or None, seed) if several else []
+    patients = set(map(patient_of, images))
+    return draw_pairs(images, pairs_file, count or None, seed) if len(patients) > 1 else []
 
 
 def evaluation_pairs(

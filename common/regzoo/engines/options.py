@@ -103,9 +103,9 @@ def check_config(parser: ConfigParser, files: Sequence[Path], given: Collection[
     Raises:
         RegZooError: see `check_options`.
     """
-    own = ConfigParser()
-    own.read_config([str(file) for file in files])
-    base, known = own.config, set(_ids(own.config))
+    bundle = ConfigParser()
+    bundle.read_config([str(file) for file in files])
+    base, known = bundle.config, set(_ids(bundle.config))
     others = (ConfigParser.load_config_file(path) for path in _bases(files[0].parent))
     elsewhere = {name for config in others for name in _ids(config)} | TRACKING
     for name in _unread(parser.config, known | (elsewhere - set(given))):
@@ -115,8 +115,8 @@ def check_config(parser: ConfigParser, files: Sequence[Path], given: Collection[
         parts = section.values() if isinstance(section, dict) and "_target_" not in section else ()
         if not any(isinstance(part, dict) and "_target_" in part for part in parts):
             continue
-        if gone := section.keys() - (now.keys() if isinstance(now, dict) else ()):
-            wrong = f"replaces the whole section, without {', '.join(sorted(gone))}"
+        if missing := section.keys() - (now.keys() if isinstance(now, dict) else ()):
+            wrong = f"replaces the whole section, without {', '.join(sorted(missing))}"
             raise bad_file(f"{name} of an overlay", wrong, f"write +{name} to add to it, or {name}#… to change one id")
     for name, value in parser.config.items():
         if name in base and value != base[name]:
@@ -148,9 +148,9 @@ def check_effect(parser: ConfigParser, given: Collection[str], roots: Sequence[s
 def unknown(name: str, known: Collection[str], file: Path) -> RegZooError:
     """The error for a setting that a configuration file lacks; it suggests the most similar setting of the file."""
     name, known = name.replace("::", "#"), [key.replace("::", "#") for key in known]
-    near = difflib.get_close_matches(name, known, 1)
+    similar = difflib.get_close_matches(name, known, 1)
     other = next((path for path in _bases(file.parent) if name in ConfigParser.load_config_file(path)), None)
-    fix = f"did you mean --{near[0]}?" if near else f"see the ids of {file}"
+    fix = f"did you mean --{similar[0]}?" if similar else f"see the ids of {file}"
     if other is not None:
         fix = f"it belongs to {other.name}, leave it out"
     return bad_file(f"--{name}", f"no such setting in {file}", fix)
@@ -238,10 +238,10 @@ def _check_runs(config: Mapping[str, Any], name: str) -> None:
     steps = value if isinstance(value, list) else [value]
     if value is not None and all(str(step).startswith("$") for step in steps):
         return
-    runs = [key for key, one in config.items() if key.startswith(("run", "train")) and not isinstance(one, dict)]
-    near = difflib.get_close_matches(name, [key for key in runs if key != name], 1)
+    runs = [key for key, part in config.items() if key.startswith(("run", "train")) and not isinstance(part, dict)]
+    similar = difflib.get_close_matches(name, [key for key in runs if key != name], 1)
     problem = "no such id" if value is None else "is a part of the configuration, not something to run"
-    raise bad_file(f"run {name}", problem, f"write run {near[0] if near else 'run'}")
+    raise bad_file(f"run {name}", problem, f"write run {similar[0] if similar else 'run'}")
 
 
 def command_line() -> dict[str, Any]:

@@ -98,17 +98,17 @@ def as_trained(checkpoint: str | PathLike[str]) -> None:
     adopt(parser, checkpoint, workflow.config_root_path / first, command_line())
 
 
-def adopt(parser: ConfigParser, checkpoint: Any, base: str | PathLike[str], asked: Collection[str]) -> None:
+def adopt(parser: ConfigParser, checkpoint: Any, base: str | PathLike[str], given: Collection[str]) -> None:
     """Give a configuration the settings its weights were trained with.
 
-    A setting that the user or an overlay changed from the bundle's own value must equal that of the training. Any other
-    setting is replaced by that of the training.
+    A setting that the user gave, or that an overlay changed from the bundle's own file, must equal that of the training
+    if it is in `FIXED`, and is kept if it is in `USUAL`. Any other setting is replaced by that of the training.
 
     Args:
         parser: the configuration with overlays and settings; nothing that depends on the settings is resolved yet.
         checkpoint: the file of the weights, see `as_trained`.
         base: the bundle's own configuration, without overlays.
-        asked: names of settings that the user gave.
+        given: names of settings that the user gave.
 
     Raises:
         RegZooError: the configuration contradicts the training.
@@ -118,28 +118,28 @@ def adopt(parser: ConfigParser, checkpoint: Any, base: str | PathLike[str], aske
     trained = origin_of(read_checkpoint(checkpoint)).get("config")
     if not isinstance(trained, Mapping):
         return
-    usual = ConfigParser.load_config_file(str(base)) if Path(base).is_file() else {}
-    taken = {}
+    defaults = ConfigParser.load_config_file(str(base)) if Path(base).is_file() else {}
+    adopted = {}
     for key in (*FIXED, *USUAL):
         if key not in trained or key not in parser.config or not _is_plain(trained[key]):
             continue
-        here, there = parser[key], trained[key]
-        if _same(here, there):
+        value = parser[key]
+        if _same(value, trained[key]):
             continue
-        chosen = key in asked or (key in usual and not _same(here, usual[key]))
+        chosen = key in given or (key in defaults and not _same(value, defaults[key]))
         if not chosen:
-            taken[key] = there
+            adopted[key] = trained[key]
         elif key in FIXED:
             fix = f"leave --{key} out, or name other weights with --checkpoint"
-            raise bad_file(checkpoint, f"was trained with {key} {there}, not {here}", fix)
-    for key, value in taken.items():
+            raise bad_file(checkpoint, f"was trained with {key} {trained[key]}, not {value}", fix)
+    for key, value in adopted.items():
         parser[key] = value
-    if taken:
-        listed = ", ".join(f"{key} {value}" for key, value in taken.items())
+    if adopted:
+        listed = ", ".join(f"{key} {value}" for key, value in adopted.items())
         logger.info("%s: used with the settings of its training: %s", checkpoint, listed)
-    here_now = described(parser)
+    parts = described(parser)
     for key in PARTS:
-        if key in trained and key in here_now and trained[key] != here_now[key]:
+        if key in trained and key in parts and trained[key] != parts[key]:
             problem = f"was trained with another {key}, {trained[key]}"
             raise bad_file(checkpoint, problem, "add the overlay it was trained with, or name other weights")
 

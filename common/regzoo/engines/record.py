@@ -276,8 +276,8 @@ class RunRecord:
         if self.evaluator is not None and just_validated(engine, self.evaluator):
             row |= _numbers(self.evaluator)
         rows = self.rows = [*(self.rows or []), row]
-        names = list(dict.fromkeys(name for one in rows for name in one))
-        write_csv(self.folder / EPOCHS, names, [[one.get(name, "") for name in names] for one in rows])
+        names = list(dict.fromkeys(name for values in rows for name in values))
+        write_csv(self.folder / EPOCHS, names, [[values.get(name, "") for name in names] for values in rows])
 
 
 def _numbers(engine: Engine) -> dict[str, float]:

@@ -106,12 +106,11 @@ def case_figure(path: str | PathLike[str], item: Mapping[str, Any]) -> None:
         return None if value is None else as_tensor(torch.as_tensor(value)).detach().float().cpu().numpy()
 
     def labels(view: View) -> Labels | np.ndarray | None:
-        held = item.get(view.label)
-        if held is None or held.is_floating_point():
+        label = item.get(view.label)
+        if label is None or label.is_floating_point():
             return array(view.label)
-        count = len(item[Key.LABEL_VALUES]) if is_map(held) else len(held)
-        volume = as_tensor(held).cpu().numpy()
-        return Labels(volume[0], count) if is_map(held) else Labels(volume, count)
+        volume = as_tensor(label).cpu().numpy()
+        return Labels(volume[0], len(item[Key.LABEL_VALUES])) if is_map(label) else Labels(volume, len(volume))
 
     def image(view: View) -> np.ndarray:
         volume = array(view.image)

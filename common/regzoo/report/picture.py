@@ -79,13 +79,13 @@ class Picture:
         center, view = (self.shape - 1) // 2, whole
         for label in self.labels.values():
             boxes = label.boxes()
-            there = [(index, box) for index, box in enumerate(boxes) if box is not None]
-            if not there:
+            present = [(index, box) for index, box in enumerate(boxes) if box is not None]
+            if not present:
                 continue
-            masks = [(label.mask(index)[box], box) for index, box in (there if self.label_map else there[:1])]
-            inside, box = max(masks, key=lambda found: int(found[0].sum()))
+            masks = [(label.mask(index)[box], box) for index, box in (present if self.label_map else present[:1])]
+            inside, box = max(masks, key=lambda mask_and_box: int(mask_and_box[0].sum()))
             center = np.round(np.argwhere(inside).mean(0) + [side.start for side in box]).astype(int)
-            ends = np.array([[(side.start, side.stop - 1) for side in box] for _, box in there], dtype=float)
+            ends = np.array([[(side.start, side.stop - 1) for side in box] for _, box in present], dtype=float)
             margin = _MARGIN_MM / self.spacing
             view = np.stack([ends[..., 0].min(0) - margin, ends[..., 1].max(0) + margin], axis=1)
             view = np.clip(view, whole[:, :1], whole[:, 1:])
