@@ -150,12 +150,12 @@ def _described(record: Record) -> dict[str, Any]:
 
 def resolved_config(workflow: ConfigWorkflow) -> dict[str, Any]:
     """A workflow's configuration as plain values; a top-level reference or expression is replaced by its value."""
-    known = workflow.parser.ref_resolver.resolved_content
+    resolved = workflow.parser.ref_resolver.resolved_content
     config = {key: value for key, value in workflow.parser.get().items() if key != "_meta_"}
     for key, value in config.items():
-        found = known.get(key)
-        if isinstance(value, str) and value[:1] in ("$", "@") and isinstance(found, (str, int, float, torch.device)):
-            config[key] = str(found) if isinstance(found, torch.device) else found
+        result = resolved.get(key)
+        if isinstance(value, str) and value[:1] in ("$", "@") and isinstance(result, (str, int, float, torch.device)):
+            config[key] = str(result) if isinstance(result, torch.device) else result
     return json.loads(json.dumps(config, default=str))
 
 
@@ -188,14 +188,14 @@ def set_aside(folder: str | Path) -> Path | None:
     Returns:
         The new folder; None if there was nothing to move.
     """
-    left = [path for name in OURS for path in sorted(Path(folder).glob(name))]
-    if not left:
+    files = [path for name in OURS for path in sorted(Path(folder).glob(name))]
+    if not files:
         return None
     number = 1
     while (target := Path(folder) / f"earlier_{number}").exists():
         number += 1
     target.mkdir()
-    for path in left:
+    for path in files:
         path.rename(target / path.name)
     if (Path(folder) / CLAIMS).is_file():
         shutil.copyfile(Path(folder) / CLAIMS, target / CLAIMS)

@@ -29,17 +29,17 @@ def registration_statistics(
         ``deformation`` (with a field); ``labels`` (with a moving label), with the number, name, volume in mm³ and
         centroid in RAS mm of each label; and ``warnings``, one line each.
     """
-    found: dict[str, Any] = {}
+    statistics: dict[str, Any] = {}
     if Key.FIELD in item:
         deformation = deformation_statistics(item[Key.FIELD])
-        # JSON has no NaN, which the statistic of the logarithm is if every voxel folds.
-        found["deformation"] = {k: v if math.isfinite(v) else None for k, v in deformation.items()}
-    found["warnings"] = []
+        # JSON has no NaN, which log_jacobian_std is if every voxel folds.
+        statistics["deformation"] = {k: v if math.isfinite(v) else None for k, v in deformation.items()}
+    statistics["warnings"] = []
     if labels is not None:
-        places = boxes(labels, label_count(item, labels))
-        found["labels"] = _label_statistics(item, labels, values, places)
-        found["warnings"] = _warnings(item, labels.shape[1:], places, found["labels"])
-    return found
+        label_boxes = boxes(labels, label_count(item, labels))
+        statistics["labels"] = _label_statistics(item, labels, values, label_boxes)
+        statistics["warnings"] = _warnings(item, labels.shape[1:], label_boxes, statistics["labels"])
+    return statistics
 
 
 def propagated_labels(item: Mapping[Any, Any]) -> MetaTensor | None:
@@ -56,7 +56,7 @@ def label_count(item: Mapping[Any, Any], labels: MetaTensor | None) -> int:
 
 
 def _label_statistics(
-    item: Mapping[str, Any], labels: MetaTensor, values: Sequence[int] | None, found: Sequence[Box | None]
+    item: Mapping[str, Any], labels: MetaTensor, values: Sequence[int] | None, label_boxes: Sequence[Box | None]
 ) -> list[dict[str, Any]]:
     voxel = float(abs(np.linalg.det(Grid.of(labels).affine[:3, :3])))
     values, names = values or item.get(Key.MOVING_LABEL_VALUES), item.get(Key.LABEL_NAMES)
@@ -67,17 +67,20 @@ def _label_statistics(
             "volume_mm3": round(size * voxel, 3),
             "centroid_ras_mm": None if size == 0 else [round(float(x), 3) for x in centre],
         }
-        for index, (size, centre) in enumerate(zip(*sizes_and_centres(labels, found), strict=True))
+        for index, (size, centre) in enumerate(zip(*sizes_and_centres(labels, label_boxes), strict=True))
     ]
 
 
 def _warnings(
-    item: Mapping[str, Any], shape: Sequence[int], found: Sequence[Box | None], entries: Sequence[Mapping[str, Any]]
+    item: Mapping[str, Any],
+    shape: Sequence[int],
+    label_boxes: Sequence[Box | None],
+    entries: Sequence[Mapping[str, Any]],
 ) -> list[str]:
     """A line for each label that is lost, or that reaches the border of the image or of the field of view."""
     lines = list[str]()
-    before = boxes(item[MOVING.native_label], len(found))
-    for index, (entry, box) in enumerate(zip(entries, found, strict=True)):
+    before = boxes(item[MOVING.native_label], len(label_boxes))
+    for index, (entry, box) in enumerate(zip(entries, label_boxes, strict=True)):
         name = f"label {entry['label']}" + (f" ({entry['name']})" if "name" in entry else "")
         was_there = before[index] is not None
         if was_there and index in item.get(Key.UNSEEN, ()):
