@@ -156,13 +156,13 @@ def test_a_file_that_is_replaced_while_it_is_read(tmp_path: Path, monkeypatch: p
     path = tmp_path / "a.mha"
     path.write_bytes(META + b"ElementDataFile = LOCAL\n" + SECRET)
     (tmp_path / "b.mha").write_bytes(path.read_bytes())
-    check = itk_files.check_voxels_held
+    check = itk_files.check_complete
 
     def replaced(*args: object) -> None:
         check(*args)  # type: ignore[arg-type]
         (tmp_path / "b.mha").replace(path)
 
     assert read_volume(path).values.shape == (3, 4, 5)
-    monkeypatch.setattr(itk_files, "check_voxels_held", replaced)
+    monkeypatch.setattr(itk_files, "check_complete", replaced)
     with pytest.raises(RegZooError, match="was replaced while it was being read"):
         read_volume(path)

@@ -58,13 +58,13 @@ def filled_shares(
     """
     parts, device = subdivisions(moving, field.grid), field.displacement.device
     to_moving = torch.as_tensor(np.linalg.inv(moving.affine), device=device)
-    there = to_moving @ torch.as_tensor(field.grid.affine, device=device)
+    to_coordinates = to_moving @ torch.as_tensor(field.grid.affine, device=device)
     centres = slab_points(np.eye(4), field.grid.shape, slice(start, stop), device)
     total = torch.zeros(count or len(labels), *centres.shape[2:], device=device)
     for step in product(*[(np.arange(n) + 0.5) / n - 0.5 for n in parts]):
         points = centres + torch.tensor(step, dtype=centres.dtype, device=device).view(1, 3, 1, 1, 1)
         shift = sample(field.displacement[None], points, padding="border").double()
-        coordinates = apply_matrix(there, points) + torch.einsum("ij,bjxyz->bixyz", to_moving[:3, :3], shift)
+        coordinates = apply_matrix(to_coordinates, points) + torch.einsum("ij,bjxyz->bixyz", to_moving[:3, :3], shift)
         if not is_map(labels):
             total += sample_file(labels.float(), coordinates)
             continue

@@ -74,10 +74,10 @@ class DisplacementField:
         to_world = torch.as_tensor(np.linalg.inv(edit) @ network.affine, device=device)
         displacement = torch.empty(3, *fixed.shape, device=device)
         for rows in slabs(fixed.shape):
-            there = slab_points(to_network, fixed.shape, rows, device)
-            there = there + sample(ddf[None].float(), there, padding="border")
+            points = slab_points(to_network, fixed.shape, rows, device)
+            points = points + sample(ddf[None].float(), points, padding="border")
             world = slab_points(fixed.affine, fixed.shape, rows, device)
-            displacement[:, rows] = (apply_matrix(to_world, there) - world)[0].float()
+            displacement[:, rows] = (apply_matrix(to_world, points) - world)[0].float()
         return cls(displacement, fixed)
 
     @classmethod
@@ -109,8 +109,8 @@ class DisplacementField:
     def transform_points(self, points: np.ndarray) -> np.ndarray:
         """Take points of the fixed image (N, 3) to the moving image, RAS mm."""
         voxels = torch.as_tensor(self.grid.to_voxels(points), device=self.displacement.device)
-        there = sample(self.displacement[None], voxels.T.reshape(1, 3, -1, 1, 1).float(), padding="border")
-        return np.asarray(points + there.reshape(3, -1).T.double().cpu().numpy())
+        shift = sample(self.displacement[None], voxels.T.reshape(1, 3, -1, 1, 1).float(), padding="border")
+        return np.asarray(points + shift.reshape(3, -1).T.double().cpu().numpy())
 
     def warp(
         self,
@@ -143,10 +143,10 @@ class DisplacementField:
     def coordinates(self, moving: Grid) -> Iterator[tuple[slice, torch.Tensor]]:
         """For each slab of the grid, the points its voxels go to: (1, 3, rows, Y, Z) float64, voxels of `moving`."""
         to_voxels = np.linalg.inv(moving.affine)
-        turn = torch.as_tensor(to_voxels[:3, :3], device=self.displacement.device)
+        linear = torch.as_tensor(to_voxels[:3, :3], device=self.displacement.device)
         for rows in slabs(self.grid.shape):
-            here = slab_points(to_voxels @ self.grid.affine, self.grid.shape, rows, self.displacement.device)
-            yield rows, here + torch.einsum("ij,jxyz->ixyz", turn, self.displacement[:, rows].double())
+            centres = slab_points(to_voxels @ self.grid.affine, self.grid.shape, rows, self.displacement.device)
+            yield rows, centres + torch.einsum("ij,jxyz->ixyz", linear, self.displacement[:, rows].double())
 
     def compose(self, then: DisplacementField) -> DisplacementField:
         """The field x → then(self(x)), on this field's grid."""

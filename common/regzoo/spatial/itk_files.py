@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from regzoo.errors import bad_file
 from regzoo.spatial.grid import RAS_LPS, Grid
-from regzoo.spatial.itk_headers import TextHeader, check_voxels_held, metaimage_header, nrrd_header
-from regzoo.spatial.nifti import AGAIN, check_held, orthogonal, too_large
+from regzoo.spatial.itk_headers import TextHeader, check_complete, metaimage_header, nrrd_header
+from regzoo.spatial.nifti import AGAIN, check_size, orthogonal, too_large
 from regzoo.spatial.unzip import MOST_DEFLATED
 
 ITK_SUFFIXES = {"NRRD": (".nrrd", ".nhdr"), "MetaImage": (".mha", ".mhd")}
@@ -76,9 +76,9 @@ def itk_header(path: Path, kind: str, start: bytes) -> ItkFile:
         kind == "MetaImage" and shape != tuple(map(int, header.fields["DimSize"].split()))
     ):
         raise bad_file(path, "has impossible sizes in its header", AGAIN)
-    held = sum(file.stat().st_size for file in (path, *header.named))
+    available = sum(file.stat().st_size for file in (path, *header.named))
     raw = header.fields.get("encoding") == "raw" or header.fields.get("CompressedData", "")[:1] in ("F", "f", "0")
-    check_held(path, shape, itemsize, held * (1 if raw else MOST_DEFLATED))
+    check_size(path, shape, itemsize, available * (1 if raw else MOST_DEFLATED))
     return ItkFile(io, header, shape, stamp + _stamp(header.named))
 
 
@@ -89,7 +89,7 @@ def read_itk(path: Path, file: ItkFile) -> tuple[np.ndarray, np.ndarray, tuple[s
     io, header, shape, stamp = file
     if len(shape) not in (3, 4):
         raise bad_file(path, f"is a {len(shape)}-D image", "give a 3-D volume with at least two slices")
-    check_voxels_held(path, header, shape, int(io.GetComponentSize()))
+    check_complete(path, header, shape, int(io.GetComponentSize()))
     reader = itk.ImageFileReader[itk.Image[itk.F, len(shape)]].New(FileName=str(path), ImageIO=io)
     with _quiet():
         try:

@@ -119,7 +119,7 @@ def metaimage_header(path: Path) -> TextHeader:
     return header
 
 
-def check_voxels_held(path: Path, header: TextHeader, shape: tuple[int, ...], itemsize: int) -> None:
+def check_complete(path: Path, header: TextHeader, shape: tuple[int, ...], itemsize: int) -> None:
     """Refuse a MetaImage with fewer voxels than its header says; ITK would return uninitialised memory for the rest."""
     wanted = math.prod(shape) * itemsize
     if len(header.named) > 1:
@@ -127,9 +127,9 @@ def check_voxels_held(path: Path, header: TextHeader, shape: tuple[int, ...], it
             raise truncated(path, shape)
     elif header.deflated:
         source, start = (header.named[0], 0) if header.named else (path, header.end)
-        held = source.stat().st_size - start
-        stored = int(header.fields.get("CompressedDataSize") or held)
-        if stored > held or _inflated(path, source, start, stored, wanted) < wanted:
+        available = source.stat().st_size - start
+        stored = int(header.fields.get("CompressedDataSize") or available)
+        if stored > available or _inflated(path, source, start, stored, wanted) < wanted:
             raise truncated(path, shape)
 
 

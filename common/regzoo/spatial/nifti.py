@@ -80,8 +80,8 @@ def nifti_file(path: Path, header_file: Path, data: Path) -> NiftiFile:
     if not data.is_file():
         raise bad_file(path, f"its voxels are missing: no file {data}", "put the two files of the pair together")
     zipped = is_zipped(data)
-    held = data.stat().st_size - (0 if zipped else int(offset))
-    check_held(path, shape, voxel.itemsize, held * (MOST_DEFLATED if zipped else 1))
+    available = data.stat().st_size - (0 if zipped else int(offset))
+    check_size(path, shape, voxel.itemsize, available * (MOST_DEFLATED if zipped else 1))
     return NiftiFile(path, header, data, shape, data != header_file)
 
 
@@ -293,9 +293,9 @@ def _usable(affine: np.ndarray) -> bool:
     return bool(np.isfinite(affine).all()) and abs(np.linalg.det(affine[:3, :3])) > 1e-18
 
 
-def check_held(path: Path, shape: tuple[int, ...], itemsize: int, held: int) -> None:
+def check_size(path: Path, shape: tuple[int, ...], itemsize: int, available: int) -> None:
     """Refuse a file too small for the voxels of its header, before allocating memory for them."""
-    if math.prod(shape) * itemsize > held:
+    if math.prod(shape) * itemsize > available:
         raise truncated(path, shape)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from regzoo.errors import RegZooError, bad_file
 from regzoo.spatial.grid import Grid
 from regzoo.spatial.itk_files import ITK_SUFFIXES, ItkFile, itk_header, read_itk
-from regzoo.spatial.nifti import AGAIN, NiftiFile, check_held, nifti_file, orthogonal, place, read_voxels, too_large
+from regzoo.spatial.nifti import AGAIN, NiftiFile, check_size, nifti_file, orthogonal, place, read_voxels, too_large
 from regzoo.spatial.unzip import MOST_DEFLATED, open_unzipped
 
 FORMATS = "NIfTI, NRRD, MetaImage or MGH"
@@ -191,7 +191,7 @@ def _mgh_header(path: Path) -> nib.MGHImage:
         itemsize = image.get_data_dtype().itemsize
     except (EOFError, KeyError, OSError, ValueError, zlib.error) as error:
         raise bad_file(path, "is truncated or damaged: its header cannot be read", AGAIN) from error
-    check_held(path, image.shape, itemsize, path.stat().st_size * MOST_DEFLATED)
+    check_size(path, image.shape, itemsize, path.stat().st_size * MOST_DEFLATED)
     return image
 
 

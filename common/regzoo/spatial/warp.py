@@ -221,8 +221,8 @@ def resample(
         return torch.from_numpy(np.stack(channels)).to(image.device)
     values = image.new_empty(len(image), *target.shape)
     for rows in slabs(target.shape):
-        there = slab_points(matrix, target.shape, rows, image.device)
-        values[:, rows] = sample_file(image, there, mode, padding, background)
+        coordinates = slab_points(matrix, target.shape, rows, image.device)
+        values[:, rows] = sample_file(image, coordinates, mode, padding, background)
     return values
 
 
