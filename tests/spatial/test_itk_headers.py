@@ -33,7 +33,9 @@ META_WAYS = {
     "null byte": META + b"ElementDataFile = ../out/s\0.raw\n",
     "list": META + b"ElementDataFile = LIST\n" + b"../out/s\n" * 5,
     "list of slices": META + b"ElementDataFile = LIST 2\n" + b"../out/s\n" * 5,
+    "another word for a list": META + b"ElementDataFile = LISTED\n" + b"../out/s\n" * 5,
     "numbers": META + b"ElementDataFile = ../out/s%d 1 5 1\n",
+    "numbers after a blank": META + b"ElementDataFile = ../out/s %d 1 5 1\n",
     "letters": META + b"ElementDataFile = ../out/%c 115 115 1\n",
     "then local": META + b"ElementDataFile = ../out/s\nElementDataFile = LOCAL\n" + SECRET[::-1],
     "after local": META + b"ElementDataFile = LOCAL\nElementDataFile = ../out/s\n" + SECRET[::-1],
@@ -53,6 +55,8 @@ NRRD_WAYS = {
     "with voxels of its own": NRRD + b"data file: ../out/s\n\n" + SECRET[::-1],
     "list": NRRD + b"data file: LIST\n" + b"../out/s\n" * 5,
     "list of slices": NRRD + b"data file: LIST 3\n../out/s\n",
+    "list after two blanks": NRRD + b"data file:  LIST\n" + b"../out/s\n" * 5,
+    "list after an empty line": NRRD + b"data file: LIST\n" + b"local\n" * 4 + b"\n../out/s\n",
     "numbers": NRRD + b"data file: ../out/s%d 1 5 1\n",
     "twice": NRRD + b"data file: local\ndata file: ../out/s\n",
     "skipping": NRRD + b"byte skip: -1\ndata file: ../out/s\n",
@@ -77,6 +81,8 @@ def test_no_header_leads_out_of_its_folder(suffix: str, tmp_path: Path) -> None:
         (tmp_path / place).mkdir()
     for name in ("s", *(f"s{number}" for number in range(1, 6))):
         (tmp_path / "out" / name).write_bytes(SECRET)
+    for name in ("local", "LIST", "LISTED"):  # so that the name is one of a file
+        (tmp_path / "in" / name).write_bytes(SECRET[::-1])
     followed, path = 0, tmp_path / "in" / f"a{suffix}"
     for way, content in (META_WAYS if suffix in (".mha", ".mhd") else NRRD_WAYS).items():
         path.write_bytes(content.replace(b"{out}", str(tmp_path / "out" / "s").encode()))
@@ -166,3 +172,21 @@ def test_a_file_that_is_replaced_while_it_is_read(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(itk_files, "check_complete", replaced)
     with pytest.raises(RegZooError, match="was replaced while it was being read"):
         read_volume(path)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "header"),
+    [
+        (".mhd", META.replace(b"UCHAR", b"DOUBLE") + b"ElementDataFile = local\n"),
+        (".mhd", META.replace(b"BinaryData = True", b"BinaryData = False") + b"ElementDataFile = local\n"),
+        (".nhdr", NRRD.replace(b"raw", b"ascii") + b"data file: local\n"),
+        (".nhdr", NRRD.replace(b"raw", b"RAW") + b"data file: local\n"),
+    ],
+)
+def test_a_small_file_of_many_voxels_as_text(suffix: str, header: bytes, tmp_path: Path) -> None:
+    """ITK would take memory for all of them first."""
+    (tmp_path / "local").write_bytes(b"1 " * 500)
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(header.replace(b"3 4 5", b"300 400 500"))
+    with pytest.raises(RegZooError, match="is truncated: it ends before the last of the 300×400×500 voxels"):
+        stored_shape(path)

@@ -188,6 +188,7 @@ ROWS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "half a MetaImage": (lambda d: cut(by_itk(d / "a.mha"), 1500), "is truncated"),
     "half a zipped MetaImage": (lambda d: cut(by_itk(d / "a.mha", compressed=True), 1500), "is truncated"),
     "half an MGH": (lambda d: half_mgh(d / "a.mgz"), "is truncated"),
+    "an MGH without voxels": (lambda d: empty_mgh(d / "a.mgh"), "impossible sizes"),
     "NRRD zipped in an unknown way": (
         lambda d: changed(by_itk(d / "a.nrrd"), b"encoding: raw", b"encoding: bzip2"),
         "bzip2 encoding not available",
@@ -204,6 +205,12 @@ ROWS: dict[str, tuple[Callable[[Path], Path], str]] = {
 def half_mgh(path: Path) -> Path:
     nib.save(nib.MGHImage(VOXELS, AFFINE), path)
     return cut(path, 900)
+
+
+def empty_mgh(path: Path) -> Path:
+    nib.save(nib.MGHImage(VOXELS, AFFINE), path)
+    data = path.read_bytes()
+    return content(path, data[:4] + bytes(4) + data[8:])
 
 
 def alone(path: Path) -> Path:

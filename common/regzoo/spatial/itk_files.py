@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
@@ -15,8 +16,7 @@ import numpy as np
 from regzoo.errors import bad_file
 from regzoo.spatial.grid import RAS_LPS, Grid
 from regzoo.spatial.itk_headers import TextHeader, check_complete, metaimage_header, nrrd_header
-from regzoo.spatial.nifti import AGAIN, check_size, orthogonal, too_large
-from regzoo.spatial.unzip import MOST_DEFLATED
+from regzoo.spatial.nifti import AGAIN, orthogonal, too_large, truncated
 
 ITK_SUFFIXES = {"NRRD": (".nrrd", ".nhdr"), "MetaImage": (".mha", ".mhd")}
 #: The NRRD spaces that ITK knows; it treats all others as LPS.
@@ -77,8 +77,8 @@ def itk_header(path: Path, kind: str, start: bytes) -> ItkFile:
     ):
         raise bad_file(path, "has impossible sizes in its header", AGAIN)
     available = sum(file.stat().st_size for file in (path, *header.named))
-    raw = header.fields.get("encoding") == "raw" or header.fields.get("CompressedData", "")[:1] in ("F", "f", "0")
-    check_size(path, shape, itemsize, available * (1 if raw else MOST_DEFLATED))
+    if header.fewest_bytes(math.prod(shape), itemsize) > available:
+        raise truncated(path, shape)
     return ItkFile(io, header, shape, stamp + _stamp(header.named))
 
 

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from regzoo.errors import RegZooError, bad_file
 from regzoo.spatial.nifti import AGAIN, truncated
+from regzoo.spatial.unzip import MOST_DEFLATED
 
 #: Longest header, and longest line of an NRRD header other than comments and user keys, in bytes.
 LONGEST_HEADER, LONGEST_LINE = 1 << 22, 512
@@ -48,6 +49,15 @@ class TextHeader(NamedTuple):
         """Whether the voxels of a MetaImage are compressed."""
         return self.fields.get("CompressedData", "")[:1] in ("T", "t", "1")
 
+    def fewest_bytes(self, voxels: int, itemsize: int) -> int:
+        """The fewest bytes that can hold the voxels, as the header says that they are stored."""
+        encoding = self.fields.get("encoding", "").lower()
+        if self.deflated or encoding not in ("", "raw", "hex", "ascii", "text", "txt"):
+            return voxels * itemsize // MOST_DEFLATED
+        if encoding in ("raw", "hex") or self.fields.get("BinaryData", "")[:1] in ("T", "t", "1"):
+            return voxels * itemsize
+        return voxels * min(itemsize, 2) - 1  # text has at least a digit and a blank for each
+
 
 def nrrd_header(path: Path) -> TextHeader:
     """The header of an NRRD file; raises what `metaimage_header` raises."""
@@ -69,10 +79,15 @@ def nrrd_header(path: Path) -> TextHeader:
             raise _unclear(path, f"the line {line!r:.60}")
         fields[key] = value.strip()
         if key.replace(" ", "") == "datafile":
-            listed = value.startswith("LIST")
-            names = [name for name in lines[number + 1 :] if name] if listed else _numbered(path, value.strip())
-            if listed:
-                break
+            listed = value.strip().startswith("LIST")
+            if not listed:
+                names = _numbered(path, value.strip())
+                continue
+            # ITK does not end a list at an empty line.
+            if (blank and content[blank.end() :].strip(b"\r\n")) or len(content) == LONGEST_HEADER:
+                raise _unclear(path, "its list of files does not end with the header")
+            names = [name for name in lines[number + 1 :] if name]
+            break
     for key, most in (("byteskip", MOST_SKIPPED), ("lineskip", 1 << 16)):
         for spelling in (key, key.replace("skip", " skip")):
             if not re.fullmatch(r"-?\d{1,9}", skip := fields.get(spelling, "0")) or abs(int(skip)) > most:
@@ -108,8 +123,10 @@ def metaimage_header(path: Path) -> TextHeader:
     if value in ("LOCAL", "Local", "local"):
         return TextHeader(fields, [], start + last.end())
     if value == "LIST":
-        names = [name.strip() for name in rest[last.end() :].decode("latin-1").splitlines() if name.strip()]
-    elif value.startswith("LIST "):
+        if len(rest) == LONGEST_HEADER:
+            raise _unclear(path, "its list of files is too long")
+        names = [name.strip() for name in rest[last.end() :].decode("latin-1").split("\n") if name.strip()]
+    elif value.startswith("LIST"):  # ITK takes all of these for lists
         raise _unclear(path, value)
     else:
         names = _numbered(path, value)
@@ -189,7 +206,7 @@ def _numbered(path: Path, value: str) -> list[str]:
     if "%" not in value:
         return [value]
     pattern = re.fullmatch(
-        r"([^%]*%(?:0?[1-9])?d[^%\s]*)\s+(\d{1,6})\s+(\d{1,6})(?:\s+([1-9]\d{0,5}))?(?:\s+[1-9])?", value
+        r"([^%\s]*%(?:0?[1-9])?d[^%\s]*)\s+(\d{1,6})\s+(\d{1,6})(?:\s+([1-9]\d{0,5}))?(?:\s+[1-9])?", value
     )
     if pattern is None:
         raise _unclear(path, f"the file names {value!r:.60}")

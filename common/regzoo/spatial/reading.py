@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
+from nibabel.freesurfer.mghformat import MGHError
 from regzoo.errors import RegZooError, bad_file
 from regzoo.spatial.grid import Grid
 from regzoo.spatial.itk_files import ITK_SUFFIXES, ItkFile, itk_header, read_itk
@@ -188,9 +189,13 @@ def _partner(path: Path, suffix: str, other: str) -> Path:
 def _mgh_header(path: Path) -> nib.MGHImage:
     try:
         image = nib.MGHImage.from_filename(path)
-        itemsize = image.get_data_dtype().itemsize
+        itemsize, smallest = image.get_data_dtype().itemsize, min(image.shape)
+    except MGHError:
+        smallest = 0
     except (EOFError, KeyError, OSError, ValueError, zlib.error) as error:
         raise bad_file(path, "is truncated or damaged: its header cannot be read", AGAIN) from error
+    if smallest < 1:
+        raise bad_file(path, "has impossible sizes in its header", AGAIN)
     check_size(path, image.shape, itemsize, path.stat().st_size * MOST_DEFLATED)
     return image
 
