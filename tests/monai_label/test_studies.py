@@ -126,6 +126,11 @@ def test_an_entry_whose_header_names_another_file(tmp_path: Path, monkeypatch: p
         for split in (split_studies, split_study_images):
             with pytest.raises(RegZooError, match=r"final/moving1\.nhdr: names another file"):
                 split(listed[:1], listed[1:])
+    Path(listed[1]["label"]).unlink()
+    Path(listed[1]["label"]).symlink_to(tmp_path / "secret.raw")
+    for split in (split_studies, split_study_images):
+        with pytest.raises(RegZooError, match=r"final/moving1\.nhdr: is a link that leads outside the studies"):
+            split(listed[:1], listed[1:])
 
 
 def test_outside_monai_label_no_records_are_no_records() -> None:

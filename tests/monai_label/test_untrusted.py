@@ -64,15 +64,21 @@ def test_the_reason_is_told_by_the_task(server: LabelServer, tmp_path: Path) -> 
 
 @pytest.mark.usefixtures("untouched")
 def test_an_uploaded_file_of_tracking_settings(server: LabelServer, studies: Studies, tmp_path: Path) -> None:
-    """MONAI reads the file that ``tracking`` names, and would add what is in it to the configuration."""
+    """MONAI would write the configuration to a path that this file names, before it asks the bundle."""
     made = tmp_path / "made"
-    handlers = {"trainer": {"id": "train#trainer", "handlers": "initialize"}}
-    configs = {"trainer": injections(made)["expression"], "save_execute_config": False}
     file = studies.folder / "tracking.json"
-    file.write_text(json.dumps({"handlers_id": handlers, "configs": configs}))
-    assert server.train(DDMR, max_epochs=1, val_split=0.0, tracking=str(file)).status_code == 500
+    file.write_text(json.dumps({"handlers_id": {}, "configs": {"save_execute_config": str(made)}}))
+    options = {"max_epochs": 1, "val_split": 0.0}
+    for value in (str(file), [str(file)], "--device=x", {"configs": {}}, 1):
+        for address, body in (
+            (f"/train/{DDMR}", options | {"tracking": value}),
+            ("/train/", {"train": {DDMR: options | {"tracking": value}}}),
+            ("/train", {DDMR: options | {"tracking": value}}),
+        ):
+            answer = server.ask("POST", address, params={"run_sync": "true"}, json=body, follow_redirects=True)
+            assert answer.status_code == 400 and answer.json()["detail"].startswith("tracking: "), (value, answer.text)
+            assert not made.exists()
     file.unlink()
-    assert not made.exists() and logged(server, "initialize#")
 
 
 @pytest.mark.usefixtures("untouched")

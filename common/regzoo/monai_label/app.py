@@ -5,12 +5,15 @@ web page read its answers. Its setting against that, ``MONAI_LABEL_CORS_ORIGINS`
 neither the server nor its background trainings start with it. This server answers only pages of the addresses in
 ``REGZOO_ORIGINS``, separated by commas; by default these are its own addresses on this machine. It refuses requests
 from other pages before MONAI Label sees them. It also refuses requests to other host names, because a page can make its
-own name point here. And it drops the requests of clients that hung up while they waited.
+own name point here. It drops the requests of clients that hung up while they waited. And it refuses trainings that name
+a file of tracking settings.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import os
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,6 +28,8 @@ settings.MONAI_LABEL_CORS_ORIGINS = ORIGINS
 
 #: Rounds of the event loop after which it knows who has hung up: it reads the end, then closes the connection.
 ROUNDS = 5
+#: The values of a training's ``tracking`` that name no file.
+TRACKING = (None, "", "None", "none", "mlflow")
 
 from monailabel.app import app as _monai_label  # noqa: E402 - it reads the settings once, when it is imported
 
@@ -35,10 +40,51 @@ async def _known_origins_only(scope: Any, receive: Any, send: Any) -> None:
     if origin and origin not in ORIGINS:
         refusal = JSONResponse({"detail": "web pages of other addresses may not ask this server"}, status_code=403)
         await refusal(scope, receive, send)
+    elif scope["type"] == "http" and scope["method"] == "POST" and scope["path"].startswith("/train"):
+        await _with_known_tracking(scope, receive, send)
     elif scope["type"] == "http" and scope["path"].startswith("/infer/"):
         await _while_connected(scope, receive, send)
     else:
         await _monai_label(scope, receive, send)
+
+
+async def _with_known_tracking(scope: Any, receive: Any, send: Any) -> None:
+    """Refuse a training whose request names a file of tracking settings.
+
+    MONAI takes every other name for such a file, and writes the configuration to any path that the file names before
+    the bundle is asked.
+    """
+    body, more = b"", True
+    while more:
+        message = await receive()
+        if message["type"] != "http.request":
+            return
+        body, more = body + message.get("body", b""), message.get("more_body", False)
+    if not all(value in TRACKING for value in _tracking(body)):
+        refusal = JSONResponse({"detail": "tracking: not a known value; use mlflow or None"}, status_code=400)
+        await refusal(scope, receive, send)
+        return
+    messages = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+    async def received() -> Any:
+        return next(messages, None) or await receive()
+
+    await _monai_label(scope, received, send)
+
+
+def _tracking(body: bytes) -> list[Any]:
+    """All values of ``tracking`` in a request; MONAI Label takes the first one of a list."""
+    found: list[Any] = []
+
+    def collect(read: dict[str, Any]) -> dict[str, Any]:
+        if "tracking" in read:
+            value = read["tracking"]
+            found.extend(value[:1] if isinstance(value, list) else [value])
+        return read
+
+    with contextlib.suppress(ValueError, RecursionError):  # MONAI Label refuses these itself
+        json.loads(body or b"null", object_hook=collect)
+    return found
 
 
 _turn = asyncio.Lock()

@@ -84,6 +84,8 @@ def _own_records(
     if is_served():
         studies = Path(os.path.realpath(os.environ[STUDIES_VARIABLE]))
         for file in (entry[key] for entry in entries for key in ("image", "label")):
+            if studies not in Path(os.path.realpath(file)).parents:
+                raise bad_file(file, "is a link that leads outside the studies folder", "put a copy there instead")
             check_named_files(studies, Path(file))
     if entries:
         return None
