@@ -112,6 +112,8 @@ def test_no_header_leads_out_of_its_folder(suffix: str, tmp_path: Path) -> None:
         ("ElementNumberOfChannels", "-1"),
         ("ElementSpacing", "1 1"),
         ("ElementSpacing", "1 1 x"),
+        ("Offset", "nan 0 0"),  # ITK takes 0
+        ("Offset", "0 -inf 0"),
         ("HeaderSize", "-7"),
         ("CompressedDataSize", "-1"),
     ],
@@ -190,3 +192,14 @@ def test_a_small_file_of_many_voxels_as_text(suffix: str, header: bytes, tmp_pat
     path.write_bytes(header.replace(b"3 4 5", b"300 400 500"))
     with pytest.raises(RegZooError, match="is truncated: it ends before the last of the 300×400×500 voxels"):
         stored_shape(path)
+
+
+@pytest.mark.parametrize(
+    "place", ["origin: (nan,nan,nan)", "origin: (inf,0,0)", "directions: (nan,nan,nan) (0,1,0) (0,0,1)"]
+)
+def test_an_nrrd_without_a_finite_place(place: str, tmp_path: Path) -> None:
+    """ITK would put it at 0, or leave out the axis."""
+    path = tmp_path / "a.nrrd"
+    path.write_bytes(NRRD + f"space {place}\n\n".encode() + SECRET[::-1])
+    with pytest.raises(RegZooError, match=r"has a damaged or unclear header \(space (origin|directions) '\("):
+        read_volume(path)

@@ -92,6 +92,9 @@ def nrrd_header(path: Path) -> TextHeader:
         for spelling in (key, key.replace("skip", " skip")):
             if not re.fullmatch(r"-?\d{1,9}", skip := fields.get(spelling, "0")) or abs(int(skip)) > most:
                 raise _unclear(path, f"{spelling} {skip!r:.40}")
+    for key in ("space origin", "spaceorigin", "space directions", "spacedirections", "spacings"):
+        if re.search("nan|inf", fields.get(key, "").lower().removesuffix(" nan")):  # the last axis may not be spatial
+            raise _unclear(path, f"{key} {fields[key]!r:.60}")
     return TextHeader(fields, _beside(path, names), blank.end() if blank else len(content))
 
 
@@ -195,8 +198,9 @@ def _check_numbers(path: Path, fields: dict[str, str]) -> None:
 
 
 def _numbers(value: str, count: int) -> bool:
+    """Whether a value is so many numbers; ITK takes 0 for those that are not finite."""
     try:
-        return len([float(word) for word in value.split()]) == count
+        return len(words := value.split()) == count and "_" not in value and all(map(math.isfinite, map(float, words)))
     except ValueError:
         return False
 
