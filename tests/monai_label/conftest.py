@@ -43,7 +43,7 @@ def untouched(server: LabelServer, studies: Studies) -> Iterator[None]:
 
     places = (studies.folder, studies.outside, server.temporary)
     end = time.monotonic() + 5  # the server removes an answer's file after it was sent, also that of the test before
-    while any(server.temporary.glob("tmp*.*")) and time.monotonic() < end:
+    while any(server.temporary.glob("tmp*.nii*")) and time.monotonic() < end:
         time.sleep(0.1)
     before = fingerprints(*places)
     yield
