@@ -33,7 +33,10 @@ def server(
 ) -> Iterator[LabelServer]:
     """With the unpacked zips for its bundles, and pairs of finished labels in its studies."""
     folder = tmp_path_factory.mktemp("zips")
-    started = LabelServer(folder / "server", folder / "studies", [], environment(folder / "site", **ENVIRONMENT))
+    variables = environment(folder / "site", **ENVIRONMENT)
+    # The server's app is in the package, and a zip is the only place that has it.
+    variables["PYTHONPATH"] += os.pathsep + str(folder / "server" / "app" / "model" / WEAK_DDF)
+    started = LabelServer(folder / "server", folder / "studies", [], variables)
     for name in NAMES:
         with zipfile.ZipFile(package(name, folder / f"{name}.zip")) as archive:
             archive.extractall(started.models)
