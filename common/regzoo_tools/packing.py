@@ -26,6 +26,8 @@ TIME = (1980, 1, 1, 0, 0, 0)
 #: puts the bundle's folder on the path only before ``run``. So ``initialize`` adds the folder and imports again.
 MODULES = ["$import os", "$import sys"]
 STEPS = ["$sys.path.insert(0, os.path.abspath(@bundle_root))", "$import regzoo"]
+#: A function that a training imports by name, and its import, which is repeated for the same reason.
+CHECK, IMPORT_CHECK = "$check_request()", "$from regzoo.monai_label.settings import check_request"
 
 
 def package(
@@ -109,7 +111,8 @@ def finds_package(config: dict[str, Any]) -> None:
         config["imports"] = [*(line for line in MODULES if line not in config["imports"]), *config["imports"]]
     if "initialize" in config:
         steps = config["initialize"] if isinstance(config["initialize"], list) else [config["initialize"]]
-        config["initialize"] = [*STEPS, *(step for step in steps if step not in STEPS)]
+        first = [*STEPS, IMPORT_CHECK] if CHECK in steps else STEPS
+        config["initialize"] = [*first, *(step for step in steps if step not in first)]
 
 
 def stage_weights(bundle: Bundle, target: Path, url: str | None) -> None:
