@@ -99,6 +99,17 @@ def test_datalists(tmp_path: Path) -> None:
     assert load_records(tmp_path / "list.csv", "train")[0]["label_names"] == first["label_names"]
 
 
+def test_first_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The tutorial without its demo: the released weights carry a gland onto the one drawn in the ultrasound."""
+    monkeypatch.chdir(tmp_path)
+    for block in blocks("first_steps.md", "bash")[1:]:
+        monkeypatch.setattr(sys, "argv", shlex.split(block))
+        main()
+    names = run_python("first_steps.md")
+    assert f"It prints {names['dice']:.2f};" in (DOCS / "first_steps.md").read_text(encoding="utf-8")
+    assert "folded voxels: 0 %" in capsys.readouterr().out
+
+
 def test_plain_folders_are_listed_and_checked(
     prostate_phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
