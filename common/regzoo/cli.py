@@ -17,7 +17,7 @@ from regzoo.errors import RegZooError, end_on_signals, one_line, print_error
 
 
 class Phantom:
-    """Write a data set of phantoms, in the layout of the public data set that it stands in for."""
+    """Write a data set of phantoms in the layout of a public data set."""
 
     def prostate(
         self,
@@ -105,19 +105,19 @@ def register(
     """Register a moving image to a fixed image with a bundle, and propagate the moving labels.
 
     Writes warped_image.nii.gz, warped_label.nii.gz (if there is a label), field.nii.gz (fixed to moving, LPS mm, for
-    ITK, ANTs and 3D Slicer), statistics.json and quality.png. Some bundles give only a part of these.
+    ITK, ANTs and 3D Slicer), statistics.json and quality.png. Some bundles write only some of these files.
 
     Args:
         bundle: a bundle's name or folder.
         fixed: fixed image file.
         moving: moving image file.
         out: folder for the results.
-        label: labels on the moving image, to propagate.
+        label: file of the moving labels to propagate.
         align: how to pre-align the images: header (keep the positions in the files), center (match the image centres),
             label (move the moving label to the centre of the fixed image) or region (match the organ of two CTs, or
             the bodies if the organ is not labelled).
         outputs: any of image,label,probability,field,statistics,picture; by default all except probability.
-        fixed_label: labels on the fixed image, for bundles that pre-align by an organ.
+        fixed_label: file of the fixed labels, for bundles that pre-align by an organ.
         overlays: further configurations of the bundle, such as configs/variants/onnx.json, separated by commas; write
             a list, "['a.json']", if a name contains a comma.
         overrides: any setting in the bundle's configs/inference.json, such as --checkpoint FILE.
@@ -201,7 +201,7 @@ def datalist(
     "us/*.nii.gz" --moving "mr/*.nii.gz", or --fixed "{case}/us.nii.gz" --moving "{case}/mr.nii.gz". Quote patterns.
 
     Args:
-        folders: one or several folders in which the patterns are looked up.
+        folders: one or more folders to search.
         fixed: pattern of the fixed images, or of all images for a bundle that trains on single images.
         moving: pattern of the moving images.
         fixed_label: pattern of the labels of the fixed images.
