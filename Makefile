@@ -32,7 +32,7 @@ demo: $(STAMP) ## train on phantoms, register held-out pairs, show the improveme
 test: $(STAMP) ## run the tests; fails below the coverage that pyproject.toml asks for (COVERAGE= does not measure it)
 	$(BIN)/python -m pytest -n 2 -m "not slow" $(COVERAGE)
 
-test-slow: $(STAMP) ## run the tests of several processes and of memory (minutes)
+test-slow: $(STAMP) ## run the slow tests: several processes, resumed trainings, benchmarks, memory (minutes)
 	$(BIN)/python -m pytest -n 2 -m slow
 
 test-label: ## run the tests against a MONAI Label server, in an environment of their own (.venv-label)

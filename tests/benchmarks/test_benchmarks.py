@@ -13,6 +13,8 @@ import pytest
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 SCRIPTS = ("run.py", "profile_step.py")
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def outputs() -> dict[str, str]:

@@ -82,6 +82,7 @@ def test_the_hosted_checks_run_targets_that_exist(project: dict[str, Any]) -> No
     assert project["project"]["requires-python"] == f">={min(pythons, key=lambda text: int(text.split('.')[1]))}"
 
 
+@pytest.mark.slow
 def test_the_site_builds_without_a_broken_link(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs")
     built = subprocess.run(

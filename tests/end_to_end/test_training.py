@@ -92,6 +92,7 @@ def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
         assert torch.equal(a[name], b[name]), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bundle", NAMES)
 def test_a_killed_training_resumes_to_the_same_weights(bundle: str, dataset: Path, tmp_path: Path) -> None:
     longer = {"max_epochs": 8, "samples_per_epoch": 16}

@@ -184,6 +184,7 @@ def test_named_by_the_user(bundle: str, root: Path, dataset: Path, tmp_path: Pat
     assert not (root / "output").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bundle", [WEAK])
 def test_two_processes_on_the_command_line(bundle: str, root: Path, dataset: Path, tmp_path: Path) -> None:
     """From the bundle's folder, as a user has it: one run, a clean working tree, and no word to anybody."""

@@ -227,6 +227,7 @@ def _process(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_processes_learn_the_same(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_process, (str(tmp_path),), nprocs=2)
     gradients = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]

@@ -205,6 +205,7 @@ def _rank(rank: int, port: int, folder: str) -> None:
     idist.finalize()
 
 
+@pytest.mark.slow
 def test_two_processes_write_one_table(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -80,6 +80,7 @@ def test_the_command(
     assert "did you mean --size" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_several_processes_find_the_same(tmp_path: Path) -> None:
     pairs = PairSet(tmp_path, count=17)
     pairs.label("c9_moving_label", 15, 0)
