@@ -171,8 +171,10 @@ def carry_held(field: DisplacementField, labels: MetaTensor, count: int) -> Meta
     moving, held = Grid.of(labels), as_tensor(labels).to(field.displacement.device)
     carried = torch.zeros(len(held), *field.grid.shape, dtype=held.dtype, device=held.device)
     if not is_map(held):
-        for mask, found in zip(held, carried, strict=True):
-            found[:] = carry_labels(field, MetaTensor(mask[None].float(), affine=labels.affine), False)[0] >= 0.5
+        # The masks of a group share one set of coordinates; `SLAB` bounds the memory of a group.
+        group = max(SLAB // max(math.prod(moving.shape), math.prod(field.grid.shape)), 1)
+        for masks, found in zip(held.split(group), carried.split(group), strict=True):
+            found[:] = carry_labels(field, MetaTensor(masks.float(), affine=labels.affine), False) >= 0.5
     elif subdivisions(moving, field.grid) == (1, 1, 1):
         for rows, coordinates in field.coordinates(moving):
             carried[0, rows] = likeliest(held[0], coordinates)
