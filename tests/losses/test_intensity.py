@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import monai.losses
 import numpy as np
@@ -24,7 +25,7 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 from torch import nn
 
 SHAPE = (18, 14, 16)
-Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Loss = Callable[..., torch.Tensor]
 
 
 def images(shape: tuple[int, int, int] = SHAPE, batch: int = 2, channels: int = 2) -> list[torch.Tensor]:
@@ -35,9 +36,9 @@ def images(shape: tuple[int, int, int] = SHAPE, batch: int = 2, channels: int = 
     return [torch.from_numpy(v.reshape(batch, channels, *shape)) for v in (0.6 * a + 0.4 * b, a)]
 
 
-def gradient(loss: Loss, warped: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
+def gradient(loss: Loss, warped: torch.Tensor, *fixed: torch.Tensor) -> torch.Tensor:
     leaf = warped.clone().requires_grad_()
-    loss(leaf, fixed).backward()
+    loss(leaf, *fixed).backward()
     assert leaf.grad is not None
     return leaf.grad
 
@@ -144,6 +145,80 @@ def test_matrices_equal_taps(monkeypatch: pytest.MonkeyPatch) -> None:
             patch.setattr(windows, "NARROW", 0)
             assert float(loss(warped, fixed)) == pytest.approx(float(by_taps[0]), abs=1e-12)
             np.testing.assert_allclose(gradient(loss, warped, fixed), by_taps[1], atol=1e-12)
+
+
+@LOSSES
+def test_slabs_equal_the_whole_and_a_loss_is_prepared_once(loss: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    warped, fixed = (image.double() for image in images())
+    mask = torch.from_numpy(np.stack([smooth_noise(SHAPE, 2, seed, 1.0) for seed in (1, 2)]))[:, None]
+    for weights in (None, mask):
+        whole = loss(warped, fixed, weights), gradient(partial(loss, mask=weights), warped, fixed)
+        with monkeypatch.context() as patch:
+            patch.setattr(windows, "SLAB", 500)
+            prepared = loss.prepare(fixed, weights)
+            for other in (fixed, warped):  # the second call finds the memory of the first
+                value, slope = prepared(other), gradient(prepared, other)
+        assert float(value) == pytest.approx(float(whole[0]), abs=1e-12)
+        np.testing.assert_allclose(slope, whole[1], atol=1e-12)
+
+
+def direct_correlations(a: np.ndarray, b: np.ndarray, weights: np.ndarray, width: int, eps: float) -> float:
+    """Voxel by voxel: np.cov over the voxels of the window that count, and the weighted mean."""
+    values, reach = np.zeros(a.shape), width // 2
+    for x, y, z in np.argwhere(weights > 0):
+        box = tuple(slice(max(n - reach, 0), n + reach + 1) for n in (x, y, z))
+        pair = np.stack([a[box].ravel(), b[box].ravel()])
+        (var_a, cov), (_, var_b) = np.cov(pair, aweights=weights[box].ravel(), ddof=0)
+        values[x, y, z] = cov**2 / (max(var_a, eps) * max(var_b, eps))
+    return 1 - float((values * weights).sum() / weights.sum())
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_masked_correlations_are_numpys(binary: bool) -> None:
+    warped, fixed = images((9, 8, 10), 1, 1)
+    weights = smooth_noise((9, 8, 10), 1.5, 5, 1.0)
+    weights = np.where(weights > 0.5, 1.0 if binary else weights, 0)
+    a, b = warped[0, 0].double().numpy(), fixed[0, 0].double().numpy()
+    mask = torch.from_numpy(weights)[None, None]
+    ours = LocalNormalizedCrossCorrelation(5, eps=1e-3)(warped, fixed, mask)
+    assert float(ours) == pytest.approx(direct_correlations(a, b, weights, 5, 1e-3), abs=1e-5)
+    covariance = np.cov(np.stack([a.ravel(), b.ravel()]), aweights=weights.ravel(), ddof=0)
+    coefficient = covariance[0, 1] / np.sqrt(covariance[0, 0] * covariance[1, 1])
+    assert float(NormalizedCrossCorrelation()(warped, fixed, mask)) == pytest.approx(1 - coefficient, abs=1e-5)
+
+
+@LOSSES
+def test_nothing_outside_the_mask_matters(loss: nn.Module) -> None:
+    warped, fixed = (image.double() for image in images())
+    mask = (torch.from_numpy(smooth_noise(SHAPE, 2, 3, 1.0)) > 0.45).double().expand(2, 1, *SHAPE)
+    before = loss(warped, fixed, mask), gradient(partial(loss, mask=mask), warped, fixed)
+    changed = [torch.where(mask > 0, image, 5 - 3 * image.flip(2)) for image in (warped, fixed)]
+    for weights in (mask, 3.7 * mask):
+        assert float(loss(*changed, weights)) == pytest.approx(float(before[0]), abs=1e-12)
+        after = gradient(partial(loss, mask=weights), *changed)
+        np.testing.assert_allclose(after, before[1], atol=1e-10)
+    assert float(before[1][mask.expand_as(warped) == 0].abs().max()) == 0
+    assert float(loss(warped, fixed)) != pytest.approx(float(before[0]), abs=1e-4)
+
+
+@LOSSES
+def test_mask_gradient_against_finite_differences(loss: nn.Module) -> None:
+    warped, fixed = (image.double() for image in images((8, 7, 9), 1, 2))
+    mask = torch.from_numpy(smooth_noise((8, 7, 9), 1.5, 5, 1.0))[None, None]
+    prepared = loss.prepare(fixed, torch.where(mask > 0.4, mask, 0))
+    assert torch.autograd.gradcheck(prepared, warped.requires_grad_(), fast_mode=True)
+
+
+@LOSSES
+def test_masks_that_are_refused(loss: nn.Module) -> None:
+    warped, fixed = images(batch=2)
+    mask = torch.ones(2, 1, *SHAPE)
+    mask[1] = 0
+    for wrong in (mask, mask - 0.1, mask * math.nan):
+        with pytest.raises(RegZooError, match="mask"):
+            loss(warped, fixed, wrong)
+    with pytest.raises(ValueError, match="one channel"):
+        loss(warped, fixed, torch.ones_like(fixed))
 
 
 @LOSSES

@@ -1,21 +1,24 @@
 """Similarity of intensities: global and local normalised cross-correlation, structural similarity.
 
-The two local measures compare statistics within a window around every voxel. They are functions of a few filtered
-products of the images, so their gradient takes a few more passes, with the transposed filter. The forward pass computes
-the gradient and keeps nothing else for the backward pass.
+A loss that is called many times with the same fixed image is prepared once: ``prepared = loss.prepare(fixed, mask)``,
+then ``prepared(warped)`` gives what ``loss(warped, fixed, mask)`` does.
 """
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from regzoo.errors import RegZooError
+from regzoo.losses.local import LocalMeasure, LocalSum, Slopes
 from regzoo.losses.windows import Window, window_weights
 from torch import nn
+
+#: The loss of a warped image against the fixed image that was given before.
+Prepared = Callable[[torch.Tensor], torch.Tensor]
 
 
 class NormalizedCrossCorrelation(nn.Module):
@@ -38,89 +41,99 @@ class NormalizedCrossCorrelation(nn.Module):
     def extra_repr(self) -> str:
         return f"eps={self.eps}"
 
-    def forward(self, warped: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
-        """Warped and fixed image, both (B, C, X, Y, Z) → scalar in [0, 2], mean over images and channels."""
-        _same_shape(warped, fixed)
-        with torch.autocast(warped.device.type, enabled=False):
-            warped, fixed = (_float(image).flatten(2) for image in (warped, fixed))
-            warped, fixed = (image - image.mean(-1, keepdim=True) for image in (warped, fixed))
-            variances = [image.square().mean(-1).clamp(min=self.eps) for image in (warped, fixed)]
-            return 1 - ((warped * fixed).mean(-1) / (variances[0] * variances[1]).sqrt()).mean()
-
-
-class _Slopes(NamedTuple):
-    """Derivatives with respect to the filtered warped image, its filtered square, and the filtered product of both."""
-
-    mean: torch.Tensor
-    square: torch.Tensor
-    product: torch.Tensor
-
-
-class _LocalLoss(torch.autograd.Function):
-    """The loss of a measure; `forward` also computes the gradient with respect to the warped image w.
-
-    With the filter K, the fixed image f and the moments m₁ = K w, m₂ = K w² and m₃ = K w f, the gradient is
-    ``Kᵀ ∂L/∂m₁ + 2 w Kᵀ ∂L/∂m₂ + f Kᵀ ∂L/∂m₃``.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, warped: torch.Tensor, fixed: torch.Tensor, measure: _LocalSimilarity) -> torch.Tensor:
-        window = measure.window
-        moments = [window.filter(product) for product in measure.products(warped, fixed)]
-        loss, slopes = measure.score(moments, slopes=ctx.needs_input_grad[0])
-        if slopes is not None:
-            del moments
-            gradient = window.adjoint(slopes.mean)
-            gradient.addcmul_(warped, window.adjoint(slopes.square), value=2)
-            gradient.addcmul_(fixed, window.adjoint(slopes.product))
-            ctx.save_for_backward(gradient)
-        return loss
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * grads[0], None, None
-
-
-class _LocalSimilarity(nn.Module):
-    """Base class that checks the images and evaluates the measure in float32, or in float64 if either image is."""
-
-    window: Window
-
-    @abstractmethod
-    def products(self, warped: torch.Tensor, fixed: torch.Tensor) -> Iterator[torch.Tensor]:
-        """The products of the images to filter."""
-
-    @abstractmethod
-    def score(self, moments: Sequence[torch.Tensor], slopes: bool) -> tuple[torch.Tensor, _Slopes | None]:
-        """The loss and, if `slopes`, its derivatives, from the filtered products."""
-
-    def forward(self, warped: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
+    def forward(self, warped: torch.Tensor, fixed: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Loss of a warped moving image against the fixed image.
 
         Args:
             warped: (B, C, X, Y, Z); gradients flow to it.
             fixed: (B, C, X, Y, Z); taken as constant.
+            mask: (B, 1, X, Y, Z), weights ≥ 0 of the voxels; None for 1 everywhere.
+
+        Returns:
+            Scalar in [0, 2], mean over images and channels.
+
+        Raises:
+            RegZooError: no voxel of the mask counts.
+            ValueError: the images differ in shape.
+        """
+        return self.prepare(_common(fixed, warped), mask)(warped)
+
+    def prepare(self, fixed: torch.Tensor, mask: torch.Tensor | None = None) -> Prepared:
+        """The loss against one fixed image, see `forward`."""
+        fixed = _float(fixed)
+        flat = fixed.flatten(2)
+        weights = fixed.new_ones(()) if mask is None else _weights(mask, fixed).flatten(2)
+        weights = weights / weights.expand_as(flat).sum(-1, keepdim=True)
+
+        def mean(values: torch.Tensor) -> torch.Tensor:
+            return (values * weights).sum(-1)
+
+        flat = flat - mean(flat)[..., None]
+        direction = flat / mean(flat.square()).clamp(min=self.eps).sqrt()[..., None]
+
+        def loss(warped: torch.Tensor) -> torch.Tensor:
+            _same_shape(warped, fixed)
+            with torch.autocast(warped.device.type, enabled=False):
+                image = warped.to(fixed.dtype).flatten(2)
+                image = image - mean(image)[..., None]
+                deviation = mean(image.square()).clamp(min=self.eps).sqrt()
+                return 1 - (mean(image * direction) / deviation).mean()
+
+        return loss
+
+
+class _LocalSimilarity(nn.Module):
+    """Base class that evaluates a measure in float32, or in float64 if the fixed image is."""
+
+    window: Window
+
+    @abstractmethod
+    def measure(self, fixed: torch.Tensor, mask: torch.Tensor | None, share: float) -> LocalMeasure:
+        """The measure of one image (X, Y, Z), times its share of the loss."""
+
+    def forward(self, warped: torch.Tensor, fixed: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Loss of a warped moving image against the fixed image.
+
+        Args:
+            warped: (B, C, X, Y, Z); gradients flow to it.
+            fixed: (B, C, X, Y, Z); taken as constant.
+            mask: (B, 1, X, Y, Z), weights ≥ 0 of the voxels. With a mask, the statistics within each window and the
+                mean over the windows are weighted, so intensities outside the mask have no influence. None for 1
+                everywhere.
 
         Returns:
             Scalar, mean over batch, channels and windows.
 
         Raises:
-            RegZooError: the images are smaller than the window.
+            RegZooError: the images are smaller than the window, or no voxel of the mask counts.
             ValueError: the images differ in shape.
         """
-        _same_shape(warped, fixed)
+        return self.prepare(_common(fixed, warped), mask)(warped)
+
+    def prepare(self, fixed: torch.Tensor, mask: torch.Tensor | None = None) -> Prepared:
+        """The loss against one fixed image, whose statistics are computed once; see `forward`.
+
+        Calls of one prepared loss share memory, so they must not run in several threads at the same time.
+        """
         widths = [len(kernel) for kernel in self.window.kernels]
-        if any(n < width for n, width in zip(warped.shape[2:], widths, strict=True)):
+        if any(n < width for n, width in zip(fixed.shape[2:], widths, strict=True)):
             raise RegZooError(
-                f"a window of {widths} voxels does not fit into a volume of {list(warped.shape[2:])}; enlarge size "
+                f"a window of {widths} voxels does not fit into a volume of {list(fixed.shape[2:])}; enlarge size "
                 "or use a smaller window"
             )
-        with torch.autocast(warped.device.type, enabled=False):
-            warped, fixed = _float(warped), _float(fixed.detach())
-            dtype = torch.promote_types(warped.dtype, fixed.dtype)
-            loss = _LocalLoss.apply(warped.to(dtype), fixed.to(dtype), self)  # type: ignore[no-untyped-call]
-        return torch.as_tensor(loss)
+        with torch.no_grad():
+            fixed = _float(fixed)
+            images = fixed.flatten(0, 1)
+            masks = [None] * len(images) if mask is None else _weights(mask, fixed).flatten(0, 1)
+            measures = [self.measure(*pair, 1 / len(images)) for pair in zip(images, masks, strict=True)]
+
+        def loss(warped: torch.Tensor) -> torch.Tensor:
+            _same_shape(warped, fixed)
+            with torch.autocast(warped.device.type, enabled=False):
+                similarity = LocalSum.apply(warped.to(fixed.dtype), measures)  # type: ignore[no-untyped-call]
+                return 1 - torch.as_tensor(similarity)
+
+        return loss
 
 
 class LocalNormalizedCrossCorrelation(_LocalSimilarity):
@@ -157,25 +170,39 @@ class LocalNormalizedCrossCorrelation(_LocalSimilarity):
     def extra_repr(self) -> str:
         return f"window={self.widths} voxels, kernel={self.kernel}, eps={self.eps}"
 
-    def products(self, warped: torch.Tensor, fixed: torch.Tensor) -> Iterator[torch.Tensor]:
-        yield from (warped, fixed, warped * warped, fixed * fixed, warped * fixed)
+    def measure(self, fixed: torch.Tensor, mask: torch.Tensor | None, share: float) -> LocalMeasure:
+        return _LocalCorrelation(fixed, self.window, mask, share, self.eps)
 
-    def score(self, moments: Sequence[torch.Tensor], slopes: bool) -> tuple[torch.Tensor, _Slopes | None]:
-        mean_w, mean_f, square_w, square_f, product = moments
-        raw = torch.addcmul(square_w, mean_w, mean_w, value=-1)
-        var_w = raw.clamp(min=self.eps)
-        var_f = torch.addcmul(square_f, mean_f, mean_f, value=-1).clamp_(min=self.eps)
-        cross = torch.addcmul(product, mean_w, mean_f, value=-1)
-        ratio = cross / var_f.mul_(var_w)
-        squared = cross.mul_(ratio)
-        loss = 1 - squared.mean()
+
+class _LocalCorrelation(LocalMeasure):
+    """Squared correlation coefficients. Sums over a window stand for means, so a variance is multiplied by its mass."""
+
+    def __init__(
+        self, fixed: torch.Tensor, window: Window, mask: torch.Tensor | None, share: float, eps: float
+    ) -> None:
+        super().__init__(fixed, window, mask, share)
+        total, square = self.moments(None, fixed)
+        floor = self.mass * eps
+        variance = torch.maximum(square - total.square() / self.mass, floor)
+        self.constants = [1 / self.mass, floor, total * (2 / self.mass), self.weight / variance]
+
+    def score(
+        self, moments: Sequence[torch.Tensor], constants: Sequence[torch.Tensor], slopes: bool
+    ) -> tuple[torch.Tensor, Slopes | None]:
+        sum_w, square_w, product = moments
+        inverse_mass, floor, twice_mean_f, gain = constants
+        mean_w = sum_w * inverse_mass
+        raw = torch.addcmul(square_w, sum_w, mean_w, value=-1)
+        cross = torch.addcmul(product, sum_w, twice_mean_f, value=-0.5)
+        slope = cross / torch.maximum(raw, floor)
+        by_product = slope * gain
+        value = torch.dot(cross.flatten(), by_product.flatten())
         if not slopes:
-            return loss, None
-        by_product = ratio.mul_(-2 / ratio.numel())
+            return value, None
         # Below the limit, the variance of the warped image has no influence.
-        by_square = squared.div_(var_w).mul_(1 / ratio.numel()).masked_fill_(raw <= self.eps, 0)
-        by_mean = (by_product * mean_f).addcmul_(by_square, mean_w, value=2).neg_()
-        return loss, _Slopes(by_mean, by_square, by_product)
+        by_square = slope.mul_(by_product).neg_().masked_fill_(raw <= floor, 0)
+        by_mean = by_product.mul(twice_mean_f).addcmul_(mean_w, by_square, value=2).neg_()
+        return value, Slopes(by_mean, by_square, by_product.mul_(2))
 
 
 class StructuralSimilarity(_LocalSimilarity):
@@ -217,31 +244,45 @@ class StructuralSimilarity(_LocalSimilarity):
         constants = f"data_range={self.data_range}, k1={self.k1}, k2={self.k2}"
         return f"window={self.widths} voxels, sigma={self.sigmas} voxels, {constants}"
 
-    def products(self, warped: torch.Tensor, fixed: torch.Tensor) -> Iterator[torch.Tensor]:
-        # The index needs only the sum of the two squares.
-        yield from (warped, fixed, (warped * warped).addcmul_(fixed, fixed), warped * fixed)
+    def measure(self, fixed: torch.Tensor, mask: torch.Tensor | None, share: float) -> LocalMeasure:
+        limits = [(k * self.data_range) ** 2 for k in (self.k1, self.k2)]
+        return _Structure(fixed, self.window, mask, share, limits)
 
-    def score(self, moments: Sequence[torch.Tensor], slopes: bool) -> tuple[torch.Tensor, _Slopes | None]:
-        mean_w, mean_f, squares, product = moments
-        c1, c2 = (self.k1 * self.data_range) ** 2, (self.k2 * self.data_range) ** 2
+
+class _Structure(LocalMeasure):
+    def __init__(
+        self, fixed: torch.Tensor, window: Window, mask: torch.Tensor | None, share: float, limits: Sequence[float]
+    ) -> None:
+        super().__init__(fixed, window, mask, share)
+        self.limits = limits
+        mean, square = self.moments(None, fixed) / self.mass
+        self.constants = [1 / self.mass, mean, square, self.weight]
+
+    def score(
+        self, moments: Sequence[torch.Tensor], constants: Sequence[torch.Tensor], slopes: bool
+    ) -> tuple[torch.Tensor, Slopes | None]:
+        inverse_mass, mean_f, square_f, weight = constants
+        mean_w, square_w, product = (moment * inverse_mass for moment in moments)
+        c1, c2 = self.limits
         both = mean_w * mean_f
         energy = (mean_w * mean_w).addcmul_(mean_f, mean_f)
         # SSIM = (top_1 / bottom_1) · (top_2 / bottom_2): means, then contrast and structure.
-        top_2 = (product - both).mul_(2).add_(c2)
+        top_2 = product.sub_(both).mul_(2).add_(c2)
         top_1 = both.mul_(2).add_(c1)
-        bottom_2 = (squares - energy).add_(c2)
+        bottom_2 = square_w.add_(square_f).sub_(energy).add_(c2)
         bottom_1 = energy.add_(c1)
         inverse = (bottom_1 * bottom_2).reciprocal_()
         index = (top_1 * top_2).mul_(inverse)
-        loss = 1 - index.mean()
+        inverse.mul_(weight)
+        value = (index * weight).sum()
         if not slopes:
-            return loss, None
-        inverse.mul_(-1 / inverse.numel())
+            return value, None
+        inverse.mul_(inverse_mass)
         by_mean = (bottom_1 - bottom_2).mul_(index).mul_(mean_w)
         by_mean.addcmul_(mean_f, top_2.sub_(top_1)).mul_(inverse).mul_(2)
         by_square = index.mul_(bottom_1).mul_(inverse).neg_()
         by_product = top_1.mul_(inverse).mul_(2)
-        return loss, _Slopes(by_mean, by_square, by_product)
+        return value, Slopes(by_mean, by_square, by_product)
 
 
 def _widths(window: int | Sequence[int]) -> list[int]:
@@ -265,4 +306,21 @@ def _same_shape(warped: torch.Tensor, fixed: torch.Tensor) -> None:
 
 
 def _float(image: torch.Tensor) -> torch.Tensor:
+    image = image.detach()
     return image if image.dtype == torch.float64 else image.float()
+
+
+def _common(fixed: torch.Tensor, warped: torch.Tensor) -> torch.Tensor:
+    """The fixed image in the precision of both."""
+    _same_shape(warped, fixed)
+    return fixed.to(torch.promote_types(warped.dtype, fixed.dtype))
+
+
+def _weights(mask: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
+    """The mask for every channel of the fixed image, checked."""
+    if mask.shape != (len(fixed), 1, *fixed.shape[2:]):
+        raise ValueError(f"the mask of images {list(fixed.shape)} must have one channel, got {list(mask.shape)}")
+    mask = mask.detach().to(fixed)
+    if not bool(((mask >= 0).all() & (mask.sum((1, 2, 3, 4)) > 0).all()).cpu()):
+        raise RegZooError("a mask has no voxel above 0, or voxels below 0; give a mask with voxels that count")
+    return mask.expand_as(fixed)

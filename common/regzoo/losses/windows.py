@@ -3,21 +3,53 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from regzoo.filters import matrix_for
+from torch import nn
 
 #: Windows up to this width are summed tap by tap; wider ones use an n×n matrix, which costs the same for any width. At
 #: 128³ one core filters a volume in 6 ms with 11 taps along each axis and in 20 ms with matrices. A sum of taps also
 #: avoids TF32 on a GPU, which would spoil variances because they are differences of means.
 NARROW = 11
+#: Voxels of a slab on the CPU, so that the intermediate results of a slab stay in its cache.
+SLAB = 2**18
 
 
 def window_weights(width: int, sigma: float) -> tuple[float, ...]:
-    """A sampled Gaussian of the given width with sum 1; an infinite σ gives a box."""
+    """A sampled Gaussian of the given width with sum 1; an infinite σ gives a box of ones."""
+    if sigma == math.inf:
+        return (1.0,) * width
     kernel = [math.exp(-0.5 * (k / sigma) ** 2) for k in range(-(width // 2), width // 2 + 1)]
     return tuple(weight / sum(kernel) for weight in kernel)
+
+
+def slabs(volume: torch.Tensor, axis: int) -> Iterator[slice]:
+    """Slabs of about `SLAB` voxels along an axis of a volume (..., X, Y, Z), where 0 is X; on a GPU, only one."""
+    size = volume.shape[axis - 3]
+    count = 1 if volume.is_cuda else min(size, math.ceil(math.prod(volume.shape[-3:]) / SLAB))
+    for k in range(count):
+        yield slice(k * size // count, (k + 1) * size // count)
+
+
+def in_slabs(
+    volume: torch.Tensor, axis: int, make: Callable[[slice], torch.Tensor], out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Put together what `make` returns for each of the `slabs` of a volume, (..., x, Y', Z') if `axis` is 0.
+
+    Args:
+        out: memory for the result, from an earlier call. New memory costs as much time as several sums.
+    """
+    for slab in slabs(volume, axis):
+        part = make(slab)
+        if out is None:
+            shape = list(part.shape)
+            shape[axis - 3] = volume.shape[axis - 3]
+            out = part.new_empty(shape)
+        out.narrow(axis - 3, slab.start, slab.stop - slab.start).copy_(part)
+    assert out is not None
+    return out
 
 
 class Window:
@@ -31,40 +63,76 @@ class Window:
     def __init__(self, kernels: Sequence[Sequence[float]], valid: bool) -> None:
         self.kernels = [tuple(float(weight) for weight in kernel) for kernel in kernels]
         self.valid = valid
+        #: Sum of the weights of the window.
+        self.mass = math.prod(sum(kernel) for kernel in self.kernels)
 
     def _pad(self, axis: int) -> int:
         return 0 if self.valid else len(self.kernels[axis]) // 2
 
-    def filter(self, volume: torch.Tensor) -> torch.Tensor:
-        """(B, C, X, Y, Z) → (B, C, X', Y', Z')."""
-        for axis in (2, 1, 0):
-            volume = self._along(volume, axis, volume.shape[2 + axis], adjoint=False)
+    def center(self, volume: torch.Tensor) -> torch.Tensor:
+        """The voxels (X', Y', Z') of a volume (X, Y, Z) that have a window."""
+        lost = [len(kernel) // 2 - self._pad(axis) for axis, kernel in enumerate(self.kernels)]
+        for axis, n in enumerate(lost):
+            volume = volume.narrow(axis, n, volume.shape[axis] - 2 * n)
         return volume
 
-    def adjoint(self, volume: torch.Tensor) -> torch.Tensor:
-        """The transposed filter, (B, C, X', Y', Z') → (B, C, X, Y, Z)."""
-        for axis in (2, 1, 0):
-            lost = len(self.kernels[axis]) - 1 - 2 * self._pad(axis)
-            volume = self._along(volume, axis, volume.shape[2 + axis] + lost, adjoint=True)
+    def filter(self, volume: torch.Tensor, axes: Sequence[int] = (2, 1, 0)) -> torch.Tensor:
+        """(N, X, Y, Z) → (N, X', Y', Z'), filtered along the given axes, where 0 is X."""
+        return self._apply(volume, axes, adjoint=False)
+
+    def adjoint(self, volume: torch.Tensor, axes: Sequence[int] = (2, 1, 0)) -> torch.Tensor:
+        """The transposed filter, (N, X', Y', Z') → (N, X, Y, Z)."""
+        return self._apply(volume, axes, adjoint=True)
+
+    def _apply(self, volume: torch.Tensor, axes: Sequence[int], adjoint: bool) -> torch.Tensor:
+        boxes = [axis for axis in axes if set(self.kernels[axis]) == {1.0}]
+        margins = [0, 0, 0]
+        for axis in boxes:
+            margins[axis] = len(self.kernels[axis]) - 1 - self._pad(axis) if adjoint else self._pad(axis)
+        if any(margins):
+            volume = nn.functional.pad(volume, [margin for margin in reversed(margins) for _ in range(2)])
+        for axis in axes:
+            if axis in boxes:
+                volume = box_sum(volume, 1 + axis, len(self.kernels[axis]))
+            else:
+                volume = self._correlate(volume, axis, adjoint)
         return volume
 
-    def _along(self, volume: torch.Tensor, axis: int, size: int, adjoint: bool) -> torch.Tensor:
-        """Filter along one axis, whose size before filtering is `size`."""
+    def _correlate(self, volume: torch.Tensor, axis: int, adjoint: bool) -> torch.Tensor:
         kernel, pad = self.kernels[axis], self._pad(axis)
-        if len(kernel) == 1:
-            return volume if kernel[0] == 1 else volume * kernel[0]
+        lost = len(kernel) - 1 - 2 * pad
+        size = volume.shape[1 + axis] + (lost if adjoint else 0)
         if len(kernel) <= NARROW:
-            lost = len(kernel) - 1 - 2 * pad
             out = size if adjoint else size - lost
             offsets = [pad - k if adjoint else k - pad for k in range(len(kernel))]
-            return _sum_of_shifted(volume, 2 + axis, out, offsets, kernel)
+            return _sum_of_shifted(volume, 1 + axis, out, offsets, kernel)
         matrix = matrix_for(volume.device, _window_matrix, size, kernel, pad, volume.dtype)
         matrix = matrix.T if adjoint else matrix
         if axis == 2:
             return volume @ matrix.T
         if axis == 1:
             return matrix @ volume
-        return (matrix @ volume.flatten(3)).view(*volume.shape[:2], -1, *volume.shape[3:])
+        return (matrix @ volume.flatten(2)).view(len(volume), -1, *volume.shape[2:])
+
+
+def box_sum(volume: torch.Tensor, axis: int, width: int) -> torch.Tensor:
+    """Sum of each run of `width` voxels along an axis, which becomes `width` − 1 voxels shorter; `width` is odd.
+
+    Runs of 2, 4, 8, … voxels are built from each other, so a width of 9 takes four additions per voxel. Unlike the
+    difference of two cumulative sums, such a sum loses no digits and is exactly 0 for a run of zeros.
+    """
+    size = volume.shape[axis] - width + 1
+    total, covered = volume.narrow(axis, 0, size), 1
+    runs, length = volume, 1
+    while 2 * length <= width:
+        count = runs.shape[axis] - length
+        runs = runs.narrow(axis, 0, count) + runs.narrow(axis, length, count)
+        length *= 2
+        if width & length:
+            part = runs.narrow(axis, covered, size)
+            total = total + part if covered == 1 else total.add_(part)
+            covered += length
+    return total
 
 
 def _window_matrix(size: int, kernel: tuple[float, ...], pad: int, dtype: torch.dtype) -> torch.Tensor:
