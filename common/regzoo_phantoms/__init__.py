@@ -1,8 +1,16 @@
 """Small, anatomically plausible images with labels and, of pairs, the true displacement."""
 
-from regzoo_phantoms.abdomen import write_abdomen_phantoms
-from regzoo_phantoms.brain import write_brain_phantoms
+from regzoo_phantoms.abdomen import AbdomenPhantoms, write_abdomen_phantoms
+from regzoo_phantoms.brain import BrainPhantoms, write_brain_phantoms
 from regzoo_phantoms.embedded import embedded_phantoms
-from regzoo_phantoms.prostate import write_prostate_phantoms
+from regzoo_phantoms.prostate import ProstatePhantoms, write_prostate_phantoms
 
-__all__ = ["embedded_phantoms", "write_abdomen_phantoms", "write_brain_phantoms", "write_prostate_phantoms"]
+__all__ = [
+    "AbdomenPhantoms",
+    "BrainPhantoms",
+    "ProstatePhantoms",
+    "embedded_phantoms",
+    "write_abdomen_phantoms",
+    "write_brain_phantoms",
+    "write_prostate_phantoms",
+]

@@ -7,11 +7,12 @@ patient's right, y to the front, z to the head).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from regzoo_phantoms.abdomen_vessels import Vessel, random_vessels
 from regzoo_phantoms.fields import SmoothField
-from regzoo_phantoms.shapes import Ellipsoid, Tube, smooth_union
+from regzoo_phantoms.shapes import Body, Ellipsoid, Tube, smooth_union
 from scipy.spatial.transform import Rotation
 
 #: Values of the label map. Structures that Learn2Reg labels have the values of its AbdomenCTCT task.
@@ -39,14 +40,10 @@ PITCH = 33.0
 
 
 @dataclass(frozen=True)
-class AbdomenAnatomy:
+class AbdomenAnatomy(Body):
     """One patient.
 
     Attributes:
-        centre: where the body's origin lies in the world, RAS mm.
-        rotation: body axes in the world, 3×3.
-        scale: size of the body along its axes, 1 = standard.
-        warp: smooth field added to body coordinates, mm: what makes this patient's shapes unlike another's.
         loops: random function of two components that says where loops of bowel are and which hold oral contrast.
         fat: thickness of the fat under the skin, mm.
         organs: ellipsoids by name.
@@ -54,27 +51,11 @@ class AbdomenAnatomy:
         vessels: with the label they get.
     """
 
-    centre: np.ndarray
-    rotation: np.ndarray
-    scale: np.ndarray
-    warp: SmoothField
     loops: SmoothField
     fat: float
     organs: dict[str, Ellipsoid]
     tubes: dict[str, Tube]
     vessels: tuple[Vessel, ...]
-
-    def to_rigid(self, points: np.ndarray) -> np.ndarray:
-        """World (3, ...), RAS mm → body coordinates before the warp (3, ...), mm."""
-        matrix = (self.rotation / self.scale).T.astype(np.float32)
-        offset = [points[i] - np.float32(self.centre[i]) for i in range(3)]
-        return np.stack([row[0] * offset[0] + row[1] * offset[1] + row[2] * offset[2] for row in matrix])
-
-    def to_body(self, points: np.ndarray) -> np.ndarray:
-        """World (3, ...), RAS mm → body coordinates (3, ...), mm."""
-        q = self.to_rigid(points)
-        q += self.warp(q)
-        return q
 
     def distances(self, q: np.ndarray) -> dict[str, np.ndarray]:
         """Approximate signed distances, mm, negative inside, of everything but bone and vessels, at points (3, ...)."""
@@ -163,39 +144,28 @@ def random_anatomy(rng: np.random.Generator) -> AbdomenAnatomy:
 def _organs(rng: np.random.Generator, liver: np.ndarray) -> dict[str, Ellipsoid]:
     """The ellipsoids of a patient whose liver lies `liver` mm from its standard place."""
 
-    def ellipsoid(
-        centre: list[float],
-        radii: list[float],
-        degrees: tuple[float, float, float] = (0, 0, 0),
-        vary: tuple[float, float] = (3.0, 0.07),
-        shift: np.ndarray | float = 0.0,
-    ) -> Ellipsoid:
-        return Ellipsoid(
-            np.array(centre) + rng.normal(0, vary[0], 3) + shift,
-            np.array(radii) * rng.uniform(1 - vary[1], 1 + vary[1], 3),
-            Rotation.from_euler("xyz", np.array(degrees) + rng.normal(0, 3, 3), degrees=True).as_matrix(),
-        )
-
+    ellipsoid = partial(Ellipsoid.random, rng)
     found = {
-        "dome_right": ellipsoid([64, 42, 0], [84, 98, 114], vary=(2, 0.02), shift=liver * [0, 0, 1]),
-        "dome_left": ellipsoid([-60, 40, -4], [82, 98, 104], vary=(2, 0.02)),
-        "dome_middle": ellipsoid([4, 62, 0], [68, 80, 102], vary=(2, 0.02)),
+        "dome_right": ellipsoid([64, 42, 0], [84, 98, 114], shift=2, size=0.02, moved=liver * [0, 0, 1]),
+        "dome_left": ellipsoid([-60, 40, -4], [82, 98, 104], shift=2, size=0.02),
+        "dome_middle": ellipsoid([4, 62, 0], [68, 80, 102], shift=2, size=0.02),
         "heart": ellipsoid([-28, 84, 142], [66, 44, 38], (0, 12, 0)),
-        "sternum": ellipsoid([0, 133, 118], [20, 5, 46], vary=(1, 0.05)),
-        "liver_right": ellipsoid([70, 40, 42], [64, 80, 70], (0, 0, -10), (2, 0.05), liver),
-        "liver_tip": ellipsoid([92, 44, -8], [32, 52, 46], (0, 8, 0), (5, 0.12), liver),
-        "liver_left": ellipsoid([4, 86, 62], [74, 38, 40], (0, 14, -6), (4, 0.1), liver),
-        "gallbladder": ellipsoid([56, 96, 2], [13, 13, 27], (-20, 10, 0), (2, 0.15), liver),
-        "spleen": ellipsoid([-97, 8, 50], [36, 58, 50], (0, -10, 12), (4, 0.1)),
+        "sternum": ellipsoid([0, 133, 118], [20, 5, 46], shift=1, size=0.05),
+        "liver_right": ellipsoid([70, 40, 42], [64, 80, 70], (0, 0, -10), shift=2, size=0.05, moved=liver),
+        "liver_tip": ellipsoid([92, 44, -8], [32, 52, 46], (0, 8, 0), shift=5, size=0.12, moved=liver),
+        "liver_left": ellipsoid([4, 86, 62], [74, 38, 40], (0, 14, -6), shift=4, size=0.1, moved=liver),
+        "gallbladder": ellipsoid([56, 96, 2], [13, 13, 27], (-20, 10, 0), shift=2, size=0.15, moved=liver),
+        "spleen": ellipsoid([-97, 8, 50], [36, 58, 50], (0, -10, 12), shift=4, size=0.1),
         "mesentery": ellipsoid([-10, 80, -88], [96, 46, 72]),
         "jejunum": ellipsoid([-62, 66, -24], [44, 48, 42], (0, 20, 0)),
     }
     for side, sign, height in (("right", 1, -22), ("left", -1, -8)):  # RAS: the patient's right is at positive x
         middle = np.array([sign * 63, 3, height]) + rng.normal(0, 4, 3)
+        bed, sinus = middle + np.array([-sign * 16, -20, 2]), middle + np.array([-sign * 15, 7, 0])
         tilt = (0.0, sign * 10.0, sign * 28.0)
-        found[f"kidney_{side}"] = ellipsoid(list(middle), [27, 24, 53], tilt, (0, 0.08))
-        found[f"bed_{side}"] = ellipsoid(list(middle + np.array([-sign * 16, -20, 2])), [38, 40, 64], tilt, (0, 0.02))
-        found[f"sinus_{side}"] = ellipsoid(list(middle + np.array([-sign * 15, 7, 0])), [15, 9, 20], tilt, (1, 0.1))
+        found[f"kidney_{side}"] = ellipsoid(middle, [27, 24, 53], tilt, shift=0, size=0.08)
+        found[f"bed_{side}"] = ellipsoid(bed, [38, 40, 64], tilt, shift=0, size=0.02)
+        found[f"sinus_{side}"] = ellipsoid(sinus, [15, 9, 20], tilt, shift=1, size=0.1)
     return found
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from regzoo.spatial.grid import Grid
 from regzoo_phantoms.abdomen_anatomy import AbdomenAnatomy, oval
 from regzoo_phantoms.canvas import Lattice
-from regzoo_phantoms.fields import SmoothField
+from regzoo_phantoms.fields import SmoothField, product
 
 #: Enough for the fixed-point iteration to be exact to 0.01 mm.
 ITERATIONS = 14
@@ -45,8 +45,7 @@ class Breathing:
         body = np.zeros_like(moved)
         body[2] = np.float32(self.down) * free * level
         body[1] = -np.float32(self.forward) * _rise(y, 70, 20) * (1 - _rise(z, 90, 20))
-        matrix = self.anatomy.rotation.astype(np.float32)
-        return moved + np.stack([row[0] * body[0] + row[1] * body[1] + row[2] * body[2] for row in matrix])
+        return moved + product(self.anatomy.rotation, body)
 
     def inverse_displacement(self, points: np.ndarray) -> np.ndarray:
         """S⁻¹(x) − x at points (3, ...) of the breathed-out world, mm, by fixed-point iteration."""

@@ -237,13 +237,8 @@ def _scanned(canvas: Canvas, skin: np.ndarray, rng: np.random.Generator) -> np.n
 
 
 def _smoothed(values: np.ndarray, axis: int) -> np.ndarray:
-    """Weights ¼, ½, ¼ along an axis; the ends go round, for noise does not mind."""
+    """Weights ¼, ½, ¼ along an axis; the ends go round, which does no harm to noise."""
     result = values * np.float32(0.5)
-    inner = [slice(None)] * values.ndim
     for shift in (1, -1):
-        lead, rest, first, last = list(inner), list(inner), list(inner), list(inner)
-        lead[axis], rest[axis] = (slice(1, None), slice(None, -1)) if shift == 1 else (slice(None, -1), slice(1, None))
-        first[axis], last[axis] = (slice(0, 1), slice(-1, None)) if shift == 1 else (slice(-1, None), slice(0, 1))
-        result[tuple(lead)] += np.float32(0.25) * values[tuple(rest)]
-        result[tuple(first)] += np.float32(0.25) * values[tuple(last)]
+        result += np.float32(0.25) * np.roll(values, shift, axis)
     return result

@@ -7,10 +7,11 @@ front, z upwards). The two sides mirror each other; what makes them differ is th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from regzoo_phantoms.fields import SmoothField
-from regzoo_phantoms.shapes import Ellipsoid, Tube, smooth_union
+from regzoo_phantoms.shapes import Body, Ellipsoid, Tube, smooth_union
 from scipy.spatial.transform import Rotation
 
 #: Structures with a left and a right label, in the order of the values; the last label is the brain stem.
@@ -36,30 +37,14 @@ CORTEX = 3.2
 
 
 @dataclass(frozen=True)
-class BrainAnatomy:
+class BrainAnatomy(Body):
     """One patient.
 
     Attributes:
-        centre: where the head's origin lies in the world, RAS mm.
-        rotation: head axes in the world, 3×3.
-        scale: size of the head along its axes, 1 = standard.
-        warp: smooth field added to head coordinates, mm: what makes this patient's shapes unlike another's.
         shapes: ellipsoids and tubes of the right half by name.
     """
 
-    centre: np.ndarray
-    rotation: np.ndarray
-    scale: np.ndarray
-    warp: SmoothField
     shapes: dict[str, Ellipsoid | Tube]
-
-    def to_body(self, points: np.ndarray) -> np.ndarray:
-        """World (3, ...), RAS mm → head coordinates (3, ...), mm."""
-        matrix = (self.rotation / self.scale).T.astype(np.float32)
-        offset = [points[i] - np.float32(self.centre[i]) for i in range(3)]
-        q = np.stack([row[0] * offset[0] + row[1] * offset[1] + row[2] * offset[2] for row in matrix])
-        q += self.warp(q)
-        return q
 
     def distance(self, name: str, q: np.ndarray) -> np.ndarray:
         """Approximate signed distance, mm, negative inside, to a shape and its mirror image at points (3, ...)."""
@@ -106,14 +91,7 @@ def random_anatomy(rng: np.random.Generator) -> BrainAnatomy:
 def _shapes(rng: np.random.Generator) -> dict[str, Ellipsoid | Tube]:
     """The shapes of a patient's right half."""
 
-    def ellipsoid(
-        centre: list[float], radii: list[float], degrees: tuple[float, float, float] = (0, 0, 0)
-    ) -> Ellipsoid:
-        return Ellipsoid(
-            np.array(centre) + rng.normal(0, 0.7, 3),
-            np.array(radii) * rng.uniform(0.94, 1.06, 3),
-            Rotation.from_euler("xyz", np.array(degrees) + rng.normal(0, 3, 3), degrees=True).as_matrix(),
-        )
+    ellipsoid = partial(Ellipsoid.random, rng, shift=0.7, size=0.06)
 
     def tube(*nodes: tuple[float, float, float, float], width: float = 1.0) -> Tube:
         array = np.array(nodes, np.float64)

@@ -96,10 +96,9 @@ def _paint_cerebrum(
     if box is None:
         return
     lattice = Lattice(canvas.grid, FOLDS)
-    folds = rng.standard_normal(lattice.shape, np.float32)
+    folds: np.ndarray = rng.standard_normal(lattice.shape, np.float32)
     for axis in (0, 1, 2) * 2:
-        ends = np.take(folds, [0, -1], axis=axis)
-        padded = np.concatenate([ends.take([0], axis), folds, ends.take([1], axis)], axis)
+        padded = np.pad(folds, [(int(a == axis),) * 2 for a in range(3)], mode="edge")
         lower, middle, upper = (np.take(padded, range(i, i + folds.shape[axis]), axis) for i in range(3))
         folds = (lower + 2 * middle + upper) / 4
     folds /= folds.std()

@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 import numpy as np
 from regzoo.spatial.grid import Grid
-from regzoo_phantoms.scene import Box, cover, world_points
+from regzoo_phantoms.scene import Box, cover, paint, world_points
+from scipy import ndimage
 
 #: Distance between points of the coarse lattice, mm, at most (but never less than a voxel).
 LATTICE = 6.0
@@ -37,35 +38,26 @@ class Lattice:
         affine[:3, :3] = affine[:3, :3] * np.array(self.steps)
         return world_points(Grid((self.shape[0], self.shape[1], self.shape[2]), affine))
 
-    def everything(self) -> Box:
-        """The box of all voxels."""
-        x, y, z = self.grid.shape
-        return slice(0, x), slice(0, y), slice(0, z)
-
     def box(self, chosen: np.ndarray) -> Box | None:
         """The box of voxels around the chosen points, one cell wider; None if none is chosen.
 
         Args:
             chosen: bool, of the lattice's shape.
         """
-        found = []
-        for axis, (step, size) in enumerate(zip(self.steps, self.grid.shape, strict=True)):
-            used = np.flatnonzero(chosen.any(axis=tuple(a for a in range(3) if a != axis)))
-            if not used.size:
-                return None
-            first, last = (int(used[0]) - 1) * step + 1, (int(used[-1]) + 1) * step
-            if first >= size:
-                return None
-            found.append(slice(max(first, 0), min(last, size)))
-        return found[0], found[1], found[2]
+        found = ndimage.find_objects(chosen.astype(np.uint8))
+        if not found:
+            return None
+        ends = zip(found[0], self.steps, self.grid.shape, strict=True)
+        x, y, z = (slice(max((used.start - 1) * step + 1, 0), min(used.stop * step, n)) for used, step, n in ends)
+        return None if any(axis.start >= axis.stop for axis in (x, y, z)) else (x, y, z)
 
     def up(self, coarse: np.ndarray, box: Box | None = None) -> np.ndarray:
         """Values on the lattice, interpolated linearly to the voxels of a box (all, if None)."""
         values = coarse
-        box = box or self.everything()
+        box = box or np.s_[: self.grid.shape[0], : self.grid.shape[1], : self.grid.shape[2]]
         # The last axis first: the largest step is then along the first, where whole planes are copied.
         for axis in (2, 1, 0):
-            where = np.arange(box[axis].start, box[axis].stop)
+            where = np.arange(self.grid.shape[axis])[box[axis]]
             low, rest = np.divmod(where, self.steps[axis])
             start = low[0]
             values = np.take(values, np.arange(start, low[-1] + 2), axis=axis)
@@ -145,7 +137,6 @@ class Canvas:
     ) -> None:
         """Paint what has this distance at the voxels of a box, mm."""
         inner = self.image[box]
-        mask = cover(distance, self.blur)
-        inner += (value - inner) * mask
+        paint(inner, cover(distance, self.blur), value)
         if label is not None:
             np.copyto(self.labels[box], np.asarray(label, np.uint8), where=distance <= 0)

@@ -6,7 +6,7 @@ Points are arrays (3, ...) of world coordinates, RAS mm, float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,6 +14,12 @@ from scipy.spatial.transform import Rotation
 
 #: Points evaluated at a time: small enough for the temporaries to stay in the processor's cache.
 BLOCK = 16384
+
+
+def product(matrix: np.ndarray, points: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
+    """3×3 times (3, ...) in float32, without BLAS: its last bit may depend on the number of threads."""
+    x, y, z = points
+    return np.stack([row[0] * x + row[1] * y + row[2] * z for row in matrix.astype(np.float32)])
 
 
 @dataclass(frozen=True)
@@ -131,7 +137,7 @@ class TrusToMr:
         moved[1] += self.pressure.parts(points)[0]
         moved += points
         moved = moved.reshape(3, -1) - self.centre[:, None].astype(np.float32)
-        turned = _rotate(self.matrix, moved) + (self.centre + self.translation)[:, None].astype(np.float32)
+        turned = product(self.matrix, moved) + (self.centre + self.translation)[:, None].astype(np.float32)
         return turned.reshape(points.shape)
 
     def jacobian_determinant(self, points: np.ndarray) -> np.ndarray:
@@ -158,12 +164,6 @@ def undo(displacement: Callable[[np.ndarray], np.ndarray], target: np.ndarray, i
     for _ in range(iterations):
         found = target - displacement(found)
     return found
-
-
-def _rotate(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """3×3 times (3, N), without BLAS: its result may depend on the number of threads in the last bit."""
-    m = matrix.astype(np.float32)
-    return np.stack([row[0] * points[0] + row[1] * points[1] + row[2] * points[2] for row in m])
 
 
 def random_transformation(

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from regzoo.errors import RegZooError
-from regzoo.files import write_json
 from regzoo.spatial import DisplacementField, Grid, write_nifti
 from regzoo_phantoms.fields import TrusToMr, random_transformation
 from regzoo_phantoms.prostate_anatomy import ProstateAnatomy, random_anatomy
 from regzoo_phantoms.prostate_mr import mr_image
 from regzoo_phantoms.prostate_trus import Probe, trus_image
 from regzoo_phantoms.scene import Scene, world_points
-from regzoo_phantoms.writing import grid_about, new_set, write_cases
+from regzoo_phantoms.writing import SPLITS, Case, PhantomSet, grid_about
 from scipy.spatial.transform import Rotation
 
-#: Grows whenever the same seed gives other files, so that an old set is recognised.
-VERSION = 1
 #: Fields of view, mm: of the MR along left-right, front-back, up-down; of the ultrasound along front-back, left-right,
 #: up-down.
 MR_FIELD = np.array([96.0, 102.4, 102.4])
@@ -31,14 +25,26 @@ TRUS_FIELD = np.array([64.8, 94.4, 70.4])
 #: How likely a label other than the gland is drawn in both images, in none, in the MR only, in the ultrasound only.
 LABELLED = (0.72, 0.12, 0.08, 0.08)
 FOLDERS = ("mr_images", "mr_labels", "us_images", "us_labels", "ddf")
-SPLITS = ("train", "val")
-#: What a patient's random numbers are for.
+#: The purposes of a patient's random numbers; those of the visits follow.
 VISITS, ANATOMY, FIRST_PAIR = 0, 1, 2
 
 
 @dataclass(frozen=True)
-class PhantomParameters:
-    """What a set is made from; written to its manifest."""
+class ProstatePhantoms(PhantomSet):
+    """MR–ultrasound pairs of random patients, with labels and the true displacement, in the µ-RegPro layout.
+
+    ``{train,val}/{mr_images,mr_labels,us_images,us_labels}/caseNNNNNN.nii.gz`` with 4-D labels (last axis = label,
+    channel 0 the gland, an all-zero channel = not labelled), ``{train,val}/ddf/caseNNNNNN.nii.gz`` with the true
+    displacement ultrasound → MR on the ultrasound grid (ITK convention: LPS mm, shape X,Y,Z,1,3, intent 1007), and
+    ``manifest.json``.
+
+    Attributes:
+        pairs: number of pairs in ``train``; about a third of the patients have two or three.
+        held_out: number of pairs, of further patients, in ``val``.
+        seed: of everything random.
+        spacing: voxel size of both images, mm.
+        slice_thickness: distance of the MR slices (along S), mm; None: `spacing`.
+    """
 
     pairs: int = 40
     held_out: int = 10
@@ -46,136 +52,69 @@ class PhantomParameters:
     spacing: float = 0.8
     slice_thickness: float | None = None
 
+    kind: ClassVar[str] = "prostate"
+    unit: ClassVar[str] = "pair"
+    most: ClassVar[int] = 999_999
 
-@dataclass(frozen=True)
-class Case:
-    """One pair to be written."""
+    def sizes(self) -> list[float]:
+        return [self.spacing, self.spacing if self.slice_thickness is None else self.slice_thickness]
 
-    split: str
-    patient: int
-    visit: int
-    name: str
+    def visits(self, split: str, patient: int) -> int:
+        return int(self.random(split, patient, VISITS).choice([1, 2, 3], p=[0.66, 0.22, 0.12]))
 
+    def folders(self) -> list[str]:
+        return [f"{split}/{name}" for split in SPLITS for name in FOLDERS]
 
-def write_prostate_phantoms(
-    folder: str | os.PathLike[str],
-    pairs: int = 40,
-    held_out: int = 10,
-    seed: int = 0,
-    spacing: float = 0.8,
-    slice_thickness: float | None = None,
-    workers: int | None = None,
-) -> Path:
-    """Write MR–ultrasound pairs of random patients, with labels and the true displacement, in the µ-RegPro layout.
+    def name(self, case: Case) -> str:
+        return f"case{case.number - 1:06d}"
 
-    ``{train,val}/{mr_images,mr_labels,us_images,us_labels}/caseNNNNNN.nii.gz`` with 4-D labels (last axis = label,
-    channel 0 the gland, an all-zero channel = not labelled), ``{train,val}/ddf/caseNNNNNN.nii.gz`` with the true
-    displacement ultrasound → MR on the ultrasound grid (ITK convention: LPS mm, shape X,Y,Z,1,3, intent 1007), and
-    ``manifest.json``. The files depend on `seed`, `spacing` and `slice_thickness` only: asking for more pairs adds
-    cases and changes none.
+    def write_case(self, root: Path, case: Case) -> dict[str, Any]:
+        patient_rng = self.random(case.split, case.patient, ANATOMY)
+        anatomy = random_anatomy(patient_rng)
+        mr_grid = _mr_grid(patient_rng, anatomy, self.sizes())
+        rng = self.random(case.split, case.patient, FIRST_PAIR + case.visit)
+        coarse = _coarse_points(anatomy.centre)
+        rectum = anatomy.to_world(np.array([0, -1.05 * anatomy.radii[1] - 3, 0]))
+        transformation = random_transformation(rng, anatomy.centre, rectum, coarse.reshape(3, -1))
+        trus_grid, probe = _trus_view(rng, anatomy, transformation, coarse, self.spacing)
+        drawn = _drawn_labels(rng, anatomy.label_names)
 
-    Args:
-        folder: where to; must not exist or be empty.
-        pairs: number of pairs in ``train``; about a third of the patients have two or three.
-        held_out: number of pairs, of further patients, in ``val``.
-        seed: of everything random.
-        spacing: voxel size of both images, mm.
-        slice_thickness: distance of the MR slices (along S), mm; None: `spacing`.
-        workers: processes; None: one per processor.
+        def path(kind: str) -> Path:
+            return root / case.split / kind / f"{self.name(case)}.nii.gz"
 
-    Raises:
-        RegZooError: a number makes no sense, or the folder is not empty or cannot be written to.
-    """
-    if pairs < 1 or held_out < 0 or seed < 0 or spacing <= 0 or (slice_thickness is not None and slice_thickness <= 0):
-        raise RegZooError(
-            "phantoms need at least one pair, a seed of 0 or more, and sizes in mm above 0; correct the numbers"
-        )
-    parameters = PhantomParameters(pairs, held_out, seed, float(spacing), slice_thickness)
-    with new_set(folder) as root:
-        for split in SPLITS:
-            for name in FOLDERS:
-                (root / split / name).mkdir(parents=True)
-        cases = [*_cases(parameters, "train", pairs, 0), *_cases(parameters, "val", held_out, pairs)]
-        entries = write_cases(partial(_write_case, root, parameters), cases, workers)
-        manifest = {
-            "kind": "prostate",
-            "version": VERSION,
-            "parameters": asdict(parameters),
-            "cases": dict(zip((case.name for case in cases), entries, strict=True)),
-        }
-        write_json(root / "manifest.json", manifest)
-    return Path(folder)
+        fine, slices = _fine_slices(mr_grid, self.spacing)
+        points = world_points(fine)
+        scene = Scene.of(anatomy, fine, points, points)
+        write_nifti(path("mr_images"), mr_image(scene, slices, rng), mr_grid.affine)
+        mr_labels = scene.masks()[:, :, slices // 2 :: slices]
+        mr_labels[..., ~drawn[0]] = 0
+        write_nifti(path("mr_labels"), mr_labels, mr_grid.affine)
+
+        points = world_points(trus_grid)
+        tissue = transformation(points)
+        scene = Scene.of(anatomy, trus_grid, points, tissue)
+        marks = transformation.inverse(anatomy.landmark_positions().T).T
+        write_nifti(path("us_images"), trus_image(scene, probe, marks, rng), trus_grid.affine)
+        us_labels = scene.masks()
+        us_labels[..., ~drawn[1]] = 0
+        _clear_unseen(us_labels, probe.sees(*probe.polar(points)))
+        write_nifti(path("us_labels"), us_labels, trus_grid.affine)
+        DisplacementField(torch.from_numpy(tissue - points), trus_grid).save(path("ddf"))
+        return _entry(anatomy, transformation, coarse, mr_labels, us_labels)
 
 
-def _cases(parameters: PhantomParameters, split: str, count: int, first: int) -> Iterator[Case]:
-    """The pairs of a split: patients in turn, each with its own number of pairs, until there are enough."""
-    patient, made = 0, 0
-    while made < count:
-        visits = int(_generator(parameters, split, patient, VISITS).choice([1, 2, 3], p=[0.66, 0.22, 0.12]))
-        for visit in range(min(visits, count - made)):
-            yield Case(split, patient, visit, f"case{first + made:06d}")
-            made += 1
-        patient += 1
-
-
-def _generator(parameters: PhantomParameters, split: str, patient: int, purpose: int) -> np.random.Generator:
-    """The randomness of one purpose (`VISITS`, `ANATOMY`, `FIRST_PAIR` + n) of a patient, whatever else is written."""
-    return np.random.default_rng([parameters.seed, SPLITS.index(split), patient, purpose])
-
-
-def _write_case(root: Path, parameters: PhantomParameters, case: Case) -> dict[str, Any]:
-    """Draw and write one pair; its entry in the manifest."""
-    patient_rng = _generator(parameters, case.split, case.patient, ANATOMY)
-    anatomy = random_anatomy(patient_rng)
-    mr_grid = _mr_grid(patient_rng, anatomy, parameters)
-    rng = _generator(parameters, case.split, case.patient, FIRST_PAIR + case.visit)
-    coarse = _coarse_points(anatomy.centre)
-    rectum = anatomy.to_world(np.array([0, -1.05 * anatomy.radii[1] - 3, 0]))
-    transformation = random_transformation(rng, anatomy.centre, rectum, coarse.reshape(3, -1))
-    trus_grid, probe = _trus_view(rng, anatomy, transformation, coarse, parameters.spacing)
-    drawn = _drawn_labels(rng, anatomy.label_names)
-
-    def path(kind: str) -> Path:
-        return root / case.split / kind / f"{case.name}.nii.gz"
-
-    def write(kind: str, array: np.ndarray, grid: Grid) -> None:
-        write_nifti(path(kind), array, grid.affine)
-
-    fine, slices = _fine_slices(mr_grid, parameters.spacing)
-    points = world_points(fine)
-    scene = Scene.of(anatomy, fine, points, points)
-    write("mr_images", mr_image(scene, slices, rng), mr_grid)
-    mr_labels = scene.masks()[:, :, slices // 2 :: slices]
-    mr_labels[..., ~drawn[0]] = 0
-    write("mr_labels", mr_labels, mr_grid)
-
-    points = world_points(trus_grid)
-    tissue = transformation(points)
-    scene = Scene.of(anatomy, trus_grid, points, tissue)
-    marks = transformation.inverse(anatomy.landmark_positions().T).T
-    write("us_images", trus_image(scene, probe, marks, rng), trus_grid)
-    us_labels = scene.masks()
-    us_labels[..., ~drawn[1]] = 0
-    _clear_unseen(us_labels, probe.sees(*probe.polar(points)))
-    write("us_labels", us_labels, trus_grid)
-    DisplacementField(torch.from_numpy(tissue - points), trus_grid).save(path("ddf"))
-    return _entry(case, anatomy, transformation, coarse, mr_labels, us_labels)
+def write_prostate_phantoms(folder: str | os.PathLike[str], workers: int | None = None, **parameters: Any) -> Path:
+    """Write `ProstatePhantoms` with these parameters; see `PhantomSet.write`."""
+    return ProstatePhantoms(**parameters).write(folder, workers)
 
 
 def _entry(
-    case: Case,
-    anatomy: ProstateAnatomy,
-    transformation: TrusToMr,
-    coarse: np.ndarray,
-    mr_labels: np.ndarray,
-    us_labels: np.ndarray,
+    anatomy: ProstateAnatomy, transformation: TrusToMr, coarse: np.ndarray, mr_labels: np.ndarray, us_labels: np.ndarray
 ) -> dict[str, Any]:
     """What the manifest says about a pair."""
     names = anatomy.label_names
     length = np.linalg.norm(transformation.smooth(coarse), axis=0)
     return {
-        "split": case.split,
-        "patient": f"{case.split}{case.patient:04d}",
         "label_names": names,
         "labelled_mr": [name for i, name in enumerate(names) if mr_labels[..., i].any()],
         "labelled_us": [name for i, name in enumerate(names) if us_labels[..., i].any()],
@@ -195,10 +134,10 @@ def _coarse_points(centre: np.ndarray) -> np.ndarray:
     return np.stack(np.meshgrid(*axes, indexing="ij")).astype(np.float32)
 
 
-def _mr_grid(rng: np.random.Generator, anatomy: ProstateAnatomy, parameters: PhantomParameters) -> Grid:
-    """A slightly oblique grid, axes to L, P and S, about the gland."""
+def _mr_grid(rng: np.random.Generator, anatomy: ProstateAnatomy, sizes: list[float]) -> Grid:
+    """A slightly oblique grid, axes to L, P and S, about the gland; of these voxel sizes in and across the slices."""
     tilt = Rotation.from_rotvec(rng.normal(0, np.radians(3), 3)).as_matrix()
-    spacing = np.array([parameters.spacing, parameters.spacing, parameters.slice_thickness or parameters.spacing])
+    spacing = np.array([sizes[0], *sizes])
     return grid_about(tilt @ np.diag([-1.0, -1.0, 1.0]), MR_FIELD, spacing, anatomy.centre + rng.normal(0, 3, 3))
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from regzoo_phantoms.fields import SmoothField, undo
+from regzoo_phantoms.shapes import Body, Ellipsoid, ellipsoid_distance
 from scipy.spatial.transform import Rotation
 
 #: Labels every patient has, in the order of the channels; the patient's own landmarks follow.
@@ -22,38 +24,6 @@ COMMON_LABELS = (
 
 
 @dataclass(frozen=True)
-class Ellipsoid:
-    """A rotated ellipsoid in body coordinates, mm."""
-
-    centre: np.ndarray
-    radii: np.ndarray
-    rotation: np.ndarray
-
-    def distance(self, q: np.ndarray) -> np.ndarray:
-        """Approximate signed distance at body points (3, ...), mm, negative inside."""
-        m = (self.rotation.T).astype(np.float32)
-        d = [q[i] - np.float32(self.centre[i]) for i in range(3)]
-        if np.allclose(m, np.eye(3)):
-            local = d
-        else:
-            local = [m[i, 0] * d[0] + m[i, 1] * d[1] + m[i, 2] * d[2] for i in range(3)]
-        return ellipsoid_distance(local, self.radii)
-
-
-def ellipsoid_distance(local: list[np.ndarray], radii: np.ndarray) -> np.ndarray:
-    """Approximate signed distance, mm, to an ellipsoid about the origin: exact on the surface, first order near it."""
-    first: np.ndarray | float = 0.0
-    second: np.ndarray | float = 0.0
-    for value, radius in zip(local, radii, strict=True):
-        scaled = value * np.float32(1 / radius)
-        first = first + scaled * scaled
-        scaled = scaled * np.float32(1 / radius)
-        second = second + scaled * scaled
-    first = np.sqrt(first)
-    return first * (first - 1) / np.maximum(np.sqrt(second), np.float32(1e-3))
-
-
-@dataclass(frozen=True)
 class Landmark:
     """A cyst or a calcification inside the gland."""
 
@@ -62,13 +32,10 @@ class Landmark:
 
 
 @dataclass(frozen=True)
-class ProstateAnatomy:
-    """One patient. Body coordinates have the gland's middle at the origin and the axes of RAS.
+class ProstateAnatomy(Body):
+    """One patient. Body coordinates have the gland's middle at the origin and the axes of RAS; the world is the MR's.
 
     Attributes:
-        centre: the gland's middle in the MR world, RAS mm.
-        rotation: body axes in the MR world, 3×3.
-        warp: smooth field added to body coordinates, mm: what makes this patient's shapes unlike another's.
         radii: half the gland's width, depth and height, mm.
         taper: how much narrower the apex is than the middle.
         sulcus: depth of the groove at the back, mm.
@@ -78,9 +45,6 @@ class ProstateAnatomy:
         landmarks: cysts and calcifications.
     """
 
-    centre: np.ndarray
-    rotation: np.ndarray
-    warp: SmoothField
     radii: np.ndarray
     taper: float
     sulcus: float
@@ -93,14 +57,6 @@ class ProstateAnatomy:
     def label_names(self) -> list[str]:
         """Names of the label channels."""
         return [*COMMON_LABELS, *(f"{mark.kind}_{i + 1}" for i, mark in enumerate(self.landmarks))]
-
-    def to_body(self, points: np.ndarray) -> np.ndarray:
-        """MR world (3, ...), RAS mm → warped body coordinates (3, ...), mm."""
-        m = self.rotation.T.astype(np.float32)
-        d = [points[i] - np.float32(self.centre[i]) for i in range(3)]
-        q = np.stack([m[i, 0] * d[0] + m[i, 1] * d[1] + m[i, 2] * d[2] for i in range(3)])
-        q += self.warp(q)
-        return q
 
     def to_world(self, body: np.ndarray) -> np.ndarray:
         """Unwarped body coordinates (3,) → MR world, RAS mm."""
@@ -158,6 +114,7 @@ def random_anatomy(rng: np.random.Generator) -> ProstateAnatomy:
     return ProstateAnatomy(
         centre=rng.normal(0, 2.5, 3),
         rotation=Rotation.from_rotvec(rng.normal(0, np.radians(3), 3)).as_matrix(),
+        scale=np.ones(3),
         warp=warp,
         radii=radii,
         taper=float(rng.uniform(0.12, 0.3)),
@@ -173,23 +130,17 @@ def _shapes(rng: np.random.Generator, radii: np.ndarray) -> dict[str, Ellipsoid]
     """The ellipsoids of a patient whose gland has these radii, body coordinates, mm."""
     rx, ry, rz = radii
 
-    def ellipsoid(centre: list[float], size: list[float], degrees: list[float], vary: float = 0.1) -> Ellipsoid:
-        return Ellipsoid(
-            np.array(centre) + rng.normal(0, 1.0, 3),
-            np.array(size) * rng.uniform(1 - vary, 1 + vary, 3),
-            Rotation.from_euler("xyz", np.array(degrees) + rng.normal(0, 4, 3), degrees=True).as_matrix(),
-        )
-
+    ellipsoid = partial(Ellipsoid.random, rng, shift=1.0, size=0.1, turn=4.0)
     shapes = {
-        "transition_zone": ellipsoid([0, 0.2 * ry, 0.1 * rz], [0.66 * rx, 0.62 * ry, 0.68 * rz], [0, 0, 0]),
-        "apex": ellipsoid([0, -0.1 * ry, -0.82 * rz], [5.5, 5, 4.5], [0, 0, 0]),
-        "base": ellipsoid([0, 0.1 * ry, 0.82 * rz], [7, 5.5, 4.5], [0, 0, 0]),
-        "bladder": ellipsoid([0, 0.4 * ry, rz + 14], [25, 18, 15], [0, 0, 0]),
-        "symphysis": ellipsoid([0, ry + 23, -12], [17, 10, 17], [0, 0, 0]),
+        "transition_zone": ellipsoid([0, 0.2 * ry, 0.1 * rz], [0.66 * rx, 0.62 * ry, 0.68 * rz]),
+        "apex": ellipsoid([0, -0.1 * ry, -0.82 * rz], [5.5, 5, 4.5]),
+        "base": ellipsoid([0, 0.1 * ry, 0.82 * rz], [7, 5.5, 4.5]),
+        "bladder": ellipsoid([0, 0.4 * ry, rz + 14], [25, 18, 15]),
+        "symphysis": ellipsoid([0, ry + 23, -12], [17, 10, 17]),
     }
     for name, side in (("left", -1), ("right", 1)):  # RAS: the patient's left is at negative x
         vesicle = [side * 13, -0.62 * ry - 2, 0.85 * rz + 4]
-        shapes[f"seminal_vesicle_{name}"] = ellipsoid(vesicle, [13, 4.8, 5.5], [0, -side * 22, side * 10], 0.18)
+        shapes[f"seminal_vesicle_{name}"] = ellipsoid(vesicle, [13, 4.8, 5.5], [0, -side * 22, side * 10], size=0.18)
         shapes[f"obturator_{name}"] = ellipsoid([side * (rx + 21), 5, 0], [9, 26, 60], [0, 0, side * 8])
         shapes[f"bone_{name}"] = ellipsoid([side * (rx + 38), 12, 4], [13, 24, 45], [0, 0, side * 10])
     return shapes

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from regzoo.spatial.grid import Grid
 from regzoo_phantoms.prostate_anatomy import COMMON_LABELS, ProstateAnatomy
+from scipy import ndimage
 
 Box = tuple[slice, slice, slice]
 
@@ -98,9 +99,5 @@ def paint(image: np.ndarray, mask: np.ndarray, value: np.ndarray | float) -> Non
 
 def _inner_box(gland: np.ndarray) -> Box:
     """The box of voxels within `MARGIN` of the gland, from the gland's signed distance (X, Y, Z)."""
-    near = gland < MARGIN
-    box = []
-    for axis in range(3):
-        used = np.flatnonzero(near.any(axis=tuple(a for a in range(3) if a != axis)))
-        box.append(slice(int(used[0]), int(used[-1]) + 1) if used.size else slice(0, 0))
-    return box[0], box[1], box[2]
+    found = ndimage.find_objects((gland < MARGIN).astype(np.uint8))
+    return found[0] if found else (slice(0, 0),) * 3

@@ -9,9 +9,89 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from regzoo_phantoms.prostate_anatomy import Ellipsoid, ellipsoid_distance
+from regzoo_phantoms.fields import SmoothField, product
+from scipy.spatial.transform import Rotation
 
-__all__ = ["Ellipsoid", "Tube", "ellipsoid_distance", "smooth_union"]
+
+@dataclass(frozen=True)
+class Body:
+    """A patient's body in the world.
+
+    Attributes:
+        centre: where the body's origin lies in the world, RAS mm.
+        rotation: body axes in the world, 3×3.
+        scale: size of the body along its axes, 1 = standard.
+        warp: smooth field added to body coordinates, mm: it makes this patient's shapes unlike another's.
+    """
+
+    centre: np.ndarray
+    rotation: np.ndarray
+    scale: np.ndarray
+    warp: SmoothField
+
+    def to_rigid(self, points: np.ndarray) -> np.ndarray:
+        """World (3, ...), RAS mm → body coordinates before the warp (3, ...), mm."""
+        return product((self.rotation / self.scale).T, [points[i] - np.float32(self.centre[i]) for i in range(3)])
+
+    def to_body(self, points: np.ndarray) -> np.ndarray:
+        """World (3, ...), RAS mm → body coordinates (3, ...), mm."""
+        q = self.to_rigid(points)
+        q += self.warp(q)
+        return q
+
+
+@dataclass(frozen=True)
+class Ellipsoid:
+    """A rotated ellipsoid in body coordinates, mm."""
+
+    centre: np.ndarray
+    radii: np.ndarray
+    rotation: np.ndarray
+
+    @classmethod
+    def random(
+        cls,
+        rng: np.random.Generator,
+        centre: Sequence[float] | np.ndarray,
+        radii: Sequence[float],
+        degrees: Sequence[float] = (0, 0, 0),
+        shift: float = 3.0,
+        size: float = 0.07,
+        turn: float = 3.0,
+        moved: np.ndarray | float = 0.0,
+    ) -> Ellipsoid:
+        """An ellipsoid that varies between patients.
+
+        Args:
+            rng: source of randomness.
+            centre, radii, degrees: of the standard one: mm, mm, Euler angles.
+            shift, size, turn: how much it varies: standard deviation, mm; largest share; standard deviation, degrees.
+            moved: added to the centre, mm.
+        """
+        return cls(
+            np.array(centre) + rng.normal(0, shift, 3) + moved,
+            np.array(radii) * rng.uniform(1 - size, 1 + size, 3),
+            Rotation.from_euler("xyz", np.array(degrees) + rng.normal(0, turn, 3), degrees=True).as_matrix(),
+        )
+
+    def distance(self, q: np.ndarray) -> np.ndarray:
+        """Approximate signed distance at body points (3, ...), mm, negative inside."""
+        return ellipsoid_distance(
+            product(self.rotation.T, [q[i] - np.float32(self.centre[i]) for i in range(3)]), self.radii
+        )
+
+
+def ellipsoid_distance(local: Sequence[np.ndarray] | np.ndarray, radii: np.ndarray) -> np.ndarray:
+    """Approximate signed distance, mm, to an ellipsoid about the origin: exact on the surface, first order near it."""
+    first: np.ndarray | float = 0.0
+    second: np.ndarray | float = 0.0
+    for value, radius in zip(local, radii, strict=True):
+        scaled = value * np.float32(1 / radius)
+        first = first + scaled * scaled
+        scaled = scaled * np.float32(1 / radius)
+        second = second + scaled * scaled
+    first = np.sqrt(first)
+    return first * (first - 1) / np.maximum(np.sqrt(second), np.float32(1e-3))
 
 
 @dataclass(frozen=True)

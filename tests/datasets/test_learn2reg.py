@@ -181,7 +181,7 @@ def test_datalists_come_first(tmp_path: Path) -> None:
 
 def test_phantoms(tmp_path: Path) -> None:
     """The set that is written is read: single images, pairs of states, pairs of patients."""
-    root = write_abdomen_phantoms(tmp_path / "set", 2, 2, spacing=16.0, breathing=True, workers=1)
+    root = write_abdomen_phantoms(tmp_path / "set", cases=2, held_out=2, spacing=16.0, breathing=True, workers=1)
     assert [record["patient"] for record in load_single_records(root, "train")] == [
         *("AbdomenCTCT_0001", "AbdomenCTCT_0001", "AbdomenCTCT_0002", "AbdomenCTCT_0002")
     ]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from regzoo_phantoms.fields import SmoothField, random_transformation
-from regzoo_phantoms.prostate_anatomy import Ellipsoid
+from regzoo_phantoms.shapes import Ellipsoid
 from scipy.optimize import approx_fprime
 from scipy.spatial.transform import Rotation
 

@@ -345,7 +345,7 @@ def test_refuses_a_folder_in_use(tmp_path: Path) -> None:
     with pytest.raises(RegZooError, match="file: exists and is not empty"):
         write_prostate_phantoms(tmp_path / "file")
     (tmp_path / "empty").mkdir()
-    assert (write_prostate_phantoms(tmp_path / "empty", 1, 0, spacing=3.2) / "manifest.json").is_file()
+    assert (write_prostate_phantoms(tmp_path / "empty", pairs=1, held_out=0, spacing=3.2) / "manifest.json").is_file()
     with pytest.raises(RegZooError, match="file: cannot write here"):
         write_prostate_phantoms(tmp_path / "file" / "set")
 
