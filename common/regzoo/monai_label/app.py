@@ -96,36 +96,35 @@ async def _while_connected(scope: Any, receive: Any, send: Any) -> None:
     MONAI Label answers in the event loop, which notices nothing meanwhile. So a request that has arrived takes its
     turn, and lets the loop look at the connections first. The turn ends before anything is sent to the client.
     """
-    waiting = True
+    answering = has_turn = False
 
     async def received() -> Any:
+        nonlocal has_turn
         message = await receive()
-        if waiting and message["type"] == "http.request" and not message.get("more_body") and not mine:
+        complete = message["type"] == "http.request" and not message.get("more_body")
+        if complete and not answering and not has_turn:
             await _turn.acquire()
-            mine.append(True)
+            has_turn = True
             for _ in range(ROUNDS):
                 await asyncio.sleep(0)
             if getattr(getattr(receive, "__self__", None), "disconnected", False):  # of uvicorn's connection
                 return {"type": "http.disconnect"}
         return message
 
-    async def sent(message: Any) -> None:
-        end()
-        await send(message)
-
-    mine: list[bool] = []
-
-    def end() -> None:
-        nonlocal waiting
-        waiting = False
-        if mine:
-            mine.clear()
+    def release() -> None:
+        nonlocal answering, has_turn
+        if has_turn:
             _turn.release()
+        answering, has_turn = True, False
+
+    async def sent(message: Any) -> None:
+        release()
+        await send(message)
 
     try:
         await _monai_label(scope, received, sent)
     finally:
-        end()
+        release()
 
 
 app = TrustedHostMiddleware(_known_origins_only, allowed_hosts=[urlsplit(origin).hostname for origin in ORIGINS])

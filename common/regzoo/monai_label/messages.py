@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from regzoo.datasets.records import case_name
+from regzoo.monai_label.files import is_upload
 from regzoo.monai_label.studies import STUDIES_VARIABLE
 
 UPLOADED = "the file sent with the request"
@@ -24,7 +24,7 @@ def without_folders(message: str, image_path: Any = None) -> str:
         message: the text.
         image_path: where MONAI Label put the fixed image.
     """
-    if isinstance(image_path, str) and Path(image_path).parent == Path(tempfile.gettempdir()):
+    if isinstance(image_path, str) and is_upload(Path(os.path.realpath(image_path))):
         for name in (os.path.realpath(image_path), image_path, Path(image_path).name, case_name(image_path)):
             message = message.replace(name, UPLOADED)
     studies = os.environ.get(STUDIES_VARIABLE)

@@ -36,7 +36,7 @@ SERVER_KEYS = ("image_path", "model", "device", "model_filename")
 class RequestedPaird(MapTransform):
     """First step of an inference: the record of the pair that was asked for.
 
-    ``image`` is the fixed image and becomes ``fixed_image``. In a request to a server, which `ServedCompose` marks,
+    Without ``fixed_image``, ``image`` is the fixed image. In a request to a server, which `ServedCompose` marks,
     ``moving_image``, ``moving_label`` and ``fixed_label`` name files of the studies, by the id of an image or by a path
     inside the studies folder. For a label, an id means the finished label of the image with that id, or else that image
     itself. Labels may be lists with one mask each. ``align`` is kept. The datastore's notes on the fixed image fill in
@@ -52,13 +52,13 @@ class RequestedPaird(MapTransform):
     """
 
     def __init__(self, models: str | os.PathLike[str] = "models", max_voxels: int = 500_000_000) -> None:
-        super().__init__(["image"])
+        super().__init__([Key.IMAGE])
         self.models = Path(models)
         self.max_voxels = max_voxels
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         if not data.get(Key.SERVED):
-            return dict(data) | {FIXED.image: data[Key.IMAGE], Key.REQUESTED: True}
+            return {FIXED.image: data.get(Key.IMAGE), **data, Key.REQUESTED: True}
         fixed = fixed_file(data.get("image_path"))
         studies = studies_folder(fixed)
         check_parameters(data, self.models)
@@ -67,21 +67,20 @@ class RequestedPaird(MapTransform):
         pair = noted_pair(studies, fixed) | asked
         item[Key.IMAGE] = item[FIXED.image] = str(fixed)
         item[MOVING.image] = find_file(studies, MOVING.image, pair.get(MOVING.image))
+        files = {Key.IMAGE: [item[FIXED.image]], MOVING.image: [item[MOVING.image]]}
         for side in (MOVING, FIXED):
             if (value := pair.get(side.label)) is not None:
                 several = isinstance(value, list)
-                found = find_files(studies, side.label, value if several else [value])
+                files[side.label] = found = find_files(studies, side.label, value if several else [value])
                 if item[side.image] in found:
                     raise RegZooError(f"{side.label}: {value} has no finished label; submit it, or name a mask of it")
                 item[side.label] = found if several else found[0]
         if Key.ALIGN in pair:
-            item["align"] = pair["align"]
-        named = {"image": item["fixed_image"]} | {key: item[key] for key in PAIR_KEYS[:3] if key in item}
-        listed = {key: value if isinstance(value, list) else [value] for key, value in named.items()}
-        check_files(studies, listed, self.max_voxels)
+            item[Key.ALIGN] = pair[Key.ALIGN]
+        check_files(studies, files, self.max_voxels)
         # MONAI Label would write the answer under the suffix of the fixed image, which it may not be able to write.
         item["result_extension"] = item.get("result_extension") or suffix_for(fixed)
-        return item | {"case": case_name(fixed), Key.REQUESTED: True, Key.SERVED: True}
+        return item | {Key.CASE: case_name(fixed), Key.REQUESTED: True, Key.SERVED: True}
 
 
 class _Answering(Transform):
@@ -97,13 +96,13 @@ class _Answering(Transform):
         except Exception as error:
             if self.served:
                 remove_upload(data.get("image_path"))
-            mine = user_error(error)
-            if mine is None or not self.served:
+            known = user_error(error)
+            if known is None or not self.served:
                 raise
             http_exception, found = optional_import("fastapi", name="HTTPException")
             if not found:
-                raise mine from None
-            raise http_exception(status_code=400, detail=without_folders(str(mine), data.get("image_path"))) from None
+                raise known from None
+            raise http_exception(status_code=400, detail=without_folders(str(known), data.get("image_path"))) from None
 
 
 class ServedCompose(Compose):
