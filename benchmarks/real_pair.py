@@ -24,7 +24,7 @@ from comparison import markdown, short
 from measure import machine
 from monai.data import MetaTensor
 from regzoo import DisplacementField, Registrar
-from regzoo.engines.streams import as_request, requested_records
+from regzoo.engines.streams import requested_records
 from regzoo.errors import RegZooError, bad_file, one_line_errors
 from regzoo.files import write_text
 from regzoo.inference import RegistrationResult
@@ -48,7 +48,7 @@ def register(options: argparse.Namespace) -> tuple[RegistrationResult, np.ndarra
     """
     overrides = {key: getattr(options, key) for key in ("checkpoint", "align", "device") if getattr(options, key)}
     registrar = Registrar(options.bundle, options.overlay, **overrides)
-    request = as_request(requested_records(options.fixed, options.moving)[0])
+    request = requested_records(options.fixed, options.moving)[0]
     prepared = registrar.preprocessing(request)
     edit = np.asarray(as_tensor(prepared["prealignment"]).cpu().numpy())
     if not options.affine:

@@ -50,18 +50,18 @@ def test_the_held_out_fold_can_be_evaluated(prostate_phantoms: Path) -> None:
 
 def test_a_stream_goes_on_after_a_bad_case() -> None:
     def transform(record: dict[str, Any]) -> dict[str, Any]:
-        if record["image"] == "bad":
+        if record["fixed_image"] == "bad":
             try:
                 raise RegZooError("bad: is damaged; copy it again")
             except RegZooError as error:
                 raise RuntimeError("applying transform") from error
-        if record["image"] == "bug":
+        if record["fixed_image"] == "bug":
             raise KeyError("a bug is not an input error")
         return record
 
     stream = CaseStream([{"fixed_image": name} for name in ("a", "bad", "b")], transform)
     for _ in range(2):
-        assert [item["image"] for item in stream] == ["a", "b"]
+        assert [item["fixed_image"] for item in stream] == ["a", "b"]
         assert stream.failures == ["bad: is damaged; copy it again"]
     with pytest.raises(RegZooError, match="1 of 3 cases failed: bad: is damaged"):
         report_failures(stream)

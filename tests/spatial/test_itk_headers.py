@@ -9,7 +9,7 @@ import itk
 import numpy as np
 import pytest
 from regzoo.errors import RegZooError
-from regzoo.spatial.reading import files_of, read_volume, stored_shape
+from regzoo.spatial.reading import read_header, read_volume
 
 SECRET = bytes(range(1, 61))
 META = b"ObjectType = Image\nNDims = 3\nBinaryData = True\nDimSize = 3 4 5\nElementType = MET_UCHAR\n"
@@ -86,7 +86,7 @@ def test_no_header_leads_out_of_its_folder(suffix: str, tmp_path: Path) -> None:
     followed, path = 0, tmp_path / "in" / f"a{suffix}"
     for way, content in (META_WAYS if suffix in (".mha", ".mhd") else NRRD_WAYS).items():
         path.write_bytes(content.replace(b"{out}", str(tmp_path / "out" / "s").encode()))
-        for read in (files_of, stored_shape, read_volume):
+        for read in (read_header, read_volume):
             with pytest.raises(
                 RegZooError, match=r"^[^\n]*: (names another file|has a damaged|its voxels are missing|is not an image)"
             ):
@@ -191,7 +191,7 @@ def test_a_small_file_of_many_voxels_as_text(suffix: str, header: bytes, tmp_pat
     path = tmp_path / f"a{suffix}"
     path.write_bytes(header.replace(b"3 4 5", b"300 400 500"))
     with pytest.raises(RegZooError, match="is truncated: it ends before the last of the 300×400×500 voxels"):
-        stored_shape(path)
+        read_header(path)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from helpers import make_affine
 from regzoo.errors import RegZooError
 from regzoo.spatial import Grid, read_image, read_label_file, write_nifti
 from regzoo.spatial.nifti import itk_affine
-from regzoo.spatial.reading import read_volume, stored_shape
+from regzoo.spatial.reading import read_header, read_volume
 
 SHAPE = (9, 8, 7)
 SIZE = (1.5, 2.0, 3.0)
@@ -263,7 +263,7 @@ def test_the_grid_of_a_network_is_never_sheared() -> None:
         ((-3, 9, 8, 7, 1, 1, 1, 1), "impossible sizes"),
     ],
 )
-@pytest.mark.parametrize("read", [read_volume, stored_shape])
+@pytest.mark.parametrize("read", [read_volume, read_header])
 def test_wrong_sizes_are_refused_from_the_header(
     dim: tuple[int, ...], words: str, read: Callable[[Path], Any], tmp_path: Path
 ) -> None:

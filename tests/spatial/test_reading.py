@@ -15,7 +15,7 @@ import SimpleITK as sitk
 from helpers import make_affine, to_sitk, write
 from regzoo.errors import RegZooError
 from regzoo.spatial import read_image, read_label_file
-from regzoo.spatial.reading import files_of, read_volume, stored_shape
+from regzoo.spatial.reading import read_header, read_volume
 
 SHAPE = (9, 8, 7)
 AFFINE = make_affine(SHAPE, (1.5, 2, 3), (10, 20, 30), (2, 0, 1), (1, -1, 1), (5, 6, 7))
@@ -52,8 +52,8 @@ def check(path: Path) -> None:
     image = read_image(path)
     np.testing.assert_array_equal(image[0].numpy(), VOXELS)
     np.testing.assert_allclose(image.affine.numpy(), AFFINE, atol=1e-5)
-    assert stored_shape(path) == SHAPE
-    assert all(file.is_file() for file in files_of(path))
+    assert read_header(path).shape == SHAPE
+    assert all(file.is_file() for file in read_header(path).files)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_other_forms_of_nifti_and_mgh(kind: type, order: str, tmp_path: Path) ->
     nib.save(image, tmp_path / names[0])
     for name in names:
         check(tmp_path / name)
-        assert sorted(path.name for path in files_of(tmp_path / name)) == names
+        assert sorted(path.name for path in read_header(tmp_path / name).files) == names
 
 
 @pytest.mark.parametrize("suffix", ["nrrd", "nhdr", "mha", "mhd"])
@@ -108,7 +108,7 @@ def test_other_forms_of_nifti_and_mgh(kind: type, order: str, tmp_path: Path) ->
 def test_nrrd_and_metaimage_are_read_by_itk(suffix: str, compressed: bool, tmp_path: Path) -> None:
     path = by_itk(tmp_path / f"a.{suffix}", compressed=compressed)
     check(path)
-    assert sorted(files_of(path)) == sorted(tmp_path.iterdir())
+    assert sorted(read_header(path).files) == sorted(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("suffix", ["nrrd", "mha"])
@@ -278,12 +278,12 @@ def test_files_that_a_header_names(tmp_path: Path) -> None:
     header = path.read_bytes()
     for value in (b"slice%d.raw 1 7 1", b"LIST\n" + "\n".join(names).encode()):
         content(path, header.replace(b"a.raw", value))
-        assert [file.name for file in files_of(path)] == ["a.mhd", *names]
+        assert [file.name for file in read_header(path).files] == ["a.mhd", *names]
         check(path)
     content(tmp_path / "other" / "far.raw", raw)
     for value in ("other/far.raw", tmp_path / "other" / "far.raw"):
         content(path, header.replace(b"a.raw", str(value).encode()))
-        assert [file.resolve() for file in files_of(path)] == [path, tmp_path / "other" / "far.raw"]
+        assert [file.resolve() for file in read_header(path).files] == [path, tmp_path / "other" / "far.raw"]
         check(path)
 
 

@@ -13,7 +13,7 @@ from regzoo.datasets.folders import IMAGE_SUFFIXES, check_labels, image_files, i
 from regzoo.datasets.records import check_splits, record_files
 from regzoo.datasets.text import read_json, warn_once
 from regzoo.errors import RegZooError, bad_file, refuse
-from regzoo.spatial.reading import stored_shape
+from regzoo.spatial.reading import read_header
 
 IMAGES = ("mr_images", "us_images")
 FOLDERS = (*IMAGES, "mr_labels", "us_labels")
@@ -205,7 +205,7 @@ def _default_names(record: Record) -> list[str]:
     """Names for the channels of a pair's 4-D labels: the gland and landmarks; a 3-D file may be a map of anything."""
     files = record_files(record, [FIXED.label, MOVING.label])
     try:
-        volumes = stored_shape(files[0])[3:4] if files else ()
+        volumes = read_header(files[0]).shape[3:4] if files else ()
     except RegZooError as error:
         refuse(error)
         return []

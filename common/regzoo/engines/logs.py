@@ -105,9 +105,9 @@ class LossTerms:
             self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
         engine.state.output = [output]
         epoch, last = engine.state.epoch, self.count == engine.state.epoch_length
-        self.check.add(values, epoch, self.count, _rate(engine), last)
+        self.check.add(values, epoch, self.count, learning_rate(engine), last)
         if last:
-            stop_if_any(non_finite(_weights(engine)), f"epoch {epoch}, step {self.count}", _rate(engine))
+            stop_if_any(non_finite(_weights(engine)), f"epoch {epoch}, step {self.count}", learning_rate(engine))
 
     def _write(self, engine: Engine) -> None:
         means = {name: float(value) / self.count for name, value in self.sums.items()}
@@ -116,7 +116,7 @@ class LossTerms:
             return
         for name, value in means.items():
             self.writer.add_scalar(name, value, engine.state.epoch)
-        self.writer.add_scalar("learning_rate", _rate(engine), engine.state.epoch)
+        self.writer.add_scalar("learning_rate", learning_rate(engine), engine.state.epoch)
         self.writer.flush()
         losses, weights = (
             ", ".join(f"{name.removeprefix(kind)} {means[name]:.4f}" for name in means if name.startswith(kind))
@@ -126,7 +126,7 @@ class LossTerms:
         logger.info("epoch %d/%d: loss %s", engine.state.epoch, engine.state.max_epochs, text)
 
 
-def _rate(engine: Engine) -> float:
+def learning_rate(engine: Engine) -> float:
     return float(engine.optimizer.param_groups[0]["lr"])
 
 

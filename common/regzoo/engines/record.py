@@ -29,6 +29,7 @@ from regzoo.case import Key, Record
 from regzoo.datasets.records import PATIENT_KEYS, record_files
 from regzoo.engines.distributed import check_processes
 from regzoo.engines.identity import whole_hash
+from regzoo.engines.logs import learning_rate
 from regzoo.engines.plateau import just_validated
 from regzoo.engines.running import bundle_name, running_workflow
 from regzoo.engines.weights import is_training_state
@@ -272,7 +273,7 @@ class RunRecord:
 
     def _end(self, engine: Engine) -> None:
         row = {"epoch": engine.state.epoch, "seconds": time.monotonic() - self.epoch_start}
-        row |= {"learning_rate": float(engine.optimizer.param_groups[0]["lr"])} | _numbers(engine)
+        row |= {"learning_rate": learning_rate(engine)} | _numbers(engine)
         if self.evaluator is not None and just_validated(engine, self.evaluator):
             row |= _numbers(self.evaluator)
         rows = self.rows = [*(self.rows or []), row]

@@ -55,14 +55,9 @@ def requested_records(
     return [named]
 
 
-def as_request(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record in the form of a MONAI Label request, which ``inference.json`` takes: the fixed image is ``image``."""
-    return {Key.IMAGE if key == FIXED.image else key: value for key, value in record.items()}
-
-
 def name_of(record: Mapping[str, Any]) -> str:
     """The name of a case; without one, the name of its fixed image."""
-    return str(record.get(Key.CASE) or case_name(record.get(FIXED.image) or record[Key.IMAGE]))
+    return str(record.get(Key.CASE) or case_name(record[FIXED.image]))
 
 
 class Failures(list[str]):
@@ -96,7 +91,7 @@ class CaseStream(IterableDataset):
     def __init__(
         self, data: Sequence[Mapping[str, Any]], transform: Callable[[Any], Any], failures: Failures | None = None
     ) -> None:
-        self.data = [as_request(record) for record in data]
+        self.data = [dict(record) for record in data]
         self.transform = transform
         self.failures = Failures() if failures is None else failures
 
@@ -124,10 +119,6 @@ class EvaluationStream(CaseStream):
     Raises:
         RegZooError: during iteration, if there are fewer cases than processes or all cases of this process fail.
     """
-
-    def __init__(self, data: Sequence[Mapping[str, Any]], transform: Callable[[Any], Any]) -> None:
-        super().__init__([], transform)
-        self.data = [dict(record) for record in data]
 
     def share(self) -> Sequence[dict[str, Any]]:
         """The records of this process."""

@@ -229,7 +229,7 @@ def check_target(
         RegZooError: an output would overwrite an input, somebody else's file or a result of another bundle.
     """
     names = requested_outputs(outputs) or [name for name in OUTPUTS if name not in ON_REQUEST]
-    inputs = [value for key, value in record.items() if key in {Key.IMAGE, *PATH_KEYS}]
+    inputs = [value for key, value in record.items() if key in PATH_KEYS]
     check_folder(Path(folder), {OUTPUTS[name] for name in names}, bundle, inputs)
 
 

@@ -14,7 +14,7 @@ from regzoo.case import Key
 from regzoo.datasets import Record
 from regzoo.engines.options import check_config, check_effect, unknown
 from regzoo.engines.origin import adopt
-from regzoo.engines.streams import as_request, requested_records
+from regzoo.engines.streams import requested_records
 from regzoo.errors import RegZooError, bad_file, user_error
 from regzoo.files import check_writable
 from regzoo.inference.outputs import RegistrationResult, check_target, requested_outputs
@@ -113,7 +113,7 @@ class Registrar:
         if fixed_label is not None and not self.takes_fixed_label:
             raise RegZooError(f"{fixed_label}: this bundle does not use labels of the fixed image; leave them out")
         try:
-            item = self.preprocessing(as_request(_record(fixed, moving, label, fixed_label)))
+            item = self.preprocessing(_record(fixed, moving, label, fixed_label))
         except RuntimeError as error:
             raise user_error(error) or error from None
         with torch.inference_mode():

@@ -13,9 +13,8 @@ from typing import Any
 from regzoo.case import FIXED, LABEL_KEYS, MOVING, Key
 from regzoo.datasets.records import case_name
 from regzoo.errors import RegZooError
-from regzoo.monai_label.studies import STUDIES_VARIABLE, check_named_files
+from regzoo.monai_label.studies import STUDIES_VARIABLE, checked_shape, is_inside
 from regzoo.spatial.labels import MAX_LABEL_VALUES
-from regzoo.spatial.reading import stored_shape
 
 #: Suffixes of an image of the studies; an id stands for the first file that exists, in this order.
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".nhdr")
@@ -37,9 +36,7 @@ def fixed_file(path: Any) -> Path:
     if isinstance(path, str) and path:
         file = Path(os.path.realpath(path))
         sessions = os.environ.get(SESSIONS_VARIABLE) or Path.home() / ".cache" / "monailabel" / "sessions"
-        if is_upload(file) or any(
-            _inside(file, place) for place in (studies_folder(file), Path(os.path.realpath(sessions)))
-        ):
+        if is_upload(file) or any(is_inside(file, place) for place in (studies_folder(file), sessions)):
             return file
     # Missing files and files elsewhere get the same answer, so that nobody learns which files exist.
     raise RegZooError("image: no such image in the studies folder itself; give an id that GET /datastore/ lists")
@@ -65,11 +62,6 @@ def studies_folder(fixed: Path) -> Path:
     if not Path(named).is_dir():
         raise RegZooError("image: this bundle needs studies in a folder of the server; start it with --studies FOLDER")
     return Path(os.path.realpath(named))
-
-
-def _inside(file: Path, folder: Path) -> bool:
-    """Whether a path lies in a folder; both without symbolic links."""
-    return folder in file.parents
 
 
 def noted_pair(studies: Path, fixed: Path) -> dict[str, Any]:
@@ -103,12 +95,11 @@ def find_file(studies: Path, key: str, value: Any) -> str:
         named = [folder / f"{value}{suffix}" for folder in folders for suffix in ("", *SUFFIXES)]
         candidates = [file for file in named if file.is_symlink() or file.is_file()] or candidates
     for file in candidates:
-        real = Path(os.path.realpath(file))
         # This comes first, so that nobody learns which files exist elsewhere.
-        if not _inside(real, studies):
+        if not is_inside(file, studies):
             raise RegZooError(f"{key}: {value} leads outside the studies folder; give an id, or upload the file first")
-        if real.is_file():
-            return str(real)
+        if file.is_file():
+            return os.path.realpath(file)
     raise RegZooError(f"{key}: no {value} in the studies; give an id that GET /datastore/ lists, or upload it first")
 
 
@@ -134,8 +125,7 @@ def check_files(studies: Path, files: Mapping[str, Sequence[str]], most_voxels: 
     for key, names in files.items():
         labels = 0
         for name in names:
-            check_named_files(studies, Path(name))
-            shape = stored_shape(name)
+            shape = checked_shape(studies, Path(name))
             labels += math.prod(shape[3:])
             voxels += math.prod(shape)
             if voxels > most_voxels:

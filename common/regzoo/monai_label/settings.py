@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +61,9 @@ def _refused(workflow: ConfigWorkflow) -> Iterator[tuple[str, str]]:
         return
     folder = Path(workflow.config_root_path)
     own = [_as_parsed([str(folder / file) for file in FILES[:count]]) for count in (1, 2)]
+    tracking = _as_parsed(DEFAULT_MLFLOW_SETTINGS["configs"])
     for name, value in _changed(workflow.parser.config, own):
-        if problem := _problem(name, value, own[0]["output_dir"], folder.parent / "models"):
+        if problem := _problem(name, value, own[0]["output_dir"], folder.parent / "models", tracking):
             yield name, problem
 
 
@@ -91,9 +92,8 @@ def _changed(now: Any, own: list[Any], name: str = "") -> Iterator[tuple[str, An
         yield name, now
 
 
-def _problem(name: str, value: Any, output_dir: str, models: Path) -> str:
+def _problem(name: str, value: Any, output_dir: str, models: Path, tracking: Mapping[str, Any]) -> str:
     """What is wrong with a value that is not the bundle's own; empty for an allowed one."""
-    tracking = _as_parsed(DEFAULT_MLFLOW_SETTINGS["configs"])
     if name == "device":
         return "" if is_known_device(value) else "not a device of this server; use cpu, or cuda where there is one"
     if name == "train::trainer::max_epochs":

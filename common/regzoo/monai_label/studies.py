@@ -17,7 +17,7 @@ from typing import Any
 from regzoo.case import FIXED, MOVING, Record
 from regzoo.datasets.records import case_name, pair_record, single_records
 from regzoo.errors import RegZooError, bad_file
-from regzoo.spatial.reading import files_of
+from regzoo.spatial.reading import read_header
 
 logger = logging.getLogger(__name__)
 
@@ -82,31 +82,38 @@ def _own_records(
         raise RegZooError("no finished label in the studies to train on; submit some, or lower val_split")
     entries = [entry for entry in (*training, *validation) if _is_entry(entry)]
     if is_served():
-        studies = Path(os.path.realpath(os.environ[STUDIES_VARIABLE]))
+        studies = Path(os.environ[STUDIES_VARIABLE])
         for file in (entry[key] for entry in entries for key in ("image", "label")):
-            if studies not in Path(os.path.realpath(file)).parents:
+            if not is_inside(file, studies):
                 raise bad_file(file, "is a link that leads outside the studies folder", "put a copy there instead")
-            check_named_files(studies, Path(file))
+            checked_shape(studies, Path(file))
     if entries:
         return None
     records: list[Any] = [[dict(entry) for entry in part] for part in (training, validation)]
     return records[0], records[1]
 
 
-def check_named_files(studies: Path, file: Path) -> None:
-    """Refuse an image whose header names a file outside the studies.
+def is_inside(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> bool:
+    """Whether a path lies in a folder, once symbolic links are followed."""
+    return Path(os.path.realpath(folder)) in Path(os.path.realpath(path)).parents
+
+
+def checked_shape(studies: Path, file: Path) -> tuple[int, ...]:
+    """The number of voxels of an image along each axis; refuses a header that names a file outside the studies.
 
     Args:
-        studies: the studies folder, without symbolic links.
+        studies: the studies folder.
         file: the image.
 
     Raises:
         RegZooError: it names one, or it is not a readable image.
     """
-    for named in files_of(file):
-        if named != file and studies not in Path(os.path.realpath(named)).parents:
+    header = read_header(file)
+    for named in header.files:
+        if named != file and not is_inside(named, studies):
             problem = f"names another file for its voxels, {named.name!r}, outside the studies folder"
             raise bad_file(file, problem, "save the image as one file, such as .nii.gz, .nrrd or .mha")
+    return header.shape
 
 
 def study_pairs(entries: Sequence[Mapping[str, Any]]) -> list[Record]:

@@ -49,6 +49,18 @@ class Volume(NamedTuple):
     header: nib.Nifti1Header | None = None
 
 
+class Header(NamedTuple):
+    """What the header of an image says.
+
+    Attributes:
+        shape: number of voxels along each axis.
+        files: all files of the image, the named one first; a header may name further files.
+    """
+
+    shape: tuple[int, ...]
+    files: list[Path]
+
+
 def read_volume(path: str | os.PathLike[str]) -> Volume:
     """Read a NIfTI, NRRD, MetaImage or MGH file. NIfTI is recognised by its content under any name.
 
@@ -65,23 +77,16 @@ def read_volume(path: str | os.PathLike[str]) -> Volume:
     return Volume(*read_itk(path, file))
 
 
-def stored_shape(path: str | os.PathLike[str]) -> tuple[int, ...]:
-    """The number of voxels along each axis of a file, from its header alone; raises what `read_volume` raises."""
-    file = _opened(Path(path))
-    return tuple(int(n) for n in file.shape)
-
-
-def files_of(path: str | os.PathLike[str]) -> list[Path]:
-    """All files of an image, `path` first; a header may name further files.
-
-    Raises:
-        RegZooError: not a readable image.
-    """
+def read_header(path: str | os.PathLike[str]) -> Header:
+    """The header of a file alone; raises what `read_volume` raises."""
     path = Path(path)
     file = _opened(path)
-    if isinstance(file, NiftiFile):
-        return [path, *({_header_of(path), file.data} - {path})] if file.in_pair else [path]
-    return [path, *file.header.named] if isinstance(file, ItkFile) else [path]
+    others = list[Path]()
+    if isinstance(file, NiftiFile) and file.in_pair:
+        others = list({_header_of(path), file.data} - {path})
+    elif isinstance(file, ItkFile):
+        others = file.header.named
+    return Header(tuple(int(n) for n in file.shape), [path, *others])
 
 
 def _opened(path: Path) -> Any:
