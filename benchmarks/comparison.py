@@ -47,6 +47,11 @@ def short(value: float) -> str:
     return "—" if math.isnan(value) else f"{value:#.3g}".rstrip(".") if value else "0"
 
 
+def verdict(met: bool) -> str:
+    """The word for a goal that was met, or not."""
+    return "met" if met else "missed"
+
+
 def title(metric: str) -> str:
     """A metric's name and unit."""
     unit = next((end for end in UNITS if metric.endswith(end)), "")

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
+from comparison import verdict
 from label_server import Answer, LabelServer
 
 HEADER = ("figure", "value", "goal", "")
@@ -59,17 +60,17 @@ def load_rows(
         lost = sum(answer.status != 200 for answer in answers)
         wrong = sum(answer.status == 200 and not same(answer, usual) for answer in answers)
         value = f"{lost} lost, {wrong} wrong, {taken:.1f} s"
-        rows.append([f"{clients} clients at once", value, "0 lost, 0 wrong", _verdict(lost + wrong == 0)])
+        rows.append([f"{clients} clients at once", value, "0 lost, 0 wrong", verdict(lost + wrong == 0)])
     few = max(requests // 10, 1)
     # One value depends on what the allocator has just returned, so each is the median of up to ten requests.
     before, after = (statistics.median(memory[max(last - 10, 0) : last]) for last in (few, requests))
     growth = after / before - 1
     value = f"{before / 2**20:.0f} MiB, {after / 2**20:.0f} MiB, {growth:+.1%}"
     name = f"memory after {few} and after {requests} requests"
-    rows.append([name, value, "within 5 %", _verdict(abs(growth) <= 0.05)])
+    rows.append([name, value, "within 5 %", verdict(abs(growth) <= 0.05)])
     waited, goal = hang_up(server, bundle, pair, hung_up), statistics.median(seconds) + 2
     name = f"`/info/` after {hung_up} clients that hung up"
-    rows.append([name, f"{waited:.1f} s", "one request and 2 s", _verdict(waited <= goal)])
+    rows.append([name, f"{waited:.1f} s", "one request and 2 s", verdict(waited <= goal)])
     return rows
 
 
@@ -97,7 +98,3 @@ def hang_up(server: LabelServer, bundle: str, pair: tuple[str, str], clients: in
     start = time.perf_counter()
     server.get("/info/")
     return time.perf_counter() - start
-
-
-def _verdict(met: bool) -> str:
-    return "met" if met else "missed"

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from comparison import markdown
+from comparison import markdown, verdict
 from measure import machine
 from regzoo.files import write_text
 from regzoo.spatial import write_nifti
@@ -80,7 +80,7 @@ def measure(folder: Path, n: int, m: int, labels: int) -> list[str]:
         str(labels),
         f"{peak / 1e9:.2f}",
         f"{each:.0f}",
-        "met" if each <= GOAL else "missed",
+        verdict(each <= GOAL),
         f"{seconds:.0f}",
         f"{usage.ru_utime + usage.ru_stime:.0f}",
     ]

@@ -15,6 +15,7 @@ from pathlib import Path
 import monai
 import numpy as np
 import torch
+from comparison import verdict
 from contests import CONTESTS, Size, sigmas
 from measure import PeakMemory, alternate, machine
 from regzoo.files import write_text
@@ -67,7 +68,7 @@ def measure(name: str, size: Size, device: torch.device, seconds: float, peak: P
     if device.type == "cpu":
         target = f"≥ {contest.target:g}×"
         if size != QUICK_SIZE:
-            target += " met" if theirs_time / ours_time >= contest.target else " missed"
+            target += f" {verdict(theirs_time / ours_time >= contest.target)}"
     peaks = peak(name, "ours", size), peak(name, "theirs", size)
     return Row(contest.title, ours_time, theirs_time, rounds, target, difference, *peaks)
 
