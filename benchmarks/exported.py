@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 from measure import machine
-from regzoo.export import export_network
 from regzoo.files import write_text
 from regzoo.inference import Registrar
+from regzoo_tools.export import export_network
 from torch import nn
 
 ROOT = Path(__file__).resolve().parents[1]

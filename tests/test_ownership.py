@@ -15,10 +15,10 @@ from monai.bundle import ConfigWorkflow
 from regzoo.cli import main
 from regzoo.engines import save_weights
 from regzoo.errors import RegZooError, user_error
-from regzoo.export import export_network
 from regzoo.inference import register
 from regzoo.networks import LocalNet
 from regzoo.ownership import check_file, check_folder, claim, discard, own_files, settle, sign
+from regzoo_tools.export import export_network
 
 WEAK, SEG = "prostate_mr_trus_weak_ddf", "prostate_mr_trus_conditional_seg"
 CONFIGS = Path(__file__).resolve().parents[1] / "bundles" / WEAK / "configs"

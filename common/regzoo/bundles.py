@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -45,3 +46,10 @@ def as_value(name: str, typed: Any) -> Any:
         words = {"null": None, "none": None, "true": True, "false": False}
         typed = words.get(typed.lower(), DefaultParseValue(typed))
     return list(typed) if isinstance(typed, tuple) else typed
+
+
+def listed(files: str | Sequence[str]) -> list[str]:
+    """File names given as one text, separated by commas, or as a list."""
+    if isinstance(files, str):
+        files = DefaultParseValue(files) if files.startswith("[") else files.split(",")
+    return [str(file) for file in files]

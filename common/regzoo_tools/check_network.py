@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from monai.bundle import ckpt_export, verify_net_in_out
 from regzoo.engines import load_weights
-from regzoo.export.export import TOLERANCE
 from regzoo_tools.bundle import Bundle, CheckError
+from regzoo_tools.export import TOLERANCE
 from torch import nn
 
 

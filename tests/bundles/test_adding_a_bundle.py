@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 from bundle_list import BUNDLES
 from monai.bundle import ConfigWorkflow
-from regzoo_tools import verify
-from regzoo_tools.verification import OK
+from regzoo_tools.verification import OK, verify
 
 PAGE = (BUNDLES[0].parents[1] / "docs" / "adding_a_bundle.md").read_text(encoding="utf-8")
 SETTINGS, DESCRIPTION = (json.loads(block) for block in re.findall(r"```json\n(.*?)```", PAGE, flags=re.DOTALL))

@@ -19,9 +19,10 @@ from monai.bundle import ConfigWorkflow
 from regzoo.cli import main
 from regzoo.datasets import load_records
 from regzoo.errors import RegZooError
-from regzoo.export import ExportedNetwork, export_network
+from regzoo.export import ExportedNetwork
 from regzoo.inference import Registrar
 from regzoo.spatial import as_tensor
+from regzoo_tools.export import export_network
 from torch import nn
 
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"

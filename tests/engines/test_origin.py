@@ -18,9 +18,9 @@ from regzoo.engines import load_weights
 from regzoo.engines.origin import adopt
 from regzoo.engines.weights import origin_of, read_checkpoint, save_weights
 from regzoo.errors import RegZooError, user_error
-from regzoo.export import export_network
 from regzoo.inference import Registrar
 from regzoo.report import read_csv
+from regzoo_tools.export import export_network
 
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 ALL = sorted(path.name for path in BUNDLES.iterdir())

@@ -13,9 +13,11 @@ from export_cases import BUNDLES, DDMR, KINDS, WEAK, case, check_in_onnx_runtime
 from regzoo.cli import main
 from regzoo.engines import save_weights
 from regzoo.errors import RegZooError
-from regzoo.export import TorchScriptNetwork, export_network, writers
+from regzoo.export import TorchScriptNetwork
 from regzoo.networks import GlobalNet
 from regzoo.spatial import warp
+from regzoo_tools import network_writers
+from regzoo_tools.export import export_network
 from torch import nn
 
 #: `torch.export` takes seconds for each; the others are in the released bundles, see `test_exported_inference`.
@@ -98,7 +100,7 @@ def test_a_file_that_does_something_else_is_not_written(
         return torch.jit.script(network)
 
     target = tmp_path / "out" / "network.ts"
-    monkeypatch.setattr(writers, "convert_to_torchscript", wrong)
+    monkeypatch.setattr(network_writers, "convert_to_torchscript", wrong)
     with pytest.raises(RegZooError, match=r"network\.ts: not written: .* differs from PyTorch by"):
         export_network(bundle, "torchscript", target, overlays, **settings)
     assert list(target.parent.iterdir()) == []

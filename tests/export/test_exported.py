@@ -16,7 +16,8 @@ from export_cases import BUNDLES, KINDS, SEG, WEAK, case, check_in_onnx_runtime,
 from monai.data.torchscript_utils import load_net_with_metadata
 from regzoo.engines import save_weights
 from regzoo.errors import RegZooError
-from regzoo.export import OnnxNetwork, TorchScriptNetwork, export_network
+from regzoo.export import OnnxNetwork, TorchScriptNetwork
+from regzoo_tools.export import export_network
 from torch import nn
 
 DOCS = BUNDLES.parent / "docs" / "export.md"

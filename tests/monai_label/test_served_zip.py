@@ -21,7 +21,7 @@ from label_server import ROOT, LabelServer
 from label_studies import DDMR, ENVIRONMENT, WEAK_DDF, fingerprints
 from label_truth import masks_of, paint, registrar
 from regzoo.datasets import load_records
-from regzoo_tools import package
+from regzoo_tools.packing import package
 from zip_only import environment
 
 NAMES = [DDMR, WEAK_DDF]

@@ -8,11 +8,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from regzoo.cli import Phantom
 from regzoo.datasets import load_records, load_single_records
 from regzoo.errors import RegZooError
 from regzoo_phantoms import embedded_phantoms, write_abdomen_phantoms
 from regzoo_phantoms.abdomen_anatomy import LABELS, VALUES
+from regzoo_tools.commands import Phantom
 from scipy import ndimage
 
 SPACING = 4.0

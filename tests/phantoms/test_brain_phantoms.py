@@ -7,11 +7,11 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-from regzoo.cli import Phantom
 from regzoo.datasets import load_single_records
 from regzoo.errors import RegZooError
 from regzoo_phantoms import write_brain_phantoms
 from regzoo_phantoms.brain_anatomy import LABELS, VALUES
+from regzoo_tools.commands import Phantom
 from scipy import ndimage
 
 SPACING = 3.0

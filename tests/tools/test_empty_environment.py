@@ -18,10 +18,10 @@ import pytest
 import torch
 from regzoo.datasets import Record, load_records
 from regzoo.inference import Registrar
-from regzoo_tools import package
 from regzoo_tools.bundle import Bundle
 from regzoo_tools.check_metadata import requirements
 from regzoo_tools.check_workflow import small_phantoms
+from regzoo_tools.packing import package
 
 ENVIRONMENT = os.environ.get("REGZOO_ZOO_ENVIRONMENT")
 BUNDLES = sorted(path.parents[1] for path in Path(__file__).parents[2].glob("bundles/*/configs/metadata.json"))

@@ -21,10 +21,10 @@ import regzoo
 from monai.bundle import ConfigParser, download_large_files
 from regzoo import cli
 from regzoo.errors import RegZooError
-from regzoo_tools import package, verify
 from regzoo_tools.documents import Link, links, rewrite
 from regzoo_tools.linked_pages import Pages
-from regzoo_tools.verification import CHECKS, OK
+from regzoo_tools.packing import package
+from regzoo_tools.verification import CHECKS, OK, verify
 from zip_only import environment
 
 NAMES = sorted(path.parents[1].name for path in Path(__file__).parents[2].glob("bundles/*/configs/metadata.json"))
@@ -147,7 +147,12 @@ def test_a_zip_alone_says_what_it_lacks(unpacked: Path, tmp_path: Path) -> None:
         (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
         return line
 
-    for command in (["verify", "."], ["phantom", "brain", str(tmp_path / "set")], ["check", str(tmp_path)]):
+    for command in (
+        ["verify", "."],
+        ["export", ".", "--format", "onnx"],
+        ["phantom", "brain", str(tmp_path / "set")],
+        ["check", str(tmp_path)],
+    ):
         line = refused("regzoo", *command)
         assert line.startswith(f"error: regzoo {command[0]}: is not part of a packaged bundle; install regzoo"), line
     line = refused("monai.bundle", "run", "training", "--config_file", "configs/train.json")

@@ -11,9 +11,9 @@ import huggingface_hub.constants
 import pytest
 from hub import Hub, running
 from regzoo import cli
-from regzoo_tools import stage
 from regzoo_tools.bundle import Bundle
 from regzoo_tools.documents import links
+from regzoo_tools.packing import stage
 from regzoo_tools.verification import CHECKS
 
 TOKEN = "hf_thisIsTheSecretOfTheTest"

@@ -16,7 +16,7 @@ from monai.data.torchscript_utils import save_net_with_metadata
 from monai.networks.utils import convert_to_onnx, convert_to_torchscript, convert_to_trt
 from monai.utils import optional_import
 from regzoo.errors import RegZooError
-from regzoo.export.exported import INPUT, METADATA, OUTPUT, require
+from regzoo.export import INPUT, METADATA, OUTPUT, require
 from torch import nn
 
 #: The name of each format's file in a bundle's ``models`` folder.

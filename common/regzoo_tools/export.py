@@ -16,7 +16,7 @@ from regzoo import __version__
 from regzoo.bundles import find_bundle
 from regzoo.engines.weights import load_weights
 from regzoo.errors import RegZooError, bad_file, user_error
-from regzoo.export.exported import (
+from regzoo.export import (
     INPUT,
     OUTPUT,
     ExportedNetwork,
@@ -25,10 +25,10 @@ from regzoo.export.exported import (
     bundle_metadata,
     weights_digest,
 )
-from regzoo.export.writers import FILES, write_network
 from regzoo.inference.registrar import inference_config
 from regzoo.ownership import check_file, own_path
 from regzoo.transforms import ResamplePaird
+from regzoo_tools.network_writers import FILES, write_network
 
 #: The largest accepted difference from PyTorch's prediction, as a share of the largest value of that prediction.
 TOLERANCE = 1e-4
