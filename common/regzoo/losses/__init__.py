@@ -8,6 +8,7 @@ from regzoo.losses.distance import SignedDistanceSimilarity
 from regzoo.losses.hausdorff import SoftHausdorff
 from regzoo.losses.intensity import LocalNormalizedCrossCorrelation, NormalizedCrossCorrelation, StructuralSimilarity
 from regzoo.losses.label_overlap import PAPER_SIGMAS, MultiScaleCrossEntropy, MultiScaleDice, WeightedCrossEntropy
+from regzoo.losses.mind import MindSimilarity, mind_ssc
 from regzoo.losses.registration import Deformation, ImageSimilarity, LabelSimilarity, PredictedLabel, RegistrationLoss
 from regzoo.losses.weighting import LearnedWeights, SoftmaxWeights, UncertaintyWeights
 
@@ -20,6 +21,7 @@ __all__ = [
     "LabelSimilarity",
     "LearnedWeights",
     "LocalNormalizedCrossCorrelation",
+    "MindSimilarity",
     "MultiScaleCrossEntropy",
     "MultiScaleDice",
     "NormalizedCrossCorrelation",
@@ -31,4 +33,5 @@ __all__ = [
     "StructuralSimilarity",
     "UncertaintyWeights",
     "WeightedCrossEntropy",
+    "mind_ssc",
 ]

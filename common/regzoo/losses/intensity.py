@@ -1,28 +1,21 @@
-"""Similarity of intensities: global and local normalised cross-correlation, structural similarity.
-
-A loss that is called many times with the same fixed image is prepared once: ``prepared = loss.prepare(fixed, mask)``,
-then ``prepared(warped)`` gives what ``loss(warped, fixed, mask)`` does.
-"""
+"""Similarity of intensities: global and local normalised cross-correlation, structural similarity."""
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from regzoo.errors import RegZooError
 from regzoo.losses.local import LocalMeasure, LocalSum, Slopes
+from regzoo.losses.similarity import Prepared, Similarity
 from regzoo.losses.windows import Window, window_weights
-from torch import nn
-
-#: The loss of a warped image against the fixed image that was given before.
-Prepared = Callable[[torch.Tensor], torch.Tensor]
 
 
-class NormalizedCrossCorrelation(nn.Module):
-    """1 − the correlation coefficient of the intensities of two images.
+class NormalizedCrossCorrelation(Similarity):
+    """1 − the correlation coefficient of the intensities of two images, mean over images and channels.
 
     The mean of each image and channel is subtracted, so the loss is 0 if the images are linearly related with a
     positive slope, 1 if they are unrelated and 2 if the slope is negative.
@@ -41,49 +34,27 @@ class NormalizedCrossCorrelation(nn.Module):
     def extra_repr(self) -> str:
         return f"eps={self.eps}"
 
-    def forward(self, warped: torch.Tensor, fixed: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Loss of a warped moving image against the fixed image.
+    def against(self, fixed: torch.Tensor, weights: torch.Tensor | None) -> Prepared:
+        weights = torch.ones_like(fixed) if weights is None else weights
+        share = (weights / weights.sum((2, 3, 4), keepdim=True)).flatten(2)
 
-        Args:
-            warped: (B, C, X, Y, Z); gradients flow to it.
-            fixed: (B, C, X, Y, Z); taken as constant.
-            mask: (B, 1, X, Y, Z), weights ≥ 0 of the voxels; None for 1 everywhere.
+        def centered(image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            """An image (B, C, voxels) without its mean, and its standard deviation."""
+            image = image - (image * share).sum(-1, keepdim=True)
+            return image, (image.square() * share).sum(-1, keepdim=True).clamp(min=self.eps).sqrt()
 
-        Returns:
-            Scalar in [0, 2], mean over images and channels.
-
-        Raises:
-            RegZooError: no voxel of the mask counts.
-            ValueError: the images differ in shape.
-        """
-        return self.prepare(_common(fixed, warped), mask)(warped)
-
-    def prepare(self, fixed: torch.Tensor, mask: torch.Tensor | None = None) -> Prepared:
-        """The loss against one fixed image, see `forward`."""
-        fixed = _float(fixed)
-        flat = fixed.flatten(2)
-        weights = fixed.new_ones(()) if mask is None else _weights(mask, fixed).flatten(2)
-        weights = weights / weights.expand_as(flat).sum(-1, keepdim=True)
-
-        def mean(values: torch.Tensor) -> torch.Tensor:
-            return (values * weights).sum(-1)
-
-        flat = flat - mean(flat)[..., None]
-        direction = flat / mean(flat.square()).clamp(min=self.eps).sqrt()[..., None]
+        values, deviation = centered(fixed.flatten(2))
+        direction = values * share / deviation
 
         def loss(warped: torch.Tensor) -> torch.Tensor:
-            _same_shape(warped, fixed)
-            with torch.autocast(warped.device.type, enabled=False):
-                image = warped.to(fixed.dtype).flatten(2)
-                image = image - mean(image)[..., None]
-                deviation = mean(image.square()).clamp(min=self.eps).sqrt()
-                return 1 - (mean(image * direction) / deviation).mean()
+            values, deviation = centered(warped.flatten(2))
+            return 1 - ((values * direction).sum(-1) / deviation[..., 0]).mean()
 
         return loss
 
 
-class _LocalSimilarity(nn.Module):
-    """Base class that evaluates a measure in float32, or in float64 if the fixed image is."""
+class _WindowedSimilarity(Similarity):
+    """Base class of the losses that compare statistics within a window around every voxel."""
 
     window: Window
 
@@ -91,52 +62,24 @@ class _LocalSimilarity(nn.Module):
     def measure(self, fixed: torch.Tensor, mask: torch.Tensor | None, share: float) -> LocalMeasure:
         """The measure of one image (X, Y, Z), times its share of the loss."""
 
-    def forward(self, warped: torch.Tensor, fixed: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Loss of a warped moving image against the fixed image.
-
-        Args:
-            warped: (B, C, X, Y, Z); gradients flow to it.
-            fixed: (B, C, X, Y, Z); taken as constant.
-            mask: (B, 1, X, Y, Z), weights ≥ 0 of the voxels. With a mask, the statistics within each window and the
-                mean over the windows are weighted, so intensities outside the mask have no influence. None for 1
-                everywhere.
-
-        Returns:
-            Scalar, mean over batch, channels and windows.
-
-        Raises:
-            RegZooError: the images are smaller than the window, or no voxel of the mask counts.
-            ValueError: the images differ in shape.
-        """
-        return self.prepare(_common(fixed, warped), mask)(warped)
-
-    def prepare(self, fixed: torch.Tensor, mask: torch.Tensor | None = None) -> Prepared:
-        """The loss against one fixed image, whose statistics are computed once; see `forward`.
-
-        Calls of one prepared loss share memory, so they must not run in several threads at the same time.
-        """
+    def against(self, fixed: torch.Tensor, weights: torch.Tensor | None) -> Prepared:
         widths = [len(kernel) for kernel in self.window.kernels]
         if any(n < width for n, width in zip(fixed.shape[2:], widths, strict=True)):
             raise RegZooError(
                 f"a window of {widths} voxels does not fit into a volume of {list(fixed.shape[2:])}; enlarge size "
                 "or use a smaller window"
             )
-        with torch.no_grad():
-            fixed = _float(fixed)
-            images = fixed.flatten(0, 1)
-            masks = [None] * len(images) if mask is None else _weights(mask, fixed).flatten(0, 1)
-            measures = [self.measure(*pair, 1 / len(images)) for pair in zip(images, masks, strict=True)]
+        images = fixed.flatten(0, 1)
+        masks = [None] * len(images) if weights is None else weights.flatten(0, 1)
+        measures = [self.measure(*pair, 1 / len(images)) for pair in zip(images, masks, strict=True)]
 
         def loss(warped: torch.Tensor) -> torch.Tensor:
-            _same_shape(warped, fixed)
-            with torch.autocast(warped.device.type, enabled=False):
-                similarity = LocalSum.apply(warped.to(fixed.dtype), measures)  # type: ignore[no-untyped-call]
-                return 1 - torch.as_tensor(similarity)
+            return 1 - torch.as_tensor(LocalSum.apply(warped, measures))  # type: ignore[no-untyped-call]
 
         return loss
 
 
-class LocalNormalizedCrossCorrelation(_LocalSimilarity):
+class LocalNormalizedCrossCorrelation(_WindowedSimilarity):
     """1 − the mean over all voxels of the squared correlation coefficient within a window around the voxel.
 
     The loss is 0 if the images are linearly related in every window, whatever the slope, and about 1 if they are
@@ -205,7 +148,7 @@ class _LocalCorrelation(LocalMeasure):
         return value, Slopes(by_mean, by_square, by_product.mul_(2))
 
 
-class StructuralSimilarity(_LocalSimilarity):
+class StructuralSimilarity(_WindowedSimilarity):
     """1 − the structural similarity index (SSIM) with a three-dimensional Gaussian window.
 
     Only windows entirely inside the images count: voxels within half a window of a face contribute to windows further
@@ -296,31 +239,3 @@ def _positive(name: str, value: float) -> float:
     if not value > 0:
         raise ValueError(f"{name} must be positive, got {value}")
     return float(value)
-
-
-def _same_shape(warped: torch.Tensor, fixed: torch.Tensor) -> None:
-    if warped.ndim != 5 or warped.shape != fixed.shape:
-        raise ValueError(
-            f"images must have the same shape (B, C, X, Y, Z), got {list(warped.shape)} and {list(fixed.shape)}"
-        )
-
-
-def _float(image: torch.Tensor) -> torch.Tensor:
-    image = image.detach()
-    return image if image.dtype == torch.float64 else image.float()
-
-
-def _common(fixed: torch.Tensor, warped: torch.Tensor) -> torch.Tensor:
-    """The fixed image in the precision of both."""
-    _same_shape(warped, fixed)
-    return fixed.to(torch.promote_types(warped.dtype, fixed.dtype))
-
-
-def _weights(mask: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
-    """The mask for every channel of the fixed image, checked."""
-    if mask.shape != (len(fixed), 1, *fixed.shape[2:]):
-        raise ValueError(f"the mask of images {list(fixed.shape)} must have one channel, got {list(mask.shape)}")
-    mask = mask.detach().to(fixed)
-    if not bool(((mask >= 0).all() & (mask.sum((1, 2, 3, 4)) > 0).all()).cpu()):
-        raise RegZooError("a mask has no voxel above 0, or voxels below 0; give a mask with voxels that count")
-    return mask.expand_as(fixed)

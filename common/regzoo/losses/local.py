@@ -68,17 +68,17 @@ class LocalMeasure(ABC):
             weighted = self.fixed[slab] if self.mask is None else self.fixed[slab] * self.mask[slab]
             return torch.stack([weighted if factor is None else weighted * factor[slab] for factor in factors])
 
-        partial = in_slabs(self.fixed, 0, lambda slab: self.window.filter(products(slab), (2, 1)))
-        return in_slabs(partial, 1, lambda slab: self.window.filter(partial[:, :, slab], (0,)))
+        partial = in_slabs(self.fixed, 0, 3, lambda slab: self.window.filter(products(slab), (2, 1)))
+        return in_slabs(partial, 1, 3, lambda slab: self.window.filter(partial[:, :, slab], (0,)))
 
     def evaluate(self, warped: torch.Tensor, slopes: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The similarity and, if `slopes`, its gradient with respect to the warped image."""
         window = self.window
         partial = self._workspace = in_slabs(
-            warped, 0, lambda slab: window.filter(self._products(warped[slab], slab), (2, 1)), self._workspace
+            warped, 0, 3, lambda slab: window.filter(self._products(warped[slab], slab), (2, 1)), self._workspace
         )
         total = warped.new_zeros(())
-        for slab in slabs(partial, 1):
+        for slab in slabs(partial, 1, 3):
             constants = [c[:, slab] if c.ndim else c for c in self.constants]
             value, derivatives = self.score(window.filter(partial[:, :, slab], (0,)).unbind(), constants, slopes)
             total += value
@@ -87,7 +87,7 @@ class LocalMeasure(ABC):
         if not slopes:
             return total, None
         return total, in_slabs(
-            warped, 0, lambda slab: self._gradient(warped[slab], window.adjoint(partial[:, slab], (2, 1)), slab)
+            warped, 0, 3, lambda slab: self._gradient(warped[slab], window.adjoint(partial[:, slab], (2, 1)), slab)
         )
 
     def _products(self, warped: torch.Tensor, slab: slice) -> torch.Tensor:
