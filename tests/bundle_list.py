@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,43 @@ NAMES = [path.name for path in BUNDLES]
 GRIDS = {"prostate": (5.0, [18, 14, 13]), "abdomen": (16.0, [20, 14, 13]), "brain": (12.0, [14, 18, 13])}
 
 
-def training(bundle: str | Path) -> dict[str, Any]:
-    """The configuration of a bundle's training, by the bundle's name or folder."""
+def config(bundle: str | Path, name: str) -> dict[str, Any]:
+    """A configuration of a bundle, by the bundle's name or folder."""
     folder = BUNDLES[0].parent / bundle  # a whole path stays what it is
-    return json.loads((folder / "configs" / "train.json").read_text(encoding="utf-8"))
+    return json.loads((folder / "configs" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def training(bundle: str | Path) -> dict[str, Any]:
+    """The configuration of a bundle's training."""
+    return config(bundle, "train")
+
+
+def predicts_field(bundle: str | Path) -> bool:
+    """Whether a bundle's network predicts a displacement field, and not a propagated label."""
+    prediction = config(bundle, "metadata")["network_data_format"]["outputs"]["pred"]
+    return bool(prediction["format"] == "displacement field")
+
+
+def needs_label(bundle: str | Path) -> bool:
+    """Whether a bundle cannot register without the label of the moving image."""
+    inference = config(bundle, "inference")
+    need = inference["load"].get("need", ())
+    return "moving_label" in (inference[need[1:]] if isinstance(need, str) else need)
+
+
+def pairs(phantoms: Path) -> list[dict[str, str]]:
+    """The pairs held out of a data set of phantoms; of single images, each with the next one."""
+    from regzoo.datasets import load_records, load_single_records
+    from regzoo.errors import RegZooError
+
+    try:
+        return [dict(record) for record in load_records(phantoms, "val")]
+    except RegZooError:
+        ones = load_single_records(phantoms, "val")
+        return [
+            dict(first) | {key.replace("fixed", "moving"): second[key] for key in second if key.startswith("fixed")}
+            for first, second in pairwise(ones)
+        ]
 
 
 def kind(bundle: str | Path) -> str:

@@ -15,8 +15,8 @@ import pytest
 import regzoo
 import SimpleITK as sitk
 import torch
+from bundle_list import BUNDLES, config, kind, needs_label, pairs, predicts_field
 from monai.bundle import ConfigParser
-from regzoo.datasets import load_records
 from regzoo.datasets.records import case_name
 from regzoo.engines import save_weights
 from regzoo.inference import Registrar
@@ -25,7 +25,6 @@ ROOT = Path(__file__).resolve().parents[2]
 BUNDLE = ROOT / "bundles" / "prostate_mr_trus_weak_ddf"
 SEG = ROOT / "bundles" / "prostate_mr_trus_conditional_seg"
 SDM = ROOT / "bundles" / "prostate_mr_trus_sdm"
-DDMR = ROOT / "bundles" / "abdominal_ct_ddmr"
 OUTPUTS = {"warped_image.nii.gz", "warped_label.nii.gz", "field.nii.gz", "statistics.json", "quality.png"}
 
 
@@ -35,11 +34,8 @@ def registrar() -> Registrar:
 
 
 def files(phantoms: Path, case: str) -> dict[str, str]:
-    if phantoms.name == "abdomen":  # one of its pairs
-        pair = load_records(phantoms, "val")[int(case[4:]) - 8]
-        return {"fixed": pair["fixed_image"], "moving": pair["moving_image"], "label": pair["moving_label"]}
-    folders = {"fixed": "us_images", "moving": "mr_images", "label": "mr_labels"}
-    return {key: str(phantoms / "val" / folder / f"{case}.nii.gz") for key, folder in folders.items()}
+    pair = pairs(phantoms)[int(case[4:]) - 8]
+    return {"fixed": pair["fixed_image"], "moving": pair["moving_image"], "label": pair["moving_label"]}
 
 
 def bundle_run(*arguments: str, bundle: Path = BUNDLE) -> subprocess.CompletedProcess[str]:
@@ -53,7 +49,7 @@ def warp_with_simpleitk(moving: sitk.Image, field: Path, fixed: str, background:
     return sitk.GetArrayFromImage(warped).transpose(2, 1, 0)
 
 
-@pytest.mark.parametrize("bundle", [BUNDLE, SDM, DDMR], ids=lambda path: path.name)
+@pytest.mark.parametrize("bundle", [path for path in BUNDLES if predicts_field(path)], ids=lambda path: path.name)
 def test_the_written_field_is_the_whole_transformation(bundle: Path, dataset: Path, tmp_path: Path) -> None:
     """With what the bundle does to align the two beforehand: the second one puts the gland on the image's centre."""
     pair = files(dataset, "case000008")
@@ -61,7 +57,7 @@ def test_the_written_field_is_the_whole_transformation(bundle: Path, dataset: Pa
     assert {path.name for path in (tmp_path / "out").iterdir()} == OUTPUTS
     ours = nib.load(tmp_path / "out/warped_image.nii.gz")
     moving = sitk.ReadImage(pair["moving"], sitk.sitkFloat32)
-    background = -1000.0 if bundle == DDMR else 0.0  # outside the moving image there is air
+    background = config(bundle, "inference").get("background", 0.0)  # outside a CT there is air
     theirs = warp_with_simpleitk(moving, tmp_path / "out/field.nii.gz", pair["fixed"], background)
     assert 0.01 < (theirs == background).mean() < 0.8
     scale = 100 / np.ptp(sitk.GetArrayFromImage(moving))
@@ -100,9 +96,9 @@ def test_command_lines_and_python_give_the_same_files(
 def test_a_list_with_a_bad_case_registers_the_others(prostate_phantoms: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad.nii.gz"
     bad.write_bytes(Path(files(prostate_phantoms, "case000009")["fixed"]).read_bytes()[:5000])
-    pairs = [files(prostate_phantoms, f"case00000{n}") for n in (8, 9)]
-    pairs[1]["fixed"] = str(bad)
-    records = [{"fixed_image": pair["fixed"], "moving_image": pair["moving"]} for pair in pairs]
+    listed = [files(prostate_phantoms, f"case00000{n}") for n in (8, 9)]
+    listed[1]["fixed"] = str(bad)
+    records = [{"fixed_image": pair["fixed"], "moving_image": pair["moving"]} for pair in listed]
     datalist = tmp_path / "pairs.json"
     datalist.write_text(json.dumps(records), encoding="utf-8")
     done = bundle_run("--dataset_dir", str(datalist), "--output_dir", str(tmp_path / "out"), "--outputs", "image,field")
@@ -143,7 +139,7 @@ def test_center_alignment_is_part_of_the_field(registrar: Registrar, prostate_ph
     torch.testing.assert_close(offset, torch.full_like(offset, 500), atol=1e-2, rtol=0)
 
 
-@pytest.mark.parametrize("bundle", [BUNDLE, SEG, SDM, DDMR], ids=lambda path: path.name)
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
 def test_the_keys_a_server_sends(bundle: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """MONAI Label reads these ids, takes them apart, sends ``image_path`` and hands ``pred`` and ``result`` out."""
     parser = ConfigParser()
@@ -168,18 +164,18 @@ def test_the_keys_a_server_sends(bundle: Path, dataset: Path, monkeypatch: pytes
         return data
 
     answers = [(answer(request | {"moving_label": label}), "label", torch.int32)]
-    if bundle in (BUNDLE, DDMR):
+    if not needs_label(bundle):
         answers.append((answer(request), "image", torch.float32))
     else:
         with pytest.raises(Exception, match="name it as moving_label"):
             answer(request)
     fixed = nib.load(pair["fixed"])
-    for data, what, kind in answers:
+    for data, what, dtype in answers:
         given, result = data["pred"], json.loads(json.dumps(data["result"], allow_nan=False))
-        assert given.shape == (1, *fixed.shape) and given.dtype == kind
+        assert given.shape == (1, *fixed.shape) and given.dtype == dtype
         np.testing.assert_allclose(given.affine, fixed.affine, atol=1e-5)
         assert given.any() and result["answer"] == what and result["case"] == case_name(pair["fixed"])
-        assert ("deformation" in result) == (bundle != SEG) and isinstance(result["warnings"], list)
+        assert ("deformation" in result) == predicts_field(bundle) and isinstance(result["warnings"], list)
         assert ("labels" in result) == (what == "label")
     with_label, result = answers[0][0]["pred"][0].numpy(), answers[0][0]["result"]
     shown = with_label == with_label.max()  # the last one is not covered by another
@@ -189,7 +185,7 @@ def test_the_keys_a_server_sends(bundle: Path, dataset: Path, monkeypatch: pytes
     np.testing.assert_allclose(entry["centroid_ras_mm"], centre[:3], atol=2e-3)
     with pytest.raises(Exception, match="align: unknown method 'nearby'"):
         answer(request | {"moving_label": label, "align": "nearby"})
-    if bundle in (BUNDLE, DDMR):
+    if not needs_label(bundle):
         with pytest.raises(Exception, match="result_dtype: uint8 cannot hold the warped image"):
             answer(request | {"result_dtype": "uint8"})
 
@@ -261,7 +257,7 @@ def test_asking_for_a_field_where_there_is_none_writes_nothing(prostate_phantoms
     result = regzoo.register(SEG, pair["fixed"], pair["moving"], pair["label"], device="cpu")
     with pytest.raises(regzoo.RegZooError, match="there is no warped image"):
         _ = result.warped_image
-    for bundle in (SEG, SDM):
+    for bundle in (path for path in BUNDLES if needs_label(path) and kind(path) == "prostate"):
         with pytest.raises(regzoo.RegZooError, match=r"mr_images.*comes without its label.*--label"):
             regzoo.register(bundle, pair["fixed"], pair["moving"], device="cpu")
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
 import torch
+from bundle_list import NAMES, tiny
 from helpers import smooth_noise
 from monai.bundle import ConfigParser
 from regzoo.engines import save_weights
@@ -16,8 +19,8 @@ from torch import nn
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 WEAK, SEG, SDM = "prostate_mr_trus_weak_ddf", "prostate_mr_trus_conditional_seg", "prostate_mr_trus_sdm"
 DDMR = "abdominal_ct_ddmr"
-#: Every network and each of its forms, on grids that no level divides: bundle, overlay, settings.
-KINDS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
+#: The forms of networks that differ in what is exported, on grids that no level divides: bundle, overlay, settings.
+FORMS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
     "local": (WEAK, None, {"channels": 2, "size": [18, 14, 13]}),
     "local, δ1-4": (WEAK, "delta1to4", {"channels": 2, "size": [18, 14, 13]}),
     "local, not additive": (WEAK, "no_additive_upsampling", {"channels": 2, "size": [18, 14, 13], "norm": "instance"}),
@@ -34,6 +37,27 @@ KINDS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
         {"channels": [2, 4], "size": [18, 14, 13], "integration_steps": 3},
     ),
     "hippocampus": (DDMR, "hippocampus", {"channels": [2, 4], "size": [13, 16, 14]}),
+}
+
+
+def others() -> Iterator[tuple[str, str | None]]:
+    """Every bundle, and every variant with a network of its own, that `FORMS` does not list."""
+    for bundle in NAMES:
+        variants = sorted((BUNDLES / bundle / "configs" / "variants").glob("*.json"))
+        own = [path.stem for path in variants if "network_def" in json.loads(path.read_text(encoding="utf-8"))]
+        for overlay in (None, *own):
+            if (bundle, overlay) not in [form[:2] for form in FORMS.values()]:
+                yield bundle, overlay
+
+
+#: All networks to export.
+KINDS = FORMS | {
+    f"{bundle}, {overlay}" if overlay else bundle: (
+        bundle,
+        overlay,
+        {"channels": tiny(bundle)["channels"], "size": [18, 14, 13]},
+    )
+    for bundle, overlay in others()
 }
 
 

@@ -18,10 +18,12 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="session")
-def studies(tmp_path_factory: pytest.TempPathFactory, prostate_phantoms: Path, abdomen_phantoms: Path) -> Studies:
+def studies(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Studies:
+    from bundle_list import NAMES, kind
     from label_studies import Studies
 
-    return Studies(tmp_path_factory.mktemp("label"), prostate_phantoms, abdomen_phantoms)
+    phantoms = {anatomy: request.getfixturevalue(f"{anatomy}_phantoms") for anatomy in sorted(set(map(kind, NAMES)))}
+    return Studies(tmp_path_factory.mktemp("label"), phantoms)
 
 
 @pytest.fixture(scope="session")

@@ -9,17 +9,16 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from bundle_list import NAMES, kind, pairs
 from helpers import ball, make_affine, smooth_noise, write
-from regzoo.datasets import Record, load_records
 
 #: The suite measures one machine's work against another's files: no GPU, so that both sides compute alike.
 ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": ""}
 
-WEAK_DDF, SDM = "prostate_mr_trus_weak_ddf", "prostate_mr_trus_sdm"
-CONDITIONAL, DDMR = "prostate_mr_trus_conditional_seg", "abdominal_ct_ddmr"
-NAMES = (DDMR, CONDITIONAL, SDM, WEAK_DDF)
-#: Those that take the moving label as an input.
-WITH_LABEL_ONLY = (CONDITIONAL, SDM)
+#: One of each, for tests that need any.
+WEAK_DDF, CONDITIONAL, DDMR = "prostate_mr_trus_weak_ddf", "prostate_mr_trus_conditional_seg", "abdominal_ct_ddmr"
+#: All others are of single images with label maps.
+PROSTATE = [name for name in NAMES if kind(name) == "prostate"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,29 +39,30 @@ class Studies:
         folder: the studies folder.
         outside: a folder beside it, which no request may reach.
         truth: labels of the fixed prostate images, which the server does not know.
-        prostate, abdomen: phantom pairs, with finished labels of the moving image, and for CT of the fixed one too.
-        oblique: per bundle's anatomy, a pair on grids that have nothing in common but the place, with no meaning.
+        phantoms: by anatomy, pairs with finished labels of the moving image, and of single images of the fixed one too.
+        oblique: by anatomy, a pair on grids that have nothing in common but the place, with no meaning.
     """
 
-    def __init__(self, folder: Path, prostate: Path, abdomen: Path) -> None:
+    def __init__(self, folder: Path, phantoms: dict[str, Path]) -> None:
         self.folder, self.outside, self.truth = (folder / name for name in ("studies", "outside", "truth"))
         for place in (self.folder / "labels" / "final", self.folder / "more", self.outside, self.truth):
             place.mkdir(parents=True)
-        records = load_records(prostate, "val")
-        self.prostate = [self._prostate_pair(f"{n:02d}", record) for n, record in enumerate(records[:3], start=1)]
-        self.abdomen = [self._abdomen_pair(f"{n:02d}", record) for n, record in enumerate(_disjoint(abdomen), start=1)]
-        self.oblique = {kind: self._oblique_pair(kind) for kind in ("prostate", "abdomen")}
+        self.phantoms = {
+            anatomy: self._prostate_pairs(root) if anatomy == "prostate" else self._single_pairs(anatomy, root)
+            for anatomy, root in phantoms.items()
+        }
+        self.prostate, self.abdomen = self.phantoms["prostate"], self.phantoms["abdomen"]
+        self.oblique = {anatomy: self._oblique_pair(anatomy) for anatomy in phantoms}
         self.gland = self._gland(self.prostate[0])
         self._bad_files()
 
     def pairs(self, bundle: str) -> list[Pair]:
         """Those that a bundle is for, the oblique one last."""
-        kind = "abdomen" if bundle == DDMR else "prostate"
-        return [*getattr(self, kind), self.oblique[kind]]
+        return [*self.phantoms[kind(bundle)], self.oblique[kind(bundle)]]
 
     def fixed_label_file(self, pair: Pair) -> Path:
         """Of a phantom."""
-        return self._label_file(pair.fixed) if pair in self.abdomen else self.truth / pair.fixed_file.name
+        return self.truth / pair.fixed_file.name if pair in self.prostate else self._label_file(pair.fixed)
 
     def _label_file(self, identity: str) -> Path:
         return self.folder / "labels" / "final" / f"{identity}.nii.gz"
@@ -71,21 +71,28 @@ class Studies:
         target = self._label_file(identity) if label else self.folder / f"{identity}.nii.gz"
         return Path(shutil.copy(source, target))
 
-    def _prostate_pair(self, number: str, record: Record) -> Pair:
-        fixed, moving = f"us{number}", f"mr{number}"
+    def _prostate_pairs(self, root: Path) -> list[Pair]:
+        found = []
+        for number, record in enumerate(pairs(root)[:3], start=1):
+            found.append(self._pair(f"us{number:02d}", f"mr{number:02d}", record))
+            shutil.copy(record["fixed_label"], self.truth / found[-1].fixed_file.name)
+        return found
+
+    def _single_pairs(self, anatomy: str, root: Path) -> list[Pair]:
+        prefix = {"abdomen": "ct"}.get(anatomy, anatomy)
+        found = []
+        for number, record in enumerate(_disjoint(pairs(root)), start=1):
+            found.append(self._pair(f"{prefix}{number:02d}a", f"{prefix}{number:02d}b", record))
+            self._place(record["fixed_label"], found[-1].fixed, label=True)
+        return found
+
+    def _pair(self, fixed: str, moving: str, record: dict[str, str]) -> Pair:
         files = [self._place(record["fixed_image"], fixed), self._place(record["moving_image"], moving)]
-        shutil.copy(record["fixed_label"], self.truth / files[0].name)
         return Pair(fixed, moving, *files, self._place(record["moving_label"], moving, label=True))
 
-    def _abdomen_pair(self, number: str, record: Record) -> Pair:
-        fixed, moving = f"ct{number}a", f"ct{number}b"
-        files = [self._place(record["fixed_image"], fixed), self._place(record["moving_image"], moving)]
-        self._place(record["fixed_label"], fixed, label=True)
-        return Pair(fixed, moving, *files, self._place(record["moving_label"], moving, label=True))
-
-    def _oblique_pair(self, kind: str) -> Pair:
+    def _oblique_pair(self, anatomy: str) -> Pair:
         """Odd sizes, other axes, turned, voxels up to four times as long as wide; smooth noise with balls as labels."""
-        scale = 1.0 if kind == "prostate" else 4.0
+        scale = 1.0 if anatomy == "prostate" else 4.0
         shapes = {"fixed": (37, 29, 11), "moving": (23, 41, 33)}
         affines = {
             "fixed": make_affine(
@@ -98,19 +105,19 @@ class Studies:
         files = []
         for seed, (side, shape) in enumerate(shapes.items()):
             image = smooth_noise(shape, 2.5, seed)
-            if kind == "abdomen":  # a body in air, Hounsfield units
+            if anatomy == "abdomen":  # a body in air, Hounsfield units
                 image = np.where(ball(shape, np.divide(shape, 2), max(shape) * 0.8) > 0, image * 3 - 150, -1000)
-            name = f"{kind}_oblique_{side}"
+            name = f"{anatomy}_oblique_{side}"
             write(self.folder / f"{name}.nii.gz", image.astype(np.float32), affines[side])
             files.append(self.folder / f"{name}.nii.gz")
         masks = [ball(shapes["moving"], centre, radius) for centre, radius in (((11, 20, 16), 9), ((8, 26, 20), 5))]
-        if kind == "abdomen":
+        if anatomy != "prostate":
             labels = np.where(masks[1] > 0, 300, np.where(masks[0] > 0, 6, 0)).astype(np.int16)
         else:
             labels = np.stack(masks, axis=-1).astype(np.uint8)
-        label = self._label_file(f"{kind}_oblique_moving")
+        label = self._label_file(f"{anatomy}_oblique_moving")
         write(label, labels, affines["moving"])
-        return Pair(f"{kind}_oblique_fixed", f"{kind}_oblique_moving", *files, label)
+        return Pair(f"{anatomy}_oblique_fixed", f"{anatomy}_oblique_moving", *files, label)
 
     def _gland(self, pair: Pair) -> Path:
         """The first mask of a label by itself, as an image of the store."""
@@ -134,14 +141,14 @@ class Studies:
         (self.folder / "linked").symlink_to(self.outside)
 
 
-def _disjoint(abdomen: Path) -> list[Record]:
+def _disjoint(records: list[dict[str, str]]) -> list[dict[str, str]]:
     """Two pairs of four patients."""
-    pairs: list[Record] = []
-    for record in load_records(abdomen, "val"):
-        patients = {record["fixed_patient"], record["moving_patient"]}
-        if not any(patients & {pair["fixed_patient"], pair["moving_patient"]} for pair in pairs):
-            pairs.append(record)
-    return pairs[:2]
+    found: list[dict[str, str]] = []
+    for record in records:
+        images = {record["fixed_image"], record["moving_image"]}
+        if not any(images & {pair["fixed_image"], pair["moving_image"]} for pair in found):
+            found.append(record)
+    return found[:2]
 
 
 def fingerprints(*folders: Path) -> dict[str, str]:

@@ -9,9 +9,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
+from bundle_list import predicts_field
 from helpers import to_sitk
 from label_server import ROOT
-from label_studies import CONDITIONAL, Pair
+from label_studies import Pair
 from regzoo.inference import Registrar
 from regzoo.spatial import Grid
 from regzoo.spatial.carry import subdivisions
@@ -29,7 +30,7 @@ def registrar(bundle: str, align: str | None = None) -> Registrar:
 def register(bundle: str, pair: Pair, folder: Path, align: str | None = None, label: Path | None = None) -> None:
     """Register the files of a pair from Python and save what there is."""
     result = registrar(bundle, align).register(pair.fixed_file, pair.moving_file, label or pair.label_file)
-    result.save(folder, "label" if bundle == CONDITIONAL else "label,image,field")
+    result.save(folder, "label,image,field" if predicts_field(bundle) else "label")
 
 
 def masks_of(labels: np.ndarray) -> dict[int, np.ndarray]:

@@ -21,8 +21,9 @@ pytest.importorskip("monailabel", reason="run by `make test-label`, in an enviro
 import httpx
 import nibabel as nib
 import numpy as np
+from bundle_list import NAMES
 from label_server import LEFT_OVER, ROOT, free_port
-from label_studies import ENVIRONMENT, NAMES
+from label_studies import ENVIRONMENT, WEAK_DDF
 from test_http_training import SMALL
 
 PAGE = (ROOT / "docs" / "monai_label.md").read_text(encoding="utf-8")
@@ -141,7 +142,7 @@ def test_web_pages_of_other_addresses(port: int) -> None:
 def test_the_error(checkout: Path, port: int) -> None:
     """That of the page, word for word."""
     answer = httpx.post(
-        f"http://127.0.0.1:{port}/infer/{NAMES[-1]}",
+        f"http://127.0.0.1:{port}/infer/{WEAK_DDF}",
         params={"image": "trus01"},
         data={"params": '{"moving_image": "mr02"}'},
         timeout=60,
@@ -169,5 +170,5 @@ def test_the_training(checkout: Path, training_port: int) -> None:
         assert time.monotonic() < end, task
         time.sleep(0.5)
     assert task["status"] == "DONE", task["details"]
-    assert (checkout / "apps/monaibundle/model" / NAMES[-1] / "models" / "monai_label.pt").is_file()
-    assert not (checkout / "bundles" / NAMES[-1] / "models" / "monai_label.pt").exists()  # served are copies
+    assert (checkout / "apps/monaibundle/model" / WEAK_DDF / "models" / "monai_label.pt").is_file()
+    assert not (checkout / "bundles" / WEAK_DDF / "models" / "monai_label.pt").exists()  # served are copies

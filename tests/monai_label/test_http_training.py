@@ -15,11 +15,11 @@ pytest.importorskip("monailabel", reason="run by `make test-label`, in an enviro
 
 import numpy as np
 import torch
+from bundle_list import NAMES
 from label_server import BUNDLES, Answer, LabelServer
-from label_studies import DDMR, ENVIRONMENT, NAMES, fingerprints
+from label_studies import DDMR, ENVIRONMENT, PROSTATE, fingerprints
 from regzoo.datasets import load_records, load_single_records
 
-PROSTATE = [name for name in NAMES if name != DDMR]
 #: So that an epoch takes seconds.
 SMALL = {"samples_per_epoch": 8, "batch_size": 2}
 
@@ -64,7 +64,7 @@ def weights(file: Path) -> dict[str, Any]:
 
 def infer(server: LabelServer, bundle: str, **more: str) -> Answer:
     """Of two images of the studies."""
-    if bundle == DDMR:
+    if bundle not in PROSTATE:
         return server.infer(bundle, "ct00", moving_image="ct01", moving_label="ct01", **more)
     return server.infer(bundle, "fixed01", moving_image="moving01", moving_label="moving01", **more)
 

@@ -17,6 +17,7 @@ pytest.importorskip("monailabel", reason="run by `make test-label`, in an enviro
 import nibabel as nib
 import numpy as np
 import torch
+from bundle_list import kind
 from label_server import ROOT, LabelServer
 from label_studies import DDMR, ENVIRONMENT, WEAK_DDF, fingerprints
 from label_truth import masks_of, paint, registrar
@@ -47,11 +48,11 @@ def server(
     assert small.keys() <= config.keys()
     file.write_text(json.dumps(config | small), encoding="utf-8")
     with started:
-        for phantoms, kind, pairs in ((prostate_phantoms, "", 3), (abdomen_phantoms, "ct_", 1)):
+        for phantoms, prefix, pairs in ((prostate_phantoms, "", 3), (abdomen_phantoms, "ct_", 1)):
             for number, record in enumerate(load_records(phantoms, "val")[:pairs]):
                 for side in ("fixed", "moving"):
-                    started.upload("image", f"{kind}{side}{number}", Path(record[f"{side}_image"]))
-                    started.upload("label", f"{kind}{side}{number}", Path(record[f"{side}_label"]))
+                    started.upload("image", f"{prefix}{side}{number}", Path(record[f"{side}_image"]))
+                    started.upload("label", f"{prefix}{side}{number}", Path(record[f"{side}_label"]))
         yield started
 
 
@@ -81,7 +82,7 @@ def test_the_installed_package_is_hidden(tmp_path: Path) -> None:
 def test_answers(name: str, server: LabelServer, tmp_path: Path) -> None:
     """Those of the bundle that the zip was made of."""
     assert sorted(server.get("/info/")["models"]) == sorted(NAMES)
-    fixed, moving = ("ct_fixed0", "ct_moving0") if name == DDMR else ("fixed0", "moving0")
+    fixed, moving = ("ct_fixed0", "ct_moving0") if kind(name) == "abdomen" else ("fixed0", "moving0")
     answer = server.infer(name, fixed, moving_image=moving, moving_label=moving)
     assert answer.status == 200 and answer.image is not None, answer.detail
     found = np.asarray(answer.image.dataobj)

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("monailabel", reason="run by `make test-label`, in an environment of its own")
 
-from label_studies import NAMES
+from bundle_list import NAMES
 from monai_label_request import main
 
 
@@ -20,4 +20,4 @@ def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
         assert int(labels) >= 1 and 0 <= float(network) < float(request)
         assert float(difference) == pytest.approx(float(request) - float(network), abs=0.011)
         assert verdict == ("met" if float(difference) <= 1.5 else "missed")
-    assert [int(row[1]) for row in cells[::2]] == [1] * 4 and all(int(row[1]) > 1 for row in cells[1::2])
+    assert [int(row[1]) for row in cells[::2]] == [1] * len(NAMES) and all(int(row[1]) > 1 for row in cells[1::2])

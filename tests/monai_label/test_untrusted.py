@@ -14,9 +14,10 @@ import pytest
 pytest.importorskip("monailabel", reason="run by `make test-label`, in an environment of its own")
 
 import numpy as np
+from bundle_list import NAMES
 from label_load import hang_up, same
 from label_server import LabelServer
-from label_studies import DDMR, NAMES, WEAK_DDF, Studies
+from label_studies import DDMR, WEAK_DDF, Studies
 from test_settings import injections
 
 each_bundle = pytest.mark.parametrize("bundle", NAMES)

@@ -15,9 +15,10 @@ pytest.importorskip("monailabel", reason="run by `make test-label`, in an enviro
 import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
+from bundle_list import NAMES, predicts_field
 from helpers import from_sitk, to_sitk, write
 from label_server import Answer, LabelServer
-from label_studies import CONDITIONAL, DDMR, NAMES, WEAK_DDF, Studies, fingerprints
+from label_studies import CONDITIONAL, DDMR, PROSTATE, WEAK_DDF, Studies, fingerprints
 from label_truth import masks_of
 
 each_bundle = pytest.mark.parametrize("bundle", NAMES)
@@ -140,9 +141,7 @@ def test_forms_of_an_answer(bundle: str, server: LabelServer, studies: Studies) 
     both, image, text = (server.infer(bundle, pair.fixed, output, **named) for output in ("all", "image", "json"))
     np.testing.assert_array_equal(voxels(image), voxels(both))
     assert text.status == 200 and text.image is None and image.params == {}
-    ours = {"case", "answer", "labels", "deformation", "warnings"} - (
-        {"deformation"} if bundle == CONDITIONAL else set()
-    )
+    ours = {"case", "answer", "labels", "warnings"} | ({"deformation"} if predicts_field(bundle) else set())
     assert {key: text.params[key] for key in ours} == {key: both.params[key] for key in ours}
     # No output named, as 3D Slicer asks: both.
     np.testing.assert_array_equal(voxels(server.infer(bundle, pair.fixed, None, **named)), voxels(both))
@@ -183,7 +182,7 @@ def test_twenty_at_once(server: LabelServer, studies: Studies) -> None:
     """Bundles, pairs, with labels and without, good and bad, mixed: none lost, none wrong."""
     requests = []
     for pair in studies.prostate:
-        for bundle in (name for name in NAMES if name != DDMR):
+        for bundle in PROSTATE:
             requests.append((bundle, pair.fixed, {"moving_image": pair.moving, "moving_label": pair.moving}))
         requests.append((WEAK_DDF, pair.fixed, {"moving_image": pair.moving}))
     for pair in studies.abdomen:
@@ -191,7 +190,7 @@ def test_twenty_at_once(server: LabelServer, studies: Studies) -> None:
         requests += [(DDMR, pair.fixed, named), (DDMR, pair.fixed, named | {"align": "center"})]
         requests += [(DDMR, pair.moving, {"moving_image": pair.fixed, "moving_label": pair.fixed})]
     requests += [(WEAK_DDF, "us01", {}), (DDMR, "ct01a", {"moving_image": "nobody"})]
-    assert len(requests) == 20
+    assert len(requests) >= 20
 
     def ask(request: tuple[str, str, dict[str, str]]) -> Answer:
         bundle, fixed, params = request
