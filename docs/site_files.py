@@ -12,7 +12,7 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from regzoo_tools.documents import Link, rewrite
+from regzoo_tools.linked_pages import Link, rewrite
 
 if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig

@@ -44,7 +44,7 @@ class AbdomenAnatomy(Body):
     """One patient.
 
     Attributes:
-        loops: random function of two components that says where loops of bowel are and which hold oral contrast.
+        loops: random function of two components: where loops of bowel lie, and which hold oral contrast.
         fat: thickness of the fat under the skin, mm.
         organs: ellipsoids by name.
         tubes: stomach, pancreas, bowel and muscles by name.
@@ -86,10 +86,10 @@ class AbdomenAnatomy(Body):
         found = {"wall": wall, "skin": wall - self._fat_thickness(x, y)}
         back = smooth_union(oval(np.abs(x) - 30, y + 48, 30, 20), oval(x, y + 52, 30, 18), 10)
         found["cavity"] = np.maximum(_barrel(x, y - 40, 129, 86), 2 - back)
-        # Open below: a dome goes on downwards as a cylinder.
+        # Open below: a dome continues downwards as a cylinder.
         domes = [self.organs[f"dome_{part}"] for part in ("right", "left", "middle")]
         right, left, middle = (dome.distance(np.stack([x, y, np.maximum(z, dome.centre[2])])) for dome in domes)
-        # The lungs end at the back lower than at the front; below that there is abdomen only.
+        # The lungs reach lower at the back than at the front.
         floor = np.float32(24) + np.float32(0.35) * np.maximum(y, 0)
         found["domes"] = np.minimum(smooth_union(smooth_union(right, left, 24), middle, 24), z - floor)
         inner = np.minimum(self.tubes["mediastinum"].distance(q), self.organs["heart"].distance(q))

@@ -33,12 +33,12 @@ TISSUE = {
     "disc": (88, 8),
     "cord": (28, 5),
 }
-#: Vertebrae that are labelled, counted from L1 upwards: L3 to T11, which nearly always are whole in the field of view.
+#: Vertebrae that are labelled, counted from L1 upwards: L3 to T11, which are nearly always whole in the field of view.
 LABELLED_VERTEBRAE = (-2, 2)
 
 
 def random_contrast(rng: np.random.Generator) -> dict[str, float]:
-    """Hounsfield units of a patient's tissues and of what is in the stomach, and how high that is filled, y in mm."""
+    """Hounsfield units of a patient's tissues and stomach contents, and the level of the contents, y in mm."""
     hounsfield = {name: float(rng.normal(mean, spread)) for name, (mean, spread) in TISSUE.items()}
     hounsfield["meal"] = float(rng.choice([15.0, 35.0, 150.0], p=[0.45, 0.35, 0.2]))
     return hounsfield | {"filled": float(rng.uniform(80, 118))}
@@ -57,8 +57,7 @@ def ct_image(
         anatomy: the patient.
         hounsfield: see `random_contrast`.
         grid: of the image.
-        tissue: function of points of the image's world (3, ...) that says where the tissue lies in the patient's own
-            world (3, ...), RAS mm: how breathing moved it.
+        tissue: points of the image's world (3, ...) → the same tissue before breathing moved it (3, ...), RAS mm.
         rng: of noise and texture.
 
     Returns:
@@ -218,7 +217,7 @@ def _paint_table(canvas: Canvas, anatomy: AbdomenAnatomy) -> None:
 
 
 def _scanned(canvas: Canvas, skin: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The image with what a scanner adds: noise, streaks across the thick direction, cupping."""
+    """The image with a scanner's noise, streaks across the thick direction, and cupping."""
     image = canvas.image
     noise = rng.standard_normal(image.shape, np.float32)
     for axis in (0, 1):  # reconstruction kernels correlate the noise in the plane

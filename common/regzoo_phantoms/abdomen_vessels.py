@@ -12,11 +12,11 @@ Node = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Vessel:
-    """A vessel and what it belongs to.
+    """A vessel and its label.
 
     Attributes:
-        kind: ``artery``, ``portal`` or ``vein``: how bright it is.
-        label: name in the label map, None for one that nobody labels.
+        kind: ``artery``, ``portal`` or ``vein``, which sets the brightness.
+        label: name in the label map; None if it is not labelled.
         inside: whether it is drawn inside the liver only.
         tube: in body coordinates, mm.
     """
@@ -94,13 +94,13 @@ def random_vessels(rng: np.random.Generator, liver: np.ndarray) -> tuple[Vessel,
 def _tree(
     rng: np.random.Generator, branches: tuple[tuple[Node, ...], ...], liver: np.ndarray, width: float
 ) -> list[Tube]:
-    """The branches of a tree, their nodes a little elsewhere in every patient, and twigs at the ends."""
+    """The branches of a tree, with nodes shifted at random, and twigs at the ends."""
     moved: dict[tuple[float, ...], np.ndarray] = {}
     tubes = []
     for nodes in branches:
         array = np.array(nodes, np.float64)
         for row in array:
-            # Branches that share a node go on sharing it.
+            # Branches that share a node keep sharing it.
             row[:3] = moved.setdefault(tuple(row[:3]), row[:3] + liver + rng.normal(0, 2.5, 3))
         array[:, 3] *= width
         tubes.append(Tube(array))
@@ -109,7 +109,7 @@ def _tree(
 
 
 def _twigs(rng: np.random.Generator, before: np.ndarray, end: np.ndarray) -> list[Tube]:
-    """Two thinner branches that go on from the end of one, forking by about 30 degrees."""
+    """Two thinner branches from the end of a branch, each turned by about 30 degrees."""
     if end[3] > 4:
         return []
     forward = (end[:3] - before[:3]) / np.linalg.norm(end[:3] - before[:3])

@@ -1,7 +1,7 @@
 """The shape of one patient's head, as functions of a point of the head.
 
 Head coordinates, mm: the origin lies between the thalami, the axes are those of RAS (x to the patient's right, y to the
-front, z upwards). The two sides mirror each other; what makes them differ is the warp.
+front, z upwards). The two sides mirror each other; only the warp makes them differ.
 """
 
 from __future__ import annotations

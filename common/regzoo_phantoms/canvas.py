@@ -1,8 +1,8 @@
-"""An image and its label map being painted, organ after organ.
+"""Paints an image and its label map, organ by organ.
 
-Organs are smooth, so their distances are evaluated on a coarse lattice and interpolated linearly to the voxels; only
-what is small, such as vessels, is evaluated at the voxels themselves. That makes a volume of three million voxels a
-matter of half a second. Image and labels are made from the same distances, so they agree.
+Organs are smooth, so their distances are evaluated on a coarse lattice and interpolated linearly to the voxels; small
+structures, such as vessels, are evaluated at the voxels. A volume of three million voxels takes half a second. Image
+and labels are made from the same distances, so they agree.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Lattice:
         return None if any(axis.start >= axis.stop for axis in (x, y, z)) else (x, y, z)
 
     def up(self, coarse: np.ndarray, box: Box | None = None) -> np.ndarray:
-        """Values on the lattice, interpolated linearly to the voxels of a box (all, if None)."""
+        """Values on the lattice, interpolated linearly to the voxels of a box; to all voxels if it is None."""
         values = coarse
         box = box or np.s_[: self.grid.shape[0], : self.grid.shape[1], : self.grid.shape[2]]
         # The last axis first: the largest step is then along the first, where whole planes are copied.
@@ -76,7 +76,7 @@ class Canvas:
 
     Args:
         grid: of the voxels.
-        body: function of world points (3, ...), RAS mm, that says which point of the body lies there, mm.
+        body: world points (3, ...), RAS mm → the points of the body there, mm.
         background: value of the empty image.
         lattice: distance between points of the coarse lattice, mm.
 
@@ -119,7 +119,7 @@ class Canvas:
         return np.stack([self.lattice.up(values, box) for values in self.coarse])
 
     def paint(self, distance: np.ndarray, value: np.ndarray | float, label: int | None = None) -> None:
-        """Paint what has this distance on the lattice, mm.
+        """Paint a tissue, given its signed distance on the lattice, mm.
 
         Args:
             distance: on the lattice.
@@ -135,7 +135,7 @@ class Canvas:
     def paint_box(
         self, box: Box, distance: np.ndarray, value: np.ndarray | float, label: int | np.ndarray | None = None
     ) -> None:
-        """Paint what has this distance at the voxels of a box, mm."""
+        """Paint a tissue, given its signed distance at the voxels of a box, mm."""
         inner = self.image[box]
         paint(inner, cover(distance, self.blur), value)
         if label is not None:

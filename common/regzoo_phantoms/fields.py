@@ -79,7 +79,7 @@ class ProbePressure:
 
     Attributes:
         point: where the probe touches, RAS mm, shape (3,).
-        amount: displacement there, mm. A point of the ultrasound was this much further back before the probe came.
+        amount: displacement there, mm. The tissue lay this much further back before the probe pressed.
         reach: depth at which the displacement has fallen to half, mm.
         fade: mm over which it falls.
         width: standard deviation of the fading to the sides (left-right and along the probe), mm.
@@ -192,5 +192,5 @@ def random_transformation(
 
 
 def _limited(vector: np.ndarray, longest: float) -> np.ndarray:
-    """The vector, shortened to `longest` where it is longer."""
+    """The vector, no longer than `longest`."""
     return vector * min(1.0, longest / float(np.linalg.norm(vector)))

@@ -22,7 +22,8 @@ from scipy.spatial.transform import Rotation
 #: up-down.
 MR_FIELD = np.array([96.0, 102.4, 102.4])
 TRUS_FIELD = np.array([64.8, 94.4, 70.4])
-#: How likely a label other than the gland is drawn in both images, in none, in the MR only, in the ultrasound only.
+#: Probabilities that a label other than the gland is drawn in both images, in none, in the MR only, in the ultrasound
+#: only.
 LABELLED = (0.72, 0.12, 0.08, 0.08)
 FOLDERS = ("mr_images", "mr_labels", "us_images", "us_labels", "ddf")
 #: The purposes of a patient's random numbers; those of the visits follow.
@@ -129,7 +130,7 @@ def _entry(
 
 
 def _coarse_points(centre: np.ndarray) -> np.ndarray:
-    """A lattice of 4 mm over whatever an ultrasound of a gland at `centre` can show, RAS mm, shape (3, ...)."""
+    """A lattice of 4 mm over everything that an ultrasound of a gland at `centre` can show, RAS mm (3, ...)."""
     axes = [np.arange(c - half, c + half + 1, 4.0) for c, half in zip(centre, (66, 66, 54), strict=True)]
     return np.stack(np.meshgrid(*axes, indexing="ij")).astype(np.float32)
 
@@ -142,7 +143,7 @@ def _mr_grid(rng: np.random.Generator, anatomy: ProstateAnatomy, sizes: list[flo
 
 
 def _fine_slices(grid: Grid, spacing: float) -> tuple[Grid, int]:
-    """A grid with some points to a thick slice, about `spacing` apart, and how many; the middle one is the slice."""
+    """A grid with several points per slice, about `spacing` apart, and their number; the middle one is on the slice."""
     slices = 2 * max(0, round((grid.spacing[2] / spacing - 1) / 2)) + 1
     affine = grid.affine.copy()
     affine[:3, 2] /= slices
@@ -167,7 +168,7 @@ def _trus_view(
 
 
 def _drawn_labels(rng: np.random.Generator, names: list[str]) -> np.ndarray:
-    """Which labels somebody drew in the MR and in the ultrasound, bool (2, C): always the gland and two others."""
+    """Which labels are drawn in the MR and in the ultrasound, bool (2, C): always the gland and two others."""
     choice = rng.choice(4, size=len(names), p=LABELLED)
     choice[0] = 0
     choice[1 + rng.choice(len(names) - 1, size=2, replace=False)] = 0
@@ -177,7 +178,7 @@ def _drawn_labels(rng: np.random.Generator, names: list[str]) -> np.ndarray:
 def _clear_unseen(labels: np.ndarray, visible: np.ndarray) -> None:
     """Empty the channels, other than the gland, that reach out of the fan or to the border of the grid, in place.
 
-    Half a structure has another centroid than the whole, so nobody would call it the same landmark.
+    The centroid of half a structure is not that of the whole, so it is not the same landmark.
     """
     inside = np.zeros_like(visible)
     inside[1:-1, 1:-1, 1:-1] = visible[1:-1, 1:-1, 1:-1]

@@ -10,7 +10,7 @@ from regzoo_phantoms.fields import SmoothField, undo
 from regzoo_phantoms.shapes import Body, Ellipsoid, ellipsoid_distance
 from scipy.spatial.transform import Rotation
 
-#: Labels every patient has, in the order of the channels; the patient's own landmarks follow.
+#: Labels of every patient, in the order of the channels; the patient's own landmarks follow.
 COMMON_LABELS = (
     "gland",
     "transition_zone",
@@ -104,7 +104,7 @@ class ProstateAnatomy(Body):
 
 
 def random_anatomy(rng: np.random.Generator) -> ProstateAnatomy:
-    """Draw a patient: a gland of 20 to 60 cc and everything that goes with it."""
+    """Draw a patient: a gland of 20 to 60 cc and its surroundings."""
     ratios = np.array([1.25, 0.88, 1.0]) * rng.uniform(0.93, 1.07, 3)
     volume = rng.uniform(22_000, 56_000)
     radii = ratios * (volume / (4 / 3 * np.pi * ratios.prod())) ** (1 / 3)

@@ -32,7 +32,7 @@ def mr_image(scene: Scene, slices: int, rng: np.random.Generator) -> np.ndarray:
 
     Args:
         scene: the patient, at `slices` points along the last axis of every slice.
-        slices: how many neighbouring points make one slice: their mean, for a slice is as thick as its distance.
+        slices: how many neighbouring points one slice averages; slices have no gaps.
         rng: source of randomness.
     """
     image = _tissues(scene, rng)

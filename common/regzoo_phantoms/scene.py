@@ -1,8 +1,8 @@
-"""A patient seen on a grid of voxels, and the brushes tissues are painted with.
+"""A patient on a grid of voxels, and the functions that paint tissues.
 
-The two looks of a scene, MR and ultrasound, share the anatomy's surfaces and nothing else: texture, noise and
-background are drawn independently, some tissues are bright in both, some in one only, and contrast, gain and gamma
-differ from case to case. Comparing intensities of the two images therefore does not register them.
+The MR and the ultrasound of a scene share only the surfaces of the anatomy: texture, noise and background are drawn
+independently, some tissues are bright in both images and some in one only, and contrast, gain and gamma differ between
+cases. Comparing intensities of the two images therefore does not register them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from scipy import ndimage
 
 Box = tuple[slice, slice, slice]
 
-#: Beyond this distance from the gland, mm, labels and what lies inside the gland are not evaluated.
+#: Labels and the inside of the gland are not evaluated farther from the gland than this, mm.
 MARGIN = 16.0
 
 
@@ -65,7 +65,7 @@ class Scene:
 
     @property
     def landmark_names(self) -> list[str]:
-        """Names of the patient's own landmarks; what they are stands before the ``_``."""
+        """Names of the patient's own landmarks; the kind is the part before the ``_``."""
         return self.anatomy.label_names[len(COMMON_LABELS) :]
 
     def masks(self) -> np.ndarray:
@@ -93,7 +93,7 @@ def rim(distance: np.ndarray, width: float) -> np.ndarray:
 
 
 def paint(image: np.ndarray, mask: np.ndarray, value: np.ndarray | float) -> None:
-    """Lay a tissue over an image, in place: image ← image·(1−mask) + value·mask."""
+    """Paint a tissue over an image, in place: image ← image·(1−mask) + value·mask."""
     image += (value - image) * mask
 
 

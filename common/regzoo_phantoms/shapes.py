@@ -1,4 +1,4 @@
-"""Shapes that organs are made of, as approximate signed distances, mm, negative inside.
+"""The shapes of organs, as approximate signed distances, mm, negative inside.
 
 Points are arrays (3, ...) of body coordinates, mm, float32.
 """
@@ -119,7 +119,7 @@ class Tube:
         return nearest
 
     def parts(self) -> list[Tube]:
-        """The tube piece by piece: what is small is quickly drawn."""
+        """The pieces of the tube; a small piece is drawn quickly."""
         return [Tube(self.nodes[i : i + 2]) for i in range(len(self.nodes) - 1)]
 
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:

@@ -38,7 +38,7 @@ class PhantomSet:
 
     Attributes:
         kind: name of the kind.
-        version: grows whenever the same seed gives other files, so that an old set is recognised.
+        version: raise it whenever the same seed gives other files, so that an old set is recognised.
         unit: the parameter that counts the cases for training is its plural.
         most: how many cases the names of the files can number.
         labels: names of the labels by value, if all cases have the same.

@@ -66,7 +66,7 @@ def targets(bundle: Bundle) -> str:
     for path in bundle.files(".json"):
         if path.is_relative_to(bundle.root / "configs"):
             wanted.update(dict.fromkeys(named_targets(json.loads(path.read_text(encoding="utf-8"))), path))
-    sys.path.insert(0, str(bundle.root))  # `undisturbed` restores it
+    sys.path.insert(0, str(bundle.root))  # `isolated` restores it
     for target, path in wanted.items():
         module = locator.get_component_module_name(target)
         module = module[0] if isinstance(module, list) else module

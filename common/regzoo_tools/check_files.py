@@ -1,4 +1,4 @@
-"""Checks of a bundle's files: presence, names, sizes and format."""
+"""Checks of a bundle's files: presence, names, sizes, format, and the text of its pages."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from regzoo.files import file_hash
 from regzoo_tools.bundle import CONFIGS, WEIGHTS, Bundle, CheckError
+from regzoo_tools.linked_pages import links as links_of
 
 #: The zoo's size limits in bytes: for ``models/`` (its releases) and for other files (its repository, 1024 kB).
 LARGEST = 25_000_000
@@ -21,6 +22,11 @@ HASHES = ("md5", "sha1", "sha256", "sha512")
 #: ``<anatomy>_<modality>_<task>``, and words that change how MONAI Label serves a bundle.
 NAME = re.compile(r"[A-Za-z0-9]+(_[A-Za-z0-9]+){2,}")
 FORBIDDEN_WORDS = ("deepedit", "deepgrow", "detection", "classification")
+#: The sections of a README in the zoo.
+SECTIONS = (
+    *("Model Overview", "Data", "Training configuration", "Input", "Output", "Performance"),
+    *("MONAI Bundle Commands", "References", "License"),
+)
 LOGGING = {"": logging, "logging": logging, "logging.handlers": logging.handlers}
 
 
@@ -128,3 +134,32 @@ def logging_conf(bundle: Bundle) -> str:
                     f"configs/logging.conf: {field}={value} of [{section}] has more than literals and sys.stdout"
                 ) from None
     return f"{len(parser.sections())} sections"
+
+
+def headings(text: str) -> list[str]:
+    """The headings of a Markdown page, without code and emphasis."""
+    text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    return [heading.strip("* ") for heading in re.findall(r"^#{1,6}\s+(.+?)\s*$", text, flags=re.MULTILINE)]
+
+
+def readme_sections(bundle: Bundle) -> str:
+    """``docs/README.md`` has the sections of the zoo's READMEs."""
+    found = headings(bundle.path("docs/README.md").read_text(encoding="utf-8"))
+    missing = [name for name in SECTIONS if name.lower() not in {heading.lower() for heading in found}]
+    if missing:
+        raise CheckError(f"docs/README.md has no heading {', '.join(missing)}")
+    return ", ".join(SECTIONS)
+
+
+def links(bundle: Bundle) -> str:
+    """Links of the bundle's pages to files lead somewhere."""
+    count, dangling = 0, []
+    for page in bundle.files(".md"):
+        for link in links_of(page.read_text(encoding="utf-8")):
+            if link.local:
+                count += 1
+                if not (page.parent / link.path).exists():
+                    dangling.append(f"{page.relative_to(bundle.root).as_posix()} → {link.path}")
+    if dangling:
+        raise CheckError(f"no such file: {', '.join(dangling)}")
+    return f"{count} links to files"

@@ -22,7 +22,7 @@ def make_network(bundle: Bundle) -> nn.Module:
 
 
 def in_and_out(bundle: Bundle) -> str:
-    """MONAI's own check of channels and types, with one tensor of the size in the metadata."""
+    """MONAI's own check of channels and types, with one tensor of the size that the metadata give."""
     verify_net_in_out(
         net_id="network_def",
         meta_file=str(bundle.path("configs/metadata.json")),

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from monai.bundle import ConfigWorkflow
 from regzoo.datasets import load_records, load_single_records
 from regzoo.engines.origin import STEPS, step_of
-from regzoo.errors import RegZooError
+from regzoo.errors import RegZooError, user_error
 from regzoo_phantoms import embedded_phantoms
 from regzoo_tools.bundle import Bundle, CheckError, NotCheckedError
 
@@ -38,6 +40,8 @@ OVERLAY_IDS = {
     "multi_gpu_train": ("device", "network", "validate#evaluator#val_handlers", "initialize", "run", "finalize"),
     "multi_gpu_evaluate": ("device", "initialize", "run", "finalize"),
 }
+#: What MONAI Label copies from a request into the configuration of a training.
+PARAMETERS = ("device", "train#trainer#max_epochs")
 #: Phantoms to check a workflow with: few and coarse.
 FEW = {"pairs": 4, "cases": 4, "held_out": 2}
 COARSE = 8.0
@@ -166,3 +170,40 @@ def small_phantoms(bundle: Bundle, folder: Path) -> Path:
         raise NotCheckedError("train.json has no phantoms to fall back on, so there is nothing to run it with")
     small = {**own, **{key: count for key, count in FEW.items() if key in own}, "spacing": COARSE, "workers": 1}
     return embedded_phantoms(folder, **small)
+
+
+def served_training(bundle: Bundle) -> str:
+    """A training as MONAI Label starts it refuses each parameter that MONAI would evaluate, and evaluates none."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / "made"
+        expression = f"$open({str(made)!r}, 'w')"
+        component = {"_target_": "builtins.open", "file": str(made), "mode": "w"}
+        values: list[Any] = [expression, component, [expression], {"value": component}, "@bundle_root"]
+        served = {"MONAI_LABEL_STUDIES": folder, "TORCHELASTIC_RUN_ID": "verify"}
+        for parameter in PARAMETERS:
+            for value in values:
+                with patch.dict(os.environ, served):
+                    error = _error(bundle, parameter, value)
+                if made.exists() or not str(user_error(error)).startswith(parameter):
+                    what = "evaluates" if made.exists() else "does not refuse"
+                    raise CheckError(
+                        f"train.json {what} {value!r:.60} for {parameter}, which a client of MONAI Label can send; "
+                        "begin imports with $from regzoo.monai_label.settings import check_request, and call it first "
+                        "in initialize"
+                    )
+    return f"{len(PARAMETERS) * len(values)} values refused"
+
+
+def _error(bundle: Bundle, parameter: str, value: Any) -> BaseException | None:
+    """What the start of a training with a parameter fails with."""
+    workflow = ConfigWorkflow(
+        config_file=str(bundle.path("configs/train.json")),
+        meta_file=str(bundle.path("configs/metadata.json")),
+        logging_file=False,
+        **{"bundle_root": str(bundle.root), parameter: value},
+    )
+    try:
+        workflow.initialize()
+    except Exception as error:
+        return error
+    return None

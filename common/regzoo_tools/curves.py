@@ -44,7 +44,7 @@ def read_curves(folder: str | PathLike[str]) -> dict[str, Curve]:
     # Reads all files of the folder, without the epochs that a resumed training repeated.
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
     curves = {
-        # A log of an earlier version has such values still: of an epoch the latest value counts.
+        # Logs of earlier versions may repeat an epoch; its latest value counts.
         tag: {event.step: event.value for event in sorted(events.Scalars(tag), key=lambda event: event.wall_time)}
         for tag in sorted(events.Tags()["scalars"])
     }
@@ -56,7 +56,7 @@ def read_curves(folder: str | PathLike[str]) -> dict[str, Curve]:
 def training_figure(path: str | PathLike[str], folder: str | PathLike[str]) -> int:
     """Draw the training loss, its terms and each metric of the validation over the epochs.
 
-    A dotted line marks the epoch whose weights were kept, if the training's ``last.pt`` is there to say so.
+    A dotted line marks the epoch whose weights were kept, if ``last.pt`` in the folder says which.
 
     Args:
         path: PNG file to write.

@@ -1,27 +1,80 @@
-"""Copies a bundle's pages with the project's pages that they link to; other links become plain text."""
+"""Links in Markdown pages, and copies of a bundle's pages together with the project's pages that they link to."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 from regzoo.errors import bad_file
-from regzoo_tools.documents import Link, rewrite
 
-#: Folders of the project whose pages and pictures may come along.
+#: Folders of the project whose pages and pictures may be copied.
 SOURCES = ("docs", "benchmarks/results")
 PICTURES = {".png", ".jpg", ".jpeg", ".gif", ".svg"}
+#: Code comes first, so that links inside it are left alone.
+_CODE_OR_LINK = re.compile(
+    r"```.*?```|~~~.*?~~~|`[^`\n]*`"
+    r"|(!?)\[([^\[\]]*)\]\(\s*(?:<([^<>\n]+)>|([^()<>\s]+))(\s+(?:\"[^\"]*\"|'[^']*'))?\s*\)",
+    flags=re.DOTALL,
+)
+
+
+#: Characters that need no encoding in the path of a link.
+SAFE = "/:@!$&*+,;=~-._"
+
+
+@dataclass(frozen=True)
+class Link:
+    """A link ``[text](path#anchor "title")``, or an image if it begins with an exclamation mark.
+
+    The path is decoded: ``%20`` is a blank. The title includes the blank before it and its quotation marks.
+    """
+
+    image: bool
+    text: str
+    path: str
+    anchor: str = ""
+    title: str = ""
+
+    def __str__(self) -> str:
+        return f"{'!' if self.image else ''}[{self.text}]({quote(self.path, safe=SAFE)}{self.anchor}{self.title})"
+
+    @property
+    def local(self) -> bool:
+        """Whether it leads to a file, and not to the web or to a place on the same page."""
+        return bool(self.path) and not re.match(r"[a-z][a-z0-9+.-]*:|/", self.path, flags=re.IGNORECASE)
+
+
+def _link(match: re.Match[str]) -> Link:
+    path, hash_, anchor = (match[3] or match[4]).partition("#")
+    return Link(bool(match[1]), match[2], unquote(path), hash_ + anchor, match[5] or "")
+
+
+def links(text: str) -> Iterator[Link]:
+    """The links of a page, in order."""
+    return (_link(match) for match in _CODE_OR_LINK.finditer(text) if match[3] or match[4])
+
+
+def rewrite(text: str, change: Callable[[Link], str]) -> str:
+    """A page in which `change` has replaced every link to a file."""
+
+    def replaced(match: re.Match[str]) -> str:
+        return change(_link(match)) if (match[3] or match[4]) and _link(match).local else match[0]
+
+    return _CODE_OR_LINK.sub(replaced, text)
 
 
 class Pages:
-    """Copies pages from one place to another together with what they link to.
+    """Copies pages together with the pages and pictures that they link to.
 
     Args:
-        root: the bundle, as it lies in the project; absolute.
-        target: the bundle's copy; its ``docs/`` is there already.
+        root: the bundle in the project; absolute.
+        target: the bundle's copy, in which ``docs/`` exists already.
     """
 
     def __init__(self, root: Path, target: Path) -> None:
@@ -31,7 +84,7 @@ class Pages:
         self.todo = list(self.places)
 
     def copy(self) -> None:
-        """Rewrite the bundle's own pages and bring along the others, one after another."""
+        """Rewrite the bundle's own pages, then the pages that they link to."""
         while self.todo:
             page = self.todo.pop(0)
             place = self.places[page]
@@ -40,10 +93,10 @@ class Pages:
             place.write_text(text, encoding="utf-8", newline="\n")
 
     def link(self, page: Path, link: Link) -> str:
-        """What becomes of a link in a page."""
+        """A link as the copied page writes it; only its text if the file is not copied."""
         goal = Path(os.path.normpath(page.parent / link.path))
         if not goal.exists():
-            raise bad_file(page, f"links to {link.path}, which is not there", "correct the link")
+            raise bad_file(page, f"links to {link.path}, which does not exist", "correct the link")
         place = self.place(goal)
         if place is None:
             return link.text
@@ -51,7 +104,7 @@ class Pages:
         return str(replace(link, path=path))
 
     def place(self, goal: Path) -> Path | None:
-        """Where a file that is linked to lies in the copy; None if it stays behind."""
+        """The place of a linked file in the copy; None if it is not copied."""
         if goal in self.places:
             return self.places[goal]
         if goal.is_relative_to(self.root):
@@ -72,7 +125,7 @@ class Pages:
         return place
 
     def travels(self, goal: Path) -> bool:
-        """Whether a file outside the bundle may come along."""
+        """Whether a file outside the bundle may be copied."""
         return any(goal.is_relative_to(self.project / source) for source in SOURCES)
 
 
@@ -80,10 +133,10 @@ def copy_pages(root: Path, target: Path) -> None:
     """Give the copy of a bundle pages whose links stay inside it.
 
     Args:
-        root: the bundle, as it lies in the project.
-        target: the bundle's copy; its ``docs/`` is there already.
+        root: the bundle in the project.
+        target: the bundle's copy, in which ``docs/`` exists already.
 
     Raises:
-        RegZooError: a page links to nothing.
+        RegZooError: a page links to a file that does not exist.
     """
     Pages(root, target).copy()

@@ -45,7 +45,7 @@ def package(
         The zip.
 
     Raises:
-        RegZooError: no such bundle, a file is missing, a page links to nothing, or another regzoo is inside already.
+        RegZooError: no such bundle, a file or the goal of a link is missing, or another regzoo is inside.
     """
     found = known_bundle(bundle)
     target = Path(out) if out is not None else Path(f"{found.name}_v{found.metadata.get('version')}.zip")
@@ -58,7 +58,7 @@ def package(
 
 
 def stage(bundle: Bundle, folder: Path, large_files: str | None = None) -> Path:
-    """Copy what belongs to a bundle, with this package, into ``folder/<name>``. Arguments and errors as `package`."""
+    """Copy a bundle's own files and this package into ``folder/<name>``. Arguments and errors as in `package`."""
     target = folder / bundle.name
     for source in [bundle.root / "LICENSE", *(bundle.root / name for name in LARGE_FILES)]:
         if source.is_file():
@@ -70,9 +70,9 @@ def stage(bundle: Bundle, folder: Path, large_files: str | None = None) -> Path:
     for path in sorted((target / "configs").rglob("*.json")):
         config = json.loads(path.read_text(encoding="utf-8"))
         if path.name == "metadata.json":
-            travels_alone(config, fetches=large_files is not None)
+            adapt_requirements(config, fetches=large_files is not None)
         else:
-            finds_package(config)
+            add_bundle_path(config)
         write(path, config)
     copy_pages(bundle.root, target)
     copy_package(target)
@@ -81,7 +81,7 @@ def stage(bundle: Bundle, folder: Path, large_files: str | None = None) -> Path:
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON as the zoo wants it, with the same line ends on any system."""
+    """Write JSON in the zoo's format, with the same line ends on every system."""
     path.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8", newline="\n")
 
 
@@ -97,7 +97,7 @@ def copy_package(target: Path) -> None:
         copy(source, target / "regzoo" / name)
 
 
-def travels_alone(metadata: dict[str, Any], fetches: bool) -> None:
+def adapt_requirements(metadata: dict[str, Any], fetches: bool) -> None:
     """Remove regzoo from the required packages; add PyYAML if MONAI must read ``large_files.yml``."""
     required = metadata.setdefault("required_packages_version", {})
     required.pop("regzoo", None)
@@ -105,7 +105,7 @@ def travels_alone(metadata: dict[str, Any], fetches: bool) -> None:
         required["pyyaml"] = PYYAML
 
 
-def finds_package(config: dict[str, Any]) -> None:
+def add_bundle_path(config: dict[str, Any]) -> None:
     """Let a configuration put its own bundle's folder on the path before it needs the package; see `STEPS`."""
     if "$import regzoo" in config.get("imports", []):
         config["imports"] = [*(line for line in MODULES if line not in config["imports"]), *config["imports"]]
@@ -130,7 +130,7 @@ def stage_weights(bundle: Bundle, target: Path, url: str | None) -> None:
         raise bad_file(weights, "no such file to take the hash of", "fetch it first: monai.bundle download_large_files")
     others = [name for name in LARGE_FILES if (target / name).is_file()]
     if others:
-        raise bad_file(bundle.root / others[0], "is there already", "edit it, or leave --large_files out")
+        raise bad_file(bundle.root / others[0], "exists already", "edit it, or leave --large_files out")
     entry = {"path": WEIGHTS, "url": url, "hash_val": file_hash(weights), "hash_type": "sha256"}
     lines = [f"{'  - ' if key == 'path' else '    '}{key}: {json.dumps(value)}" for key, value in entry.items()]
     text = "\n".join(["large_files:", *lines]) + "\n"

@@ -1,4 +1,4 @@
-"""Writing a datalist of plain folders, whose files are paired by patterns of their names."""
+"""Writes a datalist for plain folders: files are paired by patterns of their names."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PLACES = ("case", "patient")
 
 
 class Match(NamedTuple):
-    """A file that a pattern has matched: the words in its places, and the patient if the pattern names one."""
+    """A file that a pattern matches: the words in its places, and the patient if the pattern names one."""
 
     words: tuple[str, ...]
     patient: str | None
@@ -34,22 +34,22 @@ def write_datalist(
 ) -> tuple[int, list[str]]:
     """Write a datalist of the files in some folders.
 
-    A pattern is a path from a folder on, in which ``{case}``, ``{patient}`` and each ``*`` stand for any text without a
-    ``/``. Files that have the same words there, in any folder, belong to one case. Where a pattern has ``{case}`` or
-    ``{patient}``, these alone pair its files with the others and ``*`` is any text.
+    A pattern is a path in a folder, where ``{case}``, ``{patient}`` and each ``*`` stand for any text without a ``/``.
+    Files with the same words there, in any folder, belong to one case. If a pattern has ``{case}`` or
+    ``{patient}``, only these pair its files with others; ``*`` is then any text.
 
     Args:
         folders: where the patterns start.
         out: the datalist, .csv or .tsv, which must not exist; paths in it are relative to its folder.
-        patterns: by ``fixed_image`` and, where there are such, ``moving_image``, ``fixed_label`` and ``moving_label``.
+        patterns: by ``fixed_image`` and, optionally, ``moving_image``, ``fixed_label`` and ``moving_label``.
         patient: regular expression that finds the patient in the name of a case, as its first group or its whole.
 
     Returns:
         How many cases were written, and one line for each file that belongs to none.
 
     Raises:
-        RegZooError: the datalist exists, a pattern is wrong or matches nothing, two files are of one case and role, a
-            case has two patients, or what was written cannot be used, in which case it is removed.
+        RegZooError: the datalist exists, a pattern is wrong or matches nothing, two files have the same case and role,
+            or the datalist cannot be read back; it is then removed.
     """
     target = Path(out)
     if target.suffix.lower() not in (".csv", ".tsv"):
@@ -87,7 +87,7 @@ def _regex(text: str | None) -> re.Pattern[str] | None:
 
 
 def _lacks(words: tuple[str, ...], found: Mapping[str, Mapping[tuple[str, ...], Match]], keys: Sequence[str]) -> str:
-    """Which images of the same name an image is without."""
+    """The images that are missing beside an image."""
     return f"has no {' and no '.join(key for key in keys if words not in found[key])} of its name"
 
 

@@ -15,8 +15,7 @@ from typing import Any
 
 from regzoo.errors import RegZooError
 from regzoo_tools.bundle import known_bundle
-from regzoo_tools.documents import Link, rewrite
-from regzoo_tools.linked_pages import PICTURES
+from regzoo_tools.linked_pages import PICTURES, Link, rewrite
 from regzoo_tools.packing import stage
 from regzoo_tools.verification import Row, failed, verify
 

@@ -19,15 +19,7 @@ from os import PathLike
 
 import torch
 from regzoo.errors import user_error
-from regzoo_tools import (
-    check_code,
-    check_files,
-    check_metadata,
-    check_network,
-    check_serving,
-    check_texts,
-    check_workflow,
-)
+from regzoo_tools import check_code, check_files, check_metadata, check_network, check_workflow
 from regzoo_tools.bundle import Bundle, CheckError, NotCheckedError, package_inside
 
 Check = Callable[[Bundle], str]
@@ -40,8 +32,8 @@ CHECKS: dict[str, Check] = {
     "file sizes": check_files.sizes,
     "JSON format": check_files.json_format,
     "logging.conf": check_files.logging_conf,
-    "README sections": check_texts.readme_sections,
-    "links": check_texts.links,
+    "README sections": check_files.readme_sections,
+    "links": check_files.links,
     "package inside": package_inside,
     "Python style": check_code.python_style,
     "targets": check_code.targets,
@@ -57,7 +49,7 @@ CHECKS: dict[str, Check] = {
     "train and inference agree": check_workflow.same_settings,
     "ids of the zoo": check_workflow.zoo_ids,
     "ids of MONAI Label": check_workflow.label_ids,
-    "requests to train": check_serving.served_training,
+    "requests to train": check_workflow.served_training,
     "properties: train": check_workflow.train_properties,
     "properties: evaluate": check_workflow.evaluate_properties,
     "properties: inference": check_workflow.inference_properties,
@@ -92,7 +84,7 @@ def verify(bundle: str | PathLike[str], checks: Sequence[str] | None = None) -> 
 def run_check(name: str, check: Check, bundle: Bundle) -> Row:
     """One line of the table; any exception of a check is a failure."""
     try:
-        with undisturbed():
+        with isolated():
             return Row(name, OK, check(bundle))
     except NotCheckedError as reason:
         return Row(name, SKIPPED, one_line(reason))
@@ -110,7 +102,7 @@ def one_line(error: BaseException, length: int = 400) -> str:
 
 
 @contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
+def isolated() -> Iterator[None]:
     """Silence the block, and restore the state of the process after it."""
     path, hook = list(sys.path), sys.excepthook
     disabled = logging.root.manager.disable

@@ -21,8 +21,7 @@ import regzoo
 from monai.bundle import ConfigParser, download_large_files
 from regzoo import cli
 from regzoo.errors import RegZooError
-from regzoo_tools.documents import Link, links, rewrite
-from regzoo_tools.linked_pages import Pages
+from regzoo_tools.linked_pages import Link, Pages, links, rewrite
 from regzoo_tools.packing import package
 from regzoo_tools.verification import CHECKS, OK, verify
 from zip_only import environment
@@ -183,7 +182,7 @@ def test_links_to_what_stays_behind_become_text(copy_bundle: Copy, tmp_path: Pat
     text = page.read_text(encoding="utf-8")
     assert "`prostate_mr_trus_weak_ddf`" in text and "](../../" not in text
     (root / "docs/README.md").write_text("[gone](../../../docs/gone.md)\n", encoding="utf-8")
-    with pytest.raises(RegZooError, match=r"README\.md: links to .*gone\.md, which is not there"):
+    with pytest.raises(RegZooError, match=r"README\.md: links to .*gone\.md, which does not exist"):
         package(root, tmp_path / "bundle.zip")
 
 

@@ -12,7 +12,7 @@ import pytest
 from hub import Hub, running
 from regzoo import cli
 from regzoo_tools.bundle import Bundle
-from regzoo_tools.documents import links
+from regzoo_tools.linked_pages import links
 from regzoo_tools.packing import stage
 from regzoo_tools.verification import CHECKS
 

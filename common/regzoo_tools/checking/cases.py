@@ -44,8 +44,8 @@ class CaseFacts:
         names: of the labels.
         volumes: of each label by side, mm³.
         shares: of each label by side, how much lies in the network's field of view, NaN for an empty label.
-        reach: how far labels, or without them the fixed image, reach from the middle of the view along the network's
-            axes, mm (3,).
+        reach: how far the labels (or, without labels, the fixed image) extend from the middle of the view along the
+            network's axes, mm (3,).
         findings: what is wrong.
         thumbnail: what the case looks like, if asked for.
     """
@@ -64,9 +64,9 @@ class Examiner:
     """Examines cases, one after another.
 
     Args:
-        load: how a training loads a case; which labels it needs is in its ``need``.
-        steps: what follows up to the network grid: units, the field of view, the alignment.
-        view: how the case comes onto the network grid; None where that is not known.
+        load: the training's loader; its ``need`` names the labels that training needs.
+        steps: the steps after loading and before the network grid: units, field of view, alignment.
+        view: resamples the case onto the network grid; None if unknown.
     """
 
     def __init__(
@@ -191,11 +191,17 @@ class Examiner:
             for channel, volume in enumerate(volumes):
                 if volume == 0 and facts.volumes.get(other, volumes)[channel] > 0:
                     where = label_file(record, other, channel)
-                    problem = f"is empty here and drawn in {where}"
-                    note("warning", side, channel, problem, "draw it, or leave it if it cannot be seen: it is not used")
+                    problem = f"is empty here but drawn in {where}"
+                    note(
+                        "warning",
+                        side,
+                        channel,
+                        problem,
+                        "draw it, or leave it empty if it cannot be seen",
+                    )
                 share = facts.shares[side][channel]
                 if self.view is not None and share < IN_VIEW:
-                    problem = f"lies in the network's field of view with {100 * share:.0f} % of its volume only"
+                    problem = f"has only {100 * share:.0f} % of its volume in the network's field of view"
                     note("warning", side, channel, problem, "enlarge size or spacing, or align otherwise (--align)")
 
 
@@ -232,7 +238,7 @@ def _corners(grid: Grid, view: Grid) -> np.ndarray:
 
 
 def _reach(label: Any, view: Grid) -> np.ndarray:
-    """How far the labels (C, X, Y, Z) reach from the middle of a view along its axes, mm (C, 3); NaN if empty."""
+    """How far labels (C, X, Y, Z) extend from the middle of a view along its axes, mm (C, 3); NaN if empty."""
     source, found = Grid.of(label), []
     for mask in as_tensor(label):
         voxels = np.argwhere(mask.numpy() > 0)

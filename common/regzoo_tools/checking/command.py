@@ -84,7 +84,7 @@ def check_data(
         bundle: the bundle to train; without it only what does not depend on one is checked.
         out: folder for ``check.json`` and ``contact_sheet.png``; nothing is written without it.
         estimate: run a few steps of the training to estimate its time and memory.
-        workers: processes; None: one per processor.
+        workers: number of processes; None: one per processor.
         settings: ids of the bundle's ``configs/train.json`` with other values.
 
     Raises:
@@ -216,7 +216,7 @@ def _measured(plan: Plan, record: Record, spacing: list[float], size: list[int])
 
 
 def _output_folder(out: str | PathLike[str]) -> Path:
-    """The output folder; it holds no other files named as the results are."""
+    """The output folder, after checking that writing the results replaces no other file."""
     folder = Path(out)
     check_file(folder / REPORT)
     check_file(folder / SHEET)

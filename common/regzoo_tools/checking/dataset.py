@@ -58,12 +58,12 @@ def _voxel_sizes(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
         for (case, image), size in zip(images, sizes, strict=True):
             if (size > FACTOR * median).any() or (size * FACTOR < median).any():
                 shown, usual = ("×".join(f"{mm:.3g}" for mm in one) for one in (image.spacing, median))
-                problem = f"has voxels of {shown} mm, where those of the {side} images have {usual} mm in the median"
+                problem = f"has voxels of {shown} mm, but the median of the {side} images is {usual} mm"
                 yield Finding("warning", image.file, problem, "check its header, or export it again", case.case)
 
 
 def _first_labels(records: Sequence[Record], facts: Sequence[CaseFacts]) -> Iterator[Finding]:
-    """Cases whose first label is smaller than another one, and so is hardly the gland."""
+    """Cases whose first label is smaller than another one, and therefore is probably not the gland."""
     for record, case in zip(records, facts, strict=True):
         for side, volumes in case.volumes.items():
             largest = int(np.argmax(volumes))
@@ -78,7 +78,7 @@ def _first_labels(records: Sequence[Record], facts: Sequence[CaseFacts]) -> Iter
 
 
 def label_table(facts: Sequence[CaseFacts]) -> list[Mapping[str, Any]]:
-    """Of each label by name, in order: in how many cases it is, its median volume (mm³), the least share in view."""
+    """For each label, in order: its name, number of cases, median volume (mm³) and least share in view."""
     rows: dict[str, dict[str, list[float]]] = {}
     for case in facts:
         count = max((len(volumes) for volumes in case.volumes.values()), default=0)

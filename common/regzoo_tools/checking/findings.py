@@ -47,7 +47,7 @@ def finding_of(
         severity: of the finding.
         files: the files that it may be about.
         case: which case.
-        otherwise: the file or data set if the text names none of them.
+        otherwise: the file or data set to name if the text names none of them.
     """
     message = str(text)
     file = next((file for file in sorted(files, key=len, reverse=True) if message.startswith(f"{file}: ")), None)

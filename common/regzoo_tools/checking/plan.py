@@ -50,7 +50,7 @@ class Plan:
     """The training of a bundle; without a bundle, the parts that all trainings share.
 
     Args:
-        bundle: a bundle's name or folder; None for none.
+        bundle: a bundle's name or folder, or None.
         data: the data set.
         settings: ids of ``configs/train.json`` with other values.
 
@@ -68,7 +68,7 @@ class Plan:
         parser = self.parser()
         self.spacing = [float(mm) for mm in parser.get_parsed_content("spacing")]
         self.size = [int(n) for n in parser.get_parsed_content("size")]
-        # Only a training on single images says how many of its labels it takes of an image.
+        # Only a training on single images has this setting.
         self.single = "labels_per_image" in parser
         self.direction = str(parser.config.get("direction", "mr_to_us"))
         self.gland_first = not self.single

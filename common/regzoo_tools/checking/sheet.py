@@ -33,11 +33,11 @@ class Thumbnail(NamedTuple):
 
 
 def thumbnail(item: Mapping[Any, Any], view: Grid, case: str) -> Thumbnail:
-    """Cut a case, aligned but not resampled, in the middle of its first label, or of the view where it has none.
+    """Cut a case, aligned but not resampled, in the middle of its first label, or of the view if it has no label.
 
     Args:
         item: the case.
-        view: the network grid, which is shown from side to side.
+        view: the network grid, which fills the slice.
         case: its name.
     """
     plane = _plane(view, _height(item, view))
@@ -55,7 +55,7 @@ def thumbnail(item: Mapping[Any, Any], view: Grid, case: str) -> Thumbnail:
 
 
 def _height(item: Mapping[Any, Any], view: Grid) -> float:
-    """At which voxel of the view's third axis to cut."""
+    """The voxel of the view's third axis at which to cut."""
     middle = (view.shape[2] - 1) / 2
     label = item.get(FIXED.label, item.get(MOVING.label))
     if label is None:
@@ -83,7 +83,7 @@ def contact_sheet(path: str | PathLike[str], thumbnails: Sequence[Thumbnail], ti
     Args:
         path: PNG file to write.
         thumbnails: of each case.
-        title: over all.
+        title: above all slices.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -40,7 +40,7 @@ def as_text(report: Report) -> str:
 
 
 def _lines(findings: Sequence[Finding]) -> Iterator[str]:
-    """All errors, and the first warnings of each kind, which are those with the same advice."""
+    """All errors, and the first warnings of each kind; warnings with the same advice are of one kind."""
     for error in (finding for finding in findings if finding.severity == "error"):
         yield error.line()
     kinds: dict[str, list[Finding]] = {}
@@ -74,7 +74,7 @@ def _images(facts: Sequence[CaseFacts], side: str) -> str:
     spacing = np.asarray([image.spacing for image in images])
     middle = "×".join(f"{mm:.2f}" for mm in np.median(spacing, axis=0))
     return (
-        f"{len(images)} readable, {'×'.join(f'{n:.0f}' for n in shape)} voxels of {middle} mm in the median "
+        f"{len(images)} readable, median {'×'.join(f'{n:.0f}' for n in shape)} voxels of {middle} mm "
         f"(from {spacing.min():.2f} to {spacing.max():.2f} mm)"
     )
 
@@ -82,7 +82,7 @@ def _images(facts: Sequence[CaseFacts], side: str) -> str:
 def _labels(report: Report) -> list[str]:
     lines = []
     for row in report.labels:
-        volume = "empty" if row["median_mm3"] is None else f"{row['median_mm3'] / 1000:.3g} mL in the median"
+        volume = "empty" if row["median_mm3"] is None else f"{row['median_mm3'] / 1000:.3g} mL (median)"
         least = row["least_share_in_view"]
         view = f", at least {100 * least:.1f} % in view" if report.bundle and least is not None else ""
         lines.append(f"{row['name']}: in {_count(row['cases'], 'case')}, {volume}{view}")
@@ -100,7 +100,7 @@ def _cost(report: Report) -> list[str]:
         f"{cost.step_seconds:.2f} s a step and {minutes:.1f} min an epoch on this machine ({cost.device}), "
         "without the validation",
         f"{memory / 1e9:.1f} GB of memory, {cost.case_bytes * training / 1e9:.2f} GB of it for the cached cases",
-        "estimated from a few steps on one case; other work on this machine makes it slower",
+        "estimated from a few steps on one case; other work on this machine slows it down",
     ]
 
 
