@@ -57,18 +57,8 @@ def weights(bundle: Bundle) -> str:
     return f"{sum(value.numel() for value in state.values()) / 1e6:.2f} million values, which fit the network"
 
 
-def scripted(bundle: Bundle) -> str:
-    """``torch.jit.script`` through MONAI, and the same output."""
-    return export(bundle, trace=False)
-
-
-def traced(bundle: Bundle) -> str:
-    """``torch.jit.trace`` through MONAI, and the same output."""
-    return export(bundle, trace=True)
-
-
-def export(bundle: Bundle, trace: bool) -> str:
-    """Export the released weights to TorchScript and compare its output with the network's on noise."""
+def torchscript(bundle: Bundle, trace: bool) -> str:
+    """MONAI exports the released weights, traced or scripted, and the file gives the same output on noise."""
     path, (shape, _) = bundle.weights(), bundle.shape()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.ts"

@@ -114,37 +114,26 @@ def _steps(section: Mapping[str, Any], common: Collection[str]) -> list[str]:
     return [step[1:] for step in steps if isinstance(step, str) and step[1:] in common]
 
 
-def train_properties(bundle: Bundle) -> str:
-    """``check_properties`` of the training."""
-    return properties(bundle, "train", "train")
+def properties(bundle: Bundle, *names: str) -> str:
+    """Initialise a workflow on small phantoms, in a folder of its own, and run MONAI's check of its properties.
 
-
-def evaluate_properties(bundle: Bundle) -> str:
-    """``check_properties`` of the evaluation, which lies over the training, with the released weights."""
-    return properties(bundle, "train", "train", "evaluate", checkpoint=str(bundle.weights()))
-
-
-def inference_properties(bundle: Bundle) -> str:
-    """``check_properties`` of the inference on one pair."""
-    return properties(bundle, "inference", "inference")
-
-
-def properties(bundle: Bundle, kind: str, *names: str, **overrides: Any) -> str:
-    """Initialise a workflow on small phantoms, in a folder of its own, and run MONAI's check of its properties."""
+    Args:
+        bundle: the bundle.
+        names: its configurations, later ones overriding earlier ones. Only the training needs no released weights.
+    """
     phantoms = small_phantoms(bundle, bundle.scratch / "phantoms")
-    if kind == "inference":
-        overrides.update(_pair(phantoms), checkpoint=str(bundle.weights()))
-    else:
-        overrides.update(dataset_dir=str(phantoms), folds=2)
+    data = _pair(phantoms) if "inference" in names else {"dataset_dir": str(phantoms), "folds": 2}
+    released = {} if names == ("train",) else {"checkpoint": str(bundle.weights())}
     with tempfile.TemporaryDirectory() as folder:
         workflow = ConfigWorkflow(
             config_file=[str(bundle.path(f"configs/{name}.json")) for name in names],
             meta_file=str(bundle.path("configs/metadata.json")),
             logging_file=False,
-            workflow_type=kind,
+            workflow_type=names[0],
             bundle_root=str(bundle.root),
             output_dir=folder,
-            **overrides,
+            **data,
+            **released,
         )
         workflow.initialize()
         missing = workflow.check_properties()
@@ -153,7 +142,7 @@ def properties(bundle: Bundle, kind: str, *names: str, **overrides: Any) -> str:
     return "none missing"
 
 
-def _pair(phantoms: Path) -> dict[str, str]:
+def _pair(phantoms: Path) -> dict[str, Any]:
     """Two images to register, of a pair or of two patients."""
     try:
         record = load_records(phantoms, "val")[0]

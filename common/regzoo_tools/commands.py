@@ -35,12 +35,8 @@ class Phantom:
             spacing: voxel size, mm.
             slice_thickness: MR slice thickness, mm; by default the same as the spacing.
         """
-        from regzoo_phantoms import write_prostate_phantoms
-
-        written = write_prostate_phantoms(
-            folder, pairs=pairs, held_out=held_out, seed=seed, spacing=spacing, slice_thickness=slice_thickness
-        )
-        print(f"{pairs} + {held_out} pairs in {written}")
+        parameters = {"pairs": pairs, "held_out": held_out, "seed": seed, "spacing": spacing}
+        _write_phantoms("prostate", folder, **parameters, slice_thickness=slice_thickness)
 
     def abdomen(
         self,
@@ -61,12 +57,8 @@ class Phantom:
             spacing: voxel size, mm.
             breathing: also write an image of every patient after breathing in, and the true displacement fields.
         """
-        from regzoo_phantoms import write_abdomen_phantoms
-
-        written = write_abdomen_phantoms(
-            folder, cases=cases, held_out=held_out, seed=seed, spacing=spacing, breathing=breathing
-        )
-        print(f"{cases} + {held_out} cases in {written}")
+        parameters = {"cases": cases, "held_out": held_out, "seed": seed, "spacing": spacing}
+        _write_phantoms("abdomen", folder, **parameters, breathing=breathing)
 
     def brain(
         self, folder: str, cases: int = 24, held_out: int = 6, seed: int = 0, spacing: float = 2.0, scalp: bool = False
@@ -81,10 +73,15 @@ class Phantom:
             spacing: voxel size, mm.
             scalp: draw the head around the brain, as in IXI; without it, images look skull-stripped.
         """
-        from regzoo_phantoms import write_brain_phantoms
+        parameters = {"cases": cases, "held_out": held_out, "seed": seed, "spacing": spacing}
+        _write_phantoms("brain", folder, **parameters, scalp=scalp)
 
-        written = write_brain_phantoms(folder, cases=cases, held_out=held_out, seed=seed, spacing=spacing, scalp=scalp)
-        print(f"{cases} + {held_out} cases in {written}")
+
+def _write_phantoms(kind: str, folder: str, **parameters: Any) -> None:
+    from regzoo_phantoms.embedded import KINDS
+
+    phantoms = KINDS[kind](**parameters)
+    print(f"{phantoms.count} + {phantoms.held_out} {phantoms.unit}s in {phantoms.write(folder)}")
 
 
 def export(

@@ -15,6 +15,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike
 
 import torch
@@ -44,15 +45,15 @@ CHECKS: dict[str, Check] = {
     "network in and out": check_network.in_and_out,
     "batch of two": check_network.batch_of_two,
     "weights": check_network.weights,
-    "TorchScript (script)": check_network.scripted,
-    "TorchScript (trace)": check_network.traced,
+    "TorchScript (script)": partial(check_network.torchscript, trace=False),
+    "TorchScript (trace)": partial(check_network.torchscript, trace=True),
     "train and inference agree": check_workflow.same_settings,
     "ids of the zoo": check_workflow.zoo_ids,
     "ids of MONAI Label": check_workflow.label_ids,
     "requests to train": check_workflow.served_training,
-    "properties: train": check_workflow.train_properties,
-    "properties: evaluate": check_workflow.evaluate_properties,
-    "properties: inference": check_workflow.inference_properties,
+    "properties: train": lambda bundle: check_workflow.properties(bundle, "train"),
+    "properties: evaluate": lambda bundle: check_workflow.properties(bundle, "train", "evaluate"),
+    "properties: inference": lambda bundle: check_workflow.properties(bundle, "inference"),
 }
 
 OK, FAILED, SKIPPED = "ok", "FAILED", "skipped"

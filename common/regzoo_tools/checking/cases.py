@@ -192,13 +192,7 @@ class Examiner:
                 if volume == 0 and facts.volumes.get(other, volumes)[channel] > 0:
                     where = label_file(record, other, channel)
                     problem = f"is empty here but drawn in {where}"
-                    note(
-                        "warning",
-                        side,
-                        channel,
-                        problem,
-                        "draw it, or leave it empty if it cannot be seen",
-                    )
+                    note("warning", side, channel, problem, "draw it, or leave it empty if it cannot be seen")
                 share = facts.shares[side][channel]
                 if self.view is not None and share < IN_VIEW:
                     problem = f"has only {100 * share:.0f} % of its volume in the network's field of view"
