@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import smooth_ddf
-from regzoo.losses import RegistrationLoss, SignedDistanceSimilarity
+from regzoo.losses import LogDistance, RegistrationLoss, SignedDistanceSimilarity
 from scipy.ndimage import map_coordinates
 
 SHAPE = (13, 12, 11)
@@ -106,3 +106,15 @@ def test_float32_under_autocast_and_as_a_term() -> None:
         value = loss(ddf, targets())
     assert value.dtype == torch.float32
     assert float(value) == pytest.approx(0.8 * alone, rel=1e-6)
+
+
+def test_prepared_and_masked_as_numpy() -> None:
+    warped, fixed = (torch.from_numpy(x)[:, None] for x in (MOVING, FIXED))
+    mask = torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, fixed.shape)).clamp(min=0)
+    squares = (np.log1p(MOVING.clip(min=0)) - np.log1p(FIXED.clip(min=0))) ** 2
+    assert float(LogDistance()(warped, fixed)) == pytest.approx(squares.mean(), rel=1e-9)
+    expected = np.average(squares, weights=mask[:, 0].numpy())
+    for weights in (mask, 7 * mask):
+        prepared = LogDistance().prepare(torch.where(mask > 0, fixed, 50), weights)
+        assert float(prepared(fixed)) == pytest.approx(0, abs=1e-9)
+        assert float(prepared(torch.where(mask > 0, warped, 80))) == pytest.approx(expected, rel=1e-9)

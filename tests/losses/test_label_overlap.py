@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers import ball
-from regzoo.losses import PAPER_SIGMAS, MultiScaleCrossEntropy, MultiScaleDice
+from helpers import ball, smooth_noise
+from regzoo.errors import RegZooError
+from regzoo.losses import PAPER_SIGMAS, MultiScaleCrossEntropy, MultiScaleDice, labels_on_both
 from scipy.ndimage import gaussian_filter, shift
 
 SHAPE = (22, 18, 14)
@@ -69,6 +70,40 @@ def test_squared_denominator_is_zero_at_identity() -> None:
 def test_floor_of_the_linear_denominator(radius: int, floor: float) -> None:
     label = torch.from_numpy(ball((81, 81, 81), (40, 40, 40), radius))[None, None]
     assert float(MultiScaleDice()(label, label)) == pytest.approx(floor, abs=0.01)
+
+
+@pytest.mark.parametrize("squared", [False, True])
+def test_dice_prepared_and_masked(squared: bool) -> None:
+    warped, fixed = labels()
+    mask = smooth_noise((2, *SHAPE), 2.0, 3, 1.0)[:, None]
+    mask = np.where(mask > 0.4, mask, 0)
+    share = mask / mask.max((1, 2, 3, 4), keepdims=True)
+    pairs = zip((share * warped).reshape(-1, *SHAPE), (share * fixed).reshape(-1, *SHAPE), strict=True)
+    expected = np.mean([[dice_loss(a, b, sigma, squared) for sigma in (0.0, 3.0)] for a, b in pairs])
+    a, b, m = (torch.from_numpy(x).float() for x in (warped, fixed, mask))
+    loss = MultiScaleDice((0.0, 3.0), SPACING, squared_denominator=squared)
+    for weights in (m, 5 * m):
+        prepared = loss.prepare(b, weights)
+        assert float(prepared(b)) != pytest.approx(expected, abs=1e-3)
+        assert float(prepared(a)) == pytest.approx(expected, abs=1e-4)
+    changed = [torch.where(m > 0, label, 1 - label).requires_grad_() for label in (a, b)]
+    value = loss(*changed, m)
+    value.backward()
+    assert value.item() == pytest.approx(expected, abs=1e-4)
+    assert changed[0].grad is not None and float(changed[0].grad[(m == 0).expand_as(a)].abs().max()) == 0
+    assert changed[1].grad is None
+    with pytest.raises(RegZooError, match="no voxel of the mask counts"):
+        loss(a, b, 0 * m)
+
+
+def test_labels_on_one_side_do_not_count() -> None:
+    fixed, moving = torch.zeros(1, 4, *SHAPE), torch.zeros(1, 4, *SHAPE[::-1])
+    fixed[0, [0, 2, 3], 1], moving[0, [1, 2, 3], 2] = 1, 1
+    moving[0, 3] *= 0.5
+    found = labels_on_both(fixed, moving)
+    assert torch.equal(found[0], fixed[:, 2:]) and torch.equal(found[1], moving[:, 2:])
+    with pytest.raises(RegZooError, match="no label is on both"):
+        labels_on_both(fixed[:, :2], moving[:, :2])
 
 
 @pytest.mark.parametrize("kind", ["dice", "squared", "cross-entropy"])

@@ -4,10 +4,16 @@ The ``extra_repr`` of a loss shows its settings, because checkpoints tell losses
 """
 
 from regzoo.losses.deformation import BendingEnergy, GradientNorm
-from regzoo.losses.distance import SignedDistanceSimilarity
+from regzoo.losses.distance import LogDistance, SignedDistanceSimilarity
 from regzoo.losses.hausdorff import SoftHausdorff
 from regzoo.losses.intensity import LocalNormalizedCrossCorrelation, NormalizedCrossCorrelation, StructuralSimilarity
-from regzoo.losses.label_overlap import PAPER_SIGMAS, MultiScaleCrossEntropy, MultiScaleDice, WeightedCrossEntropy
+from regzoo.losses.label_overlap import (
+    PAPER_SIGMAS,
+    MultiScaleCrossEntropy,
+    MultiScaleDice,
+    WeightedCrossEntropy,
+    labels_on_both,
+)
 from regzoo.losses.mind import MindSimilarity, mind_ssc
 from regzoo.losses.registration import Deformation, ImageSimilarity, LabelSimilarity, PredictedLabel, RegistrationLoss
 from regzoo.losses.weighting import LearnedWeights, SoftmaxWeights, UncertaintyWeights
@@ -21,6 +27,7 @@ __all__ = [
     "LabelSimilarity",
     "LearnedWeights",
     "LocalNormalizedCrossCorrelation",
+    "LogDistance",
     "MindSimilarity",
     "MultiScaleCrossEntropy",
     "MultiScaleDice",
@@ -33,5 +40,6 @@ __all__ = [
     "StructuralSimilarity",
     "UncertaintyWeights",
     "WeightedCrossEntropy",
+    "labels_on_both",
     "mind_ssc",
 ]

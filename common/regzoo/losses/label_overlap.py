@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from regzoo.errors import RegZooError
 from regzoo.filters import gaussian_filter, gaussian_gram, gaussian_mass, matrix_for, separable_filter, voxel_sigmas
+from regzoo.losses.similarity import Prepared, Similarity
 from torch import nn
 
 #: Scales of Hu et al. 2018, mm; 0 is the unfiltered label.
 PAPER_SIGMAS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 
 
-class MultiScaleDice(nn.Module):
-    """Mean over Gaussian scales of 1 − soft Dice of the filtered labels.
+class MultiScaleDice(Similarity):
+    """Mean over Gaussian scales of 1 − soft Dice of the filtered labels, in float32; mean over batch and labels too.
 
     The warped label a is never filtered, because for a separable filter f, ``⟨f a, f b⟩ = ⟨a, fᵀf b⟩`` and
     ``Σ f a = ⟨a, fᵀ1⟩``. The fixed label b is filtered once per scale, without gradient, and each scale costs one dot
-    product with a. The result is exact, also at the border.
+    product with a. The result is exact, also at the border. A mask multiplies both labels.
 
     Args:
         sigmas: standard deviations, mm; 0 is the unfiltered label.
@@ -45,37 +47,33 @@ class MultiScaleDice(nn.Module):
     def extra_repr(self) -> str:
         return f"sigmas={self.sigmas} voxels, squared_denominator={self.squared_denominator}, eps={self.eps}"
 
-    def forward(self, warped: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
-        """Loss of warped moving labels against fixed labels.
+    def against(self, fixed: torch.Tensor, weights: torch.Tensor | None) -> Prepared:
+        share = None if weights is None else (weights / weights.amax((2, 3, 4), keepdim=True)).float()
 
-        Args:
-            warped: (B, C, X, Y, Z), values in [0, 1]; gradients flow to it.
-            fixed: (B, C, X, Y, Z), values in [0, 1]; taken as constant.
+        def counted(label: torch.Tensor) -> torch.Tensor:
+            return label.float() if share is None else label.float() * share
 
-        Returns:
-            Scalar in [0, 1], mean over batch, labels and scales.
-        """
-        with torch.autocast(warped.device.type, enabled=False):
-            warped = warped.float()
-            with torch.no_grad():
-                twice = self._filter_twice(fixed.float())
-            flat = warped.flatten(2)
-            overlap = torch.stack([(flat * scale.flatten(2)).sum(-1) for scale in twice], dim=-1)
+        fixed = counted(fixed)
+        twice = torch.stack(self._filter_twice(fixed), dim=2).flatten(3)
+        fixed_mass = self._overlap(twice, fixed) if self.squared_denominator else self._mass(fixed)
+
+        def loss(warped: torch.Tensor) -> torch.Tensor:
+            warped = counted(warped)
             if self.squared_denominator:
-                fixed_mass = torch.stack([(fixed * scale).sum((2, 3, 4)) for scale in twice], dim=-1)
-                # Detached, because scale 0 returns the label itself.
-                again = self._filter_twice(warped.detach())
                 # ⟨a, fᵀf a⟩ has the gradient 2 fᵀf a, which is already known: 2⟨a, c⟩ − c₀ with constant c needs no
                 # filter in the backward pass.
-                warped_mass = torch.stack(
-                    [((2 * warped - warped.detach()) * scale).sum((2, 3, 4)) for scale in again], dim=-1
-                )
+                again = torch.stack(self._filter_twice(warped.detach()), dim=2).flatten(3)
+                warped_mass = self._overlap(again, 2 * warped - warped.detach())
             else:
-                with torch.no_grad():
-                    fixed_mass = self._mass(fixed.float())
                 warped_mass = self._mass(warped)
-            dice = 2 * overlap / (warped_mass + fixed_mass + self.eps)
+            dice = 2 * self._overlap(twice, warped) / (warped_mass + fixed_mass + self.eps)
             return 1 - dice.mean()
+
+        return loss
+
+    def _overlap(self, scales: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        """(B, C, scales, voxels), (B, C, X, Y, Z) → (B, C, scales)."""
+        return torch.einsum("bcsn,bcn->bcs", scales, label.flatten(2))
 
     def _filter_twice(self, label: torch.Tensor) -> list[torch.Tensor]:
         """fᵀf of a label at each scale, (B, C, X, Y, Z) each."""
@@ -98,6 +96,25 @@ class MultiScaleDice(nn.Module):
         along_z = label @ weights[2].T  # (B, C, X, Y, scales)
         along_y = torch.einsum("bcxys,sy->bcxs", along_z, weights[1])
         return torch.einsum("bcxs,sx->bcs", along_y, weights[0])
+
+
+def labels_on_both(fixed: torch.Tensor, moving: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The labels of a pair that are not empty on either side.
+
+    Args:
+        fixed: (1, C, X, Y, Z).
+        moving: (1, C, X', Y', Z'), the same labels in the same order.
+
+    Returns:
+        The channels of both that are left.
+
+    Raises:
+        RegZooError: no label is on both sides.
+    """
+    both = (fixed != 0).flatten(2).any(-1)[0] & (moving != 0).flatten(2).any(-1)[0]
+    if not bool(both.any()):
+        raise RegZooError("no label is on both the fixed and the moving image; outline one structure on both")
+    return fixed[:, both], moving[:, both]
 
 
 class MultiScaleCrossEntropy(nn.Module):
