@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from monai.data import MetaTensor
 from regzoo.errors import RegZooError
-from regzoo.report import FigureWriter, case_figure, registration_figure, summary_figure, write_csv
+from regzoo.report import FigureWriter, case_figure, summary_figure, write_csv
 from regzoo.report.boxplots import _paired_boxes
 from regzoo.report.figures import file_name
 from regzoo.report.picture import Picture
@@ -54,6 +54,36 @@ def case(folded: bool = False) -> dict[str, Any]:
     }
 
 
+def item_of(
+    fixed: np.ndarray,
+    moving: np.ndarray,
+    warped: np.ndarray | None = None,
+    fixed_label: np.ndarray | None = None,
+    moving_label: np.ndarray | None = None,
+    warped_label: np.ndarray | None = None,
+    ddf: np.ndarray | None = None,
+    affine: np.ndarray | None = None,
+    probability: np.ndarray | None = None,
+    label_map: bool = False,
+) -> dict[str, Any]:
+    """A case of volumes (X, Y, Z) and labels (X, Y, Z) or (C, X, Y, Z), for voxels of 1 mm if it has no affine."""
+    volumes = {"reference_image": fixed, "unregistered_image": moving, "warped_image": warped, "ddf": ddf}
+    volumes |= {"reference_label": fixed_label, "unregistered_label": moving_label, "warped_label": warped_label}
+    volumes["probability"] = probability
+    item: dict[str, Any] = {"case": "case", "moving_label_is_map": label_map, "labels_predicted": warped is None}
+    for key, volume in volumes.items():
+        if volume is not None:
+            values = torch.from_numpy(np.ascontiguousarray(volume, dtype=np.float32))
+            item[key] = MetaTensor(
+                values if values.ndim == 4 else values[None], affine=np.eye(4) if affine is None else affine
+            )
+    return item
+
+
+def registration_figure(path: Path, *volumes: np.ndarray, **more: Any) -> None:
+    case_figure(path, item_of(*volumes, **more))
+
+
 def pixels(path: Path) -> np.ndarray:
     return (imread(path)[..., :3] * 255).round().astype(int)
 
@@ -90,7 +120,7 @@ def test_orientation_keeps_every_voxel_where_it_is_in_the_world(codes: str) -> N
     # A displacement in voxels of the turned grid is the same displacement in the world.
     ddf = np.random.default_rng(1).normal(size=(3, *SHAPE))
     in_world = np.einsum("ij,jxyz->ixyz", affine[:3, :3], ddf)
-    deformation, axial = Deformation(ddf, turn), PLANES[0]
+    deformation, axial = Deformation(torch.from_numpy(ddf), turn), PLANES[0]
     found = np.stack([deformation.plane(axial, np.array([0, 0, z])) for z in range(turned.shape[3])], axis=3)
     np.testing.assert_allclose(
         np.einsum("ji,jxyz->ixyz", np.stack(steps), found), turn.volume(in_world), rtol=1e-6, atol=1e-5
@@ -100,7 +130,7 @@ def test_orientation_keeps_every_voxel_where_it_is_in_the_world(codes: str) -> N
 def test_the_same_anatomy_gives_the_same_picture_however_it_is_stored(tmp_path: Path) -> None:
     reference = affine_of("RAS")
     original = case()
-    registration_figure(tmp_path / "ras.png", **original, spacing=(1.0, 1.5, 2.0), title="case", affine=reference)
+    registration_figure(tmp_path / "ras.png", **original, affine=reference)
     image = nib.Nifti1Image(original["fixed"], reference)
     for codes in ("LPS", "SLA"):
         change = nib.orientations.ornt_transform(nib.io_orientation(reference), nib.orientations.axcodes2ornt(codes))
@@ -109,9 +139,8 @@ def test_the_same_anatomy_gives_the_same_picture_however_it_is_stored(tmp_path: 
         stored = {k: np.moveaxis(v, range(3), range(-3, 0)) for k, v in stored.items()}
         matrix = np.linalg.inv(other[:3, :3]) @ reference[:3, :3]
         stored["ddf"] = np.einsum("ij,jxyz->ixyz", matrix, stored["ddf"])
-        spacing = np.linalg.norm(other[:3, :3], axis=0)
         path = tmp_path / f"{codes}.png"
-        registration_figure(path, **stored, spacing=spacing, title="case", affine=other)
+        registration_figure(path, **stored, affine=other)
         assert np.abs(pixels(path) - pixels(tmp_path / "ras.png")).mean() < 0.05
 
 
@@ -169,8 +198,8 @@ def test_propagated_labels_are_shown_on_the_fixed_image(tmp_path: Path) -> None:
     volumes = {key: case()[key] for key in ("fixed", "moving")}
     registration_figure(tmp_path / "none.png", **volumes, warped_label=np.zeros(SHAPE))
     fixed, unregistered, result = columns(tmp_path / "none.png")
-    assert (fixed == result).all()
-    assert (fixed != unregistered).any()
+    # Letters at the edges are only on the fixed image.
+    assert (fixed != result).mean() < 0.02 and (fixed != unregistered).mean() > 0.5
 
 
 def test_probability_shows_small_labels_and_hides_none(tmp_path: Path) -> None:
@@ -178,13 +207,14 @@ def test_probability_shows_small_labels_and_hides_none(tmp_path: Path) -> None:
     gland, cyst = case()["fixed_label"] * 0.9
     zone, nothing = np.where(np.arange(SHAPE[0])[:, None, None] < 11, gland, 0), np.zeros(SHAPE)
 
-    def tinted(*probability: np.ndarray) -> float:
-        """The share of the third column that is not as grey as the image."""
+    def result(*probability: np.ndarray) -> np.ndarray:
         path = tmp_path / "p.png"
-        # The fixed label says where to look and is taken out again by comparing with the first column.
         registration_figure(path, **volumes, fixed_label=case()["fixed_label"], probability=np.stack(probability))
-        fixed, _, result = columns(path)
-        return float((np.abs(fixed - result).max(-1) > 12).mean())
+        return columns(path)[2]
+
+    def tinted(*probability: np.ndarray) -> float:
+        """The share of the third column that a probability changes."""
+        return float((np.abs(result(*probability) - result(nothing)).max(-1) > 12).mean())
 
     alone, small = tinted(gland), tinted(cyst)
     assert alone > 5 * small > 0
@@ -199,20 +229,24 @@ def test_facts_of_propagated_labels() -> None:
         return np.concatenate([labels[:1], np.roll(labels[1:], voxels, axis)])
 
     given = propagated()
-    images = {key: given[key] for key in ("fixed", "moving")}
+
+    def item(labels: dict[str, np.ndarray], affine: np.ndarray | None = None) -> dict[str, Any]:
+        named = {f"{key}_label": label for key, label in labels.items()}
+        return item_of(given["fixed"], given["moving"], **named, affine=affine)
+
     gland, cyst = given["fixed_label"]
     labels = np.stack([gland, cyst, np.roll(cyst, 2, 2)])
     everything = {"fixed": labels, "warped": shifted(labels, 1, 2), "moving": shifted(labels, 2, 3)}
     # Array axes run to P, I, R with voxels of 1, 1.5 and 2 mm: two voxels before, one after.
-    picture = Picture(images, everything, None, (1, 1.5, 2), affine_of("PIR"))
+    picture = Picture(item(everything, affine_of("PIR")))
     assert picture._facts() == "gland DSC 1.00 → 1.00   ·   landmark TRE 4.0 → 1.5 mm"
     everything["warped"][1] = 0
-    picture = Picture(images, everything, None, (1, 1.5, 2), affine_of("PIR"))
+    picture = Picture(item(everything, affine_of("PIR")))
     assert picture._facts().endswith("landmark TRE 4.0 → 1.5 mm   ·   1 of 3 labels not found")
     single = {key: label[:1] for key, label in everything.items()}
-    assert Picture(images, single, None, (1, 1, 1), None)._facts() == "DSC 1.00 → 1.00"  # of whatever it is
+    assert Picture(item(single))._facts() == "DSC 1.00 → 1.00"  # of whatever it is
     del everything["fixed"]
-    assert Picture(images, everything, None, (1, 1.5, 2), None)._facts() == "1 of 3 labels not found"
+    assert Picture(item(everything))._facts() == "1 of 3 labels not found"
 
 
 def test_a_single_label_outside_the_planes_is_dotted(tmp_path: Path) -> None:
@@ -240,8 +274,8 @@ def test_constant_and_empty_input(tmp_path: Path) -> None:
 def test_drawing_in_threads(tmp_path: Path) -> None:
     paths = [tmp_path / f"{i}.png" for i in range(3)]
     with ThreadPoolExecutor(3) as pool:
-        list(pool.map(lambda path: registration_figure(path, **case(), title="case"), paths))
-    registration_figure(tmp_path / "alone.png", **case(), title="case")
+        list(pool.map(lambda path: registration_figure(path, **case()), paths))
+    registration_figure(tmp_path / "alone.png", **case())
     for path in paths:
         assert (pixels(path) == pixels(tmp_path / "alone.png")).all()
 
@@ -324,8 +358,10 @@ def test_of_a_label_map_no_label_comes_first() -> None:
     labels = {key: volumes[f"{key}_label"][::-1].copy() for key in ("fixed", "moving", "warped")}
     labels["fixed"][0] = 0
     labels["fixed"][0, 2:4, 2:4, 2:4] = 1  # far from the gland, which is now the second
-    first, of_map = (Picture(images, labels, None, (1, 1, 1), None, label_map=known) for known in (False, True))
-    assert tuple(first.center) == (2, 2, 2) and tuple(of_map.center) == (10, 8, 7)
+    named = {f"{key}_label": label for key, label in labels.items()}
+    first, of_map = (Picture(item_of(**images, **named, label_map=known)) for known in (False, True))
+    # The picture's axes run to the left; those of the case run to the right.
+    assert tuple(first.center) == (SHAPE[0] - 3, 2, 2) and tuple(of_map.center) == (SHAPE[0] - 11, 8, 7)
     scores = []
     for moved in ("moving", "warped"):
         pairs = [(labels["fixed"][channel] > 0, labels[moved][channel] > 0) for channel in range(2)]

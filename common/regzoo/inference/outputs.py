@@ -210,7 +210,7 @@ class RegistrationResult:
                 self.draw(path)
 
     def draw(self, path: str | Path) -> None:
-        """Write the quality-control picture, see `regzoo.report.registration_figure`."""
+        """Write the quality-control picture, see `regzoo.report.case_figure`."""
         case_figure(path, self.kept)
 
 

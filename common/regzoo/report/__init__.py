@@ -1,7 +1,7 @@
 """Summaries, tables, plots and quality-control pictures of an evaluation."""
 
 from regzoo.report.boxplots import summary_figure
-from regzoo.report.figures import FigureWriter, case_figure, registration_figure
+from regzoo.report.figures import FigureWriter, case_figure
 from regzoo.report.statistics import percentile_summary
 from regzoo.report.tables import CaseTable, LabelTable, read_csv, summary_text, write_csv
 
@@ -12,7 +12,6 @@ __all__ = [
     "case_figure",
     "percentile_summary",
     "read_csv",
-    "registration_figure",
     "summary_figure",
     "summary_text",
     "write_csv",

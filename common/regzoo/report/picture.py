@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from os import PathLike
 from typing import Any
 
@@ -17,11 +17,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from monai.data import MetaTensor
+from regzoo.case import REFERENCE, UNREGISTERED, WARPED, Key
 from regzoo.files import atomic_path
+from regzoo.metrics.base import affine_of
 from regzoo.metrics.labels import TargetRegistrationError
+from regzoo.report.engine import name_of_case
 from regzoo.report.planes import PLANES, Orientation, Plane
 from regzoo.report.volumes import Deformation, Labels, overlap, some_of
-from regzoo.spatial import DisplacementField
+from regzoo.spatial import as_tensor
 
 BACKGROUND, TEXT, MUTED = "#14171c", "#f2f4f7", "#9aa4b2"
 FIXED, MOVING, _PROPAGATED, _FOLDED = "#35d0ff", "#ffb02e", "#ff5fb0", "#7dff3a"
@@ -34,44 +37,39 @@ _GRID_LINES = 20  # across the widest view
 
 
 class Picture:
-    """The volumes of one case, turned for display, and the drawing of their panels."""
+    """The volumes of one case, turned for display, and the drawing of their panels; see `case_figure`."""
 
-    def __init__(
-        self,
-        images: dict[str, np.ndarray],
-        volumes: Mapping[str, np.ndarray | Labels],
-        ddf: np.ndarray | DisplacementField | None,
-        spacing: Sequence[float],
-        affine: np.ndarray | None,
-        probability: np.ndarray | None = None,
-        label_map: bool = False,
-    ) -> None:
-        labels = {key: Labels.of(volume) for key, volume in volumes.items()}
-        if "warped" not in images and "moving" in labels and not labels["moving"].is_map:
+    def __init__(self, item: Mapping[str, Any]) -> None:
+        affine = affine_of(item[REFERENCE.image]).numpy()
+        turn = Orientation.of(affine)
+        self.title = name_of_case(item) if Key.CASE in item else ""
+        self.label_map = bool(item.get(Key.MOVING_LABEL_IS_MAP))
+        self.spacing = np.linalg.norm(affine[:3, :3], axis=0)[turn.source]
+        views = {"fixed": REFERENCE, "moving": UNREGISTERED, "warped": WARPED}
+        self.warps = not item.get(Key.LABELS_PREDICTED)
+        shown = list(views) if self.warps else ["fixed", "moving"]
+        self.images = {name: turn.volume(_array(item[views[name].image])[0]) for name in shown}
+        # Without a fixed label, the planes go through the propagated label, not the moving one.
+        order = list(views) if self.warps else ["fixed", "warped", "moving"]
+        known = {name: label for name in order if (label := item.get(views[name].label)) is not None}
+        count = len(item.get(Key.LABEL_VALUES) or ())
+        self.labels = {name: Labels.of(label, count).turned(turn) for name, label in known.items()}
+        if not self.warps and "moving" in self.labels and not self.labels["moving"].is_map:
             # A point may be smaller than a voxel of the fixed image, and then reach no value of one half.
-            soft = labels["moving"].volume
+            soft = self.labels["moving"].volume
             largest = soft.max(axis=(1, 2, 3), keepdims=True)
-            labels["moving"] = Labels(soft / np.where(largest > 0, largest, 1), len(soft))
-        self.label_map = label_map
-        self.spacing = np.asarray(spacing, dtype=float)
-        self.oriented = affine is not None
-        turn = None if affine is None else Orientation.of(affine)
-        if turn is not None:
-            images = {k: turn.volume(v) for k, v in images.items()}
-            labels = {k: v.turned(turn) for k, v in labels.items()}
-            probability = None if probability is None else turn.volume(probability)
-            self.spacing = self.spacing[turn.source]
-        self.images = {k: np.asarray(v, dtype=np.float32) for k, v in images.items()}
-        self.labels = labels
-        self.deformation = None if ddf is None else Deformation(ddf, turn)
-        self.heat = None if probability is None else _heat(probability)
+            self.labels["moving"] = Labels(soft / np.where(largest > 0, largest, 1), len(soft))
+        deformation = item.get(Key.FIELD, item.get(Key.DDF))
+        self.deformation = None if deformation is None else Deformation(deformation, turn)
+        probability = None if self.warps else item.get(Key.PROBABILITY)
+        self.heat = None if probability is None else _heat(turn.volume(_array(probability)))
         self.shape = np.asarray(self.images["fixed"].shape)
         self.center, self.view = self._center_and_view()
         self.windows = {k: _window(some_of(self.images[k])) for k in ("fixed", "moving")}
         self.windows["warped"] = self.windows["moving"]
         self._silhouettes = False
-        self._single = "warped" not in self.images and all(label.count == 1 for label in labels.values())
-        self.result = "registered" if "warped" in self.images else "propagated"
+        self._single = not self.warps and all(label.count == 1 for label in self.labels.values())
+        self.result = "registered" if self.warps else "propagated"
 
     def _center_and_view(self) -> tuple[np.ndarray, np.ndarray]:
         """The voxel that the planes go through, and the first and last voxel shown along each axis (3, 2)."""
@@ -92,10 +90,10 @@ class Picture:
             break
         return center, view
 
-    def write(self, path: str | PathLike[str], title: str) -> None:
+    def write(self, path: str | PathLike[str]) -> None:
         """Lay out all panels and write the PNG file."""
         columns = ["fixed", "unregistered", self.result]
-        columns += ["checkerboard"] if "warped" in self.images else []
+        columns += ["checkerboard"] if self.warps else []
         columns += [] if self.deformation is None else ["deformed grid", "volume change (det J)"]
         extent = (self.view[:, 1] - self.view[:, 0] + 1) * self.spacing
         scale = _PANEL / max(extent[plane.right] for plane in PLANES)  # inches per mm
@@ -119,15 +117,16 @@ class Picture:
                 self._panel(axes, name, plane)
                 if row == 0:
                     axes.set_title(name, color=TEXT, fontsize=9.5, pad=5)
-            name = plane.name if self.oriented else f"axis {plane.cut}"
             middle = (y + heights[row] / 2) / height
-            figure.text(0.17 / width, middle, name, color=MUTED, fontsize=9, rotation=90, va="center", ha="center")
+            figure.text(
+                0.17 / width, middle, plane.name, color=MUTED, fontsize=9, rotation=90, va="center", ha="center"
+            )
             y -= gap
         bars = ([] if self.heat is None else [_probability_bar]) + ([] if self.deformation is None else [self._det_bar])
         high = sum(heights) / max(len(bars), 1)
         for number, draw in enumerate(bars):
             draw(figure.add_axes(place(width - right + 0.08, bottom + (number + 0.25) * high, 0.11, high / 2)))
-        figure.text(left / width, 1 - 0.16 / height, title, color=TEXT, fontsize=12, weight="bold", va="top")
+        figure.text(left / width, 1 - 0.16 / height, self.title, color=TEXT, fontsize=12, weight="bold", va="top")
         figure.text(1 - 0.12 / width, 1 - 0.18 / height, self._facts(), color=MUTED, fontsize=9.5, va="top", ha="right")
         self._legend(figure)
         with atomic_path(path) as temporary:
@@ -159,15 +158,14 @@ class Picture:
         (left, right), (bottom, top) = (
             ((self.view[axis] + [-0.5, 0.5]) * self.spacing[axis]).tolist() for axis in (plane.right, plane.up)
         )
-        mirrored = plane.mirrored and self.oriented
-        axes.set_xlim((right, left) if mirrored else (left, right))
+        axes.set_xlim((right, left) if plane.mirrored else (left, right))
         axes.set_ylim(bottom, top)
         axes.set_aspect("equal", adjustable="box")
         axes.set_xticks([])
         axes.set_yticks([])
         for spine in axes.spines.values():
             spine.set_visible(False)
-        if lettered and self.oriented:
+        if lettered:
             places = ((0.03, 0.5), (0.97, 0.5), (0.5, 0.03), (0.5, 0.97))
             aligned = (("left", "center"), ("right", "center"), ("center", "bottom"), ("center", "top"))
             for letter, place, (ha, va) in zip(plane.edges, places, aligned, strict=True):
@@ -295,6 +293,10 @@ class Picture:
             figure.legend(
                 handles=handles, loc="lower center", ncols=len(handles), frameon=False, labelcolor=TEXT, fontsize=9
             )
+
+
+def _array(values: torch.Tensor) -> np.ndarray:
+    return as_tensor(values).detach().float().cpu().numpy()
 
 
 def _color_bar(axes: Axes, colors: Any, norm: Normalize, ticks: list[float]) -> None:

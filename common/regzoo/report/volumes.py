@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from regzoo.metrics.labels import dice
 from regzoo.report.planes import Orientation, Plane
-from regzoo.spatial import DisplacementField, jacobian_determinant
+from regzoo.spatial import DisplacementField, as_tensor, jacobian_determinant
+from regzoo.spatial.held import is_map
 from regzoo.spatial.warp import slabs
 from scipy.ndimage import find_objects
 
@@ -36,12 +37,10 @@ class Labels:
     count: int
 
     @classmethod
-    def of(cls, labels: np.ndarray | Labels) -> Labels:
-        """From masks (C, X, Y, Z) or one mask (X, Y, Z)."""
-        if isinstance(labels, Labels):
-            return labels
-        masks = labels if labels.ndim == 4 else labels[None]
-        return cls(masks, len(masks))
+    def of(cls, labels: torch.Tensor, count: int) -> Labels:
+        """From masks (C, X, Y, Z) or a held map of `count` labels, see `regzoo.spatial.held`."""
+        volume = as_tensor(labels).detach().cpu().numpy()
+        return cls(volume[0], count) if is_map(labels) else cls(volume, len(volume))
 
     @property
     def is_map(self) -> bool:
@@ -92,22 +91,20 @@ class Deformation:
         turn: how the grid is reordered for display.
     """
 
-    def __init__(self, ddf: np.ndarray | DisplacementField, turn: Orientation | None) -> None:
+    def __init__(self, ddf: torch.Tensor | DisplacementField, turn: Orientation) -> None:
         if isinstance(ddf, DisplacementField):
             vectors, part = ddf.displacement.cpu().numpy(), ddf.voxel_displacement
             self._to_voxels = np.linalg.inv(ddf.grid.affine[:3, :3])
         else:
-            vectors, self._to_voxels = np.asarray(ddf, dtype=np.float32), np.eye(3)
+            vectors, self._to_voxels = as_tensor(ddf).detach().float().cpu().numpy(), np.eye(3)
             part = lambda rows: torch.from_numpy(np.ascontiguousarray(vectors[:, rows]))  # noqa: E731
         determinant = np.empty(vectors.shape[1:], dtype=np.float32)
         for rows in slabs(determinant.shape):
             low, high = max(rows.start - 1, 0), min(rows.stop + 1, len(determinant))
             block = jacobian_determinant(part(slice(low, high))[None])[0, 0].cpu().numpy()
             determinant[rows] = block[rows.start - low : rows.stop - low]
-        self.determinant, self._vectors = determinant, vectors
-        if turn is not None:
-            self.determinant, self._vectors = turn.volume(determinant), turn.volume(vectors)
-            self._to_voxels = turn.change[turn.source, 1:] * self._to_voxels[turn.source]
+        self.determinant, self._vectors = turn.volume(determinant), turn.volume(vectors)
+        self._to_voxels = turn.change[turn.source, 1:] * self._to_voxels[turn.source]
 
     def plane(self, plane: Plane, position: np.ndarray) -> np.ndarray:
         """The displacements in the plane through a voxel, (3, width, height), voxels of the reordered grid."""
