@@ -220,14 +220,18 @@ def test_names_that_differ_in_the_modality(tmp_path: Path, mr: str, us: str) -> 
     "names, labels, message",
     [
         ({"mr": ["a_mr.nii", "mr_a.nii"], "us": ["a_us.nii"]}, {}, "mr_a.nii: and a_mr.nii are both of the case 'a'"),
-        ({"mr": ["a.nii", "a_mr.nii"], "us": ["a.nii", "a_us.nii"]}, {}, "a_mr.nii: is a second case 'a'; name the"),
+        (
+            {"mr": ["a.nii", "a_mr.nii"], "us": ["a.nii", "a_us.nii"]},
+            {},
+            "a_mr.nii: and a.nii are both of the case 'a'; name the",
+        ),
         ({"mr": ["a.nii", "a.mha"], "us": ["a.nii"]}, {}, "a.nii: and a.mha have one name"),
         ({"mr": ["a.nii", "a.nii.gz"], "us": ["a.nii"]}, {}, "a.nii.gz: and a.nii have one name"),
         ({"mr": ["a_mr.nii"], "us": ["b_us.nii"]}, {}, "mr_images/a_mr.nii: its partner .*us_images/a.nii is missing"),
         (
             {"mr": ["a.nii"], "us": ["a.nii"]},
             {"us": ["a_label.nii", "a_mask.nii"]},
-            "a_mask.nii: and a_label.nii may both be the label of a; name one",
+            "a_mask.nii: and a_label.nii are both of the case 'a'; name the",
         ),
         (
             {"mr": ["a.nii", "b.nii"], "us": ["a.nii", "b.nii"]},

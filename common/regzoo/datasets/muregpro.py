@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from regzoo.case import FIXED, MOVING, Key, Record
-from regzoo.datasets.folders import IMAGE_SUFFIXES, check_labels, image_files, is_junk, split_folders
+from regzoo.datasets.folders import IMAGE_SUFFIXES, case_name, check_labels, image_files, is_junk, split_folders
 from regzoo.datasets.records import check_splits, record_files
 from regzoo.datasets.text import read_json, warn_once
 from regzoo.errors import RegZooError, bad_file, refuse
@@ -114,23 +115,33 @@ def _read_split(part: Path, direction: str, cases: dict[str, dict[str, Any]]) ->
     """The records of one folder with image folders, ordered by name, without names of labels."""
     _check_folders(part)
     moving, fixed = direction.split("_to_")
-    images = {kind: image_files(part / f"{kind}_images") for kind in (moving, fixed)}
-    labels = {kind: image_files(part / f"{kind}_labels") for kind in (moving, fixed)}
     sides = ((FIXED, fixed), (MOVING, moving))
+    files = {kind: image_files(part / f"{kind}_images") for kind in (moving, fixed)}
+    both = files[moving].keys() & files[fixed].keys()
+    images = {kind: _by_case(kind, found, both) for kind, found in files.items()}
+    labels = {kind: _by_case(kind, image_files(part / f"{kind}_labels"), both) for kind in files}
+    for kind, other in ((moving, fixed), (fixed, moving)):
+        for key in images[kind].keys() - images[other].keys():
+            case, path = images[kind][key]
+            partner = part / f"{other}_images" / path.name.replace(case_name(path), case)
+            refuse(bad_file(path, f"its partner {partner} is missing", "add the file or remove this one"))
+    pairs = sorted((case, key) for key, (case, _) in images[moving].items() if key in images[fixed])
+    if not pairs:
+        fix = "name a folder with images in it"
+        raise bad_file(part / f"{fixed}_images", f"holds no image ({', '.join(IMAGE_SUFFIXES)})", fix)
     records = []
-    for case, names in sorted(_pairs(part, images).items()):
+    for case, key in pairs:
         record: Record = {}
         for side, kind in sides:
-            record[side.image] = str(images[kind][names[kind]])
-        for side, kind in sides:
-            if label := _label_of(names[kind], kind, labels[kind]):
-                record[side.label] = str(label)
+            record[side.image] = str(images[kind][key][1])
+            if key in labels[kind]:
+                record[side.label] = str(labels[kind][key][1])
         record[Key.PATIENT] = str(cases.get(case, {}).get("patient", case))
         record[Key.CASE] = case
         records.append(record)
-    for side, kind in sides:
-        used = [Path(files[0]) if (files := record_files(record, [side.label])) else None for record in records]
-        check_labels(part / f"{kind}_images", labels[kind].values(), used)
+    for kind, known in labels.items():
+        used = [known[key][1] if key in known else None for _, key in pairs]
+        check_labels(part / f"{kind}_images", [path for _, path in known.values()], used)
     return records
 
 
@@ -142,29 +153,21 @@ def _check_folders(part: Path) -> None:
             raise bad_file(path, "is not a folder of µ-RegPro and would be ignored", f"name it {close[0]}, or move it")
 
 
-def _pairs(part: Path, images: dict[str, dict[str, Path]]) -> dict[str, dict[str, str]]:
-    """The names of the two files of each pair, by case: equal names first, then common parts."""
-    both = set.intersection(*(set(files) for files in images.values()))
-    found = {name: dict.fromkeys(images, name) for name in both}
-    left = {kind: _by_common_part(part, kind, set(files) - both, files) for kind, files in images.items()}
-    for kind, other in (tuple(images), tuple(images)[::-1]):
-        for key, name in left[kind].items():
-            if key not in left[other]:
-                path = images[kind][name]
-                partner = part / f"{other}_images" / path.name.replace(name, _common_part(name, kind))
-                refuse(bad_file(path, f"its partner {partner} is missing", "add the file or remove this one"))
-    for key, name in left[next(iter(images))].items():
-        if not all(key in names for names in left.values()):
-            continue
-        names = {kind: left[kind][key] for kind in images}
-        case = _common_part(name, next(iter(images)))
-        if case.lower() in {known.lower() for known in found}:
-            path = images[next(iter(images))][name]
-            raise bad_file(path, f"is a second case {case!r}", "name the files of a pair alike, and no others")
-        found[case] = names
-    if not found:
-        empty = next(part / f"{kind}_images" for kind in reversed(images) if not images[kind])
-        raise bad_file(empty, f"holds no image ({', '.join(IMAGE_SUFFIXES)})", "name a folder with images in it")
+def _by_case(kind: str, files: Mapping[str, Path], both: Collection[str]) -> dict[str, tuple[str, Path]]:
+    """Files with their cases, by the case in lower case.
+
+    The case is the whole name if images of both modalities have it, else its common part.
+
+    Raises:
+        RegZooError: two files are of one case.
+    """
+    found: dict[str, tuple[str, Path]] = {}
+    for name, path in files.items():
+        case = name if name in both else _common_part(name, kind)
+        _, other = found.setdefault(case.lower(), (case, path))
+        if other != path:
+            problem = f"and {other.name} are both of the case {case!r}"
+            raise bad_file(path, problem, "name the files of a pair alike, and no others")
     return found
 
 
@@ -173,32 +176,6 @@ def _common_part(name: str, kind: str) -> str:
     words = rf"(?:{TOKENS[kind]}|{KIND})"
     rest = re.sub(rf"(?<![^\W_]){words}(?![^\W_])", "", name, flags=re.IGNORECASE)
     return re.sub(r"([\W_])[\W_]*", r"\1", rest).strip("_-. ") or name
-
-
-def _by_common_part(part: Path, kind: str, names: set[str], files: dict[str, Path]) -> dict[str, str]:
-    """Names of files by the part that the files of a pair share, in lower case."""
-    found: dict[str, str] = {}
-    for name in sorted(names):
-        other = found.setdefault(_common_part(name, kind).lower(), name)
-        if other != name:
-            problem = f"and {files[other].name} are both of the case {_common_part(name, kind)!r}"
-            raise bad_file(files[name], problem, "name the files of a pair alike, and no others")
-    return found
-
-
-def _label_of(name: str, kind: str, labels: dict[str, Path]) -> Path | None:
-    """The label file of an image: of the same name, or of the part that the files of a pair share.
-
-    Raises:
-        RegZooError: there are two.
-    """
-    if name in labels:
-        return labels[name]
-    wanted = _common_part(name, kind).lower()
-    found = [path for label, path in labels.items() if _common_part(label, kind).lower() == wanted]
-    if len(found) > 1:
-        raise bad_file(found[1], f"and {found[0].name} may both be the label of {name}", "name one as its image")
-    return found[0] if found else None
 
 
 def _default_names(record: Record) -> list[str]:

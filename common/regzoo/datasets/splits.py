@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Sequence
+from itertools import chain
 
+import numpy as np
 from regzoo.case import FIXED, IMAGE_KEYS, Key, Record
-from regzoo.datasets.records import check_splits, patients_of, record_files
+from regzoo.datasets.records import check_splits, patients_of, real_files, record_files
 from regzoo.datasets.text import warn_once
 from regzoo.errors import RegZooError
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 
 def patient_folds(records: Sequence[Record], folds: int, seed: int = 0) -> list[list[Record]]:
@@ -103,25 +106,18 @@ def _own_folds(records: Sequence[Record], folds: int | None) -> dict[int, list[R
 
 def linked_groups(records: Sequence[Record]) -> dict[str, list[Record]]:
     """Records that share a patient or an image, directly or through others, by the name of their first patient."""
-    real = {file: os.path.realpath(file) for file in {f for r in records for f in record_files(r, IMAGE_KEYS)}}
     names = [
-        [f"patient {patient}" for patient in patients_of(record)]
-        + [f"image {real[file]}" for file in record_files(record, IMAGE_KEYS)]
-        for record in records
+        [*(f"patient {name}" for name in patients_of(record)), *real_files(record, IMAGE_KEYS)] for record in records
     ]
-    leader = {name: name for of_one in names for name in of_one}
-
-    def find(name: str) -> str:
-        while leader[name] != name:
-            leader[name] = name = leader[leader[name]]
-        return name
-
-    for first, *others in names:
-        for other in others:
-            leader[find(other)] = find(first)
-    groups: dict[str, list[Record]] = {}
+    number = {name: index for index, name in enumerate(sorted(set(chain(*names))))}
+    # A graph of names, in which each record joins its first name to the others.
+    rows = [number[first] for first, *others in names for _ in others]
+    columns = [number[other] for _, *others in names for other in others]
+    graph = coo_array((np.ones(len(rows)), (rows, columns)), shape=(len(number),) * 2)
+    _, component = connected_components(graph, directed=False)
+    groups: dict[int, list[Record]] = {}
     for record, (first, *_) in zip(records, names, strict=True):
-        groups.setdefault(find(first), []).append(record)
+        groups.setdefault(int(component[number[first]]), []).append(record)
     return {_group_name(group): group for group in groups.values()}
 
 

@@ -28,9 +28,9 @@ def case_figure(path: str | PathLike[str], item: Mapping[str, Any]) -> None:
         item: has ``reference_image``, a `MetaTensor`, ``unregistered_image`` and ``warped_image`` (1, X, Y, Z), and may
             have ``reference_label``, ``unregistered_label``, ``warped_label`` (C, X, Y, Z, or held as a map), and
             ``field`` or ``ddf`` (3, X, Y, Z) in voxels, all on the grid of ``reference_image``. With
-            ``labels_predicted`` there is no warped image, but perhaps a ``probability`` (C, X, Y, Z). The planes go through the centroid of
-            the fixed gland, channel 0, else of another label, else through the image centre. In a label map
-            (``moving_label_is_map``) no label is special: the planes go through the largest.
+            ``labels_predicted`` there is no warped image, but perhaps a ``probability`` (C, X, Y, Z). The planes go
+            through the centroid of the fixed gland, channel 0, else of another label, else through the image centre. In
+            a label map (``moving_label_is_map``) no label is special: the planes go through the largest.
     """
     # matplotlib is slow to import, and a server that only registers may lack it.
     from regzoo.report.picture import Picture
