@@ -83,7 +83,7 @@ class LocalNormalizedCrossCorrelation(_WindowedSimilarity):
     """1 − the mean over all voxels of the squared correlation coefficient within a window around the voxel.
 
     The loss is 0 if the images are linearly related in every window, whatever the slope, and about 1 if they are
-    unrelated. Windows that reach beyond the border see zeros there.
+    unrelated. Windows that reach beyond the border see zeros there; with a mask, they see only the voxels that count.
 
     Equal to 1 + ``monai.losses.LocalNormalizedCrossCorrelationLoss`` with ``kernel_size=window`` and
     ``smooth_dr=eps * v``, where v is the sum of the window's weights (for the rectangular one, its number of voxels).

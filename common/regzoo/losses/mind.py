@@ -27,6 +27,8 @@ PLANES = ((0, 1), (0, 2), (1, 2))
 #: slabs and the derivative of the sum with respect to the descriptors.
 Head = Callable[[torch.Tensor, slice], tuple[torch.Tensor, torch.Tensor]]
 
+Pairs = list[tuple[torch.Tensor, torch.Tensor]]
+
 
 class _Descriptors:
     """The descriptors of an image (X, Y, Z) and the gradient of a function of them.
@@ -47,13 +49,11 @@ class _Descriptors:
         self.reach, self.dilation = radius + dilation, dilation
         self.window = Window([(1.0,) * (2 * radius + 1)] * 3, valid=True)
         self.inverse_mass = like.new_tensor(1 / self.window.mass)
-        self.mask: torch.Tensor | None = None
-        self._partial: torch.Tensor | None = None
-        self._whole: torch.Tensor | None = None
-        self._slopes: torch.Tensor | None = None
+        self.pair_weights: Pairs = []
+        self._memory: list[torch.Tensor | None] = [None, None]
         if mask is not None:
-            self.mask = self._extended(mask)
-            mass = self.window.filter(torch.stack([a * b for a, b in self._pairs(self.mask)]))
+            self.pair_weights = self._pairs(self._extended(mask))
+            mass = self.window.filter(torch.stack([a * b for a, b in self.pair_weights]))
             self.known = torch.stack([mass[k][place] for k, place in self._places(mask.shape)]).amin(0) > 0
             self.inverse_mass = torch.where(mass > 0, 1 / mass, 0)
 
@@ -61,11 +61,9 @@ class _Descriptors:
         self, image: torch.Tensor, floor: torch.Tensor, head: Head, slopes: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Sum of the values of `head`, and if `slopes` its derivatives by the image and by the floor of V."""
-        extended = self._extended(image)
-        distances = self._distances(extended)
-        if slopes and self._slopes is None:
-            self._slopes = torch.empty_like(distances)
-        by_distance = distances if self._slopes is None else self._slopes.zero_()
+        pairs = self._pairs(self._extended(image))
+        distances = self._distances(pairs)
+        by_distance = self._zeros(pairs, distances) if slopes else distances
         total, by_floor = image.new_zeros(()), image.new_zeros(())
         places = self._places(image.shape)
         for slab in slabs(image, 0, CHANNELS):
@@ -89,7 +87,7 @@ class _Descriptors:
                 by_distance[k][place][slab].add_(part)
         if not slopes:
             return total, None, None
-        return total, self._gradient(extended, by_distance), by_floor
+        return total, self._gradient(pairs, by_distance), by_floor
 
     def describe(self, image: torch.Tensor, floor: torch.Tensor) -> torch.Tensor:
         """(X, Y, Z) → (12, X, Y, Z)."""
@@ -106,7 +104,7 @@ class _Descriptors:
         """The image goes on beyond its border as it ends there."""
         return nn.functional.pad(image[None, None], [self.reach] * 6, mode="replicate")[0, 0]
 
-    def _pairs(self, extended: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def _pairs(self, extended: torch.Tensor) -> Pairs:
         """For each displacement, the extended image at x + a + p and at x + b + p."""
         size = [n - self.dilation for n in extended.shape]
         pairs = []
@@ -128,53 +126,50 @@ class _Descriptors:
         starts = [self.dilation if axis in shifted else 0 for axis in range(3)]
         return tuple(slice(start, start + n) for start, n in zip(starts, size, strict=True))
 
-    def _differences(self, extended: torch.Tensor, slab: slice) -> torch.Tensor:
-        return torch.stack([a[slab] - b[slab] for a, b in self._pairs(extended)])
-
     def _weigh(self, squares: torch.Tensor, slab: slice) -> torch.Tensor:
-        if self.mask is not None:
-            for square, (a, b) in zip(squares, self._pairs(self.mask), strict=True):
-                square.mul_(a[slab]).mul_(b[slab])
+        for square, (a, b) in zip(squares, self.pair_weights, strict=False):  # without a mask there are none
+            square.mul_(a[slab]).mul_(b[slab])
         return squares
 
     def _inverse_mass(self, slab: slice) -> torch.Tensor:
         return self.inverse_mass[:, :, slab] if self.inverse_mass.ndim else self.inverse_mass
 
-    def _distances(self, extended: torch.Tensor) -> torch.Tensor:
+    def _distances(self, pairs: Pairs) -> torch.Tensor:
         """The mean squared differences for each displacement, (6, X + dilation, Y + dilation, Z + dilation)."""
-        window, places = self.window, extended[self.dilation :, self.dilation :, self.dilation :]
 
-        def squares(slab: slice) -> torch.Tensor:
-            return self._weigh(self._differences(extended, slab).square_(), slab)
+        def along_yz(slab: slice) -> torch.Tensor:
+            squares = torch.stack([a[slab] - b[slab] for a, b in pairs]).square_()
+            return self.window.filter(self._weigh(squares, slab), (2, 1))
 
-        partial = self._partial = in_slabs(
-            places, 0, 6, lambda slab: window.filter(squares(slab), (2, 1)), self._partial
-        )
-        self._whole = in_slabs(
-            partial,
-            1,
-            6,
-            lambda slab: window.filter(partial[:, :, slab], (0,)).mul_(self._inverse_mass(slab)),
-            self._whole,
-        )
-        return self._whole
+        def along_x(slab: slice) -> torch.Tensor:
+            return self.window.filter(partial[:, :, slab], (0,)).mul_(self._inverse_mass(slab))
 
-    def _gradient(self, extended: torch.Tensor, by_distance: torch.Tensor) -> torch.Tensor:
-        window, places = self.window, extended[self.dilation :, self.dilation :, self.dilation :]
-        partial = in_slabs(
-            by_distance,
-            1,
-            6,
-            lambda slab: window.adjoint(by_distance[:, :, slab] * self._inverse_mass(slab), (0,)),
-            self._partial,
-        )
-        gradient = torch.zeros_like(extended)
-        pairs = self._pairs(gradient)
-        for slab in slabs(places, 0, 6):
-            slopes = window.adjoint(partial[:, slab], (2, 1)).mul_(self._differences(extended, slab)).mul_(2)
-            for slope, (a, b) in zip(self._weigh(slopes, slab), pairs, strict=True):
-                a[slab].add_(slope)
-                b[slab].sub_(slope)
+        partial = self._memory[0] = in_slabs(pairs[0][0], 0, 6, along_yz, self._memory[0])
+        return in_slabs(partial, 1, 6, along_x, self._inner(partial))
+
+    def _zeros(self, pairs: Pairs, distances: torch.Tensor) -> torch.Tensor:
+        memory = self._memory[1]
+        if memory is None:
+            memory = self._memory[1] = distances.new_empty(6, len(pairs[0][0]), *distances.shape[2:])
+        return self._inner(memory).zero_()
+
+    def _inner(self, memory: torch.Tensor) -> torch.Tensor:
+        """The part of the memory for volumes that the window has made smaller along X."""
+        return memory[:, : memory.shape[1] - len(self.window.kernels[0]) + 1]
+
+    def _gradient(self, pairs: Pairs, by_distance: torch.Tensor) -> torch.Tensor:
+        def along_x(slab: slice) -> torch.Tensor:
+            return self.window.adjoint(by_distance[:, :, slab] * self._inverse_mass(slab), (0,))
+
+        partial = in_slabs(by_distance, 1, 6, along_x, self._memory[1])
+        gradient = partial.new_zeros([n + self.dilation for n in pairs[0][0].shape])
+        targets = self._pairs(gradient)
+        for slab in slabs(pairs[0][0], 0, 6):
+            slopes = self._weigh(self.window.adjoint(partial[:, slab], (2, 1)), slab)
+            for slope, (a, b), (to_a, to_b) in zip(slopes, pairs, targets, strict=True):
+                slope.mul_(a[slab] - b[slab]).mul_(2)
+                to_a[slab].add_(slope)
+                to_b[slab].sub_(slope)
         # Beyond the border, the voxels of the border were repeated.
         for axis in range(3):
             size = gradient.shape[axis] - 2 * self.reach

@@ -32,7 +32,7 @@ def slabs(volume: torch.Tensor, axis: int, channels: int) -> Iterator[slice]:
         channels: how many volumes of this size are worked on together.
     """
     size = volume.shape[axis - 3]
-    count = 1 if volume.is_cuda else min(size, math.ceil(channels * math.prod(volume.shape[-3:]) / SLAB))
+    count = 1 if volume.device.type != "cpu" else min(size, math.ceil(channels * math.prod(volume.shape[-3:]) / SLAB))
     for k in range(count):
         yield slice(k * size // count, (k + 1) * size // count)
 
