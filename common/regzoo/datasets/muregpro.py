@@ -121,7 +121,7 @@ def _read_split(part: Path, direction: str, cases: dict[str, dict[str, Any]]) ->
     images = {kind: _by_case(kind, found, both) for kind, found in files.items()}
     labels = {kind: _by_case(kind, image_files(part / f"{kind}_labels"), both) for kind in files}
     for kind, other in ((moving, fixed), (fixed, moving)):
-        for key in images[kind].keys() - images[other].keys():
+        for key in sorted(images[kind].keys() - images[other].keys()):
             case, path = images[kind][key]
             partner = part / f"{other}_images" / path.name.replace(case_name(path), case)
             refuse(bad_file(path, f"its partner {partner} is missing", "add the file or remove this one"))

@@ -11,7 +11,6 @@ import mmap
 import os
 import re
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,7 +35,7 @@ class TextHeader(NamedTuple):
 
     Attributes:
         fields: name → value; the names are in lower case for NRRD.
-        named: the files that hold the voxels; empty if the file itself holds them.
+        named: the file that holds the voxels; empty if the header's own file holds them.
         end: the length of the header, in bytes.
     """
 
@@ -67,8 +66,8 @@ def nrrd_header(path: Path) -> TextHeader:
     if blank is None and len(content) == LONGEST_HEADER:
         raise _unclear(path, "no end")
     lines = content[: blank.end() if blank else None].decode("latin-1").replace("\r", "\n").split("\n")
-    fields, names = dict[str, str](), list[str]()
-    for number, line in enumerate(lines[1:], 1):
+    fields, named = dict[str, str](), list[Path]()
+    for line in lines[1:]:
         if line.startswith("#") or re.match("[^:]*:=", line) or not line:
             continue
         if len(line) > LONGEST_LINE:
@@ -79,15 +78,7 @@ def nrrd_header(path: Path) -> TextHeader:
             raise _unclear(path, f"the line {line!r:.60}")
         fields[key] = value.strip()
         if key.replace(" ", "") == "datafile":
-            listed = value.strip().startswith("LIST")
-            if not listed:
-                names = _numbered(path, value.strip())
-                continue
-            # ITK does not end a list at an empty line.
-            if (blank and content[blank.end() :].strip(b"\r\n")) or len(content) == LONGEST_HEADER:
-                raise _unclear(path, "its list of files does not end with the header")
-            names = [name for name in lines[number + 1 :] if name]
-            break
+            named = [_beside(path, value.strip())]
     for key, most in (("byteskip", MOST_SKIPPED), ("lineskip", 1 << 16)):
         for spelling in (key, key.replace("skip", " skip")):
             if not re.fullmatch(r"-?\d{1,9}", skip := fields.get(spelling, "0")) or abs(int(skip)) > most:
@@ -95,14 +86,14 @@ def nrrd_header(path: Path) -> TextHeader:
     for key in ("space origin", "spaceorigin", "space directions", "spacedirections", "spacings"):
         if re.search("nan|inf", fields.get(key, "").lower().removesuffix(" nan")):  # the last axis may not be spatial
             raise _unclear(path, f"{key} {fields[key]!r:.60}")
-    return TextHeader(fields, _beside(path, names), blank.end() if blank else len(content))
+    return TextHeader(fields, named, blank.end() if blank else len(content))
 
 
 def metaimage_header(path: Path) -> TextHeader:
     """The header of a MetaImage file.
 
     Raises:
-        RegZooError: the header names a file outside its own folder or is ambiguous.
+        RegZooError: the header names a file outside its own folder, or several files, or is ambiguous.
     """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         start = content.find(_DATA_FILE, 0, LONGEST_HEADER)
@@ -125,27 +116,13 @@ def metaimage_header(path: Path) -> TextHeader:
     value = last[1].decode("latin-1")
     if value in ("LOCAL", "Local", "local"):
         return TextHeader(fields, [], start + last.end())
-    if value == "LIST":
-        if len(rest) == LONGEST_HEADER:
-            raise _unclear(path, "its list of files is too long")
-        names = [name.strip() for name in rest[last.end() :].decode("latin-1").split("\n") if name.strip()]
-    elif value.startswith("LIST"):  # ITK takes all of these for lists
-        raise _unclear(path, value)
-    else:
-        names = _numbered(path, value)
-    header = TextHeader(fields, _beside(path, names), start + last.end())
-    if len(names) > 1 and (header.deflated or len(names) != int(fields["DimSize"].split()[-1])):
-        raise _unclear(path, f"it names {len(names)} files")
-    return header
+    return TextHeader(fields, [_beside(path, value)], start + last.end())
 
 
 def check_complete(path: Path, header: TextHeader, shape: tuple[int, ...], itemsize: int) -> None:
     """Refuse a MetaImage with fewer voxels than its header says; ITK would return uninitialised memory for the rest."""
-    wanted = math.prod(shape) * itemsize
-    if len(header.named) > 1:
-        if any(file.stat().st_size < wanted // len(header.named) for file in header.named):
-            raise truncated(path, shape)
-    elif header.deflated:
+    if header.deflated:
+        wanted = math.prod(shape) * itemsize
         source, start = (header.named[0], 0) if header.named else (path, header.end)
         available = source.stat().st_size - start
         stored = int(header.fields.get("CompressedDataSize") or available)
@@ -205,27 +182,15 @@ def _numbers(value: str, count: int) -> bool:
         return False
 
 
-def _numbered(path: Path, value: str) -> list[str]:
-    """One file name, or the names of a pattern such as ``slice%03d.raw 1 20 1``."""
-    if "%" not in value:
-        return [value]
-    pattern = re.fullmatch(
-        r"([^%\s]*%(?:0?[1-9])?d[^%\s]*)\s+(\d{1,6})\s+(\d{1,6})(?:\s+([1-9]\d{0,5}))?(?:\s+[1-9])?", value
-    )
-    if pattern is None:
-        raise _unclear(path, f"the file names {value!r:.60}")
-    low, high, step = (int(word) for word in (pattern[2], pattern[3], pattern[4] or "1"))
-    return [pattern[1] % number for number in range(low, high + 1, step)]
-
-
-def _beside(path: Path, names: Sequence[str]) -> list[Path]:
-    """The paths of the named files; refuses files that are not in the folder of the header or below it."""
+def _beside(path: Path, name: str) -> Path:
+    """The path of the file that holds the voxels; it must be in the folder of the header or below it."""
+    if "%" in name or name.startswith("LIST"):  # ITK takes these for patterns and lists
+        raise bad_file(path, f"names another file for each slice, {name!r:.80}", "save the image as one file")
     folder = Path(os.path.normpath(Path.cwd() / path.parent))
-    for name in names:
-        if not name.isprintable() or name == "-" or folder not in Path(os.path.normpath(folder / name)).parents:
-            problem = f"names another file for its voxels, {name!r:.80}, outside its own folder"
-            raise bad_file(path, problem, "put both files into one folder and name the other file in the header")
-    return [path.parent / name for name in names]
+    if not name.isprintable() or name == "-" or folder not in Path(os.path.normpath(folder / name)).parents:
+        problem = f"names another file for its voxels, {name!r:.80}, outside its own folder"
+        raise bad_file(path, problem, "put both files into one folder and name the other file in the header")
+    return path.parent / name
 
 
 def _unclear(path: Path, what: str) -> RegZooError:
