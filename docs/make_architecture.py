@@ -1,4 +1,4 @@
-"""Draw `images/architecture.svg`: the packages, and the way of a pair through them in training and in inference."""
+"""Draw `images/architecture.svg`: the packages, and the path of a pair through them in training and in inference."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BOXES: dict[str, tuple[int, int, int, int, str, list[str]]] = {
     "networks": (590, 244, 150, 84, BOTH, ["a DDF, in voxels of", "the network’s grid"]),
     "inference": (790, 232, 220, 48, INFER, ["a field in mm; files"]),
     "monai_label": (790, 302, 220, 48, INFER, ["requests, studies, answers"]),
-    "export": (30, 384, 220, 64, INFER, ["networks as TorchScript,", "ONNX, TensorRT"]),
+    "export": (30, 384, 220, 64, INFER, ["runs a network from a file:", "TorchScript, ONNX, TensorRT"]),
     "samplers": (320, 384, 140, 64, TRAIN, ["pairs, then labels"]),
     "augmentation": (480, 384, 130, 64, TRAIN, ["on the device"]),
     "losses": (650, 384, 120, 64, TRAIN, ["labels, images,", "deformation"]),
@@ -43,7 +43,7 @@ BOXES: dict[str, tuple[int, int, int, int, str, list[str]]] = {
         560,
         52,
         ASIDE,
-        ["for releases and studies: verify, package, publish, check, datalist, curves, statistics"],
+        ["all other commands: export, verify, package, publish, check, datalist, curves, …"],
     ),
 }
 
