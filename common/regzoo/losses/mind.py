@@ -24,7 +24,7 @@ CHANNELS = 12
 PLANES = ((0, 1), (0, 2), (1, 2))
 
 #: Called with the descriptors of a slab, (12, x, Y, Z), and its place along X. Returns a value that is summed over the
-#: slabs and the derivative of the sum with respect to the descriptors.
+#: slabs and the derivative of the sum with respect to the descriptors, which is then overwritten.
 Head = Callable[[torch.Tensor, slice], tuple[torch.Tensor, torch.Tensor]]
 
 Pairs = list[tuple[torch.Tensor, torch.Tensor]]
@@ -76,8 +76,8 @@ class _Descriptors:
             total += value
             if not slopes:
                 continue
-            slope = slope * descriptors
-            by_scale = (slope * exponents).sum(0)
+            slope.mul_(descriptors)
+            by_scale = exponents.mul_(slope).sum(0)
             nearest = descriptors.floor_()  # the descriptor is 1 where the distance is smallest
             slope.addcmul_(nearest, slope.sum(0).div_(nearest.sum(0)), value=-1)
             flat = raw <= floor
@@ -212,7 +212,7 @@ class _Describe(torch.autograd.Function):
         image, floor = ctx.saved_tensors
 
         def head(descriptors: torch.Tensor, slab: slice) -> tuple[torch.Tensor, torch.Tensor]:
-            return image.new_zeros(()), grads[0][:, slab]
+            return image.new_zeros(()), grads[0][:, slab].clone()
 
         _, by_image, by_floor = ctx.descriptors.evaluate(image, floor, head, slopes=True)
         return by_image, by_floor, None
@@ -284,19 +284,18 @@ class MindSimilarity(Similarity):
         descriptors = _Descriptors(self.radius, self.dilation, fixed, mask)
         target = descriptors.describe(fixed, _floor(fixed, mask, self.eps))
         if mask is None:
-            weight = fixed.new_tensor(share / target.numel())
+            weight = fixed.new_tensor(2 * share / target.numel())
         else:
             weight = torch.where(descriptors.known, mask, 0)
             mass = weight.sum()
             if not bool(mass > 0):
                 raise RegZooError("no voxel of the mask has a whole neighbourhood inside it; give a larger mask")
-            weight = weight * (share / (CHANNELS * mass))
+            weight = weight * (2 * share / (CHANNELS * mass))
 
         def head(found: torch.Tensor, slab: slice) -> tuple[torch.Tensor, torch.Tensor]:
             difference = found - target[:, slab]
             slope = difference * (weight[slab] if weight.ndim else weight)
-            value = torch.dot(slope.flatten(), difference.flatten())
-            return value, slope.mul_(2)
+            return torch.dot(slope.flatten(), difference.flatten()) / 2, slope
 
         return descriptors, head
 
