@@ -7,9 +7,10 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from helpers import smooth_noise
+from helpers import smooth_ddf, smooth_noise
 from regzoo.errors import RegZooError
-from regzoo.losses import MindSimilarity, mind_ssc, windows
+from regzoo.losses import ImageSimilarity, MindSimilarity, mind_ssc, windows
+from scipy.ndimage import map_coordinates
 
 SHAPE = (9, 8, 10)
 
@@ -111,6 +112,25 @@ def test_contrast_does_not_matter() -> None:
     for other in (1 - warped, 300 * warped - 1000, -0.01 * warped):
         assert float(loss(other, fixed)) == pytest.approx(expected, abs=1e-9)
         assert float(loss(other, warped)) == pytest.approx(0, abs=1e-12)
+
+
+def test_leads_to_the_field_between_two_modalities() -> None:
+    shape = (22, 20, 21)
+    moving, ddf = smooth_noise(shape, 2.5, 3, 1.0), smooth_ddf(shape, 2.0)
+    there = map_coordinates(moving, np.indices(shape) + ddf, order=1, mode="nearest")
+    fixed = np.abs(there - np.median(there))  # dark and bright are both bright here
+    assert abs(np.corrcoef(there.ravel(), fixed.ravel())[0, 1]) < 0.3
+    targets = {
+        key: torch.from_numpy(v)[None, None].float() for key, v in (("moving_image", moving), ("fixed_image", fixed))
+    }
+    term = ImageSimilarity(MindSimilarity(1, 1))
+    right = torch.from_numpy(ddf)[None]
+    start = torch.zeros_like(right).requires_grad_()
+    value = term(start, targets)
+    value.backward()
+    assert start.grad is not None
+    assert float(term(right, targets)) < 0.8 * value.item()
+    assert float((start.grad * right).sum()) < 0
 
 
 def test_the_border_is_not_an_edge() -> None:
