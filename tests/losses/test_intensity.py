@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from helpers import smooth_ddf, smooth_noise
-from packaging.version import Version
 from regzoo.errors import RegZooError
 from regzoo.losses import (
     ImageSimilarity,
@@ -76,8 +75,6 @@ def test_global_correlation_of_linear_relations(slope: float, expected: float) -
 @pytest.mark.parametrize("kernel", ["rectangular", "gaussian"])
 @pytest.mark.parametrize("window", [3, 9, 13])  # tap by tap and by matrices
 def test_local_correlation_is_monais(kernel: str, window: int) -> None:
-    if kernel == "gaussian" and Version(monai.__version__) < Version("1.6"):
-        pytest.skip("the Gaussian window of MONAI 1.5 is not symmetric")
     warped, fixed = images()
     theirs = monai.losses.LocalNormalizedCrossCorrelationLoss(3, window, kernel)
     ours = LocalNormalizedCrossCorrelation(window, kernel, eps=1e-5 / float(theirs.kernel_vol))

@@ -164,7 +164,7 @@ class LabelHausdorff(CaseMetric):
         if not present.any():
             return torch.tensor(torch.nan)
         with warnings.catch_warnings():
-            # MONAI 1.5 and 1.6 pass an argument that they have deprecated to a function of their own.
+            # MONAI passes an argument that it has deprecated to a function of its own.
             warnings.filterwarnings("ignore", message=".*always_return_as_numpy.*")
             return compute_hausdorff_distance(
                 warped[present][None],
