@@ -1,4 +1,4 @@
-"""Small, anatomically plausible images with labels and, of pairs, the true displacement."""
+"""Small, anatomically plausible images with labels and, for pairs, the true displacement."""
 
 from regzoo_phantoms.abdomen import AbdomenPhantoms, write_abdomen_phantoms
 from regzoo_phantoms.brain import BrainPhantoms, write_brain_phantoms

@@ -121,7 +121,7 @@ def _barrel(x: np.ndarray, y: np.ndarray, width: float, depth: float, corners: f
 
 
 def oval(x: np.ndarray, y: np.ndarray, width: float, depth: float) -> np.ndarray:
-    """Approximate signed distance, mm, to an elliptic cylinder along z, of half the axes `width` and `depth`."""
+    """Approximate signed distance, mm, to an elliptic cylinder along z with the semi-axes `width` and `depth`."""
     return _barrel(x, y, width, depth, 0.0)
 
 

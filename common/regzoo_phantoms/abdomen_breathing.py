@@ -37,7 +37,7 @@ class Breathing:
     def displacement(self, points: np.ndarray) -> np.ndarray:
         """s at points (3, ...), mm."""
         x, y, z = self.anatomy.to_rigid(points)
-        # Spine, ribs and the back stay; most goes on under the diaphragm, less and less towards the pelvis.
+        # Spine, ribs and back stay; the motion is largest under the diaphragm and fades towards the pelvis.
         inner = 1 - _rise(oval(x, y - 40, 129, 86), -20, 8)
         free = inner * (1 - np.exp((x * x + (y - 4) ** 2) * np.float32(-0.5 / 28**2)))
         level = _rise(z, -55, 28) * (1 - _rise(z, 140, 24))

@@ -81,7 +81,7 @@ LIVER_TREES = {
 
 
 def random_vessels(rng: np.random.Generator, liver: np.ndarray) -> tuple[Vessel, ...]:
-    """The vessels of a patient whose liver lies `liver` mm from its standard place, in the order they are painted."""
+    """The vessels of a patient whose liver lies `liver` mm from its standard place, in the order of painting."""
     width = rng.uniform(0.88, 1.06)
     found = []
     for name, (kind, branches) in LIVER_TREES.items():

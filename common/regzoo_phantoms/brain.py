@@ -1,4 +1,4 @@
-"""Writes a set of brain MR phantoms in the file layout of IXI, with label maps beside."""
+"""Writes a set of brain MR phantoms in the file layout of IXI, and label maps."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What releases and studies need: checks, packages, exports and the commands beside `register`."""
+"""Tools for releases and studies: checks, packages, exports, and all commands other than `register`."""

@@ -143,7 +143,7 @@ def properties(bundle: Bundle, *names: str) -> str:
 
 
 def _pair(phantoms: Path) -> dict[str, Any]:
-    """Two images to register, of a pair or of two patients."""
+    """Two images to register: a pair, or images of two patients."""
     try:
         record = load_records(phantoms, "val")[0]
         return {name: record[name] for name in ("fixed_image", "moving_image")}

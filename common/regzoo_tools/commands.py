@@ -1,4 +1,4 @@
-"""The commands of `regzoo` beside ``register``; a packaged bundle does not contain them.
+"""The commands of `regzoo` other than ``register``; a packaged bundle does not contain them.
 
 Each imports what it needs when it runs, so that a wrong name fails fast.
 """

@@ -48,7 +48,7 @@ def _owner(record: Record) -> Any:
 
 
 def _voxel_sizes(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
-    """Images whose voxels are much larger or smaller than those of the others of their side."""
+    """Images whose voxels are much larger or smaller than those of the other images of their side."""
     for side in (FIXED.name, MOVING.name):
         images = [(case, case.images[side]) for case in facts if side in case.images]
         if len(images) < 3:
