@@ -138,9 +138,9 @@ def phantom_pair() -> None:
     both = torch.stack([as_tensor(label).flatten(1).amax(1) > 0 for label in labels]).all(dim=0)
     fixed_label, moving_label = (MetaTensor(as_tensor(label)[both], affine=label.affine) for label in labels)
     columns = [
-        ("MR (moving), as the headers place it", moving, moving_label),
+        ("MR (moving), unregistered", moving, moving_label),
         ("ultrasound (fixed)", fixed, fixed_label),
-        ("MR through the true displacement", field.warp(moving), field.warp(moving_label)),
+        ("MR after the true displacement", field.warp(moving), field.warp(moving_label)),
     ]
     target = Grid.of(fixed).network_grid((0.5, 0.5, 0.5), (188, 128, 140))
     draw_pair(columns, target, [name for name, kept in zip(record["label_names"], both, strict=True) if kept])
@@ -154,6 +154,7 @@ def draw_pair(columns: list[tuple[str, MetaTensor, MetaTensor]], target: Grid, n
     heights = [extent[1] / extent[0], extent[2] / extent[1]]
     figure, axes = plt.subplots(2, 3, figsize=(13, 9), layout="constrained", height_ratios=heights)
     colours = plt.get_cmap("tab10").colors + plt.get_cmap("Set2").colors
+    outlined = set()
     for column, (title, image, label) in enumerate(volumes):
         views = [
             ((slice(None), slice(None), gland[2]), (extent[0], extent[1])),
@@ -168,11 +169,12 @@ def draw_pair(columns: list[tuple[str, MetaTensor, MetaTensor]], target: Grid, n
             for index, mask in enumerate(label):
                 if (mask[cut] > 0.5).any():
                     axis.contour(mask[cut].T, levels=[0.5], colors=[colours[index]], linewidths=1.4, extent=box)
+                    outlined.add(index)
             if row == 0:
                 axis.invert_xaxis()
                 axis.set_title(title, fontsize=12)
             axis.axis("off")
-    handles = [plt.Line2D([], [], color=colours[i], label=name.replace("_", " ")) for i, name in enumerate(names)]
+    handles = [plt.Line2D([], [], color=colours[i], label=names[i].replace("_", " ")) for i in sorted(outlined)]
     figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False)
     save(figure, "phantom_pair.png")
 

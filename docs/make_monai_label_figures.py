@@ -82,13 +82,13 @@ class Slice:
 
 
 def prostate(server: LabelServer, record: Record) -> None:
-    """The gland of an MR in the ultrasound: as the headers have it, and as three bundles answer."""
+    """The gland of an MR in the ultrasound: unregistered, and in the answers of three bundles."""
     fixed, before = (masks[0] > 0.5 for masks in labels_on_fixed(record))
     view = Slice(record["fixed_image"], fixed)
     names = [name for name in server.names if name.startswith("prostate")]
     figure, axes = plt.subplots(1, 1 + len(names), figsize=(13, 3.1), layout="constrained")
     window = (0.0, float(np.percentile(view.shown, 99.7)))
-    view.draw(axes[0], "as the headers have it", window)
+    view.draw(axes[0], "unregistered", window)
     view.outline(axes[0], before, MOVING)
     for axis, name in zip(axes[1:], names, strict=True):
         answer = server.infer(name, "trus01", moving_image="mr01", moving_label="mr01_gland")
@@ -108,14 +108,14 @@ def prostate(server: LabelServer, record: Record) -> None:
 
 
 def abdomen(server: LabelServer, record: Record) -> None:
-    """Organs of one CT in another: as the headers have them, and as the server answers."""
+    """Organs of one CT in another: unregistered, and in the server's answer."""
     fixed, before = (labels[0] for labels in labels_on_fixed(record))
     answer = server.infer("abdominal_ct_ddmr", "ct01", moving_image="ct02", moving_label="ct02")
     assert answer.image is not None, answer.detail
     view = Slice(record["fixed_image"], fixed == 6)
     figure, axes = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained")
     colours = dict(zip(ORGANS, plt.get_cmap("tab10").colors, strict=False))
-    titles = ("drawn in the fixed CT", "the moving CT's, as the headers have them", "the server's answer")
+    titles = ("labels of the fixed CT", "labels of the moving CT, unregistered", "the server's answer")
     for axis, title, labels in zip(axes, titles, (fixed, before, np.asarray(answer.image.dataobj)), strict=True):
         view.draw(axis, title, (-160.0, 240.0))
         for value, colour in colours.items():

@@ -16,6 +16,7 @@ from matplotlib.colors import LinearSegmentedColormap, ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 from monai.data import MetaTensor
 from regzoo.case import REFERENCE, UNREGISTERED, WARPED, Key
 from regzoo.files import atomic_path
@@ -169,7 +170,8 @@ class Picture:
             places = ((0.03, 0.5), (0.97, 0.5), (0.5, 0.03), (0.5, 0.97))
             aligned = (("left", "center"), ("right", "center"), ("center", "bottom"), ("center", "top"))
             for letter, place, (ha, va) in zip(plane.edges, places, aligned, strict=True):
-                axes.text(*place, letter, transform=axes.transAxes, color=TEXT, fontsize=8, ha=ha, va=va, alpha=0.9)
+                text = axes.text(*place, letter, transform=axes.transAxes, color=TEXT, fontsize=8, ha=ha, va=va)
+                text.set_path_effects([withStroke(linewidth=2, foreground="black")])
 
     def _extent(self, plane: Plane) -> tuple[float, float, float, float]:
         width, height = (self.shape[axis] * self.spacing[axis] for axis in (plane.right, plane.up))
