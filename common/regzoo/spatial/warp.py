@@ -27,7 +27,7 @@ SLAB = 1 << 20
 TIE = 1e-6
 
 
-def _grid_sample(image: torch.Tensor, grid: torch.Tensor, mode: str, padding: str) -> torch.Tensor:
+def grid_sample(image: torch.Tensor, grid: torch.Tensor, mode: str, padding: str) -> torch.Tensor:
     """`F.grid_sample`, but on the CPU it uses all threads even for a batch of one."""
     if not torch.jit.is_scripting():
         # An exported graph runs on any machine, so it must not depend on this machine's threads or this batch's size.
@@ -66,7 +66,7 @@ def sample(
         (B, C, X, Y, Z) in the dtype of `image`.
     """
     parts = [coordinates[:, axis] * (2 / max(image.shape[2 + axis] - 1, 1)) - 1 for axis in (2, 1, 0)]
-    return _grid_sample(image, torch.stack(parts, dim=-1).to(image.dtype), mode, padding)
+    return grid_sample(image, torch.stack(parts, dim=-1).to(image.dtype), mode, padding)
 
 
 def warp(image: torch.Tensor, ddf: torch.Tensor, mode: str = "bilinear", padding: str = "zeros") -> torch.Tensor:
@@ -93,7 +93,7 @@ def warp(image: torch.Tensor, ddf: torch.Tensor, mode: str = "bilinear", padding
         scale = 2.0 / float(max(n - 1, 1))
         voxels = torch.arange(n, device=ddf.device, dtype=torch.float32).view(along)
         parts.insert(0, torch.add(voxels * scale - 1.0, ddf[:, axis].float(), alpha=scale))
-    return _grid_sample(image.float(), torch.stack(parts, dim=-1), mode, padding)
+    return grid_sample(image.float(), torch.stack(parts, dim=-1), mode, padding)
 
 
 def compose(first: torch.Tensor, then: torch.Tensor) -> torch.Tensor:

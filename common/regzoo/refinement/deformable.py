@@ -1,0 +1,215 @@
+"""Refinement of one pair: its deformation is optimised with the losses that train the networks.
+
+The coarse levels optimise one stationary velocity field v, so large deformations stay regular: their roughness is that of
+the whole velocity. The finest level, which costs most, optimises a small deformation w of the moving side as v has
+warped it: most steps take w as it is, the last ones integrate it, and the result is the composition of both exponentials.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from regzoo.filters import gaussian_filter
+from regzoo.refinement.lattice import Lattice, add_roughness_gradient, roughness
+from regzoo.refinement.levels import Level, Volumes, make_levels
+from regzoo.refinement.objective import Objective
+from regzoo.refinement.options import RefinementOptions
+from regzoo.spatial import DisplacementField, Grid
+
+#: Squarings of an exponential during the coarse levels, at the end of the finest level, and in the result.
+COARSE, FINE, RESULT = 3, 2, 6
+#: The share of the steps of the finest level that integrate.
+INTEGRATED = 0.25
+#: Steps between two looks at the objective, which make the host wait for the device.
+LOOK = 5
+#: A level ends when `PATIENCE` steps lower the objective by less than this.
+GAIN, PATIENCE = 1e-4, 10
+#: Updates of the logarithm of a start.
+LOGARITHM = 10
+
+Progress = Callable[[int, int], None]
+
+
+@dataclasses.dataclass
+class Refined:
+    """The result of a refinement.
+
+    Attributes:
+        ddf: (3, X, Y, Z), voxels of `grid`, from the fixed side to the moving side as its grid is placed.
+        grid: the finest level.
+        statistics: steps, seconds, and the objective before and after.
+    """
+
+    ddf: torch.Tensor
+    grid: Grid
+    statistics: dict[str, Any]
+
+
+def refine(
+    fixed: Volumes,
+    moving: Volumes,
+    options: RefinementOptions,
+    start: DisplacementField | None = None,
+    progress: Progress | None = None,
+) -> Refined:
+    """Refine the registration of a pair.
+
+    Args:
+        fixed: the fixed side.
+        moving: the moving side, on the grid where the pre-alignment puts it.
+        options: see `RefinementOptions`.
+        start: the field to start from, from the fixed side to the moving side as its grid is placed, such as a
+            network's; None for no deformation.
+        progress: called with the number of steps done and the largest number of steps.
+
+    Returns:
+        The better of the start and the refinement by the objective of the finest level.
+
+    Raises:
+        RegZooError: the images do not overlap, no voxel counts, or the pair lacks what a similarity needs.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        return _Refinement(fixed, moving, options, start, progress).run()
+
+
+class _Refinement:
+    def __init__(
+        self,
+        fixed: Volumes,
+        moving: Volumes,
+        options: RefinementOptions,
+        start: DisplacementField | None,
+        progress: Progress | None,
+    ) -> None:
+        self.options, self.progress = options, progress
+        self.begin, self.steps = time.perf_counter(), 0
+        self.levels = make_levels(fixed, moving, options.spacing, len(options.steps), options.max_voxels)
+        self.start = start
+        self.coarse, self.fine, self.result = (
+            (COARSE, FINE, RESULT) if options.transformation == "velocity" else (0, 0, 0)
+        )
+
+    def run(self) -> Refined:
+        finest, options = self.levels[-1], self.options
+        before = self._start()
+        objective = Objective(finest, options)
+        objective.look(before)
+        objective_before = float(objective(before))
+        velocity, added = self._coarse_levels(before)
+        lattice = self._lattice(finest)
+        after = self._field(lattice, lattice.resized(velocity, lattice.size), self.result, finest)
+        rough = roughness(added)
+        if len(self.levels) > 1:
+            residual = self._finest_level(finest.warped(after), lattice)
+            after = _composed(finest, self._field(lattice, residual, self.result, finest), after)
+            rough = rough + roughness(residual)
+        objective.look(after)
+        objective_after = float(objective(after) + options.smoothness * rough)
+        improved = objective_after < objective_before - 1e-6
+        statistics = {
+            "improved": improved,
+            "steps": self.steps,
+            "seconds": round(time.perf_counter() - self.begin, 3),
+            "objective_before": round(objective_before, 6),
+            "objective_after": round(objective_after if improved else objective_before, 6),
+            "spacing_mm": [round(float(mm), 3) for mm in finest.grid.spacing],
+        }
+        ddf = (after if improved else before)[0].movedim(-1, 0).flip(0)
+        return Refined(ddf.contiguous(), finest.grid, statistics)
+
+    def _start(self) -> torch.Tensor:
+        """The starting displacement at the finest level, (1, X, Y, Z, 3)."""
+        finest = self.levels[-1]
+        still = torch.zeros(3, *finest.size, device=finest.fixed.device)
+        if self.start is None:
+            return still.movedim(0, -1)[None].contiguous()
+        ddf = DisplacementField(still, finest.grid).compose(self.start).ddf().as_tensor()
+        return ddf.flip(0).movedim(0, -1)[None].contiguous()
+
+    def _lattice(self, level: Level) -> Lattice:
+        stride = self.options.lattice
+        size = [max(round((n - 1) / stride) + 1, min(4, n)) for n in level.size]
+        return Lattice(size, level.fixed.device)
+
+    def _coarse_levels(self, start: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The velocity after the coarse levels, and what they added to that of the start."""
+        levels = self.levels[:-1] or self.levels
+        base = self._logarithm(start, self._lattice(levels[-1])) if self.start is not None else None
+        added = self._lattice(levels[0]).zeros()
+        for level, steps in zip(levels, self.options.steps, strict=False):
+            lattice = self._lattice(level)
+            added = lattice.resized(added, lattice.size)
+            first = None if base is None else lattice.resized(base, lattice.size)
+            added = self._minimise(level, lattice, added, first, [(steps, self.coarse)])
+        return (added if base is None else base + added), added
+
+    def _logarithm(self, start: torch.Tensor, lattice: Lattice) -> torch.Tensor:
+        """The velocity whose exponential is nearest to a displacement; folds of the displacement are smoothed away."""
+        target = lattice.resized(start, lattice.size)
+        velocity = target
+        if self.options.transformation == "velocity":
+            for _ in range(LOGARITHM):
+                velocity = velocity + smoothed(target - lattice.exponential(velocity, self.result))
+        return velocity
+
+    def _finest_level(self, level: Level, lattice: Lattice) -> torch.Tensor:
+        steps = self.options.steps[-1]
+        integrated = round(INTEGRATED * steps) if self.fine else 0
+        phases = [(steps - integrated, 0), (integrated, self.fine)]
+        return self._minimise(level, lattice, lattice.zeros(), None, phases)
+
+    def _field(self, lattice: Lattice, velocity: torch.Tensor, squarings: int, level: Level) -> torch.Tensor:
+        return lattice.resized(lattice.exponential(velocity, squarings), level.size)
+
+    def _minimise(
+        self,
+        level: Level,
+        lattice: Lattice,
+        parameters: torch.Tensor,
+        base: torch.Tensor | None,
+        phases: list[tuple[int, int]],
+    ) -> torch.Tensor:
+        """Optimise a velocity, or what is added to `base`, in phases of so many steps with so many squarings."""
+        objective, options = Objective(level, self.options), self.options
+        parameters = parameters.detach().clone().requires_grad_()
+        optimizer = torch.optim.Adam([parameters], lr=options.rate, fused=True)
+        for steps, squarings in phases:
+            lowest, since = float("inf"), 0
+            for step in range(steps):
+                velocity = parameters if base is None else base + parameters
+                displacement = self._field(lattice, velocity, squarings, level)
+                looks = step % LOOK == 0
+                if looks:
+                    objective.look(displacement.detach())
+                value = objective(displacement)
+                (gradient,) = torch.autograd.grad(value, parameters)
+                if looks:
+                    total = float(value.detach() + options.smoothness * roughness(parameters.detach()))
+                    since = 0 if total < lowest - GAIN else since + LOOK
+                    lowest = min(lowest, total)
+                    if since >= PATIENCE or self._is_over():
+                        break
+                add_roughness_gradient(gradient, parameters.detach(), options.smoothness)
+                parameters.grad = gradient
+                optimizer.step()
+                self.steps += 1
+                if self.progress is not None:
+                    self.progress(self.steps, sum(options.steps))
+        return parameters.detach()
+
+    def _is_over(self) -> bool:
+        limit = self.options.seconds
+        return limit is not None and time.perf_counter() - self.begin >= limit
+
+
+def _composed(level: Level, first: torch.Tensor, then: torch.Tensor) -> torch.Tensor:
+    return Lattice(level.size, first.device).compose(first, then)
+
+
+def smoothed(velocity: torch.Tensor) -> torch.Tensor:
+    """A velocity (1, X, Y, Z, 3) after a narrow Gaussian filter."""
+    return gaussian_filter(velocity.movedim(-1, 1), [1.0, 1.0, 1.0], "renormalise").movedim(1, -1)

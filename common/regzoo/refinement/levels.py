@@ -1,0 +1,196 @@
+"""The levels of a refinement: both sides of a pair on grids that get finer."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from regzoo.errors import RegZooError
+from regzoo.refinement.lattice import Sampler, shrunk
+from regzoo.spatial import Grid, resample
+
+#: How far beyond the fixed field of view the moving image is kept, as a share of it.
+REACH = 0.25
+#: The smallest size of a level.
+SMALLEST = 8
+
+
+@dataclasses.dataclass
+class Volumes:
+    """What one side of a pair gives to a refinement, on one grid.
+
+    Attributes:
+        grid: its grid; that of the moving side is where the pre-alignment puts it.
+        image: (1, X, Y, Z), intensities of about [0, 1]; None if only labels count.
+        labels: (C, X, Y, Z), values in [0, 1], the same labels in the same order on both sides.
+        distance: (1, X, Y, Z), signed distance to the first label, mm.
+        mask: (1, X, Y, Z), 1 where a voxel counts; None if all do.
+    """
+
+    grid: Grid
+    image: torch.Tensor | None = None
+    labels: torch.Tensor | None = None
+    distance: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+
+    def parts(self) -> dict[str, torch.Tensor]:
+        """What there is of image, distance and labels, by name."""
+        found = {"image": self.image, "distance": self.distance, "labels": self.labels}
+        return {name: part.float() for name, part in found.items() if part is not None}
+
+
+@dataclasses.dataclass(frozen=True)
+class Level:
+    """Both sides of a pair at one level.
+
+    Attributes:
+        grid: of the fixed side.
+        fixed, moving: (1, C, X, Y, Z), the parts of `Volumes` one after the other; `sampler` knows the moving grid.
+        fixed_mask, moving_mask: (1, 1, X, Y, Z), or None where all voxels count.
+        sampler: samples the moving side at displacements of the fixed grid.
+        slices: the channels of each part.
+    """
+
+    grid: Grid
+    fixed: torch.Tensor
+    moving: torch.Tensor
+    fixed_mask: torch.Tensor | None
+    moving_mask: torch.Tensor | None
+    sampler: Sampler
+    slices: dict[str, slice]
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        return self.grid.shape
+
+    def warped(self, displacement: torch.Tensor) -> Level:
+        """The level with the moving side warped onto the fixed grid by a displacement (1, X, Y, Z, 3)."""
+        with torch.no_grad():
+            moving = self.sampler(self.moving, displacement)
+            mask = None if self.moving_mask is None else self.sampler(self.moving_mask, displacement)
+        sampler = Sampler(self.size, self.size, device=moving.device)
+        return dataclasses.replace(self, moving=moving, moving_mask=mask, sampler=sampler)
+
+
+def finest_grid(fixed: Volumes, spacing: float, max_voxels: int) -> Grid:
+    """The grid of the finest level: the fixed image's axes and field of view, cut to what is not background.
+
+    Args:
+        fixed: the fixed side.
+        spacing: voxel size, mm; axes along which the image is coarser keep its voxel size.
+        max_voxels: limit, kept by a coarser spacing.
+    """
+    native = fixed.grid.straightened()
+    low, high = _content(fixed)
+    extent = (high - low) * native.spacing
+    while True:
+        steps = np.maximum(spacing, native.spacing)
+        size = np.maximum(np.ceil(extent / steps - 1e-6).astype(int) + 1, min(SMALLEST, *native.shape))
+        size = np.maximum(size, 2)
+        if size.prod() <= max_voxels or spacing > extent.max():
+            break
+        spacing *= 1.05 * max((size.prod() / max_voxels) ** (1 / 3), 1.0)
+    middle = native.to_world((low + high) / 2)
+    affine = native.affine.copy()
+    affine[:3, :3] *= steps / native.spacing
+    affine[:3, 3] = middle - affine[:3, :3] @ ((size - 1) / 2)
+    return Grid((int(size[0]), int(size[1]), int(size[2])), affine)
+
+
+def _content(fixed: Volumes) -> tuple[np.ndarray, np.ndarray]:
+    """First and last voxel, along each axis, of the box that holds all that varies in the fixed image."""
+    shape = np.asarray(fixed.grid.shape)
+    if fixed.image is None:
+        return np.zeros(3), shape - 1.0
+    varies = torch.zeros(tuple(fixed.grid.shape), dtype=torch.bool, device=fixed.image.device)
+    for axis in range(3):
+        step = (fixed.image[0].diff(dim=axis).abs() > 1e-3)
+        varies.narrow(axis, 0, int(shape[axis]) - 1).logical_or_(step)
+    low, high = np.zeros(3), shape - 1.0
+    for axis in range(3):
+        others = [k for k in range(3) if k != axis]
+        there = varies.any(dim=others[1]).any(dim=others[0]).nonzero()
+        if len(there):
+            margin = 4 / fixed.grid.spacing[axis] + 2
+            low[axis] = max(float(there[0]) - margin, 0)
+            high[axis] = min(float(there[-1]) + 1 + margin, shape[axis] - 1)
+    return low, high
+
+
+def make_levels(fixed: Volumes, moving: Volumes, spacing: float, count: int, max_voxels: int) -> list[Level]:
+    """The levels of a pair, coarse to fine; each halves the voxel size of the one before.
+
+    Raises:
+        RegZooError: the images do not overlap.
+    """
+    finest = finest_grid(fixed, spacing, max_voxels)
+    low, high = _reach(finest, moving.grid)
+    around = Grid(tuple(np.asarray(finest.shape) + low + high), _shifted(finest, -low))
+    fixed_channels = _placed(torch.cat(list(fixed.parts().values())), fixed.grid, finest)
+    moving_channels = _placed(torch.cat(list(moving.parts().values())), moving.grid, around)
+    device = fixed_channels.device
+    fixed_mask = None if fixed.mask is None else _placed(fixed.mask, fixed.grid, finest)
+    moving_mask = _moving_mask(moving, around)
+    counts = [len(part) for part in fixed.parts().values()]
+    slices = {name: slice(sum(counts[:k]), sum(counts[: k + 1])) for k, name in enumerate(fixed.parts())}
+    levels = []
+    for index in range(count):
+        wanted = np.maximum(finest.spacing.min() * 2 ** (count - 1 - index), finest.spacing)
+        size, outer = _size(finest, wanted), _size(around, wanted)
+        step = (np.asarray(finest.shape) - 1) / np.maximum(np.asarray(size) - 1, 1)
+        outer_step = (np.asarray(around.shape) - 1) / np.maximum(np.asarray(outer) - 1, 1)
+        affine = finest.affine.copy()
+        affine[:3, :3] *= step
+        levels.append(
+            Level(
+                Grid(size, affine),
+                shrunk(fixed_channels, size),
+                shrunk(moving_channels, outer),
+                None if fixed_mask is None else shrunk(fixed_mask, size),
+                None if moving_mask is None else shrunk(moving_mask, outer),
+                Sampler(size, outer, (step / outer_step).tolist(), (low / outer_step).tolist(), device),
+                slices,
+            )
+        )
+    return levels
+
+
+def _size(grid: Grid, spacing: np.ndarray) -> tuple[int, int, int]:
+    """The number of voxels of about a given size from the first to the last voxel of a grid."""
+    size = []
+    for n, old, new in zip(grid.shape, grid.spacing, spacing, strict=True):
+        size.append(max(round((n - 1) * old / new) + 1, min(SMALLEST, n)))
+    return size[0], size[1], size[2]
+
+
+def _reach(grid: Grid, moving: Grid) -> tuple[np.ndarray, np.ndarray]:
+    """How many voxels the moving field of view reaches beyond a grid, before and after it, at most `REACH` of it."""
+    corners = grid.to_voxels(moving.corners.reshape(-1, 3))
+    shape = np.asarray(grid.shape)
+    limit = np.ceil(REACH * shape)
+    low = np.clip(np.ceil(-corners.min(axis=0)), 0, limit)
+    high = np.clip(np.ceil(corners.max(axis=0) - (shape - 1)), 0, limit)
+    return low.astype(int), high.astype(int)
+
+
+def _shifted(grid: Grid, voxels: np.ndarray) -> np.ndarray:
+    affine = grid.affine.copy()
+    affine[:3, 3] = grid.to_world(voxels)
+    return affine
+
+
+def _placed(volume: torch.Tensor, source: Grid, target: Grid) -> torch.Tensor:
+    """(C, X, Y, Z) on another grid, as (1, C, X', Y', Z')."""
+    return resample(volume, source, target, padding="border", anti_alias=True)[None]
+
+
+def _moving_mask(moving: Volumes, around: Grid) -> torch.Tensor | None:
+    """Where the moving image counts: inside its field of view and its mask; None if that is everywhere."""
+    (part, *_) = moving.parts().values()
+    inside = resample(torch.ones_like(part[:1]), moving.grid, around)[None]
+    if moving.mask is not None:
+        inside = inside * _placed(moving.mask, moving.grid, around)
+    return None if bool((inside > 0.99).all()) else inside

@@ -1,0 +1,76 @@
+"""What a refinement minimises at one level: a weighted sum of similarities."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from regzoo.errors import RegZooError
+from regzoo.losses import LocalNormalizedCrossCorrelation, MultiScaleDice, NormalizedCrossCorrelation
+from regzoo.losses.mind import MindSimilarity
+from regzoo.refinement.levels import Level
+from regzoo.refinement.options import RefinementOptions
+
+#: Share of the fixed voxels that must count on both sides.
+OVERLAP = 0.01
+
+_Term = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Objective:
+    """The similarity of a level at a displacement.
+
+    Voxels count that both masks leave and that lie in the moving field of view; `look` finds them.
+
+    Raises:
+        RegZooError: an option needs an image or labels that the pair does not have.
+    """
+
+    def __init__(self, level: Level, options: RefinementOptions) -> None:
+        self.level, self.options = level, options
+        self.terms: list[tuple[float, str, _Term]] = []
+        self.look(None)
+
+    def look(self, displacement: torch.Tensor | None) -> None:
+        """Find the voxels that count at a displacement (1, X, Y, Z, 3); None is none, as is a pair without masks."""
+        level = self.level
+        if self.terms and level.moving_mask is None:
+            return
+        mask = level.fixed_mask
+        if level.moving_mask is not None:
+            where = displacement if displacement is not None else level.fixed.new_zeros(1, *level.size, 3)
+            with torch.no_grad():
+                moving = (level.sampler(level.moving_mask, where) > 0.99).float()
+            mask = moving if mask is None else mask * moving
+        if mask is not None and float(mask.mean()) < OVERLAP:
+            raise RegZooError("the images have almost no voxels in common that count; check the masks or align first")
+        self.terms = [(weight, name, self._term(name, mask)) for name, weight in self.options.similarity.items()]
+
+    def _term(self, name: str, mask: torch.Tensor | None) -> _Term:
+        fixed = self.level.fixed[:, self._channels(name)]
+        if name == "lncc":
+            return LocalNormalizedCrossCorrelation(self._window()).prepare(fixed, mask)
+        if name == "ncc":
+            return NormalizedCrossCorrelation().prepare(fixed, mask)
+        if name == "mind":
+            return MindSimilarity().prepare(fixed, mask)
+        if name == "distance":
+            return lambda warped: (warped.relu().log1p() - fixed.relu().log1p()).square().mean()
+        spacing = self.level.grid.spacing.tolist()
+        return MultiScaleDice(self.options.sigmas, spacing, squared_denominator=True).prepare(fixed)
+
+    def _channels(self, name: str) -> slice:
+        part = name if name in ("labels", "distance") else "image"
+        if part not in self.level.slices:
+            raise RegZooError(f"similarity {name}: the pair has no {part} to compare")
+        return self.level.slices[part]
+
+    def _window(self) -> list[int]:
+        """The window, no wider than the level."""
+        return [min(self.options.window, n - (n + 1) % 2) for n in self.level.size]
+
+    def __call__(self, displacement: torch.Tensor) -> torch.Tensor:
+        """The objective at a displacement (1, X, Y, Z, 3), voxels of the level: a scalar that carries gradients."""
+        warped = self.level.sampler(self.level.moving, displacement)
+        values = [weight * term(warped[:, self._channels(name)]) for weight, name, term in self.terms]
+        return torch.stack(values).sum()

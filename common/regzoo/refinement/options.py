@@ -1,0 +1,101 @@
+"""The options of a refinement, and one set of defaults for each kind of pair."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+from regzoo.errors import RegZooError
+
+Transformation = Literal["velocity", "displacement"]
+#: The similarities, all of which may be combined.
+SIMILARITIES = ("lncc", "ncc", "mind", "labels", "distance")
+
+
+@dataclasses.dataclass(frozen=True)
+class RefinementOptions:
+    """How a pair is refined.
+
+    Attributes:
+        similarity: the weight of each term: ``lncc`` (local normalised cross-correlation), ``ncc`` (global), ``mind``
+            (MIND-SSC, for images of different modalities), ``labels`` (multiscale Dice of the labels that both images
+            have) and ``distance`` (signed distances of the first label).
+        transformation: ``velocity``, the exponential of a stationary velocity field, which does not fold; or
+            ``displacement``, which is faster and may fold.
+        spacing: voxel size of the finest level, mm; axes along which the fixed image is coarser keep its voxel size.
+        max_voxels: limit for the finest level; a coarser spacing keeps it.
+        steps: optimiser steps at each level, coarse to fine; each level halves the voxel size.
+        lattice: the velocity field has a value at every n-th voxel of its level.
+        smoothness: weight of the mean squared difference of neighbouring velocities, in voxels of the lattice.
+        rate: step size of the optimiser, voxels of the lattice.
+        window: width of the window of ``lncc``, voxels of each level, odd.
+        sigmas: scales of ``labels``, mm.
+        seconds: time limit for the optimisation; None for none.
+    """
+
+    similarity: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"lncc": 1.0})
+    transformation: Transformation = "velocity"
+    spacing: float = 2.0
+    max_voxels: int = 8_000_000
+    steps: tuple[int, ...] = (40, 20, 20)
+    lattice: int = 1
+    smoothness: float = 0.1
+    rate: float = 0.3
+    window: int = 9
+    sigmas: tuple[float, ...] = (0.0, 2.0, 4.0, 8.0)
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be used.
+
+        Raises:
+            RegZooError: one line that names the option.
+        """
+        unknown = [name for name in self.similarity if name not in SIMILARITIES]
+        if unknown or not self.similarity:
+            raise RegZooError(f"similarity: {unknown or 'nothing'} is not known; use {', '.join(SIMILARITIES)}")
+        if self.transformation not in get_args(Transformation):
+            known = ", ".join(get_args(Transformation))
+            raise RegZooError(f"transformation: {self.transformation!r} is not known; use one of {known}")
+        positive = {name: getattr(self, name) for name in ("spacing", "max_voxels", "lattice", "rate", "window")}
+        positive |= {f"similarity {name}": weight for name, weight in self.similarity.items()}
+        if self.seconds is not None:
+            positive["seconds"] = self.seconds
+        for name, value in positive.items():
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or not value > 0:
+                raise RegZooError(f"{name}: {value!r} is not a positive number")
+        if self.window % 2 == 0:
+            raise RegZooError(f"window: {self.window} is even; use an odd number of voxels")
+        if self.smoothness < 0:
+            raise RegZooError(f"smoothness: {self.smoothness} is negative")
+        if not self.steps or min(self.steps) < 0:
+            raise RegZooError(f"steps: {list(self.steps)} is not a list of numbers ≥ 0, one for each level")
+
+
+#: The defaults for each kind of pair.
+KINDS: dict[str, RefinementOptions] = {
+    "mr": RefinementOptions(spacing=1.0, steps=(40, 40, 15, 20)),
+    "ct": RefinementOptions(spacing=4.0, steps=(100, 60, 20), lattice=2),
+    "other": RefinementOptions(similarity={"mind": 1.0}, spacing=2.0, steps=(60, 40, 20), lattice=2),
+    "labels": RefinementOptions(similarity={"labels": 1.0}, spacing=2.0, steps=(60, 40, 20), lattice=2),
+}
+
+
+def options_for(kind: str, **changes: Any) -> RefinementOptions:
+    """The options for a kind of pair: ``mr`` or ``ct`` (both images), ``other`` (two modalities) or ``labels``.
+
+    Args:
+        kind: see above.
+        changes: other values for some of the options; None keeps the default.
+
+    Raises:
+        RegZooError: an unknown kind or option, or a value that cannot be used.
+    """
+    if kind not in KINDS:
+        raise RegZooError(f"refine: {kind!r:.80} is not a kind of pair; use one of {', '.join(KINDS)}")
+    known = {field.name for field in dataclasses.fields(RefinementOptions)}
+    for name in changes:
+        if name not in known:
+            raise RegZooError(f"refine: there is no option {name!r:.80}; use one of {', '.join(sorted(known))}")
+    return dataclasses.replace(KINDS[kind], **{name: value for name, value in changes.items() if value is not None})
