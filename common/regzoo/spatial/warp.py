@@ -32,7 +32,7 @@ def grid_sample(image: torch.Tensor, grid: torch.Tensor, mode: str, padding: str
     if not torch.jit.is_scripting():
         # An exported graph runs on any machine, so it must not depend on this machine's threads or this batch's size.
         exporting = torch.jit.is_tracing() or torch.compiler.is_compiling()
-        if not exporting and len(grid) == 1 and image.device.type == "cpu" and not image.requires_grad:
+        if not exporting and len(grid) == 1 and image.device.type == "cpu":
             threads = torch.get_num_threads()
             if 1 < threads <= grid.shape[1] // 2:
                 return _grid_sample_by_threads(image, grid, mode, padding, threads)
