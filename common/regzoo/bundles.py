@@ -14,7 +14,7 @@ from regzoo.errors import bad_file
 BUNDLE_FOLDERS = (Path("bundles"), Path(__file__).resolve().parents[2] / "bundles")
 #: Settings that name files or folders, whose text is not parsed.
 NAMES = {"bundle_root", "dataset_dir", "output_dir", "evaluation_dir", "checkpoint", "exported", "init_weights"}
-NAMES |= {"fixed_image", "moving_image", "fixed_label", "moving_label"}
+NAMES |= {"fixed_image", "moving_image", "fixed_label", "moving_label", "fixed_mask", "moving_mask"}
 
 
 def find_bundle(bundle: str | PathLike[str]) -> Path:

@@ -6,12 +6,12 @@ its absence means nothing else.
 
 from __future__ import annotations
 
-from typing import Final, Literal, NamedTuple, TypedDict
+from typing import Any, Final, Literal, NamedTuple, TypedDict
 
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from regzoo.spatial import DisplacementField
+from regzoo.spatial import DisplacementField, Grid
 
 
 class Key:
@@ -36,6 +36,9 @@ class Key:
     FULL_RESOLUTION: Final = "full_resolution"
     IMAGE: Final = "image"
     PRED: Final = "pred"
+    PRED_GRID: Final = "pred_grid"
+    REFINE: Final = "refine"
+    REFINEMENT: Final = "refinement"
     FIELD: Final = "field"
     DDF: Final = "ddf"
     LABELS_PREDICTED: Final = "labels_predicted"
@@ -51,6 +54,9 @@ class Record(TypedDict, total=False):
     moving_image: str
     fixed_label: str | list[str]
     moving_label: str | list[str]
+    #: Where the voxels count, or do not count, in a refinement.
+    fixed_mask: str
+    moving_mask: str
     #: The patient of both images; a pair from two patients has the next two entries instead.
     patient: str
     fixed_patient: str
@@ -64,6 +70,7 @@ class Record(TypedDict, total=False):
     split: str
     fold: int
     #: See `Case`.
+    refine: bool | str
     requested: bool
     served: bool
 
@@ -76,6 +83,9 @@ class Case(TypedDict, total=False):
     moving_image: MetaTensor
     fixed_label: MetaTensor
     moving_label: MetaTensor
+    #: Masks (1, X, Y, Z) bool, as loaded.
+    fixed_mask: MetaTensor
+    moving_mask: MetaTensor
     case: str
     label_names: list[str]
     label_values: list[int]
@@ -113,6 +123,12 @@ class Case(TypedDict, total=False):
     #: The network's input, and its prediction.
     image: torch.Tensor
     pred: torch.Tensor
+    #: The grid of ``pred``, where it is not the network grid, because it was refined.
+    pred_grid: Grid
+    #: Whether, or as which kind of pair, to refine this case; takes precedence over the configuration.
+    refine: bool | str
+    #: What the refinement did, for the statistics.
+    refinement: dict[str, Any]
     #: The whole fixed-to-moving transformation, pre-alignment included, and the same in voxels.
     field: DisplacementField
     ddf: torch.Tensor
@@ -141,6 +157,7 @@ class Side(NamedTuple):
     name: Literal["fixed", "moving"]
     image: Literal["fixed_image", "moving_image"]
     label: Literal["fixed_label", "moving_label"]
+    mask: Literal["fixed_mask", "moving_mask"]
     patient: Literal["fixed_patient", "moving_patient"]
     anchor: Literal["fixed_anchor", "moving_anchor"]
     native_image: Literal["fixed_native", "moving_native"]
@@ -162,6 +179,7 @@ FIXED = Side(
     "fixed",
     "fixed_image",
     "fixed_label",
+    "fixed_mask",
     "fixed_patient",
     "fixed_anchor",
     "fixed_native",
@@ -173,6 +191,7 @@ MOVING = Side(
     "moving",
     "moving_image",
     "moving_label",
+    "moving_mask",
     "moving_patient",
     "moving_anchor",
     "moving_native",
@@ -191,4 +210,5 @@ VIEWS = (REFERENCE, UNREGISTERED, WARPED)
 
 IMAGE_KEYS: tuple[str, ...] = (FIXED.image, MOVING.image)
 LABEL_KEYS: tuple[str, ...] = (FIXED.label, MOVING.label)
-PATH_KEYS = IMAGE_KEYS + LABEL_KEYS
+MASK_KEYS: tuple[str, ...] = (FIXED.mask, MOVING.mask)
+PATH_KEYS = IMAGE_KEYS + LABEL_KEYS + MASK_KEYS

@@ -162,7 +162,7 @@ def check_records(records: Sequence[Record]) -> None:
         cases.add(case)
         for side in SIDES:
             patient = patient_on(record, side)
-            for file in real_files(record, (side.image, side.label)) if patient is not None else ():
+            for file in real_files(record, (side.image, side.label, side.mask)) if patient is not None else ():
                 owner = owners.setdefault(file, str(patient))
                 if owner != str(patient):
                     problem = f"belongs to two patients, {owner} and {patient}, and would be in two folds"

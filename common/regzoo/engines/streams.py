@@ -26,6 +26,8 @@ def requested_records(
     split: str | None = None,
     direction: str = "mr_to_us",
     fixed_label: str | Sequence[str] | None = None,
+    fixed_mask: str | None = None,
+    moving_mask: str | None = None,
 ) -> list[Record]:
     """The cases to register: one pair of files, or a data set or datalist.
 
@@ -34,13 +36,15 @@ def requested_records(
         dataset_dir: a folder in a known layout, or a datalist file.
         split: which pairs of the data set to use, see `regzoo.datasets.load_records`; all if empty.
         direction: moving to fixed, for a layout that allows both directions.
-        fixed_label: the fixed label of the pair, for bundles that use it.
+        fixed_label: the fixed label of the pair, for bundles that use it and for a refinement.
+        fixed_mask, moving_mask: where the voxels of the pair count in a refinement.
 
     Raises:
         RegZooError: no image or both a pair and a data set were named, or a file is missing.
     """
     pair: dict[str, Any] = {FIXED.image: fixed_image, MOVING.image: moving_image}
     pair |= {MOVING.label: moving_label, FIXED.label: fixed_label}
+    pair |= {FIXED.mask: fixed_mask, MOVING.mask: moving_mask}
     named: Any = {key: value for key, value in pair.items() if value}
     if dataset_dir and named:
         raise RegZooError(f"--dataset_dir and --{next(iter(named))} were both named; keep one of them")

@@ -26,7 +26,7 @@ def registration_statistics(
         values: the number to report for each label; by default its value in a label map, or its index from 0.
 
     Returns:
-        ``deformation`` (with a field); ``labels`` (with a moving label), with the number, name, volume in mm³ and
+        ``deformation`` (with a field); ``refinement`` (after one); ``labels`` (with a moving label), with the number, name, volume in mm³ and
         centroid in RAS mm of each label; and ``warnings``, one line each.
     """
     statistics: dict[str, Any] = {}
@@ -34,6 +34,8 @@ def registration_statistics(
         deformation = deformation_statistics(item[Key.FIELD])
         # JSON has no NaN, which log_jacobian_std is if every voxel folds.
         statistics["deformation"] = {k: v if math.isfinite(v) else None for k, v in deformation.items()}
+    if Key.REFINEMENT in item:
+        statistics["refinement"] = item[Key.REFINEMENT]
     statistics["warnings"] = []
     if labels is not None:
         label_boxes = boxes(labels, label_count(item, labels))

@@ -16,7 +16,7 @@ import torch
 from regzoo.filters import gaussian_filter
 from regzoo.refinement.lattice import Lattice, add_roughness_gradient, roughness
 from regzoo.refinement.levels import Level, Volumes, make_levels
-from regzoo.refinement.objective import Objective
+from regzoo.refinement.objective import Objective, parts_of
 from regzoo.refinement.options import RefinementOptions
 from regzoo.spatial import DisplacementField, Grid
 
@@ -31,7 +31,7 @@ GAIN, PATIENCE = 1e-4, 10
 #: Updates of the logarithm of a start.
 LOGARITHM = 10
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[], None]
 
 
 @dataclasses.dataclass
@@ -64,7 +64,7 @@ def refine(
         options: see `RefinementOptions`.
         start: the field to start from, from the fixed side to the moving side as its grid is placed, such as a
             network's; None for no deformation.
-        progress: called with the number of steps done and the largest number of steps.
+        progress: called after every step.
 
     Returns:
         The better of the start and the refinement by the objective of the finest level.
@@ -87,7 +87,9 @@ class _Refinement:
     ) -> None:
         self.options, self.progress = options, progress
         self.begin, self.steps = time.perf_counter(), 0
-        self.levels = make_levels(fixed, moving, options.spacing, len(options.steps), options.max_voxels)
+        self.levels = make_levels(
+            fixed, moving, parts_of(options), options.spacing, len(options.steps), options.max_voxels
+        )
         self.start = start
         self.coarse, self.fine, self.result = (
             (COARSE, FINE, RESULT) if options.transformation == "velocity" else (0, 0, 0)
@@ -198,7 +200,7 @@ class _Refinement:
                 optimizer.step()
                 self.steps += 1
                 if self.progress is not None:
-                    self.progress(self.steps, sum(options.steps))
+                    self.progress()
         return parameters.detach()
 
     def _is_over(self) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +10,9 @@ import torch
 from regzoo.errors import RegZooError
 from regzoo.refinement.lattice import Sampler, shrunk
 from regzoo.spatial import Grid, resample
+from regzoo.spatial.distance import signed_distance
+from regzoo.spatial.held import is_map, one_mask
+from regzoo.spatial.warp import Padding
 
 #: How far beyond the fixed field of view the moving image is kept, as a share of it.
 REACH = 0.25
@@ -25,21 +27,42 @@ class Volumes:
     Attributes:
         grid: its grid; that of the moving side is where the pre-alignment puts it.
         image: (1, X, Y, Z), intensities of about [0, 1]; None if only labels count.
-        labels: (C, X, Y, Z), values in [0, 1], the same labels in the same order on both sides.
-        distance: (1, X, Y, Z), signed distance to the first label, mm.
+        labels: held labels (see `regzoo.spatial.held`), the same labels in the same order on both sides; None without.
         mask: (1, X, Y, Z), 1 where a voxel counts; None if all do.
     """
 
     grid: Grid
     image: torch.Tensor | None = None
     labels: torch.Tensor | None = None
-    distance: torch.Tensor | None = None
     mask: torch.Tensor | None = None
 
-    def parts(self) -> dict[str, torch.Tensor]:
-        """What there is of image, distance and labels, by name."""
-        found = {"image": self.image, "distance": self.distance, "labels": self.labels}
-        return {name: part.float() for name, part in found.items() if part is not None}
+    @property
+    def device(self) -> torch.device:
+        return next(part.device for part in (self.image, self.labels) if part is not None)
+
+    def parts_on(self, grid: Grid, names: Sequence[str]) -> dict[str, torch.Tensor]:
+        """The image, the labels and the signed distance to the first label, mm, on a grid: (1, C, X, Y, Z) each.
+
+        Raises:
+            RegZooError: the side lacks one of them.
+        """
+        parts = {}
+        if "image" in names and self.image is not None:
+            parts["image"] = _placed(self.image, self.grid, grid)
+        if self.labels is not None and ("labels" in names or "distance" in names):
+            count = int(self.labels.max()) if is_map(self.labels) else len(self.labels)
+            masks = (one_mask(self.labels, index)[None].float() for index in range(count))
+            labels = torch.cat([_placed(mask, self.grid, grid, padding="zeros") for mask in masks], dim=1)
+            if "labels" in names:
+                parts["labels"] = labels
+            if "distance" in names:
+                first = labels[0, 0].cpu()
+                distance = signed_distance(first >= min(0.5, float(first.max()) / 2), grid.spacing)
+                parts["distance"] = torch.from_numpy(distance)[None, None].to(labels)
+        for name in names:
+            if name not in parts:
+                raise RegZooError(f"the pair has no {name} to compare")
+        return parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +71,7 @@ class Level:
 
     Attributes:
         grid: of the fixed side.
-        fixed, moving: (1, C, X, Y, Z), the parts of `Volumes` one after the other; `sampler` knows the moving grid.
+        fixed, moving: (1, C, X, Y, Z), the parts of `Volumes.parts_on` one after the other; `sampler` knows the moving grid.
         fixed_mask, moving_mask: (1, 1, X, Y, Z), or None where all voxels count.
         sampler: samples the moving side at displacements of the fixed grid.
         slices: the channels of each part.
@@ -120,22 +143,32 @@ def _content(fixed: Volumes) -> tuple[np.ndarray, np.ndarray]:
     return low, high
 
 
-def make_levels(fixed: Volumes, moving: Volumes, spacing: float, count: int, max_voxels: int) -> list[Level]:
+def make_levels(
+    fixed: Volumes, moving: Volumes, names: Sequence[str], spacing: float, count: int, max_voxels: int
+) -> list[Level]:
     """The levels of a pair, coarse to fine; each halves the voxel size of the one before.
 
+    Args:
+        fixed, moving: the pair.
+        names: the parts to compare, some of image, labels and distance.
+        spacing: voxel size of the finest level, mm.
+        count: number of levels.
+        max_voxels: limit for the finest level.
+
     Raises:
-        RegZooError: the images do not overlap.
+        RegZooError: a side lacks one of the parts.
     """
     finest = finest_grid(fixed, spacing, max_voxels)
     low, high = _reach(finest, moving.grid)
     around = Grid(tuple(np.asarray(finest.shape) + low + high), _shifted(finest, -low))
-    fixed_channels = _placed(torch.cat(list(fixed.parts().values())), fixed.grid, finest)
-    moving_channels = _placed(torch.cat(list(moving.parts().values())), moving.grid, around)
-    device = fixed_channels.device
+    parts = fixed.parts_on(finest, names)
+    fixed_channels = torch.cat([parts[name] for name in names], dim=1)
+    moving_parts = moving.parts_on(around, names)
+    moving_channels = torch.cat([moving_parts[name] for name in names], dim=1)
     fixed_mask = None if fixed.mask is None else _placed(fixed.mask, fixed.grid, finest)
     moving_mask = _moving_mask(moving, around)
-    counts = [len(part) for part in fixed.parts().values()]
-    slices = {name: slice(sum(counts[:k]), sum(counts[: k + 1])) for k, name in enumerate(fixed.parts())}
+    counts = [parts[name].shape[1] for name in names]
+    slices = {name: slice(sum(counts[:k]), sum(counts[: k + 1])) for k, name in enumerate(names)}
     levels = []
     for index in range(count):
         wanted = np.maximum(finest.spacing.min() * 2 ** (count - 1 - index), finest.spacing)
@@ -151,7 +184,7 @@ def make_levels(fixed: Volumes, moving: Volumes, spacing: float, count: int, max
                 shrunk(moving_channels, outer),
                 None if fixed_mask is None else shrunk(fixed_mask, size),
                 None if moving_mask is None else shrunk(moving_mask, outer),
-                Sampler(size, outer, (step / outer_step).tolist(), (low / outer_step).tolist(), device),
+                Sampler(size, outer, (step / outer_step).tolist(), (low / outer_step).tolist(), fixed.device),
                 slices,
             )
         )
@@ -182,15 +215,14 @@ def _shifted(grid: Grid, voxels: np.ndarray) -> np.ndarray:
     return affine
 
 
-def _placed(volume: torch.Tensor, source: Grid, target: Grid) -> torch.Tensor:
+def _placed(volume: torch.Tensor, source: Grid, target: Grid, padding: Padding = "border") -> torch.Tensor:
     """(C, X, Y, Z) on another grid, as (1, C, X', Y', Z')."""
-    return resample(volume, source, target, padding="border", anti_alias=True)[None]
+    return resample(volume, source, target, padding=padding, anti_alias=True)[None]
 
 
 def _moving_mask(moving: Volumes, around: Grid) -> torch.Tensor | None:
     """Where the moving image counts: inside its field of view and its mask; None if that is everywhere."""
-    (part, *_) = moving.parts().values()
-    inside = resample(torch.ones_like(part[:1]), moving.grid, around)[None]
+    inside = resample(torch.ones(1, *moving.grid.shape, device=moving.device), moving.grid, around)[None]
     if moving.mask is not None:
         inside = inside * _placed(moving.mask, moving.grid, around)
     return None if bool((inside > 0.99).all()) else inside

@@ -60,10 +60,7 @@ class Objective:
         return MultiScaleDice(self.options.sigmas, spacing, squared_denominator=True).prepare(fixed)
 
     def _channels(self, name: str) -> slice:
-        part = name if name in ("labels", "distance") else "image"
-        if part not in self.level.slices:
-            raise RegZooError(f"similarity {name}: the pair has no {part} to compare")
-        return self.level.slices[part]
+        return self.level.slices[_part(name)]
 
     def _window(self) -> list[int]:
         """The window, no wider than the level."""
@@ -74,3 +71,12 @@ class Objective:
         warped = self.level.sampler(self.level.moving, displacement)
         values = [weight * term(warped[:, self._channels(name)]) for weight, name, term in self.terms]
         return torch.stack(values).sum()
+
+
+def parts_of(options: RefinementOptions) -> list[str]:
+    """The parts of both sides that a refinement compares, see `regzoo.refinement.levels.Volumes`."""
+    return sorted({_part(name) for name in options.similarity})
+
+
+def _part(similarity: str) -> str:
+    return similarity if similarity in ("labels", "distance") else "image"

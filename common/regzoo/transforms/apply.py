@@ -128,8 +128,8 @@ class ApplyFieldd(MapTransform):
 
     def __call__(self, data: Case) -> Case:
         ddf = _prediction(data)
-        network, fixed = Grid.of(data[FIXED.image]), Grid.of(data[FIXED.native_image])
-        field = DisplacementField.from_ddf(ddf, network, fixed, prealignment(data))
+        grid, fixed = data.get(Key.PRED_GRID) or Grid.of(data[FIXED.image]), Grid.of(data[FIXED.native_image])
+        field = DisplacementField.from_ddf(ddf, grid, fixed, prealignment(data))
         item = with_references(data, ddf.device, self.background)
         item[Key.FIELD] = field
         if not data.get(Key.REQUESTED):

@@ -1,0 +1,153 @@
+"""Refinement of a case: from a prediction to the field that fits the pair at hand best."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+from regzoo.case import FIXED, MOVING, SIDES, WARPED, Case, Key, Side
+from regzoo.errors import RegZooError
+from regzoo.refinement import RefinementOptions, Volumes, options_for, refine
+from regzoo.spatial import DisplacementField, Grid, as_tensor
+from regzoo.spatial.held import boxes, is_map
+from regzoo.transforms.load import aligned, file_of
+from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
+
+#: Quantiles of the intensities that are mapped to 0 and 1 where there is no window.
+QUANTILES = (0.005, 0.995)
+#: Voxels from which the quantiles are taken at most.
+SAMPLE = 1 << 20
+
+
+class RefinePaird(MapTransform):
+    """Refine the prediction of a case on the pair itself, see `regzoo.refinement`.
+
+    Must come after ``ResamplePaird(keep_native=True)`` and `AlignPaird`. The refinement starts from ``pred``, a DDF, or
+    from the pre-alignment alone if labels were predicted, and replaces ``pred`` by a DDF on ``pred_grid``, which is finer
+    than the network grid. ``refinement`` says what was done.
+
+    Args:
+        refine: whether to refine; or for which kind of pair, see `regzoo.refinement.options_for`. A case's own
+            ``refine`` takes precedence.
+        kind: the kind of pair if `refine` is only True.
+        options: other values of `RefinementOptions`.
+        seconds: time limit; None for none.
+        exclude: the masks of the case name the voxels that do not count, instead of those that do.
+        window: intensities that are mapped to 0 and 1; None maps 0.5 % and 99.5 % of the voxels of each image there.
+        show_progress: show a progress bar.
+
+    Raises:
+        RegZooError: an unknown kind or option, a case that has no labels on both sides where they are compared, or a
+            mask that leaves nothing.
+    """
+
+    def __init__(
+        self,
+        refine: bool | str = False,
+        kind: str = "mr",
+        options: Mapping[str, Any] | None = None,
+        seconds: float | None = None,
+        exclude: bool = False,
+        window: Sequence[float] | None = None,
+        show_progress: bool = False,
+    ) -> None:
+        super().__init__([Key.PRED])
+        self.refine, self.kind, self.seconds, self.exclude = refine, kind, seconds, exclude
+        self.changes = dict(options or {})
+        self.window = None if window is None else (float(window[0]), float(window[1]))
+        self.show_progress = show_progress
+        self.options_of(refine)
+
+    def options_of(self, refine: bool | str) -> RefinementOptions | None:
+        """The options for a value of `refine`; None if nothing is refined."""
+        if refine is False:
+            return None
+        return options_for(self.kind if refine is True else refine, seconds=self.seconds, **self.changes)
+
+    def __call__(self, data: Case) -> Case:
+        options = self.options_of(data.get(Key.REFINE, self.refine))
+        if options is None:
+            return data
+        item = data.copy()
+        prediction = as_tensor(data[Key.PRED])
+        start = None
+        if not data.get(Key.LABELS_PREDICTED, False):
+            network = Grid.of(data[FIXED.image])
+            start = DisplacementField.from_ddf(prediction, network, network)
+        try:
+            sides = self._sides(data, options, prediction.device)
+            with tqdm(total=sum(options.steps), desc="refine", leave=False, disable=not self.show_progress) as bar:
+                refined = refine(*sides, options, start, lambda: bar.update() and None)
+        except RegZooError as error:
+            raise RegZooError(f"{file_of(data[FIXED.native_image], str(data.get(Key.CASE)))}: {error}") from None
+        item[Key.PRED], item[Key.PRED_GRID], item[Key.REFINEMENT] = refined.ddf, refined.grid, refined.statistics
+        item[Key.LABELS_PREDICTED] = False
+        return item
+
+    def _sides(self, data: Case, options: RefinementOptions, device: torch.device) -> list[Volumes]:
+        labels = self._labels(data) if {"labels", "distance"} & options.similarity.keys() else None
+        needs_image = bool({"lncc", "ncc", "mind"} & options.similarity.keys())
+        volumes = []
+        for side in SIDES:
+            image = self._on_side(data, side, data[side.native_image])
+            volumes.append(
+                Volumes(
+                    Grid.of(image),
+                    self._scaled(as_tensor(image).to(device)) if needs_image else None,
+                    None if labels is None else labels[side.name].to(device),
+                    self._mask(data, side, device),
+                )
+            )
+        return volumes
+
+    def _on_side(self, data: Case, side: Side, volume: MetaTensor) -> MetaTensor:
+        return aligned(data, volume) if side is MOVING else volume
+
+    def _scaled(self, image: torch.Tensor) -> torch.Tensor:
+        """An image with intensities of about [0, 1]."""
+        low, high = self.window or (None, None)
+        if low is None or high is None:
+            values = image.flatten()[:: max(image.numel() // SAMPLE, 1)]
+            quantiles = torch.quantile(values.float(), torch.tensor(QUANTILES, device=image.device))
+            low, high = float(quantiles[0]), float(quantiles[1])
+        return ((image - low) / max(high - low, 1e-6)).clamp_(0, 1)
+
+    def _labels(self, data: Case) -> dict[str, torch.Tensor]:
+        """The labels that both sides have, as held labels with the same numbers."""
+        fixed = data.get(WARPED.label) if data.get(Key.LABELS_PREDICTED, False) else data.get(FIXED.native_label)
+        moving = data.get(MOVING.native_label)
+        missing = [side.label for side, label in ((FIXED, fixed), (MOVING, moving)) if label is None]
+        if fixed is None or moving is None:
+            raise RegZooError(f"labels are compared, but the pair has no {' and no '.join(missing)}; name one")
+        count = len(data[Key.LABEL_VALUES]) if is_map(fixed) or is_map(moving) else len(moving)
+        found = [[box is not None for box in boxes(label, count)] for label in (fixed, moving)]
+        common = [index for index in range(count) if found[0][index] and found[1][index]]
+        if not common:
+            raise RegZooError("labels are compared, but the two label files have no label in common")
+        return {"fixed": selected(fixed, common), "moving": selected(moving, common)}
+
+    def _mask(self, data: Case, side: Side, device: torch.device) -> torch.Tensor | None:
+        mask = data.get(side.mask)
+        if mask is None:
+            return None
+        counts = as_tensor(mask).to(device) ^ self.exclude
+        if not bool(counts.any()):
+            raise RegZooError(f"{file_of(mask, side.mask)}: leaves no voxel that counts; check the mask and --exclude")
+        return counts.float()
+
+
+def selected(labels: torch.Tensor, indices: Sequence[int]) -> torch.Tensor:
+    """Some of the labels of one side, numbered anew, in the form in which they are held."""
+    labels = as_tensor(labels)
+    if not is_map(labels):
+        return labels[list(indices)]
+    table = torch.zeros(int(labels.max()) + 1, dtype=labels.dtype, device=labels.device)
+    for number, index in enumerate(indices, 1):
+        table[index + 1] = number
+    return table[labels.int()]
