@@ -11,6 +11,7 @@ COMMON = Path(__file__).resolve().parents[1] / "common"
 LEVELS = [
     ["errors", "files", "filters", "spatial", "ownership", "bundles", "case"],
     ["losses", "samplers", "networks", "augmentation"],
+    ["refinement"],
     ["datasets"],
     ["transforms"],
     ["metrics"],

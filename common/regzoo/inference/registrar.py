@@ -82,13 +82,14 @@ class Registrar:
     def __init__(self, bundle: str | PathLike[str], overlays: Sequence[str] = (), **overrides: Any) -> None:
         root, parser = inference_config(bundle, overlays, overrides)
         self.bundle = root.resolve().name
-        self.takes_fixed_label = "fixed_label" in parser.config
+        self.aligns_by_organ = "field_of_view" in parser.config
         try:
             self.device = torch.device(parser.get_parsed_content("device"))
             self.preprocessing = parser.get_parsed_content("preprocessing")
             self.network = parser.get_parsed_content("network").eval()
             self.inferer = parser.get_parsed_content("inferer")
             self.postprocessing = parser.get_parsed_content("postprocessing")
+            self.refines = parser.get_parsed_content("refine") is not False
         except RuntimeError as error:  # MONAI wraps errors that occur in a configuration
             raise user_error(error) or error from None
 
@@ -98,6 +99,8 @@ class Registrar:
         moving: str | PathLike[str],
         label: Label | None = None,
         fixed_label: Label | None = None,
+        fixed_mask: str | PathLike[str] | None = None,
+        moving_mask: str | PathLike[str] | None = None,
     ) -> RegistrationResult:
         """Register a moving image file to a fixed one.
 
@@ -105,15 +108,23 @@ class Registrar:
             fixed: fixed image, any grid.
             moving: moving image, any grid.
             label: labels on the moving image to propagate: a 4-D file, a label map, a mask, or a list of masks.
-            fixed_label: labels on the fixed image, for a bundle that first aligns the two by an organ.
+            fixed_label: labels on the fixed image, for a refinement that compares labels, and for a bundle that first
+                aligns the two by an organ.
+            fixed_mask: mask of the fixed voxels that count in a refinement, or with ``exclude=True`` of those that do
+                not.
+            moving_mask: the same for the moving image.
 
         Raises:
-            RegZooError: a file cannot be used, or the bundle does not use it.
+            RegZooError: a file cannot be used, or this registration does not use it.
         """
-        if fixed_label is not None and not self.takes_fixed_label:
-            raise RegZooError(f"{fixed_label}: this bundle does not use labels of the fixed image; leave them out")
+        unused = {"a mask of the fixed image": fixed_mask, "a mask of the moving image": moving_mask}
+        if not self.aligns_by_organ:
+            unused["labels of the fixed image"] = fixed_label
+        for what, file in unused.items():
+            if file is not None and not self.refines:
+                raise RegZooError(f"{file}: this bundle uses {what} only with --refine; add it, or leave the file out")
         try:
-            item = self.preprocessing(_record(fixed, moving, label, fixed_label))
+            item = self.preprocessing(_record(fixed, moving, label, fixed_label, fixed_mask, moving_mask))
         except RuntimeError as error:
             raise user_error(error) or error from None
         with torch.inference_mode():
@@ -122,7 +133,12 @@ class Registrar:
 
 
 def _record(
-    fixed: str | PathLike[str], moving: str | PathLike[str], label: Label | None, fixed_label: Label | None
+    fixed: str | PathLike[str],
+    moving: str | PathLike[str],
+    label: Label | None,
+    fixed_label: Label | None,
+    fixed_mask: str | PathLike[str] | None,
+    moving_mask: str | PathLike[str] | None,
 ) -> Record:
     """The record of a pair of files, all of which exist."""
     labels = (
@@ -130,7 +146,9 @@ def _record(
         for one in (label, fixed_label)
     )
     moving_label, label_of_fixed = labels
-    (record,) = requested_records(str(fixed), str(moving), moving_label, fixed_label=label_of_fixed)
+    masks = {"fixed_mask": fixed_mask, "moving_mask": moving_mask}
+    named = {name: None if file is None else str(file) for name, file in masks.items()}
+    (record,) = requested_records(str(fixed), str(moving), moving_label, fixed_label=label_of_fixed, **named)
     return record
 
 
@@ -142,6 +160,8 @@ def register(
     out: str | PathLike[str] | None = None,
     outputs: Sequence[str] | str | None = None,
     fixed_label: Label | None = None,
+    fixed_mask: str | PathLike[str] | None = None,
+    moving_mask: str | PathLike[str] | None = None,
     **overrides: Any,
 ) -> RegistrationResult:
     """Register one pair with a bundle and, if `out` is given, write the result there.
@@ -150,12 +170,13 @@ def register(
     arguments, and `RegistrationResult.save` for the files.
     """
     # These checks come before the network is loaded.
-    record = _record(fixed, moving, label, fixed_label)
+    files = (fixed, moving, label, fixed_label, fixed_mask, moving_mask)
+    record = _record(*files)
     requested_outputs(outputs)
     if out is not None:
         check_target(out, outputs, find_bundle(bundle).resolve().name, record)
         check_writable(out)
-    result = Registrar(bundle, **overrides).register(fixed, moving, label, fixed_label)
+    result = Registrar(bundle, **overrides).register(*files)
     if out is not None:
         result.save(out, outputs)
     return result

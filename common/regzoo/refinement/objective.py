@@ -7,7 +7,6 @@ from collections.abc import Callable
 import torch
 from regzoo.errors import RegZooError
 from regzoo.losses import LocalNormalizedCrossCorrelation, MultiScaleDice, NormalizedCrossCorrelation
-from regzoo.losses.mind import MindSimilarity
 from regzoo.refinement.levels import Level
 from regzoo.refinement.options import RefinementOptions
 

@@ -11,6 +11,7 @@ from regzoo.transforms.apply import (
 from regzoo.transforms.ct import FieldOfViewd, HounsfieldUnitsd
 from regzoo.transforms.distance import SignedDistanced, signed_distance
 from regzoo.transforms.load import AlignPaird, LoadPaird
+from regzoo.transforms.refine import RefinePaird
 from regzoo.transforms.resample import (
     AdHocLabelsd,
     FilterLabelsd,
@@ -32,6 +33,7 @@ __all__ = [
     "LoadPaird",
     "MatchLabelsd",
     "PropagatedLabelsd",
+    "RefinePaird",
     "RegionInputd",
     "ResamplePaird",
     "SelectLabelsd",

@@ -117,6 +117,7 @@ class ApplyFieldd(MapTransform):
     Must come after ``ResamplePaird(keep_native=True)`` and `AlignPaird`. Adds, all on the fixed image's own grid,
     ``field`` (a `DisplacementField` that includes the pre-alignment), ``ddf`` (the same in voxels), ``warped_image``
     and, with a moving label, ``warped_label``, see `regzoo.spatial.carry_labels`; and what `with_references` adds.
+    A case whose labels were predicted without a field, and not refined into one, stays as it is.
 
     Args:
         background: intensity of the moving image beyond its field of view; −1000, air, for CT.
@@ -127,6 +128,8 @@ class ApplyFieldd(MapTransform):
         self.background = float(background)
 
     def __call__(self, data: Case) -> Case:
+        if data.get(Key.LABELS_PREDICTED, False):
+            return data
         ddf = _prediction(data)
         grid, fixed = data.get(Key.PRED_GRID) or Grid.of(data[FIXED.image]), Grid.of(data[FIXED.native_image])
         field = DisplacementField.from_ddf(ddf, grid, fixed, prealignment(data))

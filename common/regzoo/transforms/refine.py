@@ -39,6 +39,7 @@ class RefinePaird(MapTransform):
         options: other values of `RefinementOptions`.
         seconds: time limit; None for none.
         exclude: the masks of the case name the voxels that do not count, instead of those that do.
+        labels: the channels of the labels to compare, from 0; None for all that both sides have.
         window: intensities that are mapped to 0 and 1; None maps 0.5 % and 99.5 % of the voxels of each image there.
         show_progress: show a progress bar.
 
@@ -54,12 +55,14 @@ class RefinePaird(MapTransform):
         options: Mapping[str, Any] | None = None,
         seconds: float | None = None,
         exclude: bool = False,
+        labels: Sequence[int] | None = None,
         window: Sequence[float] | None = None,
         show_progress: bool = False,
     ) -> None:
         super().__init__([Key.PRED])
         self.refine, self.kind, self.seconds, self.exclude = refine, kind, seconds, exclude
         self.changes = dict(options or {})
+        self.channels = None if labels is None else [int(index) for index in labels]
         self.window = None if window is None else (float(window[0]), float(window[1]))
         self.show_progress = show_progress
         self.options_of(refine)
@@ -82,7 +85,7 @@ class RefinePaird(MapTransform):
             start = DisplacementField.from_ddf(prediction, network, network)
         try:
             sides = self._sides(data, options, prediction.device)
-            with tqdm(total=sum(options.steps), desc="refine", leave=False, disable=not self.show_progress) as bar:
+            with tqdm(total=sum(options.steps), desc="refine", leave=False, disable=None if self.show_progress else True) as bar:
                 refined = refine(*sides, options, start, lambda: bar.update() and None)
         except RegZooError as error:
             raise RegZooError(f"{file_of(data[FIXED.native_image], str(data.get(Key.CASE)))}: {error}") from None
@@ -127,7 +130,8 @@ class RefinePaird(MapTransform):
             raise RegZooError(f"labels are compared, but the pair has no {' and no '.join(missing)}; name one")
         count = len(data[Key.LABEL_VALUES]) if is_map(fixed) or is_map(moving) else len(moving)
         found = [[box is not None for box in boxes(label, count)] for label in (fixed, moving)]
-        common = [index for index in range(count) if found[0][index] and found[1][index]]
+        channels = range(count) if self.channels is None else [index for index in self.channels if index < count]
+        common = [index for index in channels if found[0][index] and found[1][index]]
         if not common:
             raise RegZooError("labels are compared, but the two label files have no label in common")
         return {"fixed": selected(fixed, common), "moving": selected(moving, common)}
