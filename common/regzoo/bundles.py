@@ -10,8 +10,8 @@ from typing import Any
 from fire.parser import DefaultParseValue
 from regzoo.errors import bad_file
 
-#: Bundles are looked up by name in ``bundles/`` of the working folder and of the source checkout.
-BUNDLE_FOLDERS = (Path("bundles"), Path(__file__).resolve().parents[2] / "bundles")
+#: Bundles are looked up by name here. The first folder holds ``none``, a registration without a network.
+BUNDLE_FOLDERS = (Path(__file__).parent / "inference", Path("bundles"), Path(__file__).resolve().parents[2] / "bundles")
 #: Settings that name files or folders, whose text is not parsed.
 NAMES = {"bundle_root", "dataset_dir", "output_dir", "evaluation_dir", "checkpoint", "exported", "init_weights"}
 NAMES |= {"fixed_image", "moving_image", "fixed_label", "moving_label", "fixed_mask", "moving_mask"}

@@ -24,16 +24,22 @@ def register(
     align: str | None = None,
     outputs: str | None = None,
     fixed_label: str | None = None,
+    fixed_mask: str | None = None,
+    moving_mask: str | None = None,
+    refine: str | None = None,
     overlays: str | Sequence[str] = (),
     **overrides: Any,
 ) -> None:
     """Register a moving image to a fixed image with a bundle, and propagate the moving labels.
 
+    With --refine, the bundle's answer is improved on the pair itself, in seconds. regzoo register none does without a
+    network: it registers any two images by pre-alignment and refinement alone.
+
     Writes warped_image.nii.gz, warped_label.nii.gz (if there is a label), field.nii.gz (fixed to moving, LPS mm, for
     ITK, ANTs and 3D Slicer), statistics.json and quality.png. Some bundles write only some of these files.
 
     Args:
-        bundle: a bundle's name or folder.
+        bundle: a bundle's name or folder, or none.
         fixed: fixed image file.
         moving: moving image file.
         out: folder for the results.
@@ -42,7 +48,13 @@ def register(
             label (move the moving label to the centre of the fixed image) or region (match the organ of two CTs, or
             the bodies if the organ is not labelled).
         outputs: any of image,label,probability,field,statistics,picture; by default all except probability.
-        fixed_label: file of the fixed labels, for bundles that pre-align by an organ.
+        fixed_label: file of the fixed labels, for a refinement that compares labels and for bundles that pre-align by
+            an organ.
+        fixed_mask: mask of the fixed voxels that count in a refinement; with --exclude, of those that do not.
+        moving_mask: the same for the moving image.
+        refine: refine the result on this pair: --refine alone uses the bundle's kind of pair; --refine KIND one of mr
+            and ct (two images of that modality), other (two modalities) and labels (structures outlined on both
+            images). --refine_seconds N limits the time, --refine_options "{'smoothness': 0.2}" sets options.
         overlays: further configurations of the bundle, such as configs/variants/onnx.json, separated by commas; write
             a list, "['a.json']", if a name contains a comma.
         overrides: any setting in the bundle's configs/inference.json, such as --checkpoint FILE.
@@ -52,9 +64,12 @@ def register(
 
     if align is not None:
         overrides["align"] = align
+    if refine is not None:
+        overrides["refine"] = refine
     settings = {name: as_value(name, value) for name, value in overrides.items()}
     labels = [as_value("moving_label", name) for name in (label, fixed_label)]
-    result = run(bundle, fixed, moving, labels[0], out, outputs, labels[1], overlays=listed(overlays), **settings)
+    files = (fixed, moving, labels[0], out, outputs, labels[1], fixed_mask, moving_mask)
+    result = run(bundle, *files, overlays=listed(overlays), **settings)
     deformation = result.statistics.get("deformation")
     folds = f" (folded voxels: {deformation['folded_voxels_percent']:.3g} %)" if deformation else ""
     print(f"{result.case} → {out}{folds}")

@@ -6,6 +6,7 @@ import math
 from typing import Any, get_args
 
 import torch
+from regzoo import refinement
 from regzoo.bundles import NAMES
 from regzoo.errors import RegZooError
 from regzoo.transforms.load import Alignment
@@ -26,8 +27,9 @@ LIMITS: dict[str, tuple[float | None, float | None]] = {
     "percentile": (0, 100),
 }
 #: Numbers that must be larger than zero.
-POSITIVE = {"spacing", "learning_rate", "gamma", "percentile", "plateau_factor", "lost_mm"}
-CHOICES: dict[str, tuple[str | None, ...]] = {
+POSITIVE = {"spacing", "learning_rate", "gamma", "percentile", "plateau_factor", "lost_mm", "refine_seconds"}
+CHOICES: dict[str, tuple[str | bool | None, ...]] = {
+    "refine": (False, True, *refinement.KINDS),
     "norm": ("batch", "instance", None),
     "align": get_args(Alignment),
     "direction": ("mr_to_us", "us_to_mr"),
@@ -36,9 +38,9 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
 }
 #: Example values of settings whose default is an expression or null.
 KINDS: dict[str, Any] = {"amp": True, "fold": 0, "folds": 2}
-KINDS |= {"label_values": [1], "providers": [""], "window": [0.0, 1.0]}
+KINDS |= {"label_values": [1], "providers": [""], "window": [0.0, 1.0], "refine_seconds": 10.0}
 #: Settings that may be null.
-NULLABLE = {"label_values", "providers", "window", "norm", "outputs", "fold", "folds"}
+NULLABLE = {"label_values", "providers", "window", "norm", "outputs", "fold", "folds", "refine_seconds"}
 
 
 def check_value(name: str, value: Any, default: Any) -> None:

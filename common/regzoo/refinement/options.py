@@ -31,6 +31,8 @@ class RefinementOptions:
         rate: step size of the optimiser, voxels of the lattice.
         window: width of the window of ``lncc``, voxels of each level, odd.
         sigmas: scales of ``labels``, mm.
+        intensities: the two intensities that are mapped to 0 and 1; others are clipped. None takes the quantiles 0.5 %
+            and 99.5 % of each image.
         seconds: time limit for the optimisation; None for none.
     """
 
@@ -44,6 +46,7 @@ class RefinementOptions:
     rate: float = 0.3
     window: int = 9
     sigmas: tuple[float, ...] = (0.0, 2.0, 4.0, 8.0)
+    intensities: tuple[float, float] | None = None
     seconds: float | None = None
 
     def __post_init__(self) -> None:
@@ -75,8 +78,10 @@ class RefinementOptions:
 
 #: The defaults for each kind of pair.
 KINDS: dict[str, RefinementOptions] = {
-    "mr": RefinementOptions(spacing=1.0, steps=(40, 40, 15, 20)),
-    "ct": RefinementOptions(spacing=4.0, steps=(100, 60, 20), lattice=2),
+    "mr": RefinementOptions(spacing=1.0, steps=(40, 30, 15, 20), smoothness=0.2),
+    "ct": RefinementOptions(
+        spacing=3.0, steps=(100, 60, 20), lattice=2, smoothness=0.4, window=7, intensities=(-160.0, 240.0)
+    ),
     "other": RefinementOptions(similarity={"mind": 1.0}, spacing=2.0, steps=(60, 40, 20), lattice=2),
     "labels": RefinementOptions(similarity={"labels": 1.0}, spacing=2.0, steps=(60, 40, 20), lattice=2),
 }

@@ -11,7 +11,7 @@ from regzoo.transforms.apply import (
 from regzoo.transforms.ct import FieldOfViewd, HounsfieldUnitsd
 from regzoo.transforms.distance import SignedDistanced, signed_distance
 from regzoo.transforms.load import AlignPaird, LoadPaird
-from regzoo.transforms.refine import RefinePaird
+from regzoo.transforms.refine import RefinePaird, StillPaird
 from regzoo.transforms.resample import (
     AdHocLabelsd,
     FilterLabelsd,
@@ -39,6 +39,7 @@ __all__ = [
     "SelectLabelsd",
     "SignedDistanced",
     "SimulateMovingd",
+    "StillPaird",
     "WarpOnNetworkGridd",
     "label_map",
     "label_masks",

@@ -120,12 +120,13 @@ class ApplyFieldd(MapTransform):
     A case whose labels were predicted without a field, and not refined into one, stays as it is.
 
     Args:
-        background: intensity of the moving image beyond its field of view; −1000, air, for CT.
+        background: intensity of the moving image beyond its field of view; −1000, air, for CT. None takes the lowest
+            intensity of the moving image.
     """
 
-    def __init__(self, background: float = 0.0) -> None:
+    def __init__(self, background: float | None = 0.0) -> None:
         super().__init__([Key.PRED])
-        self.background = float(background)
+        self.background = None if background is None else float(background)
 
     def __call__(self, data: Case) -> Case:
         if data.get(Key.LABELS_PREDICTED, False):
@@ -133,11 +134,14 @@ class ApplyFieldd(MapTransform):
         ddf = _prediction(data)
         grid, fixed = data.get(Key.PRED_GRID) or Grid.of(data[FIXED.image]), Grid.of(data[FIXED.native_image])
         field = DisplacementField.from_ddf(ddf, grid, fixed, prealignment(data))
-        item = with_references(data, ddf.device, self.background)
+        background = self.background
+        if background is None:
+            background = float(data[MOVING.native_image].min())
+        item = with_references(data, ddf.device, background)
         item[Key.FIELD] = field
         if not data.get(Key.REQUESTED):
             item[Key.DDF] = field.ddf()
-        item[WARPED.image] = field.warp(data[MOVING.native_image], background=self.background)
+        item[WARPED.image] = field.warp(data[MOVING.native_image], background=background)
         if MOVING.native_label in data:
             item[WARPED.label] = _carried(field, data[MOVING.native_label], data)
         return item

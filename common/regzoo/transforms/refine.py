@@ -40,7 +40,6 @@ class RefinePaird(MapTransform):
         seconds: time limit; None for none.
         exclude: the masks of the case name the voxels that do not count, instead of those that do.
         labels: the channels of the labels to compare, from 0; None for all that both sides have.
-        window: intensities that are mapped to 0 and 1; None maps 0.5 % and 99.5 % of the voxels of each image there.
         show_progress: show a progress bar.
 
     Raises:
@@ -56,14 +55,12 @@ class RefinePaird(MapTransform):
         seconds: float | None = None,
         exclude: bool = False,
         labels: Sequence[int] | None = None,
-        window: Sequence[float] | None = None,
         show_progress: bool = False,
     ) -> None:
         super().__init__([Key.PRED])
         self.refine, self.kind, self.seconds, self.exclude = refine, kind, seconds, exclude
         self.changes = dict(options or {})
         self.channels = None if labels is None else [int(index) for index in labels]
-        self.window = None if window is None else (float(window[0]), float(window[1]))
         self.show_progress = show_progress
         self.options_of(refine)
 
@@ -80,8 +77,8 @@ class RefinePaird(MapTransform):
         item = data.copy()
         prediction = as_tensor(data[Key.PRED])
         start = None
-        if not data.get(Key.LABELS_PREDICTED, False):
-            network = Grid.of(data[FIXED.image])
+        if not data.get(Key.LABELS_PREDICTED, False) and bool(prediction.any()):
+            network = data.get(Key.PRED_GRID) or Grid.of(data[FIXED.image])
             start = DisplacementField.from_ddf(prediction, network, network)
         try:
             sides = self._sides(data, options, prediction.device)
@@ -102,7 +99,7 @@ class RefinePaird(MapTransform):
             volumes.append(
                 Volumes(
                     Grid.of(image),
-                    self._scaled(as_tensor(image).to(device)) if needs_image else None,
+                    scaled(as_tensor(image).to(device), options.intensities) if needs_image else None,
                     None if labels is None else labels[side.name].to(device),
                     self._mask(data, side, device),
                 )
@@ -111,15 +108,6 @@ class RefinePaird(MapTransform):
 
     def _on_side(self, data: Case, side: Side, volume: MetaTensor) -> MetaTensor:
         return aligned(data, volume) if side is MOVING else volume
-
-    def _scaled(self, image: torch.Tensor) -> torch.Tensor:
-        """An image with intensities of about [0, 1]."""
-        low, high = self.window or (None, None)
-        if low is None or high is None:
-            values = image.flatten()[:: max(image.numel() // SAMPLE, 1)]
-            quantiles = torch.quantile(values.float(), torch.tensor(QUANTILES, device=image.device))
-            low, high = float(quantiles[0]), float(quantiles[1])
-        return ((image - low) / max(high - low, 1e-6)).clamp_(0, 1)
 
     def _labels(self, data: Case) -> dict[str, torch.Tensor]:
         """The labels that both sides have, as held labels with the same numbers."""
@@ -144,6 +132,41 @@ class RefinePaird(MapTransform):
         if not bool(counts.any()):
             raise RegZooError(f"{file_of(mask, side.mask)}: leaves no voxel that counts; check the mask and --exclude")
         return counts.float()
+
+
+def scaled(image: torch.Tensor, intensities: tuple[float, float] | None) -> torch.Tensor:
+    """An image with `intensities` mapped to 0 and 1 and others clipped; None maps its quantiles, see `QUANTILES`."""
+    if intensities is None:
+        values = image.flatten()[:: max(image.numel() // SAMPLE, 1)].float()
+        low, high = torch.quantile(values, torch.tensor(QUANTILES, device=image.device)).tolist()
+    else:
+        low, high = intensities
+    return ((image - low) / max(high - low, 1e-6)).clamp_(0, 1)
+
+
+class StillPaird(MapTransform):
+    """Keep a pair on its own grids and predict no displacement: for a registration without a network.
+
+    Adds what `regzoo.transforms.ResamplePaird` adds with ``keep_native``; ``image``, the zeros that a network without
+    layers returns; and ``pred_grid``, for which they are the DDF.
+    """
+
+    def __init__(self) -> None:
+        super().__init__([FIXED.image, MOVING.image])
+
+    def __call__(self, data: Case) -> Case:
+        item = data.copy()
+        for side in SIDES:
+            item[side.native_image] = data[side.image]
+            if side.label in data:
+                item[side.native_label] = data[side.label]
+        item[Key.FULL_RESOLUTION] = True
+        fixed = Grid.of(data[FIXED.image])
+        affine = fixed.affine.copy()
+        affine[:3, :3] *= [max(n - 1, 1) for n in fixed.shape]
+        item[Key.PRED_GRID] = Grid((2, 2, 2), affine)
+        item[Key.IMAGE] = torch.zeros(3, 2, 2, 2)
+        return item
 
 
 def selected(labels: torch.Tensor, indices: Sequence[int]) -> torch.Tensor:
