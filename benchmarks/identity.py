@@ -67,7 +67,7 @@ def measure(registrar: Registrar, image: str, label: str, folder: Path) -> tuple
     """
     copy = folder / f"copy_of_{Path(image).name}"
     shutil.copy(image, copy)
-    both = {"fixed_label": label} if registrar.takes_fixed_label else {}
+    both = {"fixed_label": label} if registrar.aligns_by_organ else {}
     result = registrar.register(image, copy, label, **both)
     file = read_label_file(label)
     masks = as_tensor(to_channels(file.volume, label_values(file.volume)) if file.is_map else file.volume).numpy() > 0

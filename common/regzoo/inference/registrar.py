@@ -117,7 +117,7 @@ class Registrar:
         Raises:
             RegZooError: a file cannot be used, or this registration does not use it.
         """
-        unused = {"a mask of the fixed image": fixed_mask, "a mask of the moving image": moving_mask}
+        unused: dict[str, Any] = {"a mask of the fixed image": fixed_mask, "a mask of the moving image": moving_mask}
         if not self.aligns_by_organ:
             unused["labels of the fixed image"] = fixed_label
         for what, file in unused.items():
@@ -146,9 +146,16 @@ def _record(
         for one in (label, fixed_label)
     )
     moving_label, label_of_fixed = labels
-    masks = {"fixed_mask": fixed_mask, "moving_mask": moving_mask}
-    named = {name: None if file is None else str(file) for name, file in masks.items()}
-    (record,) = requested_records(str(fixed), str(moving), moving_label, fixed_label=label_of_fixed, **named)
+    masks = (None if mask is None else str(mask) for mask in (fixed_mask, moving_mask))
+    fixed_mask, moving_mask = masks
+    (record,) = requested_records(
+        str(fixed),
+        str(moving),
+        moving_label,
+        fixed_label=label_of_fixed,
+        fixed_mask=fixed_mask,
+        moving_mask=moving_mask,
+    )
     return record
 
 

@@ -26,8 +26,8 @@ def registration_statistics(
         values: the number to report for each label; by default its value in a label map, or its index from 0.
 
     Returns:
-        ``deformation`` (with a field); ``refinement`` (after one); ``labels`` (with a moving label), with the number, name, volume in mm³ and
-        centroid in RAS mm of each label; and ``warnings``, one line each.
+        ``deformation`` (with a field); ``refinement`` (after one); ``labels`` (with a moving label), with the number,
+        name, volume in mm³ and centroid in RAS mm of each label; and ``warnings``, one line each.
     """
     statistics: dict[str, Any] = {}
     if Key.FIELD in item:

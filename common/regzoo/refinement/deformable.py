@@ -1,8 +1,9 @@
 """Refinement of one pair: its deformation is optimised with the losses that train the networks.
 
-The coarse levels optimise one stationary velocity field v, so large deformations stay regular: their roughness is that of
-the whole velocity. The finest level, which costs most, optimises a small deformation w of the moving side as v has
-warped it: most steps take w as it is, the last ones integrate it, and the result is the composition of both exponentials.
+The coarse levels optimise one stationary velocity field v. The penalty is on the roughness of the whole of v, which
+keeps large deformations regular. The finest level costs most, so it optimises only a small deformation w of the moving
+side as v has warped it. Most of its steps take w as a displacement, the last ones integrate it. The result is the
+composition of both exponentials.
 """
 
 from __future__ import annotations

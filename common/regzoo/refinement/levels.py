@@ -71,7 +71,8 @@ class Level:
 
     Attributes:
         grid: of the fixed side.
-        fixed, moving: (1, C, X, Y, Z), the parts of `Volumes.parts_on` one after the other; `sampler` knows the moving grid.
+        fixed, moving: (1, C, X, Y, Z), the parts of `Volumes.parts_on` one after the other. The moving side has a grid
+            of its own, which `sampler` knows.
         fixed_mask, moving_mask: (1, 1, X, Y, Z), or None where all voxels count.
         sampler: samples the moving side at displacements of the fixed grid.
         slices: the channels of each part.
@@ -130,7 +131,7 @@ def _content(fixed: Volumes) -> tuple[np.ndarray, np.ndarray]:
         return np.zeros(3), shape - 1.0
     varies = torch.zeros(tuple(fixed.grid.shape), dtype=torch.bool, device=fixed.image.device)
     for axis in range(3):
-        step = (fixed.image[0].diff(dim=axis).abs() > 1e-3)
+        step = fixed.image[0].diff(dim=axis).abs() > 1e-3
         varies.narrow(axis, 0, int(shape[axis]) - 1).logical_or_(step)
     low, high = np.zeros(3), shape - 1.0
     for axis in range(3):

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from regzoo.errors import RegZooError
 from regzoo.losses import LocalNormalizedCrossCorrelation, MultiScaleDice, NormalizedCrossCorrelation
+from regzoo.losses.distance import LogDistance
+from regzoo.losses.mind import MindSimilarity
 from regzoo.refinement.levels import Level
 from regzoo.refinement.options import RefinementOptions
 
@@ -54,9 +56,9 @@ class Objective:
         if name == "mind":
             return MindSimilarity().prepare(fixed, mask)
         if name == "distance":
-            return lambda warped: (warped.relu().log1p() - fixed.relu().log1p()).square().mean()
+            return LogDistance().prepare(fixed, mask)
         spacing = self.level.grid.spacing.tolist()
-        return MultiScaleDice(self.options.sigmas, spacing, squared_denominator=True).prepare(fixed)
+        return MultiScaleDice(self.options.sigmas, spacing, squared_denominator=True).prepare(fixed, mask)
 
     def _channels(self, name: str) -> slice:
         return self.level.slices[_part(name)]

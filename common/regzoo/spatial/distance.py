@@ -36,4 +36,5 @@ def signed_distance(mask: np.ndarray | torch.Tensor, spacing: Sequence[float] | 
         raise ValueError("an empty mask has no boundary to measure distances from")
     boundary = inside & ~binary_erosion(inside, _ALL_NEIGHBOURS, border_value=0 if inside.all() else 1)
     distance = distance_transform_edt(~boundary, sampling=[float(s) for s in spacing]).astype(np.float32)
-    return np.negative(distance, out=distance, where=inside)
+    np.negative(distance, out=distance, where=inside)
+    return np.asarray(distance)

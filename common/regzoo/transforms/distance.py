@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -16,6 +14,7 @@ from regzoo.spatial.distance import signed_distance
 from regzoo.spatial.volumes import FILE
 from regzoo.transforms.load import file_of
 from regzoo.transforms.resample import MIN_VOXELS
+
 
 class SignedDistanced(MapTransform):
     """Add the signed distance maps of the gland (channel 0 of the labels) on the network grid.

@@ -75,7 +75,9 @@ class LoadPaird(MapTransform):
                 raise bad_file(path, "comes without its label, which is needed", fix)
             if mask := item.pop(side.mask, None):
                 volume = read_label_file(mask, Grid.of(item[side.image]), strict_headers=self.strict_headers).volume
-                item[side.mask] = MetaTensor((volume.as_tensor() > 0).any(0)[None], affine=volume.affine, meta={FILE: str(mask)})
+                item[side.mask] = MetaTensor(
+                    (volume.as_tensor() > 0).any(0)[None], affine=volume.affine, meta={FILE: str(mask)}
+                )
         maps = {str(data[key]): file for key, file in files.items() if file.is_map}  # type: ignore[literal-required]
         values = self._values(data, maps)
         for key, file in files.items():

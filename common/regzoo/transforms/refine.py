@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from regzoo.case import FIXED, MOVING, SIDES, WARPED, Case, Key, Side
 from regzoo.errors import RegZooError
@@ -29,8 +28,8 @@ class RefinePaird(MapTransform):
     """Refine the prediction of a case on the pair itself, see `regzoo.refinement`.
 
     Must come after ``ResamplePaird(keep_native=True)`` and `AlignPaird`. The refinement starts from ``pred``, a DDF, or
-    from the pre-alignment alone if labels were predicted, and replaces ``pred`` by a DDF on ``pred_grid``, which is finer
-    than the network grid. ``refinement`` says what was done.
+    from the pre-alignment alone if labels were predicted. It replaces ``pred`` by a DDF on ``pred_grid``, which is
+    finer than the network grid. ``refinement`` says what was done.
 
     Args:
         refine: whether to refine; or for which kind of pair, see `regzoo.refinement.options_for`. A case's own
@@ -81,33 +80,27 @@ class RefinePaird(MapTransform):
             network = data.get(Key.PRED_GRID) or Grid.of(data[FIXED.image])
             start = DisplacementField.from_ddf(prediction, network, network)
         try:
-            sides = self._sides(data, options, prediction.device)
-            with tqdm(total=sum(options.steps), desc="refine", leave=False, disable=None if self.show_progress else True) as bar:
-                refined = refine(*sides, options, start, lambda: bar.update() and None)
+            fixed, moving = (self._volumes(data, side, options, prediction.device) for side in SIDES)
+            with tqdm(
+                total=sum(options.steps), desc="refine", leave=False, disable=None if self.show_progress else True
+            ) as bar:
+                refined = refine(fixed, moving, options, start, lambda: bar.update() and None)
         except RegZooError as error:
             raise RegZooError(f"{file_of(data[FIXED.native_image], str(data.get(Key.CASE)))}: {error}") from None
         item[Key.PRED], item[Key.PRED_GRID], item[Key.REFINEMENT] = refined.ddf, refined.grid, refined.statistics
         item[Key.LABELS_PREDICTED] = False
         return item
 
-    def _sides(self, data: Case, options: RefinementOptions, device: torch.device) -> list[Volumes]:
-        labels = self._labels(data) if {"labels", "distance"} & options.similarity.keys() else None
-        needs_image = bool({"lncc", "ncc", "mind"} & options.similarity.keys())
-        volumes = []
-        for side in SIDES:
-            image = self._on_side(data, side, data[side.native_image])
-            volumes.append(
-                Volumes(
-                    Grid.of(image),
-                    scaled(as_tensor(image).to(device), options.intensities) if needs_image else None,
-                    None if labels is None else labels[side.name].to(device),
-                    self._mask(data, side, device),
-                )
-            )
-        return volumes
-
-    def _on_side(self, data: Case, side: Side, volume: MetaTensor) -> MetaTensor:
-        return aligned(data, volume) if side is MOVING else volume
+    def _volumes(self, data: Case, side: Side, options: RefinementOptions, device: torch.device) -> Volumes:
+        image = data[side.native_image]
+        compares_images = bool({"lncc", "ncc", "mind"} & options.similarity.keys())
+        compares_labels = bool({"labels", "distance"} & options.similarity.keys())
+        return Volumes(
+            Grid.of(aligned(data, image) if side is MOVING else image),
+            scaled(as_tensor(image).to(device), options.intensities) if compares_images else None,
+            self._labels(data)[side.name].to(device) if compares_labels else None,
+            self._mask(data, side, device),
+        )
 
     def _labels(self, data: Case) -> dict[str, torch.Tensor]:
         """The labels that both sides have, as held labels with the same numbers."""

@@ -1,0 +1,156 @@
+"""The refinement of one pair, on deformations that are known."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from regzoo.errors import RegZooError
+from regzoo.refinement import KINDS, RefinementOptions, Volumes, options_for, refine
+from regzoo.spatial import DisplacementField, Grid, jacobian_determinant
+from scipy.ndimage import gaussian_filter, map_coordinates
+
+SHAPE = (40, 36, 32)
+QUICK = RefinementOptions(spacing=2.0, steps=(20, 10, 10))
+
+
+@pytest.fixture(scope="module")
+def texture() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    noise = gaussian_filter(rng.standard_normal(SHAPE), 2.0)
+    return ((noise - noise.min()) / np.ptp(noise)).astype(np.float32)
+
+
+def displacement(size: float = 3.0) -> np.ndarray:
+    """A smooth displacement (3, X, Y, Z), voxels, that is 0 at the border."""
+    x, y, z = np.meshgrid(*[np.linspace(0, np.pi, n) for n in SHAPE], indexing="ij")
+    bump = np.sin(x) * np.sin(y) * np.sin(z)
+    return size * np.stack([bump, -0.5 * bump, 0.7 * bump])
+
+
+def moved(image: np.ndarray, ddf: np.ndarray) -> np.ndarray:
+    """An image sampled at x + ddf(x) by SciPy."""
+    points = np.stack(np.meshgrid(*[np.arange(n) for n in image.shape], indexing="ij")) + ddf
+    return map_coordinates(image, points, order=1, mode="nearest")
+
+
+def volumes(image: np.ndarray, spacing: float = 2.0, **others: torch.Tensor) -> Volumes:
+    return Volumes(Grid(SHAPE, np.diag([spacing, spacing, spacing, 1.0])), torch.from_numpy(image)[None], **others)
+
+
+def error(result: torch.Tensor, grid: Grid, truth: np.ndarray, spacing: float = 2.0) -> float:
+    """Mean distance to the true displacement in the middle of the image, voxels of the image."""
+    fixed = Grid(SHAPE, np.diag([spacing, spacing, spacing, 1.0]))
+    found = DisplacementField.from_ddf(result, grid, fixed).displacement.numpy() / spacing
+    return float(np.linalg.norm(found - truth, axis=0)[6:-6, 6:-6, 6:-6].mean())
+
+
+@pytest.mark.parametrize("similarity", ["lncc", "ncc", "mind"])
+def test_a_known_deformation_is_recovered(texture: np.ndarray, similarity: str) -> None:
+    truth = displacement()
+    options = dataclasses.replace(QUICK, similarity={similarity: 1.0}, steps=(30, 20, 10))
+    result = refine(volumes(moved(texture, truth)), volumes(texture), options)
+    before = float(np.linalg.norm(truth, axis=0)[6:-6, 6:-6, 6:-6].mean())
+    assert error(result.ddf, result.grid, truth) < 0.25 * before
+    assert result.statistics["improved"]
+    assert result.statistics["objective_after"] < result.statistics["objective_before"]
+    assert jacobian_determinant(result.ddf[None]).min() > 0
+
+
+def test_inverted_contrast_needs_mind(texture: np.ndarray) -> None:
+    truth = displacement()
+    options = dataclasses.replace(QUICK, similarity={"mind": 1.0}, steps=(30, 20, 10))
+    result = refine(volumes(1 - moved(texture, truth)), volumes(texture), options)
+    assert error(result.ddf, result.grid, truth) < 0.3 * float(np.linalg.norm(truth, axis=0)[6:-6, 6:-6, 6:-6].mean())
+
+
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"labels"}))
+def test_identical_images_do_not_move(texture: np.ndarray, kind: str) -> None:
+    options = options_for(kind, spacing=2.0, steps=(20, 10, 10))
+    result = refine(volumes(texture), volumes(texture), options)
+    assert float(result.ddf.abs().max()) * 2.0 < 0.05
+    assert not result.statistics["improved"]
+
+
+def test_a_start_is_kept_or_improved(texture: np.ndarray) -> None:
+    truth = displacement()
+    pair = volumes(moved(texture, truth)), volumes(texture)
+    grid = pair[0].grid
+    start = DisplacementField(torch.from_numpy(truth * 2.0).float(), grid)
+    kept = refine(*pair, dataclasses.replace(QUICK, steps=(0, 0)), start)
+    assert not kept.statistics["improved"]
+    assert error(kept.ddf, kept.grid, truth) < 0.1
+    half = DisplacementField(torch.from_numpy(truth).float(), grid)
+    better = refine(*pair, QUICK, half)
+    assert error(better.ddf, better.grid, truth) < 0.5 * error(half.ddf().as_tensor(), grid, truth)
+
+
+@pytest.mark.parametrize("similarity", ["labels", "distance"])
+def test_labels_alone_bring_structures_together(similarity: str) -> None:
+    points = np.stack(np.meshgrid(*[np.arange(n) for n in SHAPE], indexing="ij"))
+    balls = [np.linalg.norm(points - np.reshape(c, (3, 1, 1, 1)), axis=0) < 8 for c in ((18, 18, 16), (23, 17, 14))]
+    grid = Grid(SHAPE, np.diag([2.0, 2.0, 2.0, 1.0]))
+    fixed, moving = (Volumes(grid, labels=torch.from_numpy(ball)[None]) for ball in balls)
+    result = refine(fixed, moving, options_for("labels", similarity={similarity: 1.0}))
+    field = DisplacementField.from_ddf(result.ddf, result.grid, grid).displacement.numpy() / 2
+    warped = moved(balls[1].astype(np.float32), field) >= 0.5
+    assert 2 * (warped & balls[0]).sum() / (warped.sum() + balls[0].sum()) > 0.95
+    assert jacobian_determinant(result.ddf[None]).min() > 0
+
+
+def test_excluded_voxels_have_no_influence(texture: np.ndarray) -> None:
+    """Two different lesions are pulled together, unless a mask leaves them out."""
+    points = np.stack(np.meshgrid(*[np.arange(n) for n in SHAPE], indexing="ij"))
+    distances = [np.linalg.norm(points - np.reshape(c, (3, 1, 1, 1)), axis=0) for c in ((17, 18, 16), (22, 18, 16))]
+    fixed, moving = (np.where(distance < 5, 1.5, texture).astype(np.float32) for distance in distances)
+    counts = torch.from_numpy((np.minimum(*distances) > 6).astype(np.float32))[None]
+    free = refine(volumes(fixed), volumes(moving), QUICK)
+    masked = refine(volumes(fixed, mask=counts), volumes(moving, mask=counts), QUICK)
+    assert float(free.ddf.norm(dim=0).max()) > 2
+    assert float(masked.ddf.norm(dim=0).max()) < 0.1
+
+
+def test_voxels_beyond_the_moving_field_of_view_do_not_count(texture: np.ndarray) -> None:
+    """A moving image that ends in the middle of the fixed one is not stretched over all of it."""
+    truth = displacement(2.0)
+    half = Volumes(Grid((24, *SHAPE[1:]), np.diag([2.0, 2.0, 2.0, 1.0])), torch.from_numpy(texture[:24])[None])
+    result = refine(volumes(moved(texture, truth)), half, QUICK)
+    fixed = Grid(SHAPE, np.diag([2.0, 2.0, 2.0, 1.0]))
+    found = DisplacementField.from_ddf(result.ddf, result.grid, fixed).displacement.numpy() / 2
+    inside = np.linalg.norm(found - truth, axis=0)[6:18, 6:-6, 6:-6].mean()
+    assert inside < 0.5 * np.linalg.norm(truth, axis=0)[6:18, 6:-6, 6:-6].mean()
+    assert np.linalg.norm(found[:, 28:], axis=0).max() < 4
+
+
+def test_no_voxel_in_common_is_an_error(texture: np.ndarray) -> None:
+    far = Volumes(Grid(SHAPE, np.diag([2.0, 2.0, 2.0, 1.0]) + np.eye(4, k=3) * 500), torch.from_numpy(texture)[None])
+    with pytest.raises(RegZooError, match="voxels in common"):
+        refine(volumes(texture), far, QUICK)
+
+
+def test_a_time_limit_ends_the_steps(texture: np.ndarray) -> None:
+    pair = volumes(moved(texture, displacement())), volumes(texture)
+    result = refine(*pair, dataclasses.replace(QUICK, seconds=1e-9))
+    assert result.statistics["steps"] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"similarity": {"mi": 1.0}}, "mi"),
+        ({"similarity": {}}, "similarity"),
+        ({"transformation": "affine"}, "transformation"),
+        ({"spacing": 0}, "spacing"),
+        ({"window": 4}, "window"),
+        ({"steps": ()}, "steps"),
+        ({"smoothness": -1}, "smoothness"),
+        ({"smothness": 1}, "smothness"),
+    ],
+)
+def test_wrong_options_are_named(change: dict[str, object], words: str) -> None:
+    with pytest.raises(RegZooError, match=words):
+        options_for("mr", **change)
+    with pytest.raises(RegZooError, match="pet"):
+        options_for("pet")
