@@ -14,7 +14,7 @@ test test-slow test-label lowest bench: export OMP_WAIT_POLICY := passive
 demo weights: export GOMP_SPINCOUNT := 2000
 
 .DEFAULT_GOAL := help
-.PHONY: help bundles demo test test-slow test-label test-zoo lowest lint docs bench weights clean
+.PHONY: help bundles demo test test-slow test-label test-zoo lowest lint docs bench peers weights clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -58,6 +58,12 @@ docs: $(STAMP) ## build the documentation site into site/; fails at a broken lin
 
 bench: $(STAMP) ## time our parts against MONAI's in the same process
 	$(BIN)/python benchmarks/run.py
+
+peers: $(STAMP) ## run other registration tools beside ours, in an environment of their own (.venv-peers; hours)
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers_requirements.txt
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps fireants==1.5.0
+	$(BIN)/python benchmarks/peers.py $(PEERS)
 
 weights: $(STAMP) ## train the released weights on phantoms, resuming if stopped (an hour on two cores; BUNDLE=name)
 	$(RUN) training --config_file configs/train.json --output_dir output/weights

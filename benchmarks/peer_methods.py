@@ -1,0 +1,273 @@
+"""One registration by one tool, in a process of its own: ``python peer_methods.py METHOD PAIR OUT``; see ``peers.py``.
+
+PAIR is a folder with ``fixed.nii.gz``, ``moving.nii.gz`` and ``pair.json``. OUT receives ``field.nii.gz``, the
+displacement of every fixed voxel, mm, LPS, on the fixed grid; ``own.nii.gz``, the moving image as the tool itself warps
+it; ``run.json``, time, memory and version. The tools run in an environment of their own, without RegZoo.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import io
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+from peer_tools import THREADS, Meter, Pair, index_matrix, xyz
+
+Found = tuple[sitk.Image, sitk.Image]
+Method = Callable[[Pair, Meter], Found]
+
+
+def ants(transform: str, **options: Any) -> Method:
+    """ANTsPy; ``SyNOnly`` begins with its ``Affine`` where the headers do not align the images."""
+
+    def run(pair: Pair, meter: Meter) -> Found:
+        import ants
+
+        fixed, moving = (ants.image_read(str(pair.folder / f"{side}.nii.gz")) for side in ("fixed", "moving"))
+        with tempfile.TemporaryDirectory() as folder:
+            with meter:
+                first: Any = "Identity" if pair.aligned else None
+                if transform == "SyNOnly" and not pair.aligned:
+                    first = ants.registration(fixed, moving, "Affine", outprefix=f"{folder}/a", random_seed=1)
+                    first = first["fwdtransforms"]
+                found = ants.registration(
+                    fixed, moving, transform, initial_transform=first, outprefix=f"{folder}/b", random_seed=1, **options
+                )
+            whole = ants.apply_transforms(fixed, moving, found["fwdtransforms"], compose=f"{folder}/c")
+            ants.image_write(found["warpedmovout"], f"{folder}/own.nii.gz")
+            return sitk.ReadImage(whole), sitk.ReadImage(f"{folder}/own.nii.gz")
+
+    return run
+
+
+def greedy(iterations: str, metric: str = "NCC 2x2x2") -> Method:
+    """picsl-greedy, after its own affine registration where the headers do not align the images."""
+
+    def run(pair: Pair, meter: Meter) -> Found:
+        from picsl_greedy import Greedy3D
+
+        tool, log = Greedy3D(), io.StringIO()
+
+        def execute(command: str, **images: Any) -> None:
+            tool.execute(f"{command} -threads {THREADS}", out=log, **images)
+
+        with meter:
+            start = ""
+            images: dict[str, Any] = {"f": pair.fixed, "m": pair.moving}
+            if not pair.aligned:
+                start = "a"
+                execute("-i f m -a -dof 12 -ia-image-centers -m NMI -n 100x50x10 -o a", **images, a=None)
+                images = {}
+            execute(f"-i f m -m {metric} -n {iterations} -o w" + (f" -it {start}" if start else ""), **images, w=None)
+        execute(f"-rf f -rb {pair.background} -rm m own -rc whole -r w {start}", own=None, whole=None)
+        return sitk.Cast(tool["whole"], sitk.sitkVectorFloat64), tool["own"]
+
+    return run
+
+
+def dipy(iterations: list[int]) -> Method:
+    """DIPY's SyN with cross-correlation, radius 4."""
+
+    def run(pair: Pair, meter: Meter) -> Found:
+        from dipy.align.imwarp import SymmetricDiffeomorphicRegistration
+        from dipy.align.metrics import CCMetric
+
+        world = index_matrix(pair.fixed)
+        with meter:
+            moved = xyz(pair.moved())
+            method = SymmetricDiffeomorphicRegistration(CCMetric(3), level_iters=iterations)
+            mapping = method.optimize(xyz(pair.fixed), moved, static_grid2world=world, moving_grid2world=world)
+        own = sitk.GetImageFromArray(mapping.transform(moved).transpose(2, 1, 0))
+        own.CopyInformation(pair.fixed)
+        return pair.after(np.asarray(mapping.get_forward_field()).transpose(2, 1, 0, 3)), own
+
+    return run
+
+
+def demons(pair: Pair, meter: Meter) -> Found:
+    """SimpleITK's diffeomorphic demons at three resolutions, after matching the histograms."""
+    with meter:
+        image = pair.moved()
+        moved = sitk.HistogramMatching(image, pair.fixed, 1024, 7, True)
+        method = sitk.DiffeomorphicDemonsRegistrationFilter()
+        method.SetNumberOfIterations(50)
+        method.SetSmoothDisplacementField(True)
+        method.SetStandardDeviations(1.5)
+        field = sitk.Image(pair.fixed.GetSize(), sitk.sitkVectorFloat64)
+        field.CopyInformation(pair.fixed)
+        for shrink in (4, 2, 1):
+            images = [
+                sitk.Shrink(sitk.SmoothingRecursiveGaussian(i, [s * shrink / 2 for s in i.GetSpacing()]), [shrink] * 3)
+                if shrink > 1
+                else i
+                for i in (pair.fixed, moved)
+            ]
+            nothing = sitk.Transform(3, sitk.sitkIdentity)
+            begin = sitk.Resample(field, images[0], nothing, sitk.sitkLinear, 0.0, sitk.sitkVectorFloat64, True)
+            field = method.Execute(*images, begin)
+    warper = sitk.WarpImageFilter()
+    warper.SetOutputParameteresFromImage(image)
+    own = warper.Execute(image, field)
+    whole = pair.after(sitk.GetArrayFromImage(field))
+    return whole, own
+
+
+def convex_adam(pair: Pair, meter: Meter) -> Found:
+    """convexAdam with MIND features and its defaults; displacements in voxels of the fixed grid."""
+    import torch
+    from convexAdam.convex_adam_MIND import convex_adam_pt
+
+    torch.set_num_threads(THREADS)
+    with meter:
+        moved = xyz(pair.moved())
+        voxels = convex_adam_pt(xyz(pair.fixed), moved)
+    displacement = voxels.transpose(2, 1, 0, 3) @ index_matrix(pair.fixed)[:3, :3].T
+    return pair.after(displacement), own_warp(pair, moved, voxels)
+
+
+def own_warp(pair: Pair, moved: np.ndarray, voxels: np.ndarray) -> sitk.Image:
+    """An image through a displacement in voxels (X, Y, Z, 3), by SciPy, as convexAdam applies its result."""
+    from scipy.ndimage import map_coordinates
+
+    places = np.moveaxis(voxels, -1, 0) + np.indices(moved.shape)
+    own = sitk.GetImageFromArray(map_coordinates(moved, places, order=1).transpose(2, 1, 0))
+    own.CopyInformation(pair.fixed)
+    return own
+
+
+def fire_ants(kind: str) -> Method:
+    """FireANTs with cross-correlation, on the CPU."""
+
+    def run(pair: Pair, meter: Meter) -> Found:
+        import torch
+        from fireants.io.image import BatchedImages, Image
+        from fireants.registration.greedy import GreedyRegistration
+        from fireants.registration.syn import SyNRegistration
+
+        torch.set_num_threads(THREADS)
+        with meter:
+            images = [BatchedImages([Image(scaled(image), device="cpu")]) for image in (pair.fixed, pair.moved())]
+            method = {"greedy": GreedyRegistration, "SyN": SyNRegistration}[kind](
+                scales=[4, 2, 1],
+                iterations=[200, 100, 50],
+                fixed_images=images[0],
+                moving_images=images[1],
+                cc_kernel_size=5,
+                optimizer_lr=0.5 if kind == "greedy" else 0.1,
+            )
+            method.optimize()
+        with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
+            method.save_as_ants_transforms(f"{folder}/warp.nii.gz")
+            displacement = sitk.GetArrayFromImage(sitk.ReadImage(f"{folder}/warp.nii.gz"))
+            warped = method.evaluate(*images)[0, 0].numpy()
+        own = sitk.GetImageFromArray(warped)
+        own.CopyInformation(pair.fixed)
+        return pair.after(displacement), own
+
+    return run
+
+
+def scaled(image: sitk.Image) -> sitk.Image:
+    """Intensities from 0 to 1."""
+    return sitk.RescaleIntensity(image, 0.0, 1.0)
+
+
+def regzoo(bundle: str, *options: str, suffix: str = "") -> Method:
+    """The command of RegZoo, in its own environment; what it imports is imported before the clock starts.
+
+    Args:
+        bundle: first word of the command.
+        options: further words; ``{pair}`` is the pair's folder.
+        suffix: of the images, ``_hu`` for CTs that are not windowed.
+    """
+
+    def run(pair: Pair, meter: Meter) -> Found:
+        import regzoo.inference  # noqa: F401 - takes seconds
+        import torch
+        from regzoo.cli import main
+
+        torch.set_num_threads(THREADS)
+        with tempfile.TemporaryDirectory() as folder:
+            files = [f"--{side}={pair.folder}/{side}{suffix}.nii.gz" for side in ("fixed", "moving")]
+            words = [option.format(pair=pair.folder) for option in options]
+            sys.argv = ["regzoo", "register", bundle, *files, *words, f"--out={folder}/out"]
+            with meter:
+                main()
+            out = Path(folder, "out")
+            return read_field(out / "field.nii.gz"), sitk.ReadImage(str(out / "warped_image.nii.gz"))
+
+    return run
+
+
+def read_field(path: Path) -> sitk.Image:
+    """A displacement in the layout of ITK and ANTs."""
+    return sitk.ReadImage(str(path), sitk.sitkVectorFloat32)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of the tables.
+
+    Attributes:
+        run: registers a pair.
+        package: that it comes from, as pip calls it.
+        ours: runs in RegZoo's environment.
+        kinds: of pair that it is for; empty: all.
+        moving: the image that it warps.
+    """
+
+    run: Method
+    package: str
+    ours: bool = False
+    kinds: Sequence[str] = ()
+    moving: str = "moving.nii.gz"
+
+    def suits(self, kind: str) -> bool:
+        """Whether it is for pairs of a kind."""
+        return not self.kinds or kind in self.kinds
+
+
+#: In the order of the tables; the names of ours begin with RegZoo.
+METHODS = {
+    "ANTs SyN (MI)": Entry(ants("SyN"), "antspyx"),
+    "ANTs SyN CC": Entry(ants("SyNOnly", syn_metric="CC", syn_sampling=4, reg_iterations=(40, 20, 0)), "antspyx"),
+    "greedy NCC 100×50×10": Entry(greedy("100x50x10"), "picsl-greedy"),
+    "greedy NCC 100×100×50": Entry(greedy("100x100x50"), "picsl-greedy"),
+    "DIPY SyN CC": Entry(dipy([100, 100, 25]), "dipy"),
+    "SimpleITK demons": Entry(demons, "SimpleITK"),
+    "convexAdam": Entry(convex_adam, "convexadam"),
+    "FireANTs greedy": Entry(fire_ants("greedy"), "fireants"),
+    "FireANTs SyN": Entry(fire_ants("SyN"), "fireants"),
+    "RegZoo": Entry(regzoo("none", "--refine"), "regzoo", ours=True),
+    "RegZoo, bundle": Entry(
+        regzoo("abdominal_ct_ddmr", "--refine", suffix="_hu"), "regzoo", True, ("ct",), "moving_hu.nii.gz"
+    ),
+    "RegZoo, network": Entry(regzoo("prostate_mr_trus_weak_ddf"), "regzoo", True, ("mr_trus",)),
+    "RegZoo, network and MIND": Entry(
+        regzoo("prostate_mr_trus_weak_ddf", "--refine=mind"), "regzoo", True, ("mr_trus",)
+    ),
+}
+
+
+def main(method: str, folder: str, out: str) -> None:
+    """Register a pair, and write the result."""
+    meter, entry = Meter(), METHODS[method]
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(THREADS)
+    pair = Pair(Path(folder))
+    field, own = entry.run(pair, meter)
+    sitk.WriteImage(sitk.Cast(field, sitk.sitkVectorFloat32), f"{out}/field.nii.gz")
+    sitk.WriteImage(sitk.Cast(own, sitk.sitkFloat32), f"{out}/own.nii.gz")
+    found = meter.as_dict() | {"affine": pair.affine.tolist(), "version": importlib.metadata.version(entry.package)}
+    Path(out, "run.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
