@@ -30,11 +30,11 @@ def test_datalists(phantoms: Path, tmp_path: Path) -> None:
         for source in (path, tmp_path):
             assert load_records(source, "train") == train and load_records(source, "val") == val
             assert load_records(source) == train + val
-    with pytest.raises(RegZooError, match="has no list 'testing'"):
+    with pytest.raises(RegZooError, match="has no pairs of the split 'test'"):
         load_records(path, "test")
     path.write_text(json.dumps(train))
     assert load_records(path, "train") == load_records(path) == train
-    with pytest.raises(RegZooError, match="does not say which pairs are of the split 'val'; write"):
+    with pytest.raises(RegZooError, match="has no pairs of the split 'val'"):
         load_records(path, "val")
     table = tmp_path / "pairs.csv"
     rows = [(r, "training") for r in train[:2]] + [(r, "val") for r in val[:1]]
@@ -42,7 +42,7 @@ def test_datalists(phantoms: Path, tmp_path: Path) -> None:
     table.write_text("\n".join(["fixed_image,moving_image,split", *lines]))
     assert [r["case"] for r in load_records(table, "train")] == [r["case"] for r in train[:2]]
     assert [r["case"] for r in load_records(table, "val")] == [val[0]["case"]]
-    with pytest.raises(RegZooError, match="has no pair of the split 'test'"):
+    with pytest.raises(RegZooError, match="has no pairs of the split 'test'"):
         load_records(table, "test")
 
 

@@ -60,7 +60,7 @@ def test_table(tmp_path: Path, suffix: str, delimiter: str) -> None:
     "name, text, message",
     [
         ("l.json", "[{]", "l.json: is not valid JSON"),
-        ("l.json", '{"testing": []}', "has no list 'training' \\(it has: 'testing'\\)"),
+        ("l.json", '{"testing": []}', "has no pairs of the split 'train' \\(it has: test\\)"),
         ("l.json", '{"training": 3}', "neither a list of pairs nor"),
         ("l.json", "[]", "lists no pairs"),
         ("l.json", '["a.nii"]', "entry 1 is not a set of named values"),

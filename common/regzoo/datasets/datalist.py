@@ -41,7 +41,7 @@ WORDS = {
 SHORT = {"fixed": FIXED.image, "moving": MOVING.image}
 
 
-def read_datalist(path: str | os.PathLike[str], section: str | None = "training", single: bool = False) -> list[Record]:
+def read_datalist(path: str | os.PathLike[str], split: str | None = "train", single: bool = False) -> list[Record]:
     """Read records from a JSON list, a JSON object of lists such as ``{"training": [...]}`` or a table (CSV, TSV).
 
     Relative paths are resolved against the file's folder. The columns of a table have the names of the record's keys;
@@ -51,38 +51,28 @@ def read_datalist(path: str | os.PathLike[str], section: str | None = "training"
 
     Args:
         path: the datalist.
-        section: which list of a JSON object to read, by one of `SPLIT_WORDS`; None: all of them. A plain list or a
-            table is read whole.
+        split: which pairs to read, by one of `SPLIT_WORDS`: those of a list of a JSON object, or those whose ``split``
+            says so; without any ``split``, all pairs are of ``train``. None: all of them.
         single: whether an entry may have one image only; it may then use MONAI's names ``image`` and ``label``.
 
     Raises:
         RegZooError: the file is missing, cannot be read, an entry is not a record, a name looks like a misspelling of a
-            key, or a patient or an image is in two splits.
+            key, a patient or an image is in two splits, or there is no pair of the split.
     """
-    source = Path(path)
-    return section_of(source, read_lists(source, single), section)
-
-
-def section_of(source: Path, lists: Mapping[str | None, list[Record]], section: str | None) -> list[Record]:
-    """The records of one list of a datalist, see `read_datalist`."""
-    if section is None or None in lists:
-        records = [record for part in lists.values() for record in part]
-    elif (split := split_of(section)) in lists:
-        records = lists[split]
-    else:
-        known = ", ".join(repr(SPLIT_WORDS[name][0]) for name in lists if name) or "none"
-        fix = f"add a list named {section!r}, or ask for another split"
-        raise bad_file(source, f"has no list {section!r} (it has: {known})", fix)
+    source, wanted = Path(path), split_of(split)
+    lists = read_lists(source, single)
+    if split is not None and lists and wanted not in lists:
+        word = SPLIT_WORDS[wanted][0] if wanted else split
+        fix = f'name another split, add a list "{word}", or add a value "split" to each pair'
+        raise bad_file(source, f"has no pairs of the split {split!r} (it has: {', '.join(lists)})", fix)
+    records = [record for name, part in lists.items() if split is None or name == wanted for record in part]
     if not records:
         raise bad_file(source, "lists no pairs", "give it at least one entry with fixed_image and moving_image")
     return records
 
 
-def read_lists(source: Path, single: bool = False) -> dict[str | None, list[Record]]:
-    """The records of a datalist: by split from a JSON object of lists, all under None from a plain list or a table.
-
-    Args, Raises: as `read_datalist`.
-    """
+def read_lists(source: Path, single: bool = False) -> dict[str, list[Record]]:
+    """The records of a datalist by split; arguments and errors as `read_datalist`."""
     if not source.is_file():
         raise bad_file(source, "no such file", "name a datalist (.json, .csv or .tsv)")
     is_table = source.suffix.lower() != ".json"
@@ -93,9 +83,9 @@ def read_lists(source: Path, single: bool = False) -> dict[str | None, list[Reco
             for split, entries in lists.items()
         }
     known = _known_names(source, [entry for entries in lists.values() for entry in entries], single, is_table)
-    found: dict[str | None, list[Record]] = {}
+    found: dict[str, list[Record]] = {split: [] for split in lists if split}
+    whole: list[Record] = []
     for split, entries in lists.items():
-        found[split] = []
         for number, entry in enumerate(entries, start=1):
             where = f"entry {number}" + (f" of {SPLIT_WORDS[split][0]!r}" if split in ("val", "test") else "")
             try:
@@ -106,21 +96,14 @@ def read_lists(source: Path, single: bool = False) -> dict[str | None, list[Reco
             if split is not None and (said := record.pop(Key.SPLIT, split)) != split:
                 problem = f"{where}: its split is {said!r}, but its list says otherwise"
                 refuse(bad_file(source, problem, "move the entry, or remove its split"))
-            found[split].append(record)
-    whole = found.get(None, [])
+            if split is None:
+                whole.append(record)
+            found.setdefault(split or record.get(Key.SPLIT, "train"), []).append(record)
     without = [number for number, record in enumerate(whole, start=1) if Key.SPLIT not in record]
     if without and len(without) < len(whole):
         raise bad_file(source, f"entry {without[0]} has no split, but others have one", "give each entry its split")
-    check_splits(source, by_split(whole) if None in found else found)
+    check_splits(source, found)
     return found
-
-
-def by_split(records: Iterable[Record]) -> dict[str | None, list[Record]]:
-    """Records of a table or a plain list by their ``split``; ``train`` for those without one."""
-    parts: dict[str | None, list[Record]] = {}
-    for record in records:
-        parts.setdefault(record.get(Key.SPLIT, "train"), []).append(record)
-    return parts
 
 
 def _json_lists(source: Path) -> dict[str | None, Sequence[Any]]:

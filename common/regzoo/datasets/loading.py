@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
-from regzoo.case import Key, Record
-from regzoo.datasets.datalist import DATALIST_SUFFIXES, by_split, read_lists, section_of
+from regzoo.case import Record
+from regzoo.datasets.datalist import DATALIST_SUFFIXES, read_datalist, read_lists
 from regzoo.datasets.decathlon import is_decathlon, read_decathlon
 from regzoo.datasets.ixi import is_ixi, read_ixi
 from regzoo.datasets.learn2reg import is_learn2reg, read_learn2reg, read_learn2reg_images
@@ -47,7 +46,7 @@ def load_records(
         fix = "leave it out, the data say themselves which image is fixed"
         raise RegZooError(f"--direction {direction}: has no effect with {datalist or root}; {fix}")
     if datalist is not None:
-        records = _read_split(datalist, split)
+        records = read_datalist(datalist, split)
     elif is_learn2reg(root):
         records = read_learn2reg(root, split)
     elif root.is_dir() and is_muregpro(root):
@@ -77,7 +76,7 @@ def load_single_records(dataset_dir: str | os.PathLike[str], split: str | None =
     root = _existing(dataset_dir, split)
     datalist = _datalist(root)
     if datalist is not None:
-        records = single_records(_read_split(datalist, split, single=True))
+        records = single_records(read_datalist(datalist, split, single=True))
     elif is_learn2reg(root):
         records = read_learn2reg_images(root, split)
     elif is_muregpro(root):
@@ -104,8 +103,7 @@ def load_validation(dataset_dir: str | os.PathLike[str], single: bool = False) -
     datalist = _datalist(Path(dataset_dir))
     if datalist is None:
         return []
-    lists = read_lists(datalist, single)
-    records = (by_split(lists[None]) if None in lists else lists).get("val", [])
+    records = read_lists(datalist, single).get("val", [])
     if records:
         check_records(records)
     return records
@@ -129,19 +127,3 @@ def _datalist(root: Path) -> Path | None:
     if len(found) > 1:
         raise bad_file(root, f"holds {' and '.join(path.name for path in found)}", "name the one that counts")
     return found[0] if found else None
-
-
-def _read_split(datalist: Path, split: str | None, single: bool = False) -> list[Record]:
-    """The records of a split of a datalist."""
-    lists = read_lists(datalist, single)
-    name = SPLIT_WORDS[split][0] if split else None
-    records = section_of(datalist, lists, name)
-    if split is None or None not in lists:
-        return records
-    chosen = by_split(records).get(split)
-    if chosen:
-        return chosen
-    if not any(Key.SPLIT in record for record in records):
-        fix = f'write {{"training": […], {json.dumps(name)}: […]}}, or add a value "split" to each pair'
-        raise bad_file(datalist, f"does not say which pairs are of the split {split!r}", fix)
-    raise bad_file(datalist, f"has no pair of the split {split!r}", f"give some pairs the split {json.dumps(split)}")
