@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from regzoo.monai_label.messages import without_folders
+from regzoo.monai_label.files import without_folders
 
 
 def test_files_of_the_studies_keep_their_path_within_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

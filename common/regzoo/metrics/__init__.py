@@ -8,12 +8,12 @@ from regzoo.metrics.labels import (
     LabelDice,
     LabelHausdorff,
     LostLabels,
+    RegionDice,
     TargetRegistrationError,
     WeightSelection,
     centroid_distances,
     dice,
 )
-from regzoo.metrics.regions import RegionDice
 
 __all__ = [
     "AdHocRegistrationError",

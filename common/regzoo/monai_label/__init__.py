@@ -2,8 +2,14 @@
 
 from regzoo.monai_label.answer import BuildAnswerd
 from regzoo.monai_label.request import RequestedPaird, ServedCompose
-from regzoo.monai_label.studies import is_served, split_studies, split_study_images, study_pairs
-from regzoo.monai_label.training import served_weights, training_folder
+from regzoo.monai_label.studies import (
+    is_served,
+    served_weights,
+    split_studies,
+    split_study_images,
+    study_pairs,
+    training_folder,
+)
 
 __all__ = [
     "BuildAnswerd",

@@ -1,10 +1,11 @@
-"""Find the files of the studies that a request names. Clients are not trusted: they can reach no other files."""
+"""Find the files of the studies that a request names. Clients are not trusted: they reach and see no other files."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,8 @@ SESSIONS_VARIABLE = "MONAI_LABEL_SESSION_PATH"
 PAIR_KEYS = (MOVING.image, MOVING.label, FIXED.label, Key.ALIGN)
 #: Most label files of one image.
 MOST_FILES = 32
+#: The name of an uploaded image in a message.
+UPLOADED = "the file sent with the request"
 
 
 def fixed_file(path: Any) -> Path:
@@ -133,3 +136,22 @@ def check_files(studies: Path, files: Mapping[str, Sequence[str]], most_voxels: 
                 raise RegZooError(f"{key}: {problem}; crop the images, or raise max_voxels in configs/inference.json")
         if key in LABEL_KEYS and labels > MAX_LABEL_VALUES:
             raise RegZooError(f"{key}: {labels} labels; give at most {MAX_LABEL_VALUES}")
+
+
+def without_folders(message: str, image_path: Any = None) -> str:
+    """A message with the paths of the server taken out.
+
+    Files of the studies keep their path within the studies, and all others only their name. An uploaded image is called
+    "the file sent with the request", because its temporary name means nothing to the client.
+
+    Args:
+        message: the text.
+        image_path: where MONAI Label put the fixed image.
+    """
+    if isinstance(image_path, str) and is_upload(Path(os.path.realpath(image_path))):
+        for name in (os.path.realpath(image_path), image_path, Path(image_path).name, case_name(image_path)):
+            message = message.replace(name, UPLOADED)
+    studies = os.environ.get(STUDIES_VARIABLE)
+    for folder in (os.path.realpath(studies), studies) if studies else ():
+        message = message.replace(f"{folder}{os.sep}", "")
+    return re.sub(r"(?<![\w.~-])/(?:[^\s/:;,'\"]+/)+(?=[^\s/])", "", message)

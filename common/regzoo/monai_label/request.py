@@ -25,8 +25,8 @@ from regzoo.monai_label.files import (
     noted_pair,
     remove_upload,
     studies_folder,
+    without_folders,
 )
-from regzoo.monai_label.messages import without_folders
 from regzoo.monai_label.parameters import WRITING, check_parameters, suffix_for
 
 #: What MONAI Label itself needs of a request after the preprocessing, all of it checked.

@@ -1,4 +1,4 @@
-"""Pairs and single images from the finished labels of MONAI Label's studies.
+"""A training of MONAI Label: pairs and single images from the finished labels of the studies, and its results.
 
 MONAI Label gives a training a list of ``{"image": path, "label": path}``, one for each image with a finished label, and
 another list for the validation. It does not know pairs, so they are found by name.
@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,21 @@ def is_served() -> bool:
     The variable alone is not enough, because a user may have set it in a shell.
     """
     return STUDIES_VARIABLE in os.environ and ("monailabel" in sys.modules or "TORCHELASTIC_RUN_ID" in os.environ)
+
+
+def training_folder(bundle_root: str | Path) -> str:
+    """The output folder of a training whose user named none.
+
+    ``output/train`` of the bundle. MONAI Label starts each training anew from some weights, so each of its trainings
+    gets a folder of its own, ``output/monai_label/<time>``.
+    """
+    output = Path(bundle_root) / "output"
+    return str(output / "monai_label" / f"{datetime.now():%Y%m%d-%H%M%S}" if is_served() else output / "train")
+
+
+def served_weights(bundle_root: str | Path) -> str | None:
+    """The file beside the released weights for the weights of MONAI Label's trainings; None for other trainings."""
+    return str(Path(bundle_root) / "models" / "monai_label.pt") if is_served() else None
 
 
 def split_studies(

@@ -2,8 +2,7 @@
 
 from regzoo.report.boxplots import summary_figure
 from regzoo.report.figures import FigureWriter, case_figure
-from regzoo.report.statistics import percentile_summary
-from regzoo.report.tables import CaseTable, LabelTable, read_csv, summary_text, write_csv
+from regzoo.report.tables import CaseTable, LabelTable, percentile_summary, read_csv, summary_text, write_csv
 
 __all__ = [
     "CaseTable",

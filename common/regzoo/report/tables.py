@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,10 @@ from regzoo.metrics.base import affine_of
 from regzoo.metrics.handlers import BEFORE
 from regzoo.metrics.labels import centroid_distances, dice
 from regzoo.report.engine import cases_of, gather_strings, is_writer, name_of_case
-from regzoo.report.statistics import percentile_summary
 from regzoo.spatial import as_tensor
+
+#: The percentiles usually reported with the median (Hu et al. 2018, Table 1).
+PERCENTILES = (10, 25, 75, 90)
 
 
 def write_csv(path: str | PathLike[str], header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -155,6 +157,27 @@ def label_rows(item: Mapping[str, Any]) -> dict[str, Any]:
         values = [d[label] for d in distances] + [o[label] for o in overlaps] + [in_fixed, in_before, in_warped]
         rows.append([case, label, name, *values])
     return {"case": case, "rows": rows}
+
+
+def percentile_summary(values: Iterable[float]) -> dict[str, float | int]:
+    """Summarise the values of a metric, one per case; NaN marks a case that could not be measured.
+
+    Returns:
+        ``n`` (measured), ``missing`` (NaN), ``mean``, ``std`` (of the sample, n − 1), ``median``, ``p10``, ``p25``,
+        ``p75``, ``p90``; NaN where there are too few values.
+    """
+    everything = np.asarray(list(values), dtype=np.float64)
+    known = everything[~np.isnan(everything)]
+    summary: dict[str, float | int] = {"n": known.size, "missing": everything.size - known.size}
+    if known.size == 0:
+        names = ("mean", "std", "median", *(f"p{p}" for p in PERCENTILES))
+        return summary | dict.fromkeys(names, float("nan"))
+    summary["mean"] = float(known.mean())
+    summary["std"] = float(known.std(ddof=1)) if known.size > 1 else float("nan")
+    summary["median"] = float(np.median(known))
+    for percent, value in zip(PERCENTILES, np.percentile(known, PERCENTILES), strict=True):
+        summary[f"p{percent}"] = float(value)
+    return summary
 
 
 def summary_text(summaries: Mapping[str, Mapping[str, float]], cases: int) -> str:
