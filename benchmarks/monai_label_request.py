@@ -10,6 +10,7 @@ With ``--load`` it measures instead how one bundle bears its clients, see `label
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import sys
 import tempfile
@@ -74,9 +75,15 @@ def _on(volume: MetaTensor, target: Grid) -> np.ndarray:
     return resample(as_tensor(volume).float(), Grid.of(volume), target).numpy()
 
 
+def anatomy(bundle: str) -> str:
+    """The kind of phantoms that a bundle trains on."""
+    config = json.loads((BUNDLES[0].parent / bundle / "configs" / "train.json").read_text(encoding="utf-8"))
+    return str(config["phantoms"].get("kind", "prostate"))
+
+
 def measure(server: LabelServer, bundle: str, label: str, rounds: int) -> list[str]:
     """One row: medians over `rounds`, after two that warm it up."""
-    kind = "abdomen" if bundle.startswith("abdominal") else "prostate"
+    kind = anatomy(bundle)
     requests, networks, count = [], [], 0
     for _ in range(rounds + 2):
         start = time.perf_counter()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bundle_list import BUNDLES
 from monai.bundle import ConfigParser
 from regzoo.datasets import Record, load_records, load_single_records, split_fold
 from regzoo.engines import (
@@ -21,7 +22,6 @@ from regzoo.engines import (
 )
 from regzoo.errors import RegZooError
 
-BUNDLES = sorted(path.parent.parent for path in Path(__file__).parents[2].glob("bundles/*/configs/train.json"))
 Rows = list[dict[str, Any]]
 
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 import torch
+from bundle_list import BUNDLES
 from monai.bundle import ConfigParser, ConfigWorkflow
 from regzoo.errors import user_error
 from regzoo.monai_label import settings
 
-BUNDLES = sorted(path.parents[1] for path in Path(__file__).resolve().parents[2].glob("bundles/*/configs/train.json"))
 each_bundle = pytest.mark.parametrize("bundle", BUNDLES, ids=lambda bundle: bundle.name)
 PARAMETERS = ("device", "train#trainer#max_epochs", "train#dataset#data", "experiment_name", "run_name")
 

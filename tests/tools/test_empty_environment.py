@@ -16,6 +16,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from bundle_list import BUNDLES
 from regzoo.datasets import Record, load_records
 from regzoo.inference import Registrar
 from regzoo_tools.bundle import Bundle
@@ -24,7 +25,6 @@ from regzoo_tools.check_workflow import small_phantoms
 from regzoo_tools.packing import package
 
 ENVIRONMENT = os.environ.get("REGZOO_ZOO_ENVIRONMENT")
-BUNDLES = sorted(path.parents[1] for path in Path(__file__).parents[2].glob("bundles/*/configs/metadata.json"))
 COMMON = Path(__file__).parents[2] / "common"
 #: Rows of the table that need tools which a bundle does not ask for.
 NEED_TOOLS = {"Python style", "metadata schema"}

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 import regzoo
+from bundle_list import NAMES
 from monai.bundle import ConfigParser, download_large_files
 from regzoo import cli
 from regzoo.errors import RegZooError
@@ -26,7 +27,6 @@ from regzoo_tools.packing import package
 from regzoo_tools.verification import CHECKS, OK, verify
 from zip_only import environment
 
-NAMES = sorted(path.parents[1].name for path in Path(__file__).parents[2].glob("bundles/*/configs/metadata.json"))
 OF_FILES = list(CHECKS)[: list(CHECKS).index("network in and out")]
 Copy = Callable[..., Path]
 

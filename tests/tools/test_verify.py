@@ -16,13 +16,13 @@ import odd_networks
 import pytest
 import regzoo
 import torch
+from bundle_list import BUNDLES
 from monai.bundle import ConfigWorkflow
 from regzoo import cli
 from regzoo.errors import RegZooError
 from regzoo_tools.bundle import Bundle
 from regzoo_tools.verification import CHECKS, FAILED, OK, SKIPPED, as_table, run_check, verify
 
-BUNDLES = sorted(path.parents[1] for path in Path(__file__).parents[2].glob("bundles/*/configs/metadata.json"))
 Copy = Callable[..., Path]
 
 

@@ -10,12 +10,10 @@ import matplotlib.image
 import numpy as np
 import pytest
 from broken_sets import PairSet
-from regzoo.bundles import BUNDLE_FOLDERS
+from bundle_list import BUNDLES
 from regzoo.cli import main
 from regzoo.errors import RegZooError
 from regzoo_tools.checking import as_text, check_data
-
-BUNDLES = sorted(path.parents[1] for path in BUNDLE_FOLDERS[1].glob("*/configs/train.json"))
 
 
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
