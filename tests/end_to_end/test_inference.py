@@ -59,7 +59,7 @@ def test_the_written_field_is_the_whole_transformation(bundle: Path, dataset: Pa
     moving = sitk.ReadImage(pair["moving"], sitk.sitkFloat32)
     background = config(bundle, "inference").get("background", 0.0)  # outside a CT there is air
     theirs = warp_with_simpleitk(moving, tmp_path / "out/field.nii.gz", pair["fixed"], background)
-    assert 0.01 < (theirs == background).mean() < 0.8
+    assert 0.01 < (theirs == background).mean() < 0.9  # brains are cut out of their heads
     scale = 100 / np.ptp(sitk.GetArrayFromImage(moving))
     assert np.abs(ours.get_fdata() - theirs).max() * scale < 0.05
     np.testing.assert_allclose(ours.affine, nib.load(pair["fixed"]).affine, atol=1e-5)
