@@ -52,10 +52,15 @@ class _Descriptors:
         self.pair_weights: Pairs = []
         self._memory: list[torch.Tensor | None] = [None, None]
         if mask is not None:
-            self.pair_weights = self._pairs(self._extended(mask))
-            mass = self.window.filter(torch.stack([a * b for a, b in self.pair_weights]))
-            self.known = torch.stack([mass[k][place] for k, place in self._places(mask.shape)]).amin(0) > 0
-            self.inverse_mass = torch.where(mass > 0, 1 / mass, 0)
+            self.pair_weights = pairs = self._pairs(self._extended(mask))
+            self._memory[0] = memory = self._filtered(
+                pairs, lambda slab: torch.stack([a[slab] * b[slab] for a, b in pairs])
+            )
+            mean = self._inner(memory)
+            self.known = torch.ones_like(mask, dtype=torch.bool)
+            for k, place in self._places(mask.shape):
+                self.known &= mean[k][place] > 0
+            self.inverse_mass = (self.inverse_mass / mean).masked_fill_(mean == 0, 0)
 
     def evaluate(
         self, image: torch.Tensor, floor: torch.Tensor, head: Head, slopes: bool
@@ -137,15 +142,23 @@ class _Descriptors:
     def _distances(self, pairs: Pairs) -> torch.Tensor:
         """The mean squared differences for each displacement, (6, X + dilation, Y + dilation, Z + dilation)."""
 
-        def along_yz(slab: slice) -> torch.Tensor:
-            squares = torch.stack([a[slab] - b[slab] for a, b in pairs]).square_()
-            return self.window.filter(self._weigh(squares, slab), (2, 1))
+        def squares(slab: slice) -> torch.Tensor:
+            return self._weigh(torch.stack([a[slab] - b[slab] for a, b in pairs]).square_(), slab)
+
+        self._memory[0] = memory = self._filtered(pairs, squares, self._memory[0])
+        return self._inner(memory)
+
+    def _filtered(
+        self, pairs: Pairs, make: Callable[[slice], torch.Tensor], memory: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Make six volumes slab by slab, filter them and divide by the mass; the result is its `_inner` part."""
 
         def along_x(slab: slice) -> torch.Tensor:
             return self.window.filter(partial[:, :, slab], (0,)).mul_(self._inverse_mass(slab))
 
-        partial = self._memory[0] = in_slabs(pairs[0][0], 0, 6, along_yz, self._memory[0])
-        return in_slabs(partial, 1, 6, along_x, self._inner(partial))
+        partial = in_slabs(pairs[0][0], 0, 6, lambda slab: self.window.filter(make(slab), (2, 1)), memory)
+        in_slabs(partial, 1, 6, along_x, self._inner(partial))
+        return partial
 
     def _zeros(self, pairs: Pairs, distances: torch.Tensor) -> torch.Tensor:
         memory = self._memory[1]
