@@ -35,11 +35,11 @@ test: $(STAMP) ## run the tests; fails below the coverage that pyproject.toml as
 test-slow: $(STAMP) ## run the slow tests: several processes, resumed trainings, benchmarks, memory (minutes)
 	$(BIN)/python -m pytest -n 2 -m slow
 
-test-label: ## run the tests against a MONAI Label server, in an environment of their own (.venv-label)
+test-label: ## run the tests against a MONAI Label server, in a separate environment (.venv-label)
 	PYTHON=$(PYTHON) tests/monai_label/make_environment.sh .venv-label
 	$(CURDIR)/.venv-label/bin/python -m pytest tests/monai_label
 
-test-zoo: $(STAMP) ## run the packaged bundles in an environment that has only what they ask for (.venv-zoo; minutes)
+test-zoo: $(STAMP) ## run the packaged bundles in an environment with only the packages that they ask for (.venv-zoo; minutes)
 	REGZOO_ZOO_ENVIRONMENT=.venv-zoo $(BIN)/python -m pytest tests/tools/test_empty_environment.py
 
 # What old versions deprecate does not matter: the newest ones say what has to change.
