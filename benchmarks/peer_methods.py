@@ -180,36 +180,35 @@ def scaled(image: sitk.Image) -> sitk.Image:
     return sitk.RescaleIntensity(image, 0.0, 1.0)
 
 
-def regzoo(bundle: str, *options: str, suffix: str = "") -> Method:
-    """The command of RegZoo, in its own environment; what it imports is imported before the clock starts.
+def regzoo(bundle: str, suffix: str = "", gland: bool = False, **settings: str) -> Method:
+    """RegZoo from files to the warped image, without writing: ``regzoo register BUNDLE … --KEY VALUE``.
 
     Args:
-        bundle: first word of the command.
-        options: further words; ``{pair}`` is the pair's folder.
+        bundle: its name, or ``none``.
         suffix: of the images, ``_hu`` for CTs that are not windowed.
+        gland: whether it is given the masks of the gland.
+        settings: of the command; ``{kind}`` is that of the pair.
     """
 
     def run(pair: Pair, meter: Meter) -> Found:
-        import regzoo.inference  # noqa: F401 - takes seconds
         import torch
-        from regzoo.cli import main
+        from regzoo import Registrar
 
         torch.set_num_threads(THREADS)
+        words = {key: value.format(kind=pair.kind) for key, value in settings.items()}
+        if not pair.aligned and bundle == "none":
+            words["align"] = "affine"
+        registrar = Registrar(bundle, **words)
+        files = [pair.folder / f"{side}{suffix}.nii.gz" for side in ("fixed", "moving")]
+        labels = [pair.folder / f"{side}_gland.nii.gz" for side in ("moving", "fixed")] if gland else []
+        with meter:
+            result = registrar.register(*files, *labels)
         with tempfile.TemporaryDirectory() as folder:
-            files = [f"--{side}={pair.folder}/{side}{suffix}.nii.gz" for side in ("fixed", "moving")]
-            words = [option.format(pair=pair.folder) for option in options]
-            sys.argv = ["regzoo", "register", bundle, *files, *words, f"--out={folder}/out"]
-            with meter:
-                main()
-            out = Path(folder, "out")
-            return read_field(out / "field.nii.gz"), sitk.ReadImage(str(out / "warped_image.nii.gz"))
+            result.save(folder)
+            field = sitk.ReadImage(f"{folder}/field.nii.gz", sitk.sitkVectorFloat32)
+            return field, sitk.ReadImage(f"{folder}/warped_image.nii.gz")
 
     return run
-
-
-def read_field(path: Path) -> sitk.Image:
-    """A displacement in the layout of ITK and ANTs."""
-    return sitk.ReadImage(str(path), sitk.sitkVectorFloat32)
 
 
 @dataclass(frozen=True)
@@ -235,6 +234,7 @@ class Entry:
         return not self.kinds or kind in self.kinds
 
 
+PROSTATE = "prostate_mr_trus_weak_ddf"
 #: In the order of the tables; the names of ours begin with RegZoo.
 METHODS = {
     "ANTs SyN (MI)": Entry(ants("SyN"), "antspyx"),
@@ -246,14 +246,13 @@ METHODS = {
     "convexAdam": Entry(convex_adam, "convexadam"),
     "FireANTs greedy": Entry(fire_ants("greedy"), "fireants"),
     "FireANTs SyN": Entry(fire_ants("SyN"), "fireants"),
-    "RegZoo": Entry(regzoo("none", "--refine"), "regzoo", ours=True),
+    "RegZoo": Entry(regzoo("none", refine="{kind}"), "regzoo", ours=True),
     "RegZoo, bundle": Entry(
-        regzoo("abdominal_ct_ddmr", "--refine", suffix="_hu"), "regzoo", True, ("ct",), "moving_hu.nii.gz"
+        regzoo("abdominal_ct_ddmr", "_hu", refine="ct"), "regzoo", True, ("ct",), "moving_hu.nii.gz"
     ),
-    "RegZoo, network": Entry(regzoo("prostate_mr_trus_weak_ddf"), "regzoo", True, ("mr_trus",)),
-    "RegZoo, network and MIND": Entry(
-        regzoo("prostate_mr_trus_weak_ddf", "--refine=mind"), "regzoo", True, ("mr_trus",)
-    ),
+    "RegZoo, network": Entry(regzoo(PROSTATE), "regzoo", True, ("other",)),
+    "RegZoo, network and MIND": Entry(regzoo(PROSTATE, refine="other"), "regzoo", True, ("other",)),
+    "RegZoo, network and gland": Entry(regzoo(PROSTATE, gland=True, refine="labels"), "regzoo", True, ("other",)),
 }
 
 

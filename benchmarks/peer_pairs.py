@@ -19,7 +19,7 @@ BRAIN = [2, 3, 4, 7, 8, *range(10, 19), 24, 28, 31, 41, 42, 43, 46, 47, *range(4
 ORGANS = [1, 2, 3, 6, 7, 8, 9]
 WINDOW = (-160.0, 240.0)  # HU
 SEED = 2029  # of phantoms that no training saw
-KINDS = ("images", "labels")
+KINDS, SIDES = ("images", "labels"), ("fixed", "moving")
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Facts:
 
     Attributes:
         case: its name within the group.
+        kind: of the images, as RegZoo's ``--refine`` takes it: ``mr``, ``ct`` or ``other``.
         aligned: whether the headers align the images, see `peer_tools.Pair`.
         labels: values of the label maps, or channels of 4-D files; Dice and HD95 are means over them.
         landmarks: labels that the TRE is the mean of, or the root mean square.
@@ -35,6 +36,7 @@ class Facts:
     """
 
     case: str
+    kind: str
     aligned: bool
     labels: list[int]
     landmarks: list[int]
@@ -52,12 +54,10 @@ class Group:
 
     Attributes:
         title: its heading.
-        kind: of the images, what a method may be limited to: ``mr``, ``ct`` or ``mr_trus``.
         write: writes the pairs that are not there yet and returns their folders; none where the data are absent.
     """
 
     title: str
-    kind: str
     write: Callable[[Path, Path], list[Path]]
 
     def pairs(self, name: str, data: Path) -> list[Path]:
@@ -70,10 +70,18 @@ class Group:
         return self.write(DATA / "peers" / "pairs" / name, data)
 
 
-def copy(source: Path, target: Path, matrix: np.ndarray | None = None, window: Sequence[float] | None = None) -> None:
-    """Copy an image, its world through a matrix (4×4, RAS mm), its intensities within a window."""
+def copy(
+    source: Path,
+    target: Path,
+    matrix: np.ndarray | None = None,
+    window: Sequence[float] | None = None,
+    channel: int | None = None,
+) -> None:
+    """Copy an image, its world through a matrix (4×4, RAS mm), its intensities within a window, one of its channels."""
     image = nib.nifti1.load(source)
     values = np.asanyarray(image.dataobj)
+    if channel is not None:
+        values = values[..., channel]
     if window:
         values = values.clip(*window).astype(np.float32)
     affine = np.eye(4) if matrix is None else matrix
@@ -87,7 +95,6 @@ def write_pair(
     labels: Sequence[Path],
     worlds: Sequence[np.ndarray | None] = (None, None),
     truth: Path | None = None,
-    ct: bool = False,
 ) -> Path:
     """Write a pair: MRs and ultrasound as they are, CTs within a window and, as ``…_hu.nii.gz``, as they are.
 
@@ -98,10 +105,10 @@ def write_pair(
         labels: fixed and moving, on any grids.
         worlds: from the worlds of the label maps to those of the images, 4×4, RAS mm.
         truth: the true displacement, as `regzoo.DisplacementField` saves it.
-        ct: whether the intensities are Hounsfield units.
     """
     make_folder(folder)
-    for side, image, label, world in zip(("fixed", "moving"), images, labels, worlds, strict=True):
+    ct = facts.kind == "ct"
+    for side, image, label, world in zip(SIDES, images, labels, worlds, strict=True):
         copy(image, folder / f"{side}.nii.gz", window=WINDOW if ct else None)
         copy(label, folder / f"{side}_label.nii.gz", world)
         if ct:
@@ -114,7 +121,7 @@ def write_pair(
 
 def both(folder: Path, name: str) -> list[Path]:
     """The files of both sides."""
-    return [folder / name.format(side) for side in ("fixed", "moving")]
+    return [folder / name.format(side) for side in SIDES]
 
 
 def brain(spacing: str) -> Callable[[Path, Path], list[Path]]:
@@ -124,7 +131,7 @@ def brain(spacing: str) -> Callable[[Path, Path], list[Path]]:
         source, pair = data / "brain_mr", folder / "pair"
         if source.is_dir() and not (pair / "pair.json").is_file():
             images, labels = both(source, f"{{}}_{spacing}.nii.gz"), both(source, f"{{}}_{spacing}_label.nii.gz")
-            write_pair(pair, Facts("pair", True, BRAIN, BRAIN), images, labels)
+            write_pair(pair, Facts("pair", "mr", True, BRAIN, BRAIN), images, labels)
         return [pair] if source.is_dir() else []
 
     return write
@@ -135,7 +142,7 @@ def abdomen(folder: Path, data: Path) -> list[Path]:
     source, pair = data / "abdomen_ct", folder / "pair"
     if source.is_dir() and not (pair / "pair.json").is_file():
         images, labels = both(source, "{}_2mm.nii.gz"), both(source, "{}_2mm_pseudolabel.nii.gz")
-        write_pair(pair, Facts("pair", True, ORGANS, ORGANS), images, labels, ct=True)
+        write_pair(pair, Facts("pair", "ct", True, ORGANS, ORGANS), images, labels)
     return [pair] if source.is_dir() else []
 
 
@@ -146,7 +153,7 @@ def native_abdomen(folder: Path, data: Path) -> list[Path]:
         images, copies = both(source, "{}_native.nii.gz"), both(source, "{}_2mm.nii.gz")
         worlds = [world_of_copy(drawn, image)[0] for drawn, image in zip(copies, images, strict=True)]
         labels = both(source, "{}_2mm_pseudolabel.nii.gz")
-        write_pair(pair, Facts("pair", False, ORGANS, ORGANS), images, labels, worlds, ct=True)
+        write_pair(pair, Facts("pair", "ct", False, ORGANS, ORGANS), images, labels, worlds)
     return [pair] if source.is_dir() else []
 
 
@@ -158,7 +165,10 @@ def phantom_cases(source: Path) -> Iterator[tuple[str, dict[str, object]]]:
 
 
 def prostates(folder: Path, data: Path, count: int = 10) -> list[Path]:
-    """MR (moving) and ultrasound (fixed) of one patient; Dice of the gland, TRE of the other structures."""
+    """MR (moving) and ultrasound (fixed) of one patient; Dice of the gland, TRE of the other structures.
+
+    ``…_gland.nii.gz`` are the masks of the gland, for a registration that is driven by it.
+    """
     source = embedded_phantoms(folder / "set", "prostate", pairs=1, held_out=count, seed=SEED, spacing=0.8)
     for case, known in phantom_cases(source):
         drawn = [known[key] for key in ("label_names", "labelled_us", "labelled_mr")]
@@ -166,7 +176,9 @@ def prostates(folder: Path, data: Path, count: int = 10) -> list[Path]:
         landmarks = [i for i, name in enumerate(names) if i and name in us and name in mr]
         if not (folder / case / "pair.json").is_file():
             images, labels = ([source / f"val/{side}_{kind}/{case}.nii.gz" for side in ("us", "mr")] for kind in KINDS)
-            facts = Facts(case, True, [0], landmarks, "rms")
+            facts = Facts(case, "other", True, [0], landmarks, "rms")
+            for side, label in zip(SIDES, labels, strict=True):
+                copy(label, make_folder(folder / case) / f"{side}_gland.nii.gz", channel=0)
             write_pair(folder / case, facts, images, labels, truth=source / f"val/ddf/{case}.nii.gz")
     return sorted(path.parent for path in folder.glob("*/pair.json"))
 
@@ -181,8 +193,8 @@ def breathing(folder: Path, data: Path, count: int = 10) -> list[Path]:
         if not (folder / case / "pair.json").is_file():
             other = case.removesuffix("0") + "1"
             images, labels = ([source / f"{kind}Ts/{name}.nii.gz" for name in (case, other)] for kind in KINDS)
-            facts, truth = Facts(case, True, values, values), source / f"ddfTs/{case}.nii.gz"
-            write_pair(folder / case, facts, images, labels, truth=truth, ct=True)
+            facts, truth = Facts(case, "ct", True, values, values), source / f"ddfTs/{case}.nii.gz"
+            write_pair(folder / case, facts, images, labels, truth=truth)
     return sorted(path.parent for path in folder.glob("*/pair.json"))
 
 
@@ -194,16 +206,16 @@ def brains(folder: Path, data: Path, count: int = 10) -> list[Path]:
     for case, other in zip(cases, [*cases[1:], cases[0]], strict=True):
         if not (folder / case / "pair.json").is_file():
             images, labels = ([source / kind / f"{name}.nii.gz" for name in (case, other)] for kind in (".", "labels"))
-            write_pair(folder / case, Facts(case, False, values, values), images, labels)
+            write_pair(folder / case, Facts(case, "mr", False, values, values), images, labels)
     return sorted(path.parent for path in folder.glob("*/pair.json"))
 
 
 GROUPS = {
-    "brain_2mm": Group("Two real brains, T1, 2 mm", "mr", brain("2mm")),
-    "brain_1mm": Group("The same at 1 mm", "mr", brain("1mm")),
-    "abdomen_2mm": Group("Two real CTs, 2 mm, on one grid", "ct", abdomen),
-    "abdomen_native": Group("The same CTs as they came: grids and worlds of their own", "ct", native_abdomen),
-    "phantom_prostate": Group("Phantoms: prostate, MR to ultrasound", "mr_trus", prostates),
-    "phantom_abdomen": Group("Phantoms: CT of one patient, breathed out and in", "ct", breathing),
-    "phantom_brain": Group("Phantoms: brains of different patients", "mr", brains),
+    "brain_2mm": Group("Two real brains, T1, 2 mm", brain("2mm")),
+    "brain_1mm": Group("The same at 1 mm", brain("1mm")),
+    "abdomen_2mm": Group("Two real CTs, 2 mm, on one grid", abdomen),
+    "abdomen_native": Group("The same CTs as they came: grids and worlds of their own", native_abdomen),
+    "phantom_prostate": Group("Phantoms: prostate, MR to ultrasound", prostates),
+    "phantom_abdomen": Group("Phantoms: CT of one patient, breathed out and in", breathing),
+    "phantom_brain": Group("Phantoms: brains of different patients", brains),
 }

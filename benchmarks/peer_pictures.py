@@ -14,23 +14,22 @@ import matplotlib.pyplot as plt
 import numpy as np
 import SimpleITK as sitk
 from peer_measures import IDENTITY, read_field, read_masks, warp
-from peer_pairs import GROUPS, Facts
+from peer_pairs import Facts
 from peer_runs import Run
 from PIL import Image
 
 SIDES = ("fixed", "moving")
 COLUMNS = 5
 #: Axis of (Z, Y, X), in LPS, that a slice is cut across: coronal for CTs, axial for the rest.
-ACROSS = {"ct": 1, "mr": 0, "mr_trus": 0}
+ACROSS = {"ct": 1}
 
 
-def picture(group: str, runs: Mapping[str, Run], path: Path) -> None:
+def picture(runs: Mapping[str, Run], path: Path) -> None:
     """Draw the fixed image and, for every method, the warped image with the outlines of the warped labels.
 
     The outlines of the fixed labels are white, those of the moving labels, warped, have a colour each.
 
     Args:
-        group: of pairs.
         runs: method → its run on the pair.
         path: of the PNG.
     """
@@ -42,7 +41,7 @@ def picture(group: str, runs: Mapping[str, Run], path: Path) -> None:
     )
     labels, moving_labels = (label_map(some.pair / f"{side}_label.nii.gz", values) for side in ("fixed", "moving"))
     labels = sitk.Resample(labels, fixed, IDENTITY, sitk.sitkNearestNeighbor)
-    axis = ACROSS[GROUPS[group].kind]
+    axis = ACROSS.get(facts.kind, 0)
     index = fullest(volume(labels), axis)
     background = float(sitk.GetArrayViewFromImage(moving).min())
     panels = {"fixed": (volume(fixed), volume(labels))}

@@ -135,7 +135,7 @@ def goal_table(found: Found) -> str:
 
 #: Names of ours begin with the first one.
 REFINED = "RegZoo"
-GLAND, NETWORK, MIND = "RegZoo, gland outlined", "RegZoo, network", "RegZoo, network and MIND"
+GLAND, NETWORK, MIND = "RegZoo, network and gland", "RegZoo, network", "RegZoo, network and MIND"
 SYN, GREEDY = "ANTs SyN (MI)", "greedy NCC 100×100×50"
 GOALS = (
     Goal("brain_2mm", REFINED, "dice", True, 0.77),

@@ -59,13 +59,15 @@ class Pair:
     Attributes:
         aligned: whether the headers align the images. Otherwise every tool begins with an affine registration: its own
             where it has one, SimpleITK's where it has none.
+        kind: of the images, as RegZoo's ``--refine`` takes it.
         affine: that of SimpleITK, once it was found: fixed to moving, mm, LPS, 4×4.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.fixed, self.moving = (self.read(f"{side}.nii.gz") for side in ("fixed", "moving"))
-        self.aligned = bool(json.loads((folder / "pair.json").read_text())["aligned"])
+        facts = json.loads((folder / "pair.json").read_text())
+        self.aligned, self.kind = bool(facts["aligned"]), str(facts["kind"])
         self.affine = np.eye(4)
 
     def read(self, name: str) -> sitk.Image:

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from measure import machine
 from peer_methods import METHODS
-from peer_pairs import GROUPS
+from peer_pairs import GROUPS, Facts
 from peer_pictures import picture
 from peer_report import report
 from peer_runs import Run, installed
@@ -32,7 +32,7 @@ NOTE = (
     "centroids; *error* is the mean distance from the true field within the labels; *folds* are voxels with det J ≤ 0. "
     "Seconds and CPU-seconds are of the registration, without reading and writing files and without importing "
     "libraries; where the headers do not align the images, they contain an affine registration. RegZoo's contain "
-    "reading and writing. Memory is the peak of the process, libraries included."
+    "reading the files and warping the image. Memory is the peak of the process, libraries included."
 )
 
 
@@ -64,7 +64,7 @@ def register_all(group: str, pairs: Sequence[Path], options: argparse.Namespace,
         for pair in pairs:
             run = Run(group, pair, method)
             entry = run.entry
-            if entry and (entry.package not in packages or not entry.suits(GROUPS[group].kind)):
+            if entry and (entry.package not in packages or not entry.suits(Facts.of(pair).kind)):
                 continue
             if entry and options.only and method not in options.only:
                 continue
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         runs = {method: [Run(name, pair, method) for pair in pairs] for method in ("", *METHODS)}
         done = {method: every for method, every in runs.items() if all(run.result.is_file() for run in every)}
         found[name] = {method: [run.row() for run in every] for method, every in done.items()}
-        picture(name, {method: every[0] for method, every in done.items()}, RESULTS / f"peers_{name}.png")
+        picture({method: every[0] for method, every in done.items()}, RESULTS / f"peers_{name}.png")
     used = {METHODS[method].package for rows in found.values() for method in rows if method}
     software = ", ".join(f"{package} {versions[package]}" for package in sorted(used))
     text = f"{machine(torch.device('cpu'), THREADS)}; {software}\n\n{report(found)}"

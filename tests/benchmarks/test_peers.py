@@ -132,7 +132,7 @@ def test_a_pair_is_measured_on_the_grid_of_its_fixed_labels(peers: SimpleNamespa
         sitk.WriteImage(sitk.JoinSeries(channels), str(tmp_path / f"{side}_label.nii.gz"))
     field = linear_field(peers, fixed, np.eye(3), shift)
     sitk.WriteImage(field, str(tmp_path / "truth.nii.gz"))
-    facts = peers.pairs.Facts("one", True, [0], [0, 1], "rms")
+    facts = peers.pairs.Facts("one", "other", True, [0], [0, 1], "rms")
     found = peers.measures.measure(tmp_path, facts, field)
     assert found["dice"] > 0.85
     assert found["tre_mm"] < 0.5
@@ -159,7 +159,7 @@ def write_pair(folder: Path, aligned: bool) -> None:
         organ = ball(image, (centre[0] + 5, centre[1], centre[2]), 6)
         body = 100 / (1 + np.exp(-ball(image, centre, radius) / 2)) + 60 / (1 + np.exp(-organ / 2))
         sitk.WriteImage(like(body.astype(np.float32), image), str(folder / f"{side}.nii.gz"))
-    (folder / "pair.json").write_text(json.dumps({"aligned": aligned}))
+    (folder / "pair.json").write_text(json.dumps({"aligned": aligned, "kind": "mr"}))
 
 
 @pytest.mark.parametrize("aligned", [True, False])
