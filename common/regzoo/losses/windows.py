@@ -89,7 +89,7 @@ class Window:
         """(N, X, Y, Z) → (N, X', Y', Z'), filtered along the given axes, where 0 is X."""
         return self._apply(volume, axes, adjoint=False)
 
-    def adjoint(self, volume: torch.Tensor, axes: Sequence[int] = (2, 1, 0)) -> torch.Tensor:
+    def adjoint(self, volume: torch.Tensor, axes: Sequence[int]) -> torch.Tensor:
         """The transposed filter, (N, X', Y', Z') → (N, X, Y, Z)."""
         return self._apply(volume, axes, adjoint=True)
 
