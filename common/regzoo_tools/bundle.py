@@ -157,9 +157,9 @@ def package_inside(bundle: Bundle) -> str:
         return "none; regzoo must be installed"
     if inside.resolve() == Path(regzoo.__file__).resolve().parent:
         return "is the running package"
-    theirs, ours = code_files(inside), own_code()
-    different = {name for name in theirs.keys() & ours.keys() if theirs[name].read_bytes() != ours[name].read_bytes()}
-    different |= theirs.keys() ^ ours.keys()
+    found, ours = code_files(inside), own_code()
+    different = {name for name in found.keys() & ours.keys() if found[name].read_bytes() != ours[name].read_bytes()}
+    different |= found.keys() ^ ours.keys()
     if different:
         first = ", ".join(sorted(different)[:3]) + (", …" if len(different) > 3 else "")
         raise CheckError(

@@ -92,8 +92,8 @@ def run_check(name: str, check: Check, bundle: Bundle) -> Row:
     except CheckError as problem:
         return Row(name, FAILED, one_line(problem))
     except Exception as error:
-        mine = user_error(error)
-        return Row(name, FAILED, one_line(mine) if mine else f"{type(error).__name__}: {one_line(error)}")
+        known = user_error(error)
+        return Row(name, FAILED, one_line(known) if known else f"{type(error).__name__}: {one_line(error)}")
 
 
 def one_line(error: BaseException, length: int = 400) -> str:

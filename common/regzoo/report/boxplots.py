@@ -67,10 +67,14 @@ def _numbers(cells: Sequence[str]) -> np.ndarray:
 def _paired_boxes(axes: Axes, before: np.ndarray, after: np.ndarray) -> None:
     joined = np.stack([before, after])
     axes.plot([1.27, 1.73], joined, color=_BEFORE, lw=0.7, alpha=0.55, zorder=1)
-    for position, values, color in ((1, before, _BEFORE), (2, after, _AFTER)):
+    for position, edge, place, side, values, color in (
+        (1, 1.27, 0.74, "right", before, _BEFORE),
+        (2, 1.73, 2.26, "left", after, _AFTER),
+    ):
         values = values[~np.isnan(values)]
         if not values.size:
             continue
+        line = {"color": color, "lw": 1.2}
         axes.boxplot(
             values,
             positions=[position],
@@ -79,17 +83,13 @@ def _paired_boxes(axes: Axes, before: np.ndarray, after: np.ndarray) -> None:
             showfliers=False,  # every case is drawn as a point
             patch_artist=True,
             boxprops={"facecolor": color, "alpha": 0.30, "edgecolor": color, "lw": 1.2},
-            medianprops={"color": color, "lw": 2.4},
-            whiskerprops={"color": color, "lw": 1.2},
-            capprops={"color": color, "lw": 1.2},
+            medianprops=line | {"lw": 2.4},
+            whiskerprops=line,
+            capprops=line,
         )
-        edge = 1.27 if position == 1 else 1.73
         axes.plot(np.full(values.size, edge), values, "o", ms=3.2, color=color, alpha=0.8, mew=0, zorder=3)
         median = float(np.median(values))
-        outside = (0.74, "right") if position == 1 else (2.26, "left")
-        axes.text(
-            outside[0], median, f"{median:.3g}", ha=outside[1], va="center", fontsize=9, color=_INK, weight="bold"
-        )
+        axes.text(place, median, f"{median:.3g}", ha=side, va="center", fontsize=9, color=_INK, weight="bold")
     axes.set_xlim(0.35, 2.65)
     axes.set_xticks([1, 2], ["unregistered", "registered"], fontsize=9)
     axes.margins(y=0.08)
@@ -99,6 +99,5 @@ def _paired_boxes(axes: Axes, before: np.ndarray, after: np.ndarray) -> None:
     axes.tick_params(colors=_INK, labelsize=9, length=0)
     axes.grid(axis="y", color="#e4e7eb", lw=0.8)
     axes.set_axisbelow(True)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
+    axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color("#cbd2d9")

@@ -207,10 +207,10 @@ def label_file(record: Record, side: str, channel: int) -> str:
 
 def _known(error: Exception) -> str:
     """The message of an error that the user can fix; other errors are raised again."""
-    mine = user_error(error)
-    if mine is None:
+    known = user_error(error)
+    if known is None:
         raise error
-    return str(mine)
+    return str(known)
 
 
 def _image_facts(file: str, image: Any) -> ImageFacts:

@@ -111,8 +111,8 @@ class Plan:
             try:
                 self.parser(output_dir=folder).get_parsed_content("division")
             except Exception as error:
-                if mine := user_error(error):
-                    return mine
+                if known := user_error(error):
+                    return known
                 raise
         return None
 
