@@ -133,7 +133,7 @@ def same_twice(inputs: Inputs) -> str:
 
 
 def two_places(inputs: Inputs) -> str:
-    """A sform of code 2, as SPM writes it, and a qform 12 mm away, which ITK takes."""
+    """An sform of code 2, as SPM writes it, and a qform 12 mm away, which ITK takes."""
     path = inputs.options["moving"]
     image = nib.load(path)
     image.set_sform(AFFINE, 2)

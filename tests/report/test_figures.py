@@ -37,7 +37,7 @@ def affine_of(codes: str, spacing: tuple[float, float, float] = (1.0, 1.5, 2.0),
 
 
 def case(folded: bool = False) -> dict[str, Any]:
-    """A case on a RAS grid of `SHAPE`; the gland's centroid is a voxel."""
+    """A case on an RAS grid of `SHAPE`; the gland's centroid is a voxel."""
     rng = np.random.default_rng(0)
     gland, cyst = np.zeros(SHAPE), np.zeros(SHAPE)
     gland[6:15, 5:12, 4:11], cyst[8:11, 6:9, 6:9] = 1, 1

@@ -302,7 +302,7 @@ class MatchLabelsd(MapTransform):
         worst = int(torch.nan_to_num(shares, nan=1.0).argmin())
         logger.warning(
             "%s: only %.0f %% of label %d (from 0) lies in the network's field of view; enlarge size or spacing, or "
-            "align otherwise (said once; regzoo check lists all)",
+            "choose another align (said once; regzoo check lists all)",
             file_of(item[side.label], side.label),
             100 * float(shares[worst]),
             worst,

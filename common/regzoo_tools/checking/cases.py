@@ -175,7 +175,7 @@ class Examiner:
         if self.view is not None and seen and needed and not bool(torch.stack(seen).all(dim=0).any()):
             shared = "in common with its moving image " if len(seen) > 1 else ""
             problem = f"has no label {shared}within the network's field of view"
-            fix = "leave the case out, enlarge size and spacing, or align otherwise"
+            fix = "leave the case out, enlarge size and spacing, or choose another --align"
             facts.findings.append(Finding("error", record[FIXED.image], problem, fix, facts.case))
 
     def _judge_labels(self, record: Record, facts: CaseFacts, needed: Sequence[str]) -> None:
@@ -196,7 +196,7 @@ class Examiner:
                 share = facts.shares[side][channel]
                 if self.view is not None and share < IN_VIEW:
                     problem = f"has only {100 * share:.0f} % of its volume in the network's field of view"
-                    note("warning", side, channel, problem, "enlarge size or spacing, or align otherwise (--align)")
+                    note("warning", side, channel, problem, "enlarge size or spacing, or choose another --align")
 
 
 def label_file(record: Record, side: str, channel: int) -> str:
