@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from regzoo.inference import RegistrationResult
 from regzoo.metrics import LabelHausdorff, centroid_distances, dice
 from regzoo.spatial import Grid, as_tensor, check_on_grid, label_values, read_image, read_label_file, to_channels
 from regzoo.transforms import AlignPaird
-from regzoo.transforms.load import aligned
+from regzoo.transforms.load import Alignment, aligned
 from same_world import world_of_copy
 
 STAGES = ("header", "pre-aligned", "registered")
@@ -204,7 +204,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--overlay", action="append", default=[], help="configuration file, relative to the bundle")
     parser.add_argument("--checkpoint", help="instead of the released weights")
     parser.add_argument("--device", help="cpu, cuda, …")
-    parser.add_argument("--align", choices=("header", "center", "region"), help="instead of the bundle's own")
+    parser.add_argument("--align", choices=get_args(Alignment), help="instead of the bundle's own")
     parser.add_argument("--affine", action="store_true", help="and an affine registration (SimpleITK) after that")
     parser.add_argument("--out", type=Path, help="write the registration and the table there")
     return parser.parse_args(arguments)

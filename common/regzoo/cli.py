@@ -45,8 +45,8 @@ def register(
         out: folder for the results.
         label: file of the moving labels to propagate.
         align: how to pre-align the images: header (keep the positions in the files), center (match the image centres),
-            label (move the moving label to the centre of the fixed image) or region (match the organ of two CTs, or
-            the bodies if the organ is not labelled).
+            label (move the moving label to the centre of the fixed image), region (match the organ of two CTs, or the
+            bodies if the organ is not labelled), or rigid, similarity or affine (register the images, about 2 s).
         outputs: any of image,label,probability,field,statistics,picture; by default all except probability.
         fixed_label: file of the fixed labels, for a refinement that compares labels and for bundles that pre-align by
             an organ.

@@ -76,7 +76,7 @@ def answer(
         ("train", ["--size", "[32,24]"], "has 2 values, not 3"),
         ("train", ["--spacing", "[1,-1,2]"], "is not above 0"),
         ("train", ["--norm", "bacth"], "--norm 'bacth': is not known; use one of batch, instance"),
-        ("train", ["--align", "centre"], "use one of header, center, label, region"),
+        ("train", ["--align", "centre"], "use one of header, center, label, region, rigid, similarity, affine"),
         ("train", ["--device", "gpu"], "is not a device"),
         ("train", ["--device", "cuda:77"], "write cpu"),
         ("train", ["--amp", "maybe"], "is neither True nor False"),

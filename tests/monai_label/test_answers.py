@@ -172,7 +172,7 @@ def test_measures_are_those_of_the_image(bundle: str, which: int, server: LabelS
 @each_bundle
 def test_alignment_is_the_requests(bundle: str, server: LabelServer, studies: Studies, tmp_path: Path) -> None:
     pair = studies.pairs(bundle)[0]
-    for align in ("header", "center", "label"):
+    for align in ("header", "center", "label", "rigid"):
         answer = server.infer(bundle, pair.fixed, moving_image=pair.moving, moving_label=pair.moving, align=align)
         found = on_grid_of(answer, pair.fixed_file)
         register(bundle, pair, tmp_path / align, align)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import ball, make_affine, smooth_noise, write
+from helpers import ball, make_affine, rigid, smooth_noise, write
 from regzoo.errors import RegZooError
 from regzoo.spatial import Grid
 from regzoo.transforms import AlignPaird, ApplyFieldd, LoadPaird, ResamplePaird
@@ -202,6 +202,32 @@ def test_header_alignment_trusts_the_files(case: Case) -> None:
     item = AlignPaird()(LoadPaird()(case.record))
     np.testing.assert_array_equal(item["prealignment"].numpy(), np.eye(4))
     np.testing.assert_allclose(item["moving_image"].affine.numpy(), AFFINES["moving"], atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["rigid", "similarity", "affine"])
+def test_registration_as_alignment(method: Any, case: Case) -> None:
+    """The moving file is the fixed one in a world that is turned and far away; the record asks for the method."""
+    shape, affine = (24, 22, 20), make_affine((24, 22, 20), (2, 2.2, 2))
+    there = rigid((0, 30, 0), (500, -300, 80))
+    volume = smooth_noise(shape, 3, 0)
+    case.record |= {
+        "fixed_image": write(case.folder / "turned_fixed.nii", volume, affine),
+        "moving_image": write(case.folder / "turned_moving.nii", volume, there @ affine),
+        "align": method,
+    }
+    item = AlignPaird()(LoadPaird()(case.record))
+    corners = Grid.of(item["fixed_image"]).corners
+    apart = Grid.of(aligned(item, item["moving_image"])).corners - corners
+    assert np.linalg.norm(apart, axis=-1).max() < 0.5
+    edit = item["prealignment"].numpy()
+    np.testing.assert_allclose(edit @ there, np.eye(4), atol=0.5)
+
+
+def test_registration_of_a_constant_image(case: Case) -> None:
+    case.record["moving_image"] = case.file("moving", "constant", np.full(MOVING, 3, np.float32))
+    with pytest.raises(RegZooError, match="has the same value everywhere; align it otherwise") as caught:
+        AlignPaird("affine")(LoadPaird()(case.record))
+    assert str(caught.value).startswith(case.record["moving_image"])
 
 
 @pytest.mark.parametrize("small", ["fixed", "moving"])

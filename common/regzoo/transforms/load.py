@@ -13,13 +13,15 @@ from monai.transforms import MapTransform
 from regzoo.case import FIXED, MOVING, SIDES, Case, Key, Record
 from regzoo.datasets.records import case_name, record_files
 from regzoo.errors import RegZooError, bad_file
+from regzoo.refinement.linear import Kind as Linear
+from regzoo.refinement.linear import register_linear
 from regzoo.spatial import Grid, LabelFile, as_tensor, centroids, label_values, read_image, read_label_file, to_channels
 from regzoo.spatial.held import hold, one_mask
 from regzoo.spatial.volumes import FILE
 
 logger = logging.getLogger(__name__)
 
-Alignment = Literal["header", "center", "label", "region"]
+Alignment = Literal["header", "center", "label", "region", Linear]
 
 
 class LoadPaird(MapTransform):
@@ -144,13 +146,15 @@ class AlignPaird(MapTransform):
             field of view on that of the fixed one, for images whose worlds are unrelated. ``label`` puts the centre of
             mass of the first moving label there or, for a pair without a moving label, the centre of the moving field
             of view. ``region`` puts what `regzoo.transforms.FieldOfViewd` found in the moving image, the centre of mass
-            of an organ or of the body, on that of the fixed image. A record's own ``align`` takes precedence.
+            of an organ or of the body, on that of the fixed image. ``rigid``, ``similarity`` and ``affine`` register
+            the images, see `regzoo.refinement.linear`, in about 2 seconds per pair. A record's own ``align`` takes
+            precedence.
 
     Adds ``prealignment``: (4, 4) float64, moving world → aligned moving world, RAS mm. A single image gets none.
 
     Raises:
-        RegZooError: an unknown method, the fields of view do not overlap, or for ``region``, no `FieldOfViewd` came
-            before.
+        RegZooError: an unknown method; for ``header``, the fields of view do not overlap; for ``region``, no
+            `FieldOfViewd` came before; or for a registration, an image is constant or too thin.
 
     Source: ``label``, Bashkanov et al. 2021, section 2.1.
     """
@@ -170,6 +174,9 @@ class AlignPaird(MapTransform):
             if FIXED.anchor not in item:
                 raise RegZooError("align: region needs images in which an organ or the body was found; use center")
             matrix[:3, 3] = np.asarray(item[FIXED.anchor]) - np.asarray(item[MOVING.anchor])
+        elif method == "rigid" or method == "similarity" or method == "affine":
+            found = register_linear(item[FIXED.image], fixed, item[MOVING.image], moving, method)
+            matrix = np.linalg.inv(found.matrix)
         elif method != "header":
             matrix[:3, 3] = fixed.center - _middle(item, by_label=method == "label")
         elif not overlap(fixed, moving):
