@@ -28,6 +28,7 @@ BOXES: dict[str, tuple[int, int, int, int, str, list[str]]] = {
     "export": (30, 384, 220, 64, INFER, ["runs a network from a file:", "TorchScript, ONNX, TensorRT"]),
     "samplers": (320, 384, 140, 64, TRAIN, ["pairs, then labels"]),
     "augmentation": (480, 384, 130, 64, TRAIN, ["on the device"]),
+    "refinement": (30, 466, 220, 50, INFER, ["optimises one pair"]),
     "losses": (650, 384, 120, 64, TRAIN, ["labels, images,", "deformation"]),
     "engines": (810, 384, 200, 64, TRAIN, ["checkpoints, schedules,", "logs, records"]),
     "metrics": (630, 466, 140, 50, TRAIN, ["one value per case"]),
