@@ -225,7 +225,7 @@ def test_registration_as_alignment(method: Any, case: Case) -> None:
 
 def test_registration_of_too_few_slices(case: Case) -> None:
     case.record["moving_image"] = case.file("moving", "thin", smooth_noise((9, 13, 2), 1, 0))
-    with pytest.raises(RegZooError, match="has only 2 voxels along an axis.*; align it otherwise") as caught:
+    with pytest.raises(RegZooError, match=r"has only 2 voxels along an axis.*; align it otherwise") as caught:
         AlignPaird("affine")(LoadPaird()(case.record))
     assert str(caught.value).startswith(case.record["moving_image"])
 
