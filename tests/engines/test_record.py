@@ -80,7 +80,8 @@ def test_a_training_and_its_evaluation(bundle: str, dataset: Path, tmp_path: Pat
     assert {path.name for path in tmp_path.iterdir()} >= RECORD
     (start,) = content(tmp_path / "run.json")["runs"]
     assert shlex.split(start["command"]) == sys.orig_argv and start["first_epoch"] == 1
-    assert start["versions"]["torch"] == torch.__version__ and start["versions"]["numpy"] == np.__version__
+    # A wheel of PyTorch may name the build (+cu128) in the module only.
+    assert torch.__version__.startswith(start["versions"]["torch"]) and start["versions"]["numpy"] == np.__version__
     assert len(start["versions"]["commit"].removesuffix("-dirty")) == 40
     config = content(tmp_path / "config.json")
     assert (config["learning_rate"], config["max_epochs"], config["device"], config["amp"]) == (1e-3, 2, "cpu", False)
