@@ -2,8 +2,8 @@
 
 Trains the six designs on brain MR (Table 2) and on abdominal CT, from scratch (Table 3), fine-tuned from the brain's
 weights of the same design at once (Table 4) and in two steps (Table 5), all in equally many steps, and measures them on
-stored pairs of patients that no training saw; SyN and SyNCC of ANTs on the very same pairs, if ANTsPy is installed.
-Started again, it goes on where it was stopped.
+stored pairs of patients that no training saw; SyN and SyNCC of ANTs on the very same pairs, if ``make peers`` has made
+their environment. Started again, it goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ import argparse
 import json
 from collections.abc import Sequence
 
+from ablation_peers import ANTS, MISSING, Peers
 from ablation_runs import BUNDLE, DESIGNS, STAGES, Data, Trained, configurations, contents, phantoms
 from ablation_tables import claim_tests, result_table, transfer_tests
-from ants_peers import METHODS, MISSING, Peers, is_installed, recipe
 from comparison import Values, pooled
+from peer_methods import METHODS
+from peer_runs import TOOLS, recipe
 from regzoo.errors import one_line_errors
 from trainings import BUNDLES, DATA, RESULTS, fingerprint, heading, save_result
 
@@ -23,7 +25,8 @@ TABLES = {2: "brain", 3: "scratch", 4: "one_step", 5: "two_steps"}
 NOTE = (
     "Values are medians (10th–90th percentile) over the pairs, mm and labels on the fixed image's own grid; TRE is the "
     "mean over the centroids of a pair's labels. Runtime goes from the files to the warped image and labels, network "
-    "loaded before; that of ANTs with its affine registration. Training of a fine-tuned design is that on CT alone."
+    "loaded before; that of ANTs is of its affine and deformable registration, without reading and writing. Training "
+    "of a fine-tuned design is that on CT alone."
 )
 
 
@@ -33,7 +36,8 @@ def ants_values(data: Data, methods: Sequence[str]) -> dict[str, Values]:
     settings = {"align": data.align} if data.align else {}
     peers = Peers(BUNDLES / BUNDLE, configs, settings)
     pairs = data.test_pairs()
-    name = fingerprint(*contents(configs), json.dumps(settings).encode(), recipe(), json.dumps(pairs).encode())
+    code = b"".join(recipe(METHODS[ANTS[method]]) for method in methods)
+    name = fingerprint(*contents(configs), json.dumps(settings).encode(), code, json.dumps(pairs).encode())
     folder = DATA / "ablation"
     return {method: peers.values(pairs, method, folder / f"{method}_{data.kind}_{name}") for method in methods}
 
@@ -44,8 +48,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--tables", nargs="+", type=int, choices=list(TABLES), default=list(TABLES), help="saved only with all")
     add("--designs", nargs="+", choices=list(DESIGNS), default=list(DESIGNS), help="saved only with all")
-    add("--ants", nargs="*", choices=METHODS, default=list(METHODS), help="on CT; SyNCC takes minutes a pair")
-    add("--ants-brain", nargs="*", choices=METHODS, default=["SyN"], help="on brains, where the paper has neither")
+    add("--ants", nargs="*", choices=list(ANTS), default=list(ANTS), help="on CT; SyNCC takes minutes a pair")
+    add("--ants-brain", nargs="*", choices=list(ANTS), default=["SyN"], help="on brains, where the paper has neither")
     add("--skip-ants", action="store_true", help="leave SyN and SyNCC out")
     add("--epochs", type=int, default=4, help="of each training; two steps share them")
     add("--samples", type=int, default=320, help="per epoch")
@@ -121,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             found[number][design] = pooled(run.evaluate())
             minutes[number][design] = run.minutes()
     methods = {"abdomen": options.ants, "brain": options.ants_brain}
-    run_ants = is_installed() and not options.skip_ants
+    run_ants = TOOLS.is_file() and not options.skip_ants
     peers = {kind: ants_values(data[kind], methods[kind]) for kind in sorted(measured)} if run_ants else {}
     for number, stage in stages.items():
         found[number] |= peers.get(STAGES[stage].kind, {})

@@ -221,6 +221,7 @@ class Entry:
         ours: runs in RegZoo's environment.
         kinds: of pair that it is for; empty: all.
         moving: the image that it warps.
+        listed: has a row in the tables; otherwise only ``ablation.py`` runs it.
     """
 
     run: Method
@@ -228,10 +229,11 @@ class Entry:
     ours: bool = False
     kinds: Sequence[str] = ()
     moving: str = "moving.nii.gz"
+    listed: bool = True
 
     def suits(self, kind: str) -> bool:
-        """Whether it is for pairs of a kind."""
-        return not self.kinds or kind in self.kinds
+        """Whether it has a row for pairs of a kind."""
+        return self.listed and (not self.kinds or kind in self.kinds)
 
 
 PROSTATE = "prostate_mr_trus_weak_ddf"
@@ -239,6 +241,7 @@ PROSTATE = "prostate_mr_trus_weak_ddf"
 METHODS = {
     "ANTs SyN (MI)": Entry(ants("SyN"), "antspyx"),
     "ANTs SyN CC": Entry(ants("SyNOnly", syn_metric="CC", syn_sampling=4, reg_iterations=(40, 20, 0)), "antspyx"),
+    "ANTs SyNCC": Entry(ants("SyNCC"), "antspyx", listed=False),
     "greedy NCC 100×50×10": Entry(greedy("100x50x10"), "picsl-greedy"),
     "greedy NCC 100×100×50": Entry(greedy("100x100x50"), "picsl-greedy"),
     "DIPY SyN CC": Entry(dipy([100, 100, 25]), "dipy"),

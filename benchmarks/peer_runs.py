@@ -12,6 +12,7 @@ import sys
 import time
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -26,7 +27,6 @@ from trainings import DATA, HERE, fingerprint
 TOOLS = HERE.parent / ".venv-peers" / "bin" / "python"
 #: Greatest mean difference between a tool's own warped image and ours from its field, % of the range.
 AGREES = 1.0
-LIMIT_S = 7200
 #: Share of the machine that other work may take while a time is measured.
 BUSY_SHARE = 0.05
 
@@ -64,7 +64,7 @@ class Run:
         """Register in a process of its own.
 
         Raises:
-            RegZooError: the tool failed, or its own warped image is not what its field says.
+            RegZooError: see `execute`.
         """
         shutil.rmtree(self.folder, ignore_errors=True)
         make_folder(self.folder)
@@ -75,22 +75,7 @@ class Run:
             sitk.WriteImage(field, str(self.folder / "field.nii.gz"))
             write_json(self.result, {"recipe": self.recipe()})
             return
-        python = sys.executable if self.entry.ours else str(TOOLS)
-        command = [python, str(HERE / "peer_methods.py"), self.method, str(self.pair), str(self.folder)]
-        start = time.perf_counter()
-        log = self.folder / "log.txt"
-        with log.open("w", encoding="utf-8") as file:
-            ended = subprocess.run(command, env=environment(), stdout=file, stderr=file, timeout=LIMIT_S)
-        if ended.returncode:
-            last = log.read_text(encoding="utf-8").strip().rpartition("\n")[2]
-            raise RegZooError(f"{self.method} on {self.group}/{self.pair.name} failed ({last}); see {log}")
-        found = json.loads(self.result.read_text(encoding="utf-8")) | {"process_s": time.perf_counter() - start}
-        moving = sitk.ReadImage(str(self.pair / self.entry.moving), sitk.sitkFloat32)
-        field, own = (sitk.ReadImage(str(self.folder / f"{name}.nii.gz")) for name in ("field", "own"))
-        found["disagreement"] = disagreement(field, moving, own, np.asarray(found["affine"]))
-        if not found["disagreement"] < AGREES:
-            self.result.unlink()
-            raise RegZooError(f"{self.method}: its field is not its image ({found['disagreement']:.2f} %)")
+        found = execute(self.method, self.pair, self.folder)
         write_json(self.result, found | {"recipe": self.recipe()})
 
     def row(self) -> dict[str, float]:
@@ -103,6 +88,38 @@ class Run:
             write_json(self.result, known)
         times = {key: known.get(key, math.nan) for key in ("seconds", "cpu_seconds", "peak_mib", "others")}
         return {**known["measures"], **times}
+
+
+def execute(method: str, pair: Path, out: Path) -> dict[str, Any]:
+    """Register a pair in a process of its own.
+
+    Args:
+        method: of `peer_methods.METHODS`.
+        pair: folder of the images, see ``peer_methods.py``.
+        out: existing folder for the field and ``run.json``.
+
+    Returns:
+        The content of ``run.json``, seconds of the whole process, and `disagreement`.
+
+    Raises:
+        RegZooError: the tool failed, or its own warped image is not what its field says.
+    """
+    entry, log, result = METHODS[method], out / "log.txt", out / "run.json"
+    command = [sys.executable if entry.ours else str(TOOLS), str(HERE / "peer_methods.py"), method, str(pair), str(out)]
+    start = time.perf_counter()
+    with log.open("w", encoding="utf-8") as file:
+        ended = subprocess.run(command, env=environment(), stdout=file, stderr=file)
+    if ended.returncode:
+        last = log.read_text(encoding="utf-8").strip().rpartition("\n")[2]
+        raise RegZooError(f"{method} on {pair} failed ({last}); see {log}")
+    found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
+    result.unlink()  # until it is complete
+    moving = sitk.ReadImage(str(pair / entry.moving), sitk.sitkFloat32)
+    field, own = (sitk.ReadImage(str(out / f"{name}.nii.gz")) for name in ("field", "own"))
+    differs = disagreement(field, moving, own, np.asarray(found["affine"]))
+    if not differs < AGREES:
+        raise RegZooError(f"{method} on {pair}: its field does not give its own image (difference {differs:.2f} %)")
+    return found | {"process_s": time.perf_counter() - start, "disagreement": differs}
 
 
 def checksum(*parts: bytes) -> str:

@@ -182,7 +182,7 @@ def test_ants_stands_beside_the_designs(
 
     monkeypatch.setattr(script, "ants_values", values)
     arguments = [*TINY, "--tables", "2", "5", "--designs", "BL-N", "SG-NSD"]
-    monkeypatch.setattr(script, "is_installed", lambda: True)
+    monkeypatch.setattr(script, "TOOLS", Path(__file__))
     script.main(arguments)
     text = capsys.readouterr().out
     assert asked == [("abdomen", ["SyN", "SyNCC"]), ("brain", ["SyN"])]
@@ -196,12 +196,12 @@ def test_ants_stands_beside_the_designs(
     assert rows.keys() == {"better", "SG-NSD than BL-N"} | {
         f"{design} than {method}" for design in ("BL-N", "SG-NSD") for method in ("SyN", "SyNCC")
     } | {next(key for key in rows if key.startswith("---"))}
-    # Without ANTsPy the rest is there, and what to install is said.
-    monkeypatch.setattr(script, "is_installed", lambda: False)
+    # Without ANTs the rest is there, and the line says what to do.
+    monkeypatch.setattr(script, "TOOLS", Path(__file__) / "missing")
     script.main(arguments)
     text = capsys.readouterr().out
     assert len(asked) == 2
-    assert "ANTsPy is not installed" in text and "BL-N than SyN" not in text
+    assert "SyN and SyNCC are left out: make peers" in text and "BL-N than SyN" not in text
 
 
 def test_another_recipe_goes_elsewhere(
