@@ -1,7 +1,7 @@
 """Register two images with a bundle and measure it on their label maps: ``python benchmarks/real_pair.py --help``.
 
 The images are registered as they are, with the released weights or those of ``--checkpoint``, after the bundle's
-pre-alignment or the one that ``--align`` and ``--affine`` ask for. The registration does not see the label maps. They
+pre-alignment or the one that ``--align`` asks for. The registration does not see the label maps. They
 may lie on other grids than the images, in the same world, or on copies of the images with headers of their own, which
 ``--fixed-drawn-on`` and ``--moving-drawn-on`` name. The moving label map is carried through the whole transformation
 onto the grid of the fixed one, nearest neighbour, and measured there: as the headers have it, after the pre-alignment
@@ -14,9 +14,8 @@ import argparse
 import math
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import torch
@@ -30,8 +29,7 @@ from regzoo.files import write_text
 from regzoo.inference import RegistrationResult
 from regzoo.metrics import LabelHausdorff, centroid_distances, dice
 from regzoo.spatial import Grid, as_tensor, check_on_grid, label_values, read_image, read_label_file, to_channels
-from regzoo.transforms import AlignPaird
-from regzoo.transforms.load import Alignment, aligned
+from regzoo.transforms.load import Alignment
 from same_world import world_of_copy
 
 STAGES = ("header", "pre-aligned", "registered")
@@ -44,92 +42,16 @@ def register(options: argparse.Namespace) -> tuple[RegistrationResult, np.ndarra
 
     Returns:
         The result, whose field leads into the world of the moving file; the pre-alignment, old moving world → new
-        moving world, 4×4, RAS mm; and the seconds of loading, registering and warping, without those of ``--affine``.
+        moving world, 4×4, RAS mm; and the seconds of loading, registering and warping.
     """
     overrides = {key: getattr(options, key) for key in ("checkpoint", "align", "device") if getattr(options, key)}
     registrar = Registrar(options.bundle, options.overlay, **overrides)
     request = requested_records(options.fixed, options.moving)[0]
     prepared = registrar.preprocessing(request)
     edit = np.asarray(as_tensor(prepared["prealignment"]).cpu().numpy())
-    if not options.affine:
-        start = time.perf_counter()
-        result = registrar.register(options.fixed, options.moving)
-        return result, edit, time.perf_counter() - start
-    affine = affine_edit(prepared)
-    inner = registrar.preprocessing.transforms[0].steps
-    after = 1 + next(index for index, step in enumerate(inner.transforms) if isinstance(step, AlignPaird))
-    inner.transforms = (*inner.transforms[:after], partial(moved, matrix=affine), *inner.transforms[after:])
     start = time.perf_counter()
     result = registrar.register(options.fixed, options.moving)
-    return result, affine @ edit, time.perf_counter() - start
-
-
-def moved(item: dict[str, Any], matrix: np.ndarray) -> dict[str, Any]:
-    """A pair whose moving world a matrix (4×4, RAS mm) takes further than its pre-alignment has.
-
-    Not by a file with that affine: a file's axes are at right angles.
-    """
-    return item | {"prealignment": torch.as_tensor(matrix @ as_tensor(item["prealignment"]).numpy())}
-
-
-def affine_edit(prepared: Any) -> np.ndarray:
-    """An affine registration of a pair on the network grid by SimpleITK (mutual information).
-
-    Args:
-        prepared: the pair after a bundle's preprocessing.
-
-    Returns:
-        4×4, RAS mm: where the moving world goes, on top of the pre-alignment that was made.
-
-    Raises:
-        RegZooError: SimpleITK is not installed, or the images have nothing in common.
-    """
-    try:
-        import SimpleITK as sitk
-    except ImportError as error:
-        raise RegZooError("--affine: SimpleITK is not installed; pip install SimpleITK, or leave it out") from error
-    grid = Grid.of(prepared["fixed_image"])
-
-    def as_sitk(volume: torch.Tensor) -> Any:
-        image = sitk.GetImageFromArray(as_tensor(volume)[0].cpu().numpy().transpose(2, 1, 0))
-        # RAS taken for LPS: ITK does not know the difference, and the transformation comes out in RAS.
-        image.SetSpacing(grid.spacing.tolist())
-        image.SetDirection((grid.affine[:3, :3] / grid.spacing).ravel().tolist())
-        image.SetOrigin(grid.affine[:3, 3].tolist())
-        return image
-
-    method = sitk.ImageRegistrationMethod()
-    method.SetMetricAsMattesMutualInformation(32)
-    for side, set_mask in (("fixed", method.SetMetricFixedMask), ("moving", method.SetMetricMovingMask)):
-        native = prepared[f"{side}_native"]
-        set_mask(as_sitk(inside(Grid.of(aligned(prepared, native) if side == "moving" else native), grid)))
-    method.SetInterpolator(sitk.sitkLinear)
-    method.SetOptimizerAsGradientDescentLineSearch(1.0, 60, convergenceWindowSize=8)
-    method.SetOptimizerScalesFromPhysicalShift()
-    method.SetShrinkFactorsPerLevel([4, 2, 1])
-    method.SetSmoothingSigmasPerLevel([2.0, 1.0, 0.0])
-    method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOff()
-    transform = sitk.AffineTransform(3)
-    transform.SetCenter(grid.center.tolist())
-    method.SetInitialTransform(transform, True)
-    try:
-        method.Execute(as_sitk(prepared["fixed_image"]), as_sitk(prepared["moving_image"]))
-    except RuntimeError as error:
-        raise RegZooError(
-            "--affine: the images have too little in common to align them; try another --align"
-        ) from error
-    matrix = np.eye(4)
-    matrix[:3, :3] = np.asarray(transform.GetMatrix()).reshape(3, 3)
-    matrix[:3, 3] = np.asarray(transform.TransformPoint((0.0, 0.0, 0.0)))
-    return np.linalg.inv(matrix)
-
-
-def inside(image: Grid, grid: Grid) -> torch.Tensor:
-    """Which voxels of a grid lie in those of an image, not only on their outer faces: (1, X, Y, Z) uint8."""
-    points = np.stack(np.meshgrid(*[np.arange(n) for n in grid.shape], indexing="ij"), axis=-1)
-    half = np.asarray(image.shape) / 2
-    apart = np.abs(image.to_voxels(grid.to_world(points)) - (half - 0.5))
-    return torch.from_numpy((apart < half).min(axis=-1)[None].astype(np.uint8))
+    return result, edit, time.perf_counter() - start
 
 
 def read_labels(options: argparse.Namespace) -> tuple[MetaTensor, MetaTensor, list[int]]:
@@ -205,7 +127,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--checkpoint", help="instead of the released weights")
     parser.add_argument("--device", help="cpu, cuda, …")
     parser.add_argument("--align", choices=get_args(Alignment), help="instead of the bundle's own")
-    parser.add_argument("--affine", action="store_true", help="and an affine registration (SimpleITK) after that")
     parser.add_argument("--out", type=Path, help="write the registration and the table there")
     return parser.parse_args(arguments)
 
@@ -218,9 +139,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows, folds = compare(result.field, edit, fixed, moving)
     voxels = math.prod(Grid.of(fixed).shape)
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    words = " ".join([options.align or "the bundle's", *(["and affine"] if options.affine else [])])
     where = machine(device, torch.get_num_threads())
-    heading = f"{Path(options.bundle).name}, pre-alignment: {words}; {seconds:.1f} s on {where}"
+    heading = f"{Path(options.bundle).name}, pre-alignment: {options.align or 'its own'}; {seconds:.1f} s on {where}"
     counts = ", ".join(f"{stage} {folds[stage]} ({100 * folds[stage] / voxels:.2f} %)" for stage in STAGES)
     text = f"{heading}\n\n{table(rows, values)}\n\nFolded voxels of {voxels}: {counts}"
     print(f"\n{text}")

@@ -194,7 +194,7 @@ def test_an_affine_and_the_whole_field(script: ModuleType, tmp_path: Path, capsy
     # Grids along the axes that the affine stretches: no file holds the shear that it would give others.
     pair = Pair(tmp_path, there, field_head((0.2, -0.1, 0.3), scale=0.3), turn=(0, 0, 0))
     out = tmp_path / "out"
-    script.main(pair.arguments("--align", "center", "--affine", "--out", str(out)))
+    script.main(pair.arguments("--align", "affine", "--out", str(out)))
     text = capsys.readouterr().out
     assert text.endswith((out / "table.md").read_text())
     found = columns(text)
