@@ -134,7 +134,7 @@ class _Refinement:
         return ddf.flip(0).movedim(0, -1)[None].contiguous()
 
     def _lattice(self, level: Level) -> Lattice:
-        stride = self.options.lattice
+        stride = max(round(self.options.lattice / float(self.levels[-1].grid.spacing.min())), 1)
         size = [max(round((n - 1) / stride) + 1, min(4, n)) for n in level.size]
         return Lattice(size, level.fixed.device)
 

@@ -26,7 +26,8 @@ class RefinementOptions:
         spacing: voxel size of the finest level, mm; axes along which the fixed image is coarser keep its voxel size.
         max_voxels: limit for the finest level; a coarser spacing keeps it.
         steps: optimiser steps at each level, coarse to fine; each level halves the voxel size.
-        lattice: the velocity field has a value at every n-th voxel of its level.
+        lattice: distance of the values of the velocity field at the finest level, mm; it has a value at every n-th
+            voxel of each level.
         smoothness: weight of the mean squared difference of neighbouring velocities, in voxels of the lattice.
         rate: step size of the optimiser, voxels of the lattice.
         window: width of the window of ``lncc``, voxels of each level, odd.
@@ -41,7 +42,7 @@ class RefinementOptions:
     spacing: float = 2.0
     max_voxels: int = 8_000_000
     steps: tuple[int, ...] = (40, 20, 20)
-    lattice: int = 1
+    lattice: float = 2.0
     smoothness: float = 0.1
     rate: float = 0.3
     window: int = 9
@@ -78,12 +79,12 @@ class RefinementOptions:
 
 #: The defaults for each kind of pair.
 KINDS: dict[str, RefinementOptions] = {
-    "mr": RefinementOptions(spacing=1.0, steps=(40, 30, 15, 20), smoothness=0.2),
+    "mr": RefinementOptions(spacing=1.0, steps=(40, 30, 15, 20), smoothness=0.25),
     "ct": RefinementOptions(
-        spacing=3.0, steps=(100, 60, 20), lattice=2, smoothness=0.4, window=7, intensities=(-160.0, 240.0)
+        spacing=3.0, steps=(100, 60, 20), lattice=6.0, smoothness=0.4, window=7, intensities=(-160.0, 240.0)
     ),
-    "other": RefinementOptions(similarity={"mind": 1.0}, spacing=2.0, steps=(60, 40, 20), lattice=2),
-    "labels": RefinementOptions(similarity={"labels": 1.0}, spacing=2.0, steps=(60, 40, 20), lattice=2),
+    "other": RefinementOptions(similarity={"mind": 1.0}, spacing=2.0, steps=(60, 40, 20), lattice=4.0, smoothness=0.03),
+    "labels": RefinementOptions(similarity={"labels": 1.0}, spacing=2.0, steps=(60, 40, 20), lattice=4.0),
 }
 
 
