@@ -79,7 +79,7 @@ class RefinementOptions:
 
 #: The defaults for each kind of pair.
 KINDS: dict[str, RefinementOptions] = {
-    "mr": RefinementOptions(spacing=1.0, steps=(40, 30, 15, 20), smoothness=0.25),
+    "mr": RefinementOptions(spacing=1.0, steps=(40, 20, 20), smoothness=0.3),
     "ct": RefinementOptions(
         spacing=3.0, steps=(100, 60, 20), lattice=6.0, smoothness=0.4, window=7, intensities=(-160.0, 240.0)
     ),
