@@ -59,10 +59,12 @@ docs: $(STAMP) ## build the documentation site into site/; fails at a broken lin
 bench: $(STAMP) ## time our parts against MONAI's in the same process
 	$(BIN)/python benchmarks/run.py
 
+# FireANTs asks for an old SimpleITK; NiftyReg is compiled, and left out where that fails.
 peers: $(STAMP) ## run other registration tools beside ours, in an environment of their own (.venv-peers; hours)
 	$(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers_requirements.txt
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps fireants==1.5.0
+	-CMAKE_POLICY_VERSION_MINIMUM=3.5 .venv-peers/bin/python -m pip install --quiet --disable-pip-version-check niftyreg==1.5.70rc1
 	$(BIN)/python benchmarks/peers.py $(PEERS)
 
 weights: $(STAMP) ## train the released weights on phantoms, resuming if stopped (an hour on two cores; BUNDLE=name)

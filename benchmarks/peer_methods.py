@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.metadata
 import io
 import json
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -154,7 +155,9 @@ def fire_ants(kind: str) -> Method:
 
         torch.set_num_threads(THREADS)
         with meter:
-            images = [BatchedImages([Image(scaled(image), device="cpu")]) for image in (pair.fixed, pair.moved())]
+            moved = pair.moved()
+            scaled = (sitk.RescaleIntensity(image, 0.0, 1.0) for image in (pair.fixed, moved))
+            images = [BatchedImages([Image(image, device="cpu")]) for image in scaled]
             method = {"greedy": GreedyRegistration, "SyN": SyNRegistration}[kind](
                 scales=[4, 2, 1],
                 iterations=[200, 100, 50],
@@ -168,16 +171,39 @@ def fire_ants(kind: str) -> Method:
             method.save_as_ants_transforms(f"{folder}/warp.nii.gz")
             displacement = sitk.GetArrayFromImage(sitk.ReadImage(f"{folder}/warp.nii.gz"))
             warped = method.evaluate(*images)[0, 0].numpy()
-        own = sitk.GetImageFromArray(warped)
+        low, high = (float(f(sitk.GetArrayViewFromImage(moved))) for f in (np.min, np.max))
+        own = sitk.GetImageFromArray(low + (high - low) * warped)
         own.CopyInformation(pair.fixed)
         return pair.after(displacement), own
 
     return run
 
 
-def scaled(image: sitk.Image) -> sitk.Image:
-    """Intensities from 0 to 1."""
-    return sitk.RescaleIntensity(image, 0.0, 1.0)
+def nifty_reg(*options: str) -> Method:
+    """NiftyReg's programs: ``reg_f3d`` by NMI, after ``reg_aladin`` where the headers do not align the images."""
+
+    def run(pair: Pair, meter: Meter) -> Found:
+        import nibabel as nib
+        from niftyreg import bin_path
+
+        with tempfile.TemporaryDirectory() as folder:
+
+            def execute(program: str, *words: str) -> None:
+                subprocess.run([bin_path / program, *words], check=True, cwd=folder, stdout=sys.stderr)
+
+            files = ["-ref", str(pair.folder / "fixed.nii.gz"), "-flo", str(pair.folder / "moving.nii.gz")]
+            threads = ["-omp", str(THREADS)]
+            with meter:
+                start = []
+                if not pair.aligned:
+                    execute("reg_aladin", *files, "-aff", "affine.txt", "-res", "affine.nii", *threads)
+                    start = ["-aff", "affine.txt"]
+                execute("reg_f3d", *files, *start, "-cpp", "cpp.nii", "-res", "own.nii", *threads, *options)
+            execute("reg_transform", *files[:2], "-def", "cpp.nii", "points.nii")
+            points = np.asarray(nib.nifti1.load(f"{folder}/points.nii").dataobj)[:, :, :, 0] * (-1, -1, 1)
+            return pair.field(points.transpose(2, 1, 0, 3)), sitk.ReadImage(f"{folder}/own.nii")
+
+    return run
 
 
 def regzoo(bundle: str, suffix: str = "", gland: bool = False, **settings: str) -> Method:
@@ -246,6 +272,8 @@ METHODS = {
     "greedy NCC 100×100×50": Entry(greedy("100x100x50"), "picsl-greedy"),
     "DIPY SyN CC": Entry(dipy([100, 100, 25]), "dipy"),
     "SimpleITK demons": Entry(demons, "SimpleITK"),
+    "NiftyReg NMI": Entry(nifty_reg(), "niftyreg"),
+    "NiftyReg NMI, velocity": Entry(nifty_reg("-vel"), "niftyreg"),
     "convexAdam": Entry(convex_adam, "convexadam"),
     "FireANTs greedy": Entry(fire_ants("greedy"), "fireants"),
     "FireANTs SyN": Entry(fire_ants("SyN"), "fireants"),

@@ -32,7 +32,8 @@ NOTE = (
     "centroids; *error* is the mean distance from the true field within the labels; *folds* are voxels with det J ≤ 0. "
     "Seconds and CPU-seconds are of the registration, without reading and writing files and without importing "
     "libraries; where the headers do not align the images, they contain an affine registration. RegZoo's contain "
-    "reading the files and warping the image. Memory is the peak of the process, libraries included."
+    "reading the files and warping the image, NiftyReg's also writing. Memory is the peak of the process, libraries "
+    "included."
 )
 
 
