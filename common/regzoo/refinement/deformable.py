@@ -27,7 +27,7 @@ COARSE, FINE, RESULT = 3, 2, 6
 INTEGRATED = 0.25
 #: Steps between two looks at the objective, which make the host wait for the device.
 LOOK = 5
-#: A level ends when `PATIENCE` steps lower the objective by less than this.
+#: A level ends when `PATIENCE` steps lower the objective by less than this. The first ones do not count: they overshoot.
 GAIN, PATIENCE = 1e-4, 10
 #: Updates of the logarithm of a start.
 LOGARITHM = 10
@@ -196,6 +196,8 @@ class _Refinement:
                     lowest = min(lowest, total)
                     if since >= PATIENCE or self._is_over():
                         break
+                    if step < PATIENCE:
+                        lowest, since = total, 0
                 add_roughness_gradient(gradient, parameters.detach(), options.smoothness)
                 parameters.grad = gradient
                 optimizer.step()
