@@ -28,6 +28,7 @@ from regzoo.errors import RegZooError, bad_file, one_line_errors
 from regzoo.files import write_text
 from regzoo.inference import RegistrationResult
 from regzoo.metrics import LabelHausdorff, centroid_distances, dice
+from regzoo.refinement import KINDS
 from regzoo.spatial import Grid, as_tensor, check_on_grid, label_values, read_image, read_label_file, to_channels
 from regzoo.transforms.load import Alignment
 from same_world import world_of_copy
@@ -44,7 +45,9 @@ def register(options: argparse.Namespace) -> tuple[RegistrationResult, np.ndarra
         The result, whose field leads into the world of the moving file; the pre-alignment, old moving world → new
         moving world, 4×4, RAS mm; and the seconds of loading, registering and warping.
     """
-    overrides = {key: getattr(options, key) for key in ("checkpoint", "align", "device") if getattr(options, key)}
+    overrides = {
+        key: getattr(options, key) for key in ("checkpoint", "align", "device", "refine") if getattr(options, key)
+    }
     registrar = Registrar(options.bundle, options.overlay, **overrides)
     request = requested_records(options.fixed, options.moving)[0]
     prepared = registrar.preprocessing(request)
@@ -127,6 +130,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--checkpoint", help="instead of the released weights")
     parser.add_argument("--device", help="cpu, cuda, …")
     parser.add_argument("--align", choices=get_args(Alignment), help="instead of the bundle's own")
+    parser.add_argument("--refine", choices=sorted(KINDS), help="refine the result as this kind of pair")
     parser.add_argument("--out", type=Path, help="write the registration and the table there")
     return parser.parse_args(arguments)
 

@@ -83,9 +83,9 @@ KINDS: dict[str, RefinementOptions] = {
     "ct": RefinementOptions(
         spacing=3.0, steps=(100, 60, 20), lattice=6.0, smoothness=0.4, window=7, intensities=(-160.0, 240.0)
     ),
-    "other": RefinementOptions(similarity={"mind": 1.0}, spacing=2.0, steps=(60, 40, 20), lattice=4.0, smoothness=0.03),
+    "other": RefinementOptions(similarity={"mind": 1.0}, spacing=2.0, steps=(60, 40, 20), lattice=4.0, smoothness=0.1),
     "labels": RefinementOptions(
-        similarity={"labels": 1.0}, spacing=2.0, steps=(60, 40, 20), lattice=4.0, smoothness=0.5
+        similarity={"labels": 1.0}, spacing=2.0, steps=(60, 40, 20), lattice=4.0, smoothness=1.0
     ),
 }
 
