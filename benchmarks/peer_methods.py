@@ -222,8 +222,8 @@ def regzoo(bundle: str, suffix: str = "", gland: bool = False, **settings: str) 
 
         torch.set_num_threads(THREADS)
         words = {key: value.format(kind=pair.kind) for key, value in settings.items()}
-        if not pair.aligned and bundle == "none":
-            words["align"] = "affine"
+        if bundle == "none":
+            words["align"] = "header" if pair.aligned else "affine"
         registrar = Registrar(bundle, **words)
         files = [pair.folder / f"{side}{suffix}.nii.gz" for side in ("fixed", "moving")]
         labels = [pair.folder / f"{side}_gland.nii.gz" for side in ("moving", "fixed")] if gland else []

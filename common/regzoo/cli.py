@@ -33,7 +33,7 @@ def register(
     """Register a moving image to a fixed image with a bundle, and propagate the moving labels.
 
     With --refine, the bundle's answer is improved on the pair itself, in seconds. regzoo register none does without a
-    network: it registers any two images by pre-alignment and refinement alone.
+    network: it registers any two images by an affine pre-alignment and refinement alone.
 
     Writes warped_image.nii.gz, warped_label.nii.gz (if there is a label), field.nii.gz (fixed to moving, LPS mm, for
     ITK, ANTs and 3D Slicer), statistics.json and quality.png. Some bundles write only some of these files.

@@ -125,11 +125,11 @@ class Registrar:
                 raise RegZooError(f"{file}: this bundle uses {what} only with --refine; add it, or leave the file out")
         try:
             item = self.preprocessing(_record(fixed, moving, label, fixed_label, fixed_mask, moving_mask))
+            with torch.inference_mode():
+                item[Key.PRED] = self.inferer(item[Key.IMAGE][None].to(self.device), self.network)[0]
+                return RegistrationResult.of(self.postprocessing(item), self.bundle)
         except RuntimeError as error:
             raise user_error(error) or error from None
-        with torch.inference_mode():
-            item[Key.PRED] = self.inferer(item[Key.IMAGE][None].to(self.device), self.network)[0]
-            return RegistrationResult.of(self.postprocessing(item), self.bundle)
 
 
 def _record(

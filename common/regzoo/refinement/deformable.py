@@ -27,7 +27,8 @@ COARSE, FINE, RESULT = 3, 2, 6
 INTEGRATED = 0.25
 #: Steps between two looks at the objective, which make the host wait for the device.
 LOOK = 5
-#: A level ends when `PATIENCE` steps lower the objective by less than this. The first ones do not count: they overshoot.
+#: A level ends when `PATIENCE` steps lower the objective by less than `GAIN`.
+#: Its first steps overshoot and do not count.
 GAIN, PATIENCE = 1e-4, 10
 #: Updates of the logarithm of a start.
 LOGARITHM = 10

@@ -1,0 +1,93 @@
+"""``regzoo register none``: any two images, without a network."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from regzoo import RegZooError
+from regzoo.inference import register
+from scipy.ndimage import gaussian_filter
+
+QUICK = {"align": "header", "refine_options": {"spacing": 2.0, "steps": [10, 10]}}
+
+
+def write(path: Path, array: np.ndarray) -> str:
+    nib.save(nib.Nifti1Image(array, np.diag([2.0, 2.0, 2.0, 1.0])), path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A ball in texture, and the same 4 mm further along the first axis, both with a mask of the ball."""
+    folder = tmp_path_factory.mktemp("pair")
+    points = np.stack(np.meshgrid(*[np.arange(n) for n in (36, 32, 30)], indexing="ij"))
+    texture = gaussian_filter(np.random.default_rng(0).standard_normal(points.shape[1:]), 2) * 200
+    files = {}
+    for side, centre in (("fixed", (16, 16, 15)), ("moving", (18, 16, 15))):
+        ball = np.linalg.norm(points - np.reshape(centre, (3, 1, 1, 1)), axis=0) < 7
+        image = np.roll(texture, centre[0] - 16, axis=0) + 100 * gaussian_filter(ball.astype(float), 1)
+        files[side] = write(folder / f"{side}.nii.gz", image.astype(np.float32))
+        files[f"{side}_label"] = write(folder / f"{side}_label.nii.gz", ball.astype(np.uint8))
+        files[f"{side}_empty"] = write(folder / f"{side}_empty.nii.gz", np.zeros_like(ball, dtype=np.uint8))
+        files[f"{side}_all"] = write(folder / f"{side}_all.nii.gz", np.ones_like(ball, dtype=np.uint8))
+        files[f"{side}_other"] = write(folder / f"{side}_other.nii.gz", ball.astype(np.uint8) * 2)
+    return files
+
+
+def overlap(file: Path, other: str) -> float:
+    a, b = (np.asarray(nib.load(path).dataobj) > 0 for path in (file, other))
+    return float(2 * (a & b).sum() / (a.sum() + b.sum()))
+
+
+@pytest.mark.parametrize("kind", ["mr", "other", "labels"])
+def test_two_images_are_registered(pair: dict[str, str], kind: str, tmp_path: Path) -> None:
+    labels = {"label": pair["moving_label"]} | ({"fixed_label": pair["fixed_label"]} if kind == "labels" else {})
+    before = overlap(Path(pair["moving_label"]), pair["fixed_label"])
+    register("none", pair["fixed"], pair["moving"], out=tmp_path / "out", refine=kind, **labels, **QUICK)
+    assert overlap(tmp_path / "out" / "warped_label.nii.gz", pair["fixed_label"]) > max(0.93, before)
+    statistics = json.loads((tmp_path / "out" / "statistics.json").read_text())
+    assert statistics["refinement"]["improved"]
+    assert statistics["deformation"]["folded_voxels_percent"] == 0
+
+
+def test_without_refinement_it_is_the_pre_alignment(pair: dict[str, str]) -> None:
+    result = register("none", pair["fixed"], pair["moving"], align="header")
+    assert float(result.field.displacement.abs().max()) < 1e-4
+    assert "refinement" not in result.statistics
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"refine": "labels"}, "no moving_label"),
+        ({"refine": "labels", "label": "moving_label"}, "no fixed_label"),
+        ({"refine": "labels", "label": "moving_label", "fixed_label": "fixed_other"}, "no label in common"),
+        ({"refine": "mr", "fixed_mask": "fixed_empty"}, "no labelled voxel"),
+        ({"refine": "mr", "moving_mask": "moving_all", "exclude": True}, "no voxel that counts"),
+        ({"refine": "pet"}, "pet"),
+        ({"refine": "mr", "refine_seconds": -1}, "refine_seconds"),
+        ({"refine": "mr", "refine_options": {"spacing": 2.0, "levels": 3}}, "levels"),
+        ({"fixed_mask": "fixed_label"}, "only with --refine"),
+        ({"fixed_label": "fixed_label"}, "only with --refine"),
+    ],
+)
+def test_what_cannot_be_refined_is_one_line(pair: dict[str, str], settings: dict[str, object], words: str) -> None:
+    given = {key: pair.get(str(value), value) for key, value in settings.items()}
+    with pytest.raises(RegZooError, match=words) as caught:
+        register("none", pair["fixed"], pair["moving"], **{**QUICK, **given})
+    assert "\n" not in str(caught.value)
+
+
+def test_masks_exclude_on_request(pair: dict[str, str]) -> None:
+    """All but the ball, then the ball alone: the mask is read the other way round."""
+    masks = {"fixed_mask": pair["fixed_label"], "moving_mask": pair["moving_label"]}
+    results = [
+        register("none", pair["fixed"], pair["moving"], refine="mr", exclude=exclude, **masks, **QUICK)
+        for exclude in (False, True)
+    ]
+    fields = [result.field.displacement for result in results]
+    assert float((fields[0] - fields[1]).abs().max()) > 0.1
