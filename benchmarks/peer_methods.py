@@ -13,17 +13,15 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
-from peer_tools import THREADS, Meter, Pair, index_matrix, xyz
-
-Found = tuple[sitk.Image, sitk.Image]
-Method = Callable[[Pair, Meter], Found]
+from peer_tools import THREADS, Found, Meter, Method, Pair, index_matrix, xyz
+from peer_torch import convex_adam, fire_ants
 
 
 def ants(transform: str, **options: Any) -> Method:
@@ -121,64 +119,6 @@ def demons(pair: Pair, meter: Meter) -> Found:
     return whole, own
 
 
-def convex_adam(pair: Pair, meter: Meter) -> Found:
-    """convexAdam with MIND features and its defaults; displacements in voxels of the fixed grid."""
-    import torch
-    from convexAdam.convex_adam_MIND import convex_adam_pt
-
-    torch.set_num_threads(THREADS)
-    with meter:
-        moved = xyz(pair.moved())
-        voxels = convex_adam_pt(xyz(pair.fixed), moved)
-    displacement = voxels.transpose(2, 1, 0, 3) @ index_matrix(pair.fixed)[:3, :3].T
-    return pair.after(displacement), own_warp(pair, moved, voxels)
-
-
-def own_warp(pair: Pair, moved: np.ndarray, voxels: np.ndarray) -> sitk.Image:
-    """An image through a displacement in voxels (X, Y, Z, 3), by SciPy, as convexAdam applies its result."""
-    from scipy.ndimage import map_coordinates
-
-    places = np.moveaxis(voxels, -1, 0) + np.indices(moved.shape)
-    own = sitk.GetImageFromArray(map_coordinates(moved, places, order=1).transpose(2, 1, 0))
-    own.CopyInformation(pair.fixed)
-    return own
-
-
-def fire_ants(kind: str) -> Method:
-    """FireANTs with cross-correlation, on the CPU."""
-
-    def run(pair: Pair, meter: Meter) -> Found:
-        import torch
-        from fireants.io.image import BatchedImages, Image
-        from fireants.registration.greedy import GreedyRegistration
-        from fireants.registration.syn import SyNRegistration
-
-        torch.set_num_threads(THREADS)
-        with meter:
-            moved = pair.moved()
-            scaled = (sitk.RescaleIntensity(image, 0.0, 1.0) for image in (pair.fixed, moved))
-            images = [BatchedImages([Image(image, device="cpu")]) for image in scaled]
-            method = {"greedy": GreedyRegistration, "SyN": SyNRegistration}[kind](
-                scales=[4, 2, 1],
-                iterations=[200, 100, 50],
-                fixed_images=images[0],
-                moving_images=images[1],
-                cc_kernel_size=5,
-                optimizer_lr=0.5 if kind == "greedy" else 0.1,
-            )
-            method.optimize()
-        with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
-            method.save_as_ants_transforms(f"{folder}/warp.nii.gz")
-            displacement = sitk.GetArrayFromImage(sitk.ReadImage(f"{folder}/warp.nii.gz"))
-            warped = method.evaluate(*images)[0, 0].numpy()
-        low, high = (float(f(sitk.GetArrayViewFromImage(moved))) for f in (np.min, np.max))
-        own = sitk.GetImageFromArray(low + (high - low) * warped)
-        own.CopyInformation(pair.fixed)
-        return pair.after(displacement), own
-
-    return run
-
-
 def nifty_reg(*options: str) -> Method:
     """NiftyReg's programs: ``reg_f3d`` by NMI, after ``reg_aladin`` where the headers do not align the images."""
 
@@ -247,6 +187,7 @@ class Entry:
         ours: runs in RegZoo's environment.
         kinds: of pair that it is for; empty: all.
         moving: the image that it warps.
+        phantoms: whether it runs on phantoms too; not where that would take hours.
         listed: has a row in the tables; otherwise only ``ablation.py`` runs it.
     """
 
@@ -255,28 +196,31 @@ class Entry:
     ours: bool = False
     kinds: Sequence[str] = ()
     moving: str = "moving.nii.gz"
+    phantoms: bool = True
     listed: bool = True
 
-    def suits(self, kind: str) -> bool:
+    def suits(self, kind: str, phantom: bool) -> bool:
         """Whether it has a row for pairs of a kind."""
-        return self.listed and (not self.kinds or kind in self.kinds)
+        return self.listed and (self.phantoms or not phantom) and (not self.kinds or kind in self.kinds)
 
 
 PROSTATE = "prostate_mr_trus_weak_ddf"
 #: In the order of the tables; the names of ours begin with RegZoo.
 METHODS = {
     "ANTs SyN (MI)": Entry(ants("SyN"), "antspyx"),
-    "ANTs SyN CC": Entry(ants("SyNOnly", syn_metric="CC", syn_sampling=4, reg_iterations=(40, 20, 0)), "antspyx"),
+    "ANTs SyN CC": Entry(
+        ants("SyNOnly", syn_metric="CC", syn_sampling=4, reg_iterations=(40, 20, 0)), "antspyx", phantoms=False
+    ),
     "ANTs SyNCC": Entry(ants("SyNCC"), "antspyx", listed=False),
     "greedy NCC 100×50×10": Entry(greedy("100x50x10"), "picsl-greedy"),
     "greedy NCC 100×100×50": Entry(greedy("100x100x50"), "picsl-greedy"),
     "DIPY SyN CC": Entry(dipy([100, 100, 25]), "dipy"),
     "SimpleITK demons": Entry(demons, "SimpleITK"),
     "NiftyReg NMI": Entry(nifty_reg(), "niftyreg"),
-    "NiftyReg NMI, velocity": Entry(nifty_reg("-vel"), "niftyreg"),
+    "NiftyReg NMI, velocity": Entry(nifty_reg("-vel"), "niftyreg", phantoms=False),
     "convexAdam": Entry(convex_adam, "convexadam"),
     "FireANTs greedy": Entry(fire_ants("greedy"), "fireants"),
-    "FireANTs SyN": Entry(fire_ants("SyN"), "fireants"),
+    "FireANTs SyN": Entry(fire_ants("SyN"), "fireants", phantoms=False),
     "RegZoo": Entry(regzoo("none", refine="{kind}"), "regzoo", ours=True),
     "RegZoo, bundle": Entry(
         regzoo("abdominal_ct_ddmr", "_hu", refine="ct"), "regzoo", True, ("ct",), "moving_hu.nii.gz"

@@ -34,7 +34,10 @@ MET = {True: "met", False: "missed"}
 
 def report(found: Found) -> str:
     """All tables and the goals."""
-    parts = [f"## {GROUPS[group].title}\n\n{table(rows)}" for group, rows in found.items()]
+    parts = [
+        f"## {GROUPS[group].title}\n\n![One slice, all methods](peers_{group}.png)\n\n{table(rows)}"
+        for group, rows in found.items()
+    ]
     return "\n\n".join([*parts, f"## Goals\n\n{goal_table(found)}"])
 
 

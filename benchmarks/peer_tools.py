@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -146,3 +147,8 @@ def affine(fixed: sitk.Image, moving: sitk.Image) -> np.ndarray:
     columns = [np.asarray(initial.TransformPoint(axis)) - matrix[:3, 3] for axis in np.eye(3).tolist()]
     matrix[:3, :3] = np.stack(columns, axis=1)
     return matrix
+
+
+#: A field on the fixed grid, and the moving image as the tool itself warps it.
+Found = tuple[sitk.Image, sitk.Image]
+Method = Callable[[Pair, Meter], Found]

@@ -9,7 +9,7 @@ the method, the pair or (for RegZoo) the package has changed.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -23,6 +23,8 @@ from peer_tools import THREADS
 from regzoo.errors import RegZooError, one_line_errors
 from trainings import HERE, RESULTS, save_result
 
+#: Names of groups of phantoms begin so.
+PHANTOM = "phantom"
 #: What ``--again`` takes for the methods that shared the machine with other work.
 BUSY = "busy"
 PAIRS = HERE.parents[1] / "shared" / "data"
@@ -59,26 +61,25 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def register_all(group: str, pairs: Sequence[Path], options: argparse.Namespace, packages: set[str]) -> None:
+def methods_for(group: str, kind: str, packages: Mapping[str, str]) -> list[str]:
+    """The methods that have a row in a table, the unregistered pairs first."""
+    phantom = group.startswith(PHANTOM)
+    return ["", *(m for m, entry in METHODS.items() if entry.package in packages and entry.suits(kind, phantom))]
+
+
+def register(run: Run, options: argparse.Namespace) -> None:
     """Run what has to be run; a tool that fails is named, and the others go on."""
-    for method in ("", *METHODS):
-        for pair in pairs:
-            run = Run(group, pair, method)
-            entry = run.entry
-            if entry and (entry.package not in packages or not entry.suits(Facts.of(pair).kind)):
-                continue
-            if entry and options.only and method not in options.only:
-                continue
-            again = method in options.again or (BUSY in options.again and run.is_busy())
-            if run.is_done() and not again:
-                continue
-            print(f"{group}/{pair.name}: {method or 'unregistered'} … ", end="", flush=True)
-            try:
-                run.run()
-                row = run.row()
-                print(f"Dice {row['dice']:.3f}, TRE {row['tre_mm']:.2f} mm, {row['seconds']:.1f} s", flush=True)
-            except RegZooError as error:
-                print(error, flush=True)
+    wanted = not (run.method and options.only) or run.method in options.only
+    again = run.method in options.again or (BUSY in options.again and run.is_busy())
+    if not wanted or (run.is_done() and not again):
+        return
+    print(f"{run.group}/{run.pair.name}: {run.method or 'unregistered'} … ", end="", flush=True)
+    try:
+        run.run()
+        row = run.row()
+        print(f"Dice {row['dice']:.3f}, TRE {row['tre_mm']:.2f} mm, {row['seconds']:.1f} s", flush=True)
+    except RegZooError as error:
+        print(error, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -86,18 +87,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     versions = installed()
     found: dict[str, dict[str, list[dict[str, float]]]] = {}
+    missing = []
     for name in options.groups:
         if not (pairs := GROUPS[name].pairs(name, options.data)):
             print(f"{name}: left out, because {options.data} is absent")
             continue
-        register_all(name, pairs, options, set(versions))
-        runs = {method: [Run(name, pair, method) for pair in pairs] for method in ("", *METHODS)}
-        done = {method: every for method, every in runs.items() if all(run.result.is_file() for run in every)}
+        methods = methods_for(name, Facts.of(pairs[0]).kind, versions)
+        runs = {method: [Run(name, pair, method) for pair in pairs] for method in methods}
+        for method in methods:
+            for run in runs[method]:
+                register(run, options)
+        done = {method: every for method, every in runs.items() if all(run.is_done() for run in every)}
         found[name] = {method: [run.row() for run in every] for method, every in done.items()}
-        picture({method: every[0] for method, every in done.items()}, RESULTS / f"peers_{name}.png")
+        missing += [f"{method} ({name})" for method in methods if method not in done]
+        if options.save:
+            picture({method: every[0] for method, every in done.items()}, RESULTS / f"peers_{name}.png")
     used = {METHODS[method].package for rows in found.values() for method in rows if method}
     software = ", ".join(f"{package} {versions[package]}" for package in sorted(used))
     text = f"{machine(torch.device('cpu'), THREADS)}; {software}\n\n{report(found)}"
+    if missing:
+        text += f"\n\nWithout a row, because a pair is missing or has failed: {', '.join(missing)}."
     print(f"\n{text}")
     if options.save and len(found) == len(GROUPS):
         save_result(RESULTS / "peers.md", "Registration tools side by side", text, "peers.py", arguments, NOTE)
