@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shlex
@@ -17,6 +18,7 @@ import regzoo
 from mlflow import MlflowClient
 from regzoo.cli import main
 from regzoo.datasets import load_records
+from regzoo.refinement import KINDS, RefinementOptions
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
@@ -72,6 +74,51 @@ def test_simpleitk_warps_as_we_do(registered_pair: Path) -> None:
     theirs = names["sitk"].GetArrayFromImage(names["again"]).transpose(2, 1, 0)
     ours = names["moved"][0].numpy()
     np.testing.assert_allclose(ours, theirs, atol=0.05)
+
+
+def test_refinement(
+    prostate_phantoms: Path, abdomen_phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commands and the Python of the page, on few voxels."""
+    monkeypatch.chdir(tmp_path)
+    record, scans = (load_records(folder, "val")[0] for folder in (prostate_phantoms, abdomen_phantoms))
+    for side in ("fixed", "moving"):
+        shutil.copy(scans[f"{side}_image"], f"{side}_ct.nii.gz")
+        shutil.copy(record[f"{side}_image"], f"{side}.nii.gz")
+        shutil.copy(record[f"{side}_label"], f"{side}_label.nii.gz")
+        image = nib.load(f"{side}.nii.gz")
+        mask = np.zeros(image.shape, np.uint8)
+        mask[: image.shape[0] // 2] = 1
+        nib.save(nib.Nifti1Image(mask, image.affine), f"{side}_mask.nii.gz")
+    few = "{'spacing': 6, 'lattice': 12, 'steps': [4, 2]}"
+    for line in "".join(blocks("refinement.md", "bash")).splitlines():
+        command = shlex.split(line)
+        if "--refine_options" not in command:
+            command += ["--refine_options", few]
+        monkeypatch.setattr(sys, "argv", command)
+        main()
+        out = Path(command[command.index("--out") + 1])
+        done = json.loads((out / "statistics.json").read_text(encoding="utf-8"))["refinement"]
+        assert done["objective_after"] <= done["objective_before"]
+    names = run_python("refinement.md")
+    page = (DOCS / "refinement.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"`(\w+)`", page.split("## What it reports")[1].split("## ")[0])) - {"refinement"} == set(
+        names["result"].statistics["refinement"]
+    )
+
+
+def test_the_table_of_options_shows_the_defaults() -> None:
+    page = (DOCS / "refinement.md").read_text(encoding="utf-8")
+    rows = {
+        row[0]: row[2:] for row in re.findall(r"^\| `(\w+)` \| (.+) \| (.+) \| (.+) \| (.+) \| (.+) \|$", page, re.M)
+    }
+    assert set(rows) == {field.name for field in dataclasses.fields(RefinementOptions)} - {"seconds"}
+    for name, cells in rows.items():
+        for cell, options in zip(cells, KINDS.values(), strict=True):
+            value = getattr(options, name)
+            values = value if isinstance(value, tuple) else value.keys() if name == "similarity" else [value]
+            shown = [f"{one:g}" if isinstance(one, float) else str(one) for one in values]
+            assert cell.replace("`", "").replace("−", "-").split(", ") == shown, name
 
 
 def test_phantoms(prostate_phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
