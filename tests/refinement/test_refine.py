@@ -124,6 +124,15 @@ def test_voxels_beyond_the_moving_field_of_view_do_not_count(texture: np.ndarray
     assert np.linalg.norm(found[:, 28:], axis=0).max() < 4
 
 
+def test_a_mask_with_a_sharp_edge_counts_for_mind(texture: np.ndarray) -> None:
+    counts = torch.zeros(1, *SHAPE)
+    counts[:, :24] = 1
+    options = dataclasses.replace(QUICK, similarity={"mind": 1.0})
+    result = refine(volumes(moved(texture, displacement()), mask=counts), volumes(texture), options)
+    assert result.statistics["improved"]
+    assert result.ddf.isfinite().all()
+
+
 def test_no_voxel_in_common_is_an_error(texture: np.ndarray) -> None:
     far = Volumes(Grid(SHAPE, np.diag([2.0, 2.0, 2.0, 1.0]) + np.eye(4, k=3) * 500), torch.from_numpy(texture)[None])
     with pytest.raises(RegZooError, match="voxels in common"):

@@ -183,7 +183,7 @@ def make_levels(
                 Grid(size, affine),
                 shrunk(fixed_channels, size),
                 shrunk(moving_channels, outer),
-                None if fixed_mask is None else shrunk(fixed_mask, size),
+                None if fixed_mask is None else (shrunk(fixed_mask, size) > 0.5).float(),
                 None if moving_mask is None else shrunk(moving_mask, outer),
                 Sampler(size, outer, (step / outer_step).tolist(), (low / outer_step).tolist(), fixed.device),
                 slices,
