@@ -38,6 +38,7 @@ class Key:
     PRED: Final = "pred"
     PRED_GRID: Final = "pred_grid"
     REFINE: Final = "refine"
+    REFINE_SECONDS: Final = "refine_seconds"
     REFINEMENT: Final = "refinement"
     FIELD: Final = "field"
     DDF: Final = "ddf"
@@ -71,6 +72,7 @@ class Record(TypedDict, total=False):
     fold: int
     #: See `Case`.
     refine: bool | str
+    refine_seconds: float
     requested: bool
     served: bool
 
@@ -127,6 +129,8 @@ class Case(TypedDict, total=False):
     pred_grid: Grid
     #: Whether, or as which kind of pair, to refine this case; takes precedence over the configuration.
     refine: bool | str
+    #: Time limit of the refinement of this case, s; takes precedence over the configuration.
+    refine_seconds: float
     #: What the refinement did, for the statistics.
     refinement: dict[str, Any]
     #: The whole fixed-to-moving transformation, pre-alignment included, and the same in voxels.

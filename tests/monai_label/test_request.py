@@ -381,3 +381,25 @@ def test_other_faults_are_not_hidden(studies: Path) -> None:
 
     with pytest.raises(RuntimeError):
         ServedCompose([fails], served=True)(request(studies))
+
+
+@pytest.mark.parametrize(("value", "expected"), [(True, True), ("true", True), ("false", False), ("labels", "labels")])
+def test_a_refinement_is_asked_for_within_the_limit(studies: Path, value: Any, expected: Any) -> None:
+    sent = request(studies, moving_image="moving01", refine=value, fixed_mask="moving01_label")
+    record = RequestedPaird(max_refine_seconds=7)(sent)
+    assert record["refine"] == expected and record.get("refine_seconds") == (7 if expected else None)
+    assert record["fixed_mask"] == str(studies / "moving01_label.nii.gz")
+    assert RequestedPaird()(sent | {"refine_seconds": "2.5"})["refine_seconds"] == 2.5
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"refine": value} for value in (1, 0, {"a": 1}, ["mr"], "yes")),
+        *({"refine_seconds": value} for value in (0, -1, 30.5, True, "long", "nan", "inf", {"a": 1}, 10**400)),
+        *({"fixed_mask": value} for value in (5, ["moving01"], "nobody", "../secret.nii.gz", "link")),
+    ],
+)
+def test_a_wrong_refinement_is_refused_in_a_line(studies: Path, wrong: dict[str, Any]) -> None:
+    with pytest.raises(RegZooError, match=rf"^{next(iter(wrong))}: [^\n]*; [^\n]*$"):
+        RequestedPaird()(request(studies, moving_image="moving01", **wrong))

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from regzoo.case import FIXED, LABEL_KEYS, MOVING, Key
+from regzoo.case import FIXED, LABEL_KEYS, MASK_KEYS, MOVING, Key
 from regzoo.datasets.records import case_name
 from regzoo.errors import RegZooError
 from regzoo.monai_label.studies import STUDIES_VARIABLE, checked_shape, is_inside
@@ -27,7 +27,7 @@ LONGEST_NAME = 255
 #: The folder of the images of sessions, if MONAI Label does not keep them in its usual place.
 SESSIONS_VARIABLE = "MONAI_LABEL_SESSION_PATH"
 #: The parameters of a request that make the pair.
-PAIR_KEYS = (MOVING.image, MOVING.label, FIXED.label, Key.ALIGN)
+PAIR_KEYS = (MOVING.image, MOVING.label, FIXED.label, *MASK_KEYS, Key.ALIGN, Key.REFINE, Key.REFINE_SECONDS)
 #: Most label files of one image.
 MOST_FILES = 32
 #: The name of an uploaded image in a message.
@@ -94,7 +94,7 @@ def find_file(studies: Path, key: str, value: Any) -> str:
         )
     candidates = [studies / value]
     if len(Path(value).parts) == 1:
-        folders = [studies / FINISHED, studies] if key in LABEL_KEYS else [studies]
+        folders = [studies / FINISHED, studies] if key in LABEL_KEYS + MASK_KEYS else [studies]
         named = [folder / f"{value}{suffix}" for folder in folders for suffix in ("", *SUFFIXES)]
         candidates = [file for file in named if file.is_symlink() or file.is_file()] or candidates
     for file in candidates:

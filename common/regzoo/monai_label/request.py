@@ -13,7 +13,7 @@ from typing import Any
 
 from monai.transforms import Compose, MapTransform, Transform
 from monai.utils import optional_import
-from regzoo.case import FIXED, MOVING, Key
+from regzoo.case import FIXED, MASK_KEYS, MOVING, Key
 from regzoo.datasets.records import case_name
 from regzoo.errors import RegZooError, user_error
 from regzoo.monai_label.files import (
@@ -27,7 +27,7 @@ from regzoo.monai_label.files import (
     studies_folder,
     without_folders,
 )
-from regzoo.monai_label.parameters import WRITING, check_parameters, suffix_for
+from regzoo.monai_label.parameters import WRITING, check_parameters, refinement_asked, suffix_for
 
 #: What MONAI Label itself needs of a request after the preprocessing, all of it checked.
 SERVER_KEYS = ("image_path", "model", "device", "model_filename")
@@ -39,22 +39,28 @@ class RequestedPaird(MapTransform):
     Without ``fixed_image``, ``image`` is the fixed image. In a request to a server, which `ServedCompose` marks,
     ``moving_image``, ``moving_label`` and ``fixed_label`` name files of the studies, by the id of an image or by a path
     inside the studies folder. For a label, an id means the finished label of the image with that id, or else that image
-    itself. Labels may be lists with one mask each. ``align`` is kept. The datastore's notes on the fixed image fill in
-    those that the request leaves out. Everything else that the client sent is dropped, except what the server needs.
+    itself. Labels may be lists with one mask each. ``fixed_mask`` and ``moving_mask`` are named like labels. ``align``
+    is kept, and so are ``refine`` and ``refine_seconds`` within the limit. The datastore's notes on the fixed image
+    fill in those that the request leaves out. Everything else that the client sent is dropped, except what the server
+    needs.
 
     Args:
         models: the folder of the bundle's weights; ``model_filename`` of a request must name one of them.
         max_voxels: limit for the images and labels of a request together.
+        max_refine_seconds: limit for ``refine_seconds`` of a request, and its value if the request gives none.
 
     Raises:
         RegZooError: a file is not named, missing, too large or outside the studies folder, or names another one that
             is, or another parameter is wrong.
     """
 
-    def __init__(self, models: str | os.PathLike[str] = "models", max_voxels: int = 500_000_000) -> None:
+    def __init__(
+        self, models: str | os.PathLike[str] = "models", max_voxels: int = 500_000_000, max_refine_seconds: float = 30
+    ) -> None:
         super().__init__([Key.IMAGE])
         self.models = Path(models)
         self.max_voxels = max_voxels
+        self.max_refine_seconds = max_refine_seconds
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         if not data.get(Key.SERVED):
@@ -75,6 +81,11 @@ class RequestedPaird(MapTransform):
                 if item[side.image] in found:
                     raise RegZooError(f"{side.label}: {value} has no finished label; submit it, or name a mask of it")
                 item[side.label] = found if several else found[0]
+        for key in MASK_KEYS:
+            if key in pair:
+                item[key] = find_file(studies, key, pair[key])
+                files[key] = [item[key]]
+        item |= refinement_asked(pair, self.max_refine_seconds)
         if Key.ALIGN in pair:
             item[Key.ALIGN] = pair[Key.ALIGN]
         check_files(studies, files, self.max_voxels)

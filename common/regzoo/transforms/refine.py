@@ -36,7 +36,7 @@ class RefinePaird(MapTransform):
             ``refine`` takes precedence.
         kind: the kind of pair if `refine` is only True.
         options: other values of `RefinementOptions`.
-        seconds: time limit; None for none.
+        seconds: time limit; None for none. A case's own ``refine_seconds`` takes precedence.
         exclude: the masks of the case name the voxels that do not count, instead of those that do.
         labels: the channels of the labels to compare, from 0; None for all that both sides have.
         show_progress: show a progress bar.
@@ -63,14 +63,14 @@ class RefinePaird(MapTransform):
         self.show_progress = show_progress
         self.options_of(refine)
 
-    def options_of(self, refine: bool | str) -> RefinementOptions | None:
-        """The options for a value of `refine`; None if nothing is refined."""
+    def options_of(self, refine: bool | str, seconds: float | None = None) -> RefinementOptions | None:
+        """The options for a value of `refine` and a time limit of the case; None if nothing is refined."""
         if refine is False:
             return None
-        return options_for(self.kind if refine is True else refine, seconds=self.seconds, **self.changes)
+        return options_for(self.kind if refine is True else refine, seconds=seconds or self.seconds, **self.changes)
 
     def __call__(self, data: Case) -> Case:
-        options = self.options_of(data.get(Key.REFINE, self.refine))
+        options = self.options_of(data.get(Key.REFINE, self.refine), data.get(Key.REFINE_SECONDS))
         if options is None:
             return data
         item = data.copy()
