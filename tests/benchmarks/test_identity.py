@@ -42,7 +42,7 @@ def registrar(voxels: int, has_field: bool = True) -> Any:
         masks = MetaTensor(torch.from_numpy(warped), affine=torch.from_numpy(AFFINE))
         return SimpleNamespace(warped_label=masks, transformation=field, field=field)
 
-    return SimpleNamespace(takes_fixed_label=False, register=register)
+    return SimpleNamespace(aligns_by_organ=False, register=register)
 
 
 @pytest.mark.parametrize("form", ["4-D", "map"])
