@@ -107,6 +107,8 @@ def export_network(
         raise bad_file(path, "is a folder", "name a file")
     check_file(path)
     root, parser = inference_config(bundle, overlays, overrides, ("network_def", "checkpoint", "spacing", "size"))
+    if "network_def" not in parser.config:
+        raise bad_file(bundle, "has no network to export", "name a bundle with a network")
     try:
         checkpoint = Path(parser.get_parsed_content("checkpoint"))
         network = load_weights(parser.get_parsed_content("network_def").eval(), checkpoint)

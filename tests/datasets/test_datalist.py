@@ -134,7 +134,7 @@ def test_other_words_are_refused(tmp_path: Path, rows: Rows) -> None:
             for name in ("patient_id", "PatientID", "subject", "Subject ID", "patients", "pateint", "sub_id")
         ],
         *[("fixed_labels", "fixed_label"), ("Fixed_Image", "fixed_image"), ("fixed image", "fixed_image")],
-        *[("fixedImage", "fixed_image"), ("moving", "moving_image"), ("moving_mask", "moving_label")],
+        *[("fixedImage", "fixed_image"), ("moving", "moving_image"), ("moving_masks", "moving_mask")],
         *[("fixed_lable", "fixed_label"), ("label_moving", "moving_label"), ("target_image", "fixed_image")],
         *[("spilt", "split"), ("Fold", "fold"), ("folds", "fold"), ("case_id", "case"), ("label_name", "label_names")],
         *[(name, None) for name in ("model", "age", "patient_age", "site", "scanner", "psa", "id", "", "device")],

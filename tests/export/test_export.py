@@ -118,7 +118,8 @@ def test_mistakes_are_one_line(
         ([WEAK, "--format", "onnx", "--overlays", "configs/variants/none.json", *out], "none.json: no such config"),
         ([WEAK, "--format", "onnx", "--sizes", "3", *out], "did you mean --size"),
         ([WEAK, "--format", "onnx", "--size", "[32,24]", *out], "not 3"),
-        (["none", "--format", "onnx", *out], "is not a bundle"),
+        (["nothing", "--format", "onnx", *out], "is not a bundle"),
+        (["none", "--format", "onnx", *out], "has no network"),
         (
             [WEAK, "--format", "torchscript", "--checkpoint", weights, *settings, "--out", str(tmp_path / "folder")],
             "folder",

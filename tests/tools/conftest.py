@@ -22,10 +22,10 @@ def copy_bundle(tmp_path: Path) -> Callable[..., Path]:
             target,
             ignore=shutil.ignore_patterns("output", "data", "__pycache__", *([] if weights else ["models"])),
         )
-        for folder in ("docs", "benchmarks", "bundles/prostate_mr_trus_weak_ddf"):
+        for folder in ("docs", "benchmarks", "CONTRIBUTING.md", "bundles/prostate_mr_trus_weak_ddf"):
             link = tmp_path / project / folder
             if not link.exists():
-                link.symlink_to(ROOT / folder, target_is_directory=True)
+                link.symlink_to(ROOT / folder)
         return target
 
     return copy

@@ -63,7 +63,7 @@ def read_datalist(path: str | os.PathLike[str], split: str | None = "train", sin
     lists = read_lists(source, single)
     if split is not None and lists and wanted not in lists:
         word = SPLIT_WORDS[wanted][0] if wanted else split
-        fix = f'name another split, add a list "{word}", or add a value "split" to each pair'
+        fix = f"name another split, add a list {word!r}, or add a value 'split' to each pair"
         raise bad_file(source, f"has no pairs of the split {split!r} (it has: {', '.join(lists)})", fix)
     records = [record for name, part in lists.items() if split is None or name == wanted for record in part]
     if not records:
