@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers import ball, smooth_noise
 from regzoo.errors import RegZooError
-from regzoo.losses import PAPER_SIGMAS, MultiScaleCrossEntropy, MultiScaleDice, labels_on_both
+from regzoo.losses import PAPER_SIGMAS, MultiScaleCrossEntropy, MultiScaleDice
 from scipy.ndimage import gaussian_filter, shift
 
 SHAPE = (22, 18, 14)
@@ -94,16 +94,6 @@ def test_dice_prepared_and_masked(squared: bool) -> None:
     assert changed[1].grad is None
     with pytest.raises(RegZooError, match="no voxel of the mask counts"):
         loss(a, b, 0 * m)
-
-
-def test_labels_on_one_side_do_not_count() -> None:
-    fixed, moving = torch.zeros(1, 4, *SHAPE), torch.zeros(1, 4, *SHAPE[::-1])
-    fixed[0, [0, 2, 3], 1], moving[0, [1, 2, 3], 2] = 1, 1
-    moving[0, 3] *= 0.5
-    found = labels_on_both(fixed, moving)
-    assert torch.equal(found[0], fixed[:, 2:]) and torch.equal(found[1], moving[:, 2:])
-    with pytest.raises(RegZooError, match="no label is on both"):
-        labels_on_both(fixed[:, :2], moving[:, :2])
 
 
 @pytest.mark.parametrize("kind", ["dice", "squared", "cross-entropy"])

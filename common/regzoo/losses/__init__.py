@@ -7,13 +7,7 @@ from regzoo.losses.deformation import BendingEnergy, GradientNorm
 from regzoo.losses.distance import LogDistance, SignedDistanceSimilarity
 from regzoo.losses.hausdorff import SoftHausdorff
 from regzoo.losses.intensity import LocalNormalizedCrossCorrelation, NormalizedCrossCorrelation, StructuralSimilarity
-from regzoo.losses.label_overlap import (
-    PAPER_SIGMAS,
-    MultiScaleCrossEntropy,
-    MultiScaleDice,
-    WeightedCrossEntropy,
-    labels_on_both,
-)
+from regzoo.losses.label_overlap import PAPER_SIGMAS, MultiScaleCrossEntropy, MultiScaleDice, WeightedCrossEntropy
 from regzoo.losses.mind import MindSimilarity, mind_ssc
 from regzoo.losses.registration import Deformation, ImageSimilarity, LabelSimilarity, PredictedLabel, RegistrationLoss
 from regzoo.losses.weighting import LearnedWeights, SoftmaxWeights, UncertaintyWeights
@@ -40,6 +34,5 @@ __all__ = [
     "StructuralSimilarity",
     "UncertaintyWeights",
     "WeightedCrossEntropy",
-    "labels_on_both",
     "mind_ssc",
 ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from regzoo.errors import RegZooError
 from regzoo.filters import gaussian_filter, gaussian_gram, gaussian_mass, matrix_for, separable_filter, voxel_sigmas
 from regzoo.losses.similarity import Prepared, Similarity
 from torch import nn
@@ -96,25 +95,6 @@ class MultiScaleDice(Similarity):
         along_z = label @ weights[2].T  # (B, C, X, Y, scales)
         along_y = torch.einsum("bcxys,sy->bcxs", along_z, weights[1])
         return torch.einsum("bcxs,sx->bcs", along_y, weights[0])
-
-
-def labels_on_both(fixed: torch.Tensor, moving: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The labels of a pair that are not empty on either side.
-
-    Args:
-        fixed: (1, C, X, Y, Z).
-        moving: (1, C, X', Y', Z'), the same labels in the same order.
-
-    Returns:
-        The channels of both that are left.
-
-    Raises:
-        RegZooError: no label is on both sides.
-    """
-    both = (fixed != 0).flatten(2).any(-1)[0] & (moving != 0).flatten(2).any(-1)[0]
-    if not bool(both.any()):
-        raise RegZooError("no label is on both the fixed and the moving image; outline one structure on both")
-    return fixed[:, both], moving[:, both]
 
 
 class MultiScaleCrossEntropy(nn.Module):

@@ -12,7 +12,7 @@ from regzoo.refinement.lattice import Sampler, shrunk
 from regzoo.spatial import Grid, resample
 from regzoo.spatial.distance import signed_distance
 from regzoo.spatial.held import is_map, one_mask
-from regzoo.spatial.warp import Padding
+from regzoo.spatial.warp import Padding, slab_points, slabs, within
 
 #: How far beyond the fixed field of view the moving image is kept, as a share of it.
 REACH = 0.25
@@ -223,7 +223,9 @@ def _placed(volume: torch.Tensor, source: Grid, target: Grid, padding: Padding =
 
 def _moving_mask(moving: Volumes, around: Grid) -> torch.Tensor | None:
     """Where the moving image counts: inside its field of view and its mask; None if that is everywhere."""
-    inside = resample(torch.ones(1, *moving.grid.shape, device=moving.device), moving.grid, around)[None]
+    to_voxels = np.linalg.inv(moving.grid.affine) @ around.affine
+    points = (slab_points(to_voxels, around.shape, rows, moving.device) for rows in slabs(around.shape))
+    inside = torch.cat([within(part, moving.grid.shape) for part in points]).float()[None, None]
     if moving.mask is not None:
         inside = inside * _placed(moving.mask, moving.grid, around)
     return None if bool((inside > 0.99).all()) else inside

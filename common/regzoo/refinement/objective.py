@@ -19,29 +19,27 @@ _Term = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Objective:
-    """The similarity of a level at a displacement.
-
-    Voxels count that both masks leave and that lie in the moving field of view; `look` finds them.
-
-    Raises:
-        RegZooError: an option needs an image or labels that the pair does not have.
-    """
+    """The similarity of a level at a displacement; `look` must be called before the first evaluation."""
 
     def __init__(self, level: Level, options: RefinementOptions) -> None:
         self.level, self.options = level, options
         self.terms: list[tuple[float, str, _Term]] = []
-        self.look(None)
 
-    def look(self, displacement: torch.Tensor | None) -> None:
-        """Find the voxels that count at a displacement (1, X, Y, Z, 3); None is none, as is a pair without masks."""
+    def look(self, displacement: torch.Tensor) -> None:
+        """Find the voxels that count at a displacement (1, X, Y, Z, 3), and prepare the similarities for them.
+
+        A voxel counts if both masks keep it and if it goes to a place within the moving field of view.
+
+        Raises:
+            RegZooError: hardly any voxel counts.
+        """
         level = self.level
         if self.terms and level.moving_mask is None:
             return
         mask = level.fixed_mask
         if level.moving_mask is not None:
-            where = displacement if displacement is not None else level.fixed.new_zeros(1, *level.size, 3)
             with torch.no_grad():
-                moving = (level.sampler(level.moving_mask, where) > 0.99).float()
+                moving = (level.sampler(level.moving_mask, displacement) > 0.99).float()
             mask = moving if mask is None else mask * moving
         if mask is not None and float(mask.mean()) < OVERLAP:
             raise RegZooError("the images have almost no voxels in common that count; check the masks or align first")

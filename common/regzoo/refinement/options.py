@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
@@ -56,6 +57,17 @@ class RefinementOptions:
         Raises:
             RegZooError: one line that names the option.
         """
+        if not isinstance(self.similarity, Mapping):
+            raise RegZooError(f"similarity: {self.similarity!r:.60} is not a dictionary; write {{'lncc': 1.0}}")
+        for name in ("steps", "sigmas", "intensities"):
+            values = getattr(self, name)
+            numbers = isinstance(values, (list, tuple)) and all(_is_number(value) for value in values)
+            if not (numbers or (name == "intensities" and values is None)):
+                raise RegZooError(f"{name}: {values!r:.60} is not a list of numbers")
+        if self.intensities is not None and (len(self.intensities) != 2 or self.intensities[0] >= self.intensities[1]):
+            raise RegZooError(f"intensities: {list(self.intensities)} are not two numbers that increase")
+        if not self.sigmas or min(self.sigmas) < 0:
+            raise RegZooError(f"sigmas: {list(self.sigmas)} is not a list of numbers ≥ 0")
         unknown = [name for name in self.similarity if name not in SIMILARITIES]
         if unknown or not self.similarity:
             raise RegZooError(f"similarity: {unknown or 'nothing'} is not known; use {', '.join(SIMILARITIES)}")
@@ -67,14 +79,18 @@ class RefinementOptions:
         if self.seconds is not None:
             positive["seconds"] = self.seconds
         for name, value in positive.items():
-            if not isinstance(value, (int, float)) or isinstance(value, bool) or not value > 0:
+            if not _is_number(value) or not value > 0:
                 raise RegZooError(f"{name}: {value!r} is not a positive number")
         if self.window % 2 == 0:
             raise RegZooError(f"window: {self.window} is even; use an odd number of voxels")
-        if self.smoothness < 0:
-            raise RegZooError(f"smoothness: {self.smoothness} is negative")
-        if not self.steps or min(self.steps) < 0:
-            raise RegZooError(f"steps: {list(self.steps)} is not a list of numbers ≥ 0, one for each level")
+        if not _is_number(self.smoothness) or self.smoothness < 0:
+            raise RegZooError(f"smoothness: {self.smoothness!r:.60} is not a number ≥ 0")
+        if not self.steps or any(steps < 0 or steps != int(steps) for steps in self.steps):
+            raise RegZooError(f"steps: {list(self.steps)} is not a list of whole numbers ≥ 0, one for each level")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 #: The defaults for each kind of pair.

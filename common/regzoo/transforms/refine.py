@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,8 +14,6 @@ from regzoo.spatial import DisplacementField, Grid, as_tensor
 from regzoo.spatial.held import boxes, is_map
 from regzoo.transforms.load import aligned, file_of
 from tqdm import tqdm
-
-logger = logging.getLogger(__name__)
 
 #: Quantiles of the intensities that are mapped to 0 and 1 where there is no window.
 QUANTILES = (0.005, 0.995)
@@ -80,7 +77,8 @@ class RefinePaird(MapTransform):
             network = data.get(Key.PRED_GRID) or Grid.of(data[FIXED.image])
             start = DisplacementField.from_ddf(prediction, network, network)
         try:
-            fixed, moving = (self._volumes(data, side, options, prediction.device) for side in SIDES)
+            labels = self._labels(data) if {"labels", "distance"} & options.similarity.keys() else None
+            fixed, moving = (self._volumes(data, side, options, labels, prediction.device) for side in SIDES)
             with tqdm(
                 total=sum(options.steps), desc="refine", leave=False, disable=None if self.show_progress else True
             ) as bar:
@@ -91,14 +89,20 @@ class RefinePaird(MapTransform):
         item[Key.LABELS_PREDICTED] = False
         return item
 
-    def _volumes(self, data: Case, side: Side, options: RefinementOptions, device: torch.device) -> Volumes:
+    def _volumes(
+        self,
+        data: Case,
+        side: Side,
+        options: RefinementOptions,
+        labels: Mapping[str, torch.Tensor] | None,
+        device: torch.device,
+    ) -> Volumes:
         image = data[side.native_image]
         compares_images = bool({"lncc", "ncc", "mind"} & options.similarity.keys())
-        compares_labels = bool({"labels", "distance"} & options.similarity.keys())
         return Volumes(
             Grid.of(aligned(data, image) if side is MOVING else image),
             scaled(as_tensor(image).to(device), options.intensities) if compares_images else None,
-            self._labels(data)[side.name].to(device) if compares_labels else None,
+            None if labels is None else labels[side.name].to(device),
             self._mask(data, side, device),
         )
 
