@@ -10,6 +10,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from regzoo.files import make_folder, write_json
+from regzoo.refinement.options import SOFT_TISSUE
 from regzoo_phantoms import embedded_phantoms
 from same_world import world_of_copy
 from trainings import DATA
@@ -17,7 +18,6 @@ from trainings import DATA
 #: FreeSurfer's labels that brain registrations are usually measured on, and organs, as in ``shared/data/README.md``.
 BRAIN = [2, 3, 4, 7, 8, *range(10, 19), 24, 28, 31, 41, 42, 43, 46, 47, *range(49, 55), 60, 63]
 ORGANS = [1, 2, 3, 6, 7, 8, 9]
-WINDOW = (-160.0, 240.0)  # HU
 SEED = 2029  # of phantoms that no training saw
 KINDS, SIDES = ("images", "labels"), ("fixed", "moving")
 
@@ -109,7 +109,7 @@ def write_pair(
     make_folder(folder)
     ct = facts.kind == "ct"
     for side, image, label, world in zip(SIDES, images, labels, worlds, strict=True):
-        copy(image, folder / f"{side}.nii.gz", window=WINDOW if ct else None)
+        copy(image, folder / f"{side}.nii.gz", window=SOFT_TISSUE if ct else None)
         copy(label, folder / f"{side}_label.nii.gz", world)
         if ct:
             copy(image, folder / f"{side}_hu.nii.gz")

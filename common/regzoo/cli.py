@@ -50,7 +50,8 @@ def register(
         outputs: any of image,label,probability,field,statistics,picture; by default all except probability.
         fixed_label: file of the fixed labels, for a refinement that compares labels and for bundles that pre-align by
             an organ.
-        fixed_mask: mask of the fixed voxels that count in a refinement; with --exclude, of those that do not.
+        fixed_mask: mask of the fixed voxels that count in a refinement and with --align rigid, similarity or affine;
+            with --exclude, of those that do not.
         moving_mask: the same for the moving image.
         refine: refine the result on this pair. --refine alone takes the pair for what the bundle is made for; --refine
             KIND says what it is: mr or ct (two images of that modality), other (two modalities) or labels (structures

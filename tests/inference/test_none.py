@@ -8,6 +8,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from regzoo import RegZooError
 from regzoo.inference import register
 from scipy.ndimage import gaussian_filter
@@ -71,8 +72,8 @@ def test_without_refinement_it_is_the_pre_alignment(pair: dict[str, str]) -> Non
         ({"refine": "pet"}, "pet"),
         ({"refine": "mr", "refine_seconds": -1}, "refine_seconds"),
         ({"refine": "mr", "refine_options": {"spacing": 2.0, "levels": 3}}, "levels"),
-        ({"fixed_mask": "fixed_label"}, "only with --refine"),
-        ({"fixed_label": "fixed_label"}, "only with --refine"),
+        ({"fixed_mask": "fixed_label"}, "add --refine"),
+        ({"fixed_label": "fixed_label"}, "add --refine"),
     ],
 )
 def test_what_cannot_be_refined_is_one_line(pair: dict[str, str], settings: dict[str, object], words: str) -> None:
@@ -80,6 +81,17 @@ def test_what_cannot_be_refined_is_one_line(pair: dict[str, str], settings: dict
     with pytest.raises(RegZooError, match=words) as caught:
         register("none", pair["fixed"], pair["moving"], **{**QUICK, **given})
     assert "\n" not in str(caught.value)
+
+
+def test_masks_count_in_the_pre_alignment(pair: dict[str, str]) -> None:
+    masks = {"fixed_mask": pair["fixed_label"], "moving_mask": pair["moving_label"]}
+    with pytest.raises(RegZooError, match="leaves no voxel that counts"):
+        register("none", pair["fixed"], pair["moving"], align="rigid", exclude=True, fixed_mask=pair["fixed_all"])
+    fields = [
+        register("none", pair["fixed"], pair["moving"], align="rigid", exclude=exclude, **masks).field.displacement
+        for exclude in (False, True)
+    ]
+    assert not torch.equal(*fields)
 
 
 def test_masks_exclude_on_request(pair: dict[str, str]) -> None:

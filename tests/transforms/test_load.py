@@ -223,6 +223,29 @@ def test_registration_as_alignment(method: Any, case: Case) -> None:
     np.testing.assert_allclose(edit @ there, np.eye(4), atol=0.5)
 
 
+@pytest.mark.parametrize("exclude", [False, True])
+def test_registration_within_masks(exclude: bool, case: Case) -> None:
+    """Half of the image moves in another way than the rest, such as a table with coils."""
+    shape, affine = (28, 26, 24), make_affine((28, 26, 24), (2, 2, 2))
+    there, texture, table = rigid((0, 0, 15), (4, -2, 6)), smooth_noise(shape, 2.5, 0), smooth_noise(shape, 1.5, 1)
+    for side, first in (("fixed", 0), ("moving", 5)):
+        at_table = np.zeros(shape, dtype=np.uint8)
+        at_table[:, first : first + 14] = 1
+        world = affine if side == "fixed" else there @ affine
+        image = np.where(at_table, np.roll(table, first, 1) * 3 * np.ptp(texture) / np.ptp(table), texture)
+        counts = at_table if exclude else 1 - at_table
+        case.record[f"{side}_image"] = write(case.folder / f"{side}_table.nii", image.astype(np.float32), world)
+        case.record[f"{side}_mask"] = write(case.folder / f"{side}_mask.nii", counts, world)
+    item = LoadPaird(exclude=exclude)(case.record)
+    without: Any = {key: value for key, value in item.items() if not key.endswith("_mask")}
+    errors = []
+    for one in (item, without):
+        edit = AlignPaird("rigid")(one)["prealignment"].numpy()
+        corners = np.append(Grid.of(one["moving_image"]).corners.reshape(-1, 3), np.ones((8, 1)), axis=1).T
+        errors.append(np.linalg.norm(((edit - np.linalg.inv(there)) @ corners)[:3], axis=0).max())
+    assert errors[0] < 1 < 5 < errors[1]
+
+
 def test_registration_of_too_few_slices(case: Case) -> None:
     case.record["moving_image"] = case.file("moving", "thin", smooth_noise((9, 13, 2), 1, 0))
     with pytest.raises(RegZooError, match=r"has only 2 voxels along an axis.*; align it otherwise") as caught:

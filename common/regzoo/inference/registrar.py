@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from monai.bundle import ConfigParser
@@ -18,6 +18,7 @@ from regzoo.engines.streams import requested_records
 from regzoo.errors import RegZooError, bad_file, user_error
 from regzoo.files import check_writable
 from regzoo.inference.outputs import RegistrationResult, check_target, requested_outputs
+from regzoo.refinement.linear import Kind as Linear
 
 #: The ids of ``configs/inference.json`` that a registration uses.
 USED = ("device", "preprocessing", "network", "inferer", "postprocessing")
@@ -90,6 +91,7 @@ class Registrar:
             self.inferer = parser.get_parsed_content("inferer")
             self.postprocessing = parser.get_parsed_content("postprocessing")
             self.refines = parser.get_parsed_content("refine") is not False
+            self.uses_masks = self.refines or parser.get_parsed_content("align") in get_args(Linear)
         except RuntimeError as error:  # MONAI wraps errors that occur in a configuration
             raise user_error(error) or error from None
 
@@ -110,19 +112,20 @@ class Registrar:
             label: labels on the moving image to propagate: a 4-D file, a label map, a mask, or a list of masks.
             fixed_label: labels on the fixed image, for a refinement that compares labels, and for a bundle that first
                 aligns the two by an organ.
-            fixed_mask: mask of the fixed voxels that count in a refinement, or with ``exclude=True`` of those that do
-                not.
+            fixed_mask: mask of the fixed voxels that count in a refinement and in a registration as pre-alignment, or
+                with ``exclude=True`` of those that do not.
             moving_mask: the same for the moving image.
 
         Raises:
             RegZooError: a file cannot be used, or this registration does not use it.
         """
-        unused: dict[str, Any] = {"a mask of the fixed image": fixed_mask, "a mask of the moving image": moving_mask}
-        if not self.aligns_by_organ:
-            unused["labels of the fixed image"] = fixed_label
-        for what, file in unused.items():
-            if file is not None and not self.refines:
-                raise RegZooError(f"{file}: this bundle uses {what} only with --refine; add it, or leave the file out")
+        for what, file, used in (
+            ("a mask of the fixed image", fixed_mask, self.uses_masks),
+            ("a mask of the moving image", moving_mask, self.uses_masks),
+            ("labels of the fixed image", fixed_label, self.refines or self.aligns_by_organ),
+        ):
+            if file is not None and not used:
+                raise RegZooError(f"{file}: this registration does not use {what}; add --refine, or leave the file out")
         try:
             item = self.preprocessing(_record(fixed, moving, label, fixed_label, fixed_mask, moving_mask))
             with torch.inference_mode():

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from regzoo.errors import bad_file
 from regzoo.filters import gaussian_matrix, separable_filter
+from regzoo.refinement.options import SOFT_TISSUE
 from regzoo.spatial import Grid, as_tensor
 from regzoo.spatial.volumes import FILE
 from scipy.spatial.transform import Rotation
@@ -25,7 +26,7 @@ BINS = 32
 #: Starts that are optimised at the first level, and of those, at the second.
 KEPT = (10, 2)
 #: An image with positive values and values below this is taken for a CT, and clipped to the window of soft tissue.
-HOUNSFIELD, WINDOW = -500.0, (-160.0, 240.0)
+HOUNSFIELD = -500.0
 #: Fewest voxels along each axis.
 THINNEST = 4
 
@@ -150,7 +151,7 @@ class _Side:
         known = image[weight > 0.5]
         low, high = known[:: max(len(known) // 1_000_000, 1)].quantile(known.new_tensor([0.001, 0.999])).tolist()
         if low < HOUNSFIELD and high > 0:
-            low, high = WINDOW[0], min(high, WINDOW[1])
+            low, high = SOFT_TISSUE[0], min(high, SOFT_TISSUE[1])
         if not low < high:
             low, high = float(known.min()), float(known.max())
         bins = 256

@@ -12,6 +12,8 @@ from regzoo.errors import RegZooError
 Transformation = Literal["velocity", "displacement"]
 #: The similarities, all of which may be combined.
 SIMILARITIES = ("lncc", "ncc", "mind", "labels", "distance")
+#: The window of soft tissue in a CT, HU.
+SOFT_TISSUE = (-160.0, 240.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +99,7 @@ def _is_number(value: Any) -> bool:
 KINDS: dict[str, RefinementOptions] = {
     "mr": RefinementOptions(spacing=1.0, steps=(40, 20, 20), smoothness=0.3),
     "ct": RefinementOptions(
-        spacing=3.0, steps=(100, 60, 20), lattice=6.0, smoothness=0.4, window=7, intensities=(-160.0, 240.0)
+        spacing=3.0, steps=(100, 60, 20), lattice=6.0, smoothness=0.4, window=7, intensities=SOFT_TISSUE
     ),
     "other": RefinementOptions(similarity={"mind": 1.0}, spacing=2.0, steps=(60, 40, 20), lattice=4.0, smoothness=0.1),
     "labels": RefinementOptions(

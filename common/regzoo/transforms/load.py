@@ -36,12 +36,14 @@ class LoadPaird(MapTransform):
         need: keys of labels that must be there if the record has their image.
         allow_nan: leave NaN in an image to a later step, `HounsfieldUnitsd`.
         strict_headers: refuse files that other programs may place elsewhere, instead of warning about them.
+        exclude: masks name the voxels that do not count, instead of those that do.
 
     Adds ``case``; for label maps ``label_values``, the value of each channel, and the ``label_names`` that belong to
     them; and for a moving label ``moving_label_is_map``, ``moving_label_axes`` and ``moving_label_values`` (of a map)
     or ``moving_mask_values`` (of masks), see `regzoo.case.Case`.
 
-    Results: images (1, X, Y, Z) float32 and labels (C, X, Y, Z) of 0 and 1, each with its own affine (voxel → RAS mm).
+    Results: images (1, X, Y, Z) float32, labels (C, X, Y, Z) of 0 and 1, and masks (1, X, Y, Z) bool of the voxels that
+    count, each with its own affine (voxel → RAS mm).
     A ``requested`` case holds its labels small, see `regzoo.spatial.held`.
 
     Raises:
@@ -54,9 +56,10 @@ class LoadPaird(MapTransform):
         need: Sequence[str] = (),
         allow_nan: bool = False,
         strict_headers: bool = False,
+        exclude: bool = False,
     ) -> None:
         super().__init__([FIXED.image, MOVING.image])
-        self.label_values = label_values
+        self.label_values, self.exclude = label_values, exclude
         self.allow_nan = allow_nan
         self.need = tuple(need)
         self.strict_headers = strict_headers
@@ -76,10 +79,7 @@ class LoadPaird(MapTransform):
                 fix = f"name it as {side.label} (regzoo register: --label), or use a configuration that does without"
                 raise bad_file(path, "comes without its label, which is needed", fix)
             if mask := item.pop(side.mask, None):
-                volume = read_label_file(mask, Grid.of(item[side.image]), strict_headers=self.strict_headers).volume
-                item[side.mask] = MetaTensor(
-                    (volume.as_tensor() > 0).any(0)[None], affine=volume.affine, meta={FILE: str(mask)}
-                )
+                item[side.mask] = self._mask(mask, Grid.of(item[side.image]))
         maps = {str(data[key]): file for key, file in files.items() if file.is_map}  # type: ignore[literal-required]
         values = self._values(data, maps)
         for key, file in files.items():
@@ -108,6 +108,13 @@ class LoadPaird(MapTransform):
             )
         item[Key.CASE] = data.get(Key.CASE) or case_name(data[FIXED.image])
         return item
+
+    def _mask(self, path: str, grid: Grid) -> MetaTensor:
+        volume = read_label_file(path, grid, strict_headers=self.strict_headers).volume
+        counts = (volume.as_tensor() > 0).any(0)[None] ^ self.exclude
+        if not bool(counts.any()):
+            raise bad_file(path, "leaves no voxel that counts", "check the mask and --exclude")
+        return MetaTensor(counts, affine=volume.affine, meta={FILE: str(path)})
 
     def _values(self, record: Record, maps: Mapping[str, LabelFile]) -> list[int]:
         """The values of the channels that the label maps of a record, by file, are split into."""
@@ -147,8 +154,8 @@ class AlignPaird(MapTransform):
             mass of the first moving label there or, for a pair without a moving label, the centre of the moving field
             of view. ``region`` puts what `regzoo.transforms.FieldOfViewd` found in the moving image, the centre of mass
             of an organ or of the body, on that of the fixed image. ``rigid``, ``similarity`` and ``affine`` register
-            the images, see `regzoo.refinement.linear`, in about 2 seconds per pair. A record's own ``align`` takes
-            precedence.
+            the images within the masks of the case, see `regzoo.refinement.linear`, in about 2 seconds per pair. A
+            record's own ``align`` takes precedence.
 
     Adds ``prealignment``: (4, 4) float64, moving world → aligned moving world, RAS mm. A single image gets none.
 
@@ -175,7 +182,8 @@ class AlignPaird(MapTransform):
                 raise RegZooError("align: region needs images in which an organ or the body was found; use center")
             matrix[:3, 3] = np.asarray(item[FIXED.anchor]) - np.asarray(item[MOVING.anchor])
         elif method == "rigid" or method == "similarity" or method == "affine":
-            found = register_linear(item[FIXED.image], fixed, item[MOVING.image], moving, method)
+            masks = (item.get(side.mask) for side in SIDES)
+            found = register_linear(item[FIXED.image], fixed, item[MOVING.image], moving, method, *masks)
             matrix = np.linalg.inv(found.matrix)
         elif method != "header":
             matrix[:3, 3] = fixed.center - _middle(item, by_label=method == "label")

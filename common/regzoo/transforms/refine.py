@@ -34,13 +34,11 @@ class RefinePaird(MapTransform):
         kind: the kind of pair if `refine` is only True.
         options: other values of `RefinementOptions`.
         seconds: time limit; None for none. A case's own ``refine_seconds`` takes precedence.
-        exclude: the masks of the case name the voxels that do not count, instead of those that do.
         labels: the channels of the labels to compare, from 0; None for all that both sides have.
         show_progress: show a progress bar.
 
     Raises:
-        RegZooError: an unknown kind or option, a case that has no labels on both sides where they are compared, or a
-            mask that leaves nothing.
+        RegZooError: an unknown kind or option, or a case that has no labels on both sides where they are compared.
     """
 
     def __init__(
@@ -49,12 +47,11 @@ class RefinePaird(MapTransform):
         kind: str = "mr",
         options: Mapping[str, Any] | None = None,
         seconds: float | None = None,
-        exclude: bool = False,
         labels: Sequence[int] | None = None,
         show_progress: bool = False,
     ) -> None:
         super().__init__([Key.PRED])
-        self.refine, self.kind, self.seconds, self.exclude = refine, kind, seconds, exclude
+        self.refine, self.kind, self.seconds = refine, kind, seconds
         self.changes = dict(options or {})
         self.channels = None if labels is None else [int(index) for index in labels]
         self.show_progress = show_progress
@@ -103,7 +100,7 @@ class RefinePaird(MapTransform):
             Grid.of(aligned(data, image) if side is MOVING else image),
             scaled(as_tensor(image).to(device), options.intensities) if compares_images else None,
             None if labels is None else labels[side.name].to(device),
-            self._mask(data, side, device),
+            None if side.mask not in data else as_tensor(data[side.mask]).to(device).float(),
         )
 
     def _labels(self, data: Case) -> dict[str, torch.Tensor]:
@@ -120,15 +117,6 @@ class RefinePaird(MapTransform):
         if not common:
             raise RegZooError("labels are compared, but the two label files have no label in common")
         return {"fixed": selected(fixed, common), "moving": selected(moving, common)}
-
-    def _mask(self, data: Case, side: Side, device: torch.device) -> torch.Tensor | None:
-        mask = data.get(side.mask)
-        if mask is None:
-            return None
-        counts = as_tensor(mask).to(device) ^ self.exclude
-        if not bool(counts.any()):
-            raise RegZooError(f"{file_of(mask, side.mask)}: leaves no voxel that counts; check the mask and --exclude")
-        return counts.float()
 
 
 def scaled(image: torch.Tensor, intensities: tuple[float, float] | None) -> torch.Tensor:
