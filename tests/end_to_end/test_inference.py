@@ -286,5 +286,5 @@ def test_unknown_settings_and_bundles(prostate_phantoms: Path) -> None:
     with pytest.raises(regzoo.RegZooError, match="sapcing"):
         Registrar(BUNDLE, sapcing=1)
     pair = files(prostate_phantoms, "case000008")
-    with pytest.raises(regzoo.RegZooError, match="labels of the fixed image only with --refine"):
+    with pytest.raises(regzoo.RegZooError, match="labels of the fixed image; add --refine"):
         Registrar(BUNDLE, device="cpu").register(pair["fixed"], pair["moving"], fixed_label=pair["label"])

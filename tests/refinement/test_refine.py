@@ -150,7 +150,7 @@ def test_a_time_limit_ends_the_steps(texture: np.ndarray) -> None:
     [
         ({"similarity": {"mi": 1.0}}, "mi"),
         ({"similarity": {}}, "similarity"),
-        ({"transformation": "affine"}, "transformation"),
+        ({"transformation": "spline"}, "transformation"),
         ({"spacing": 0}, "spacing"),
         ({"window": 4}, "window"),
         ({"steps": ()}, "steps"),

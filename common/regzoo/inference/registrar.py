@@ -18,7 +18,7 @@ from regzoo.engines.streams import requested_records
 from regzoo.errors import RegZooError, bad_file, user_error
 from regzoo.files import check_writable
 from regzoo.inference.outputs import RegistrationResult, check_target, requested_outputs
-from regzoo.refinement.linear import Kind as Linear
+from regzoo.refinement.options import Linear
 
 #: The ids of ``configs/inference.json`` that a registration uses.
 USED = ("device", "preprocessing", "network", "inferer", "postprocessing")

@@ -4,6 +4,8 @@ The coarse levels optimise one stationary velocity field v. The penalty is on th
 keeps large deformations regular. The finest level costs most, so it optimises only a small deformation w of the moving
 side as v has warped it. Most of its steps take w as a displacement, the last ones integrate it. The result is the
 composition of both exponentials.
+
+A linear transformation is optimised on all levels by the same steps, without a penalty. It follows the start.
 """
 
 from __future__ import annotations
@@ -13,12 +15,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from regzoo.filters import gaussian_filter
 from regzoo.refinement.lattice import Lattice, add_roughness_gradient, roughness
 from regzoo.refinement.levels import Level, Volumes, make_levels
+from regzoo.refinement.linear_transform import LinearTransform, following, voxels
 from regzoo.refinement.objective import Objective, parts_of
-from regzoo.refinement.options import RefinementOptions
+from regzoo.refinement.options import Linear, RefinementOptions
 from regzoo.spatial import DisplacementField, Grid
 
 #: Squarings of an exponential during the coarse levels, at the end of the finest level, and in the result.
@@ -34,6 +38,8 @@ GAIN, PATIENCE = 1e-4, 10
 LOGARITHM = 10
 
 Progress = Callable[[], None]
+#: The displacement of a level (1, X, Y, Z, 3) as a function of parameters and of the number of squarings.
+_Field = Callable[[torch.Tensor, int], torch.Tensor]
 
 
 @dataclasses.dataclass
@@ -42,13 +48,15 @@ class Refined:
 
     Attributes:
         ddf: (3, X, Y, Z), voxels of `grid`, from the fixed side to the moving side as its grid is placed.
-        grid: the finest level.
+        grid: the finest level; for a linear transformation without a start, the corners of the fixed image.
         statistics: steps, seconds, and the objective before and after.
+        matrix: the linear transformation without a start, 4×4, fixed world → moving world, RAS mm; otherwise None.
     """
 
     ddf: torch.Tensor
     grid: Grid
     statistics: dict[str, Any]
+    matrix: np.ndarray | None = None
 
 
 def refine(
@@ -92,7 +100,8 @@ class _Refinement:
         self.levels = make_levels(
             fixed, moving, parts_of(options), options.spacing, len(options.steps), options.max_voxels
         )
-        self.start = start
+        self.fixed, self.start = fixed.grid, start
+        self.smoothness = 0.0 if options.linear else options.smoothness
         self.coarse, self.fine, self.result = (
             (COARSE, FINE, RESULT) if options.transformation == "velocity" else (0, 0, 0)
         )
@@ -103,16 +112,13 @@ class _Refinement:
         objective = Objective(finest, options)
         objective.look(before)
         objective_before = float(objective(before))
-        velocity, added = self._coarse_levels(before)
-        lattice = self._lattice(finest)
-        after = self._field(lattice, lattice.resized(velocity, lattice.size), self.result, finest)
-        rough = roughness(added)
-        if len(self.levels) > 1:
-            residual = self._finest_level(finest.warped(after), lattice)
-            after = _composed(finest, self._field(lattice, residual, self.result, finest), after)
-            rough = rough + roughness(residual)
+        if options.linear:
+            matrix = self._matrix(options.linear, before)
+            after, penalty = following(finest, before)(matrix), before.new_zeros(())
+        else:
+            after, penalty = self._deformed(before)
         objective.look(after)
-        objective_after = float(objective(after) + options.smoothness * rough)
+        objective_after = float(objective(after) + penalty)
         improved = objective_after < objective_before - 1e-6
         statistics = {
             "improved": improved,
@@ -122,6 +128,10 @@ class _Refinement:
             "objective_after": round(objective_after if improved else objective_before, 6),
             "spacing_mm": [round(float(mm), 3) for mm in finest.grid.spacing],
         }
+        if options.linear and self.start is None:
+            return _linear_result(
+                self.fixed, matrix.cpu().numpy() if improved else np.eye(4), before.device, statistics
+            )
         ddf = (after if improved else before)[0].movedim(-1, 0).flip(0)
         return Refined(ddf.contiguous(), finest.grid, statistics)
 
@@ -139,6 +149,40 @@ class _Refinement:
         size = [max(round((n - 1) / stride) + 1, min(4, n)) for n in level.size]
         return Lattice(size, level.fixed.device)
 
+    def _matrix(self, kind: Linear, start: torch.Tensor) -> torch.Tensor:
+        """The matrix (4, 4), RAS mm, that follows a displacement of the finest level."""
+        grid = self.levels[-1].grid
+        middle = (voxels(self.levels[-1]) + start).mean(dim=(0, 1, 2, 3)).flip(0).cpu().numpy()
+        center = torch.as_tensor(grid.to_world(middle), device=start.device)
+        transform = LinearTransform(
+            kind, center, float(np.linalg.norm(np.ptp(grid.corners.reshape(-1, 3), axis=0))) / 2
+        )
+        parameters = transform.start()
+        for level, steps in zip(self.levels, self.options.steps, strict=True):
+            follow = following(level, self._lattice(level).resized(start, level.size))
+
+            def field(
+                values: torch.Tensor, squarings: int, follow: Callable[[torch.Tensor], torch.Tensor] = follow
+            ) -> torch.Tensor:
+                return follow(transform(values)[0])
+
+            rate = self.options.rate * float(level.grid.spacing.min())
+            parameters = self._minimise(level, field, parameters, [(steps, 0)], rate)
+        return transform(parameters)[0]
+
+    def _deformed(self, start: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The displacement of the finest level after the optimisation of a velocity field, and its penalty."""
+        finest = self.levels[-1]
+        velocity, added = self._coarse_levels(start)
+        lattice = self._lattice(finest)
+        after = self._field(lattice, lattice.resized(velocity, lattice.size), self.result, finest)
+        rough = roughness(added)
+        if len(self.levels) > 1:
+            residual = self._finest_level(finest.warped(after), lattice)
+            after = _composed(finest, self._field(lattice, residual, self.result, finest), after)
+            rough = rough + roughness(residual)
+        return after, self.smoothness * rough
+
     def _coarse_levels(self, start: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The velocity after the coarse levels, and what they added to that of the start."""
         levels = self.levels[:-1] or self.levels
@@ -147,8 +191,8 @@ class _Refinement:
         for level, steps in zip(levels, self.options.steps, strict=False):
             lattice = self._lattice(level)
             added = lattice.resized(added, lattice.size)
-            first = None if base is None else lattice.resized(base, lattice.size)
-            added = self._minimise(level, lattice, added, first, [(steps, self.coarse)])
+            field = self._of_velocity(level, lattice, None if base is None else lattice.resized(base, lattice.size))
+            added = self._minimise(level, field, added, [(steps, self.coarse)], self.options.rate)
         return (added if base is None else base + added), added
 
     def _logarithm(self, start: torch.Tensor, lattice: Lattice) -> torch.Tensor:
@@ -164,42 +208,46 @@ class _Refinement:
         steps = self.options.steps[-1]
         integrated = round(INTEGRATED * steps) if self.fine else 0
         phases = [(steps - integrated, 0), (integrated, self.fine)]
-        return self._minimise(level, lattice, lattice.zeros(), None, phases)
+        return self._minimise(level, self._of_velocity(level, lattice), lattice.zeros(), phases, self.options.rate)
+
+    def _of_velocity(self, level: Level, lattice: Lattice, base: torch.Tensor | None = None) -> _Field:
+        """The displacement of a level as a function of a velocity, or of what is added to `base`, and squarings."""
+
+        def field(velocity: torch.Tensor, squarings: int) -> torch.Tensor:
+            return self._field(lattice, velocity if base is None else base + velocity, squarings, level)
+
+        return field
 
     def _field(self, lattice: Lattice, velocity: torch.Tensor, squarings: int, level: Level) -> torch.Tensor:
         return lattice.resized(lattice.exponential(velocity, squarings), level.size)
 
     def _minimise(
-        self,
-        level: Level,
-        lattice: Lattice,
-        parameters: torch.Tensor,
-        base: torch.Tensor | None,
-        phases: list[tuple[int, int]],
+        self, level: Level, field: _Field, parameters: torch.Tensor, phases: list[tuple[int, int]], rate: float
     ) -> torch.Tensor:
-        """Optimise a velocity, or what is added to `base`, in phases of so many steps with so many squarings."""
-        objective, options = Objective(level, self.options), self.options
+        """Optimise the parameters of a displacement in phases of so many steps with so many squarings."""
+        objective = Objective(level, self.options)
         parameters = parameters.detach().clone().requires_grad_()
-        optimizer = torch.optim.Adam([parameters], lr=options.rate, fused=True)
+        optimizer = torch.optim.Adam([parameters], lr=rate, fused=True)
         for steps, squarings in phases:
             lowest, since = float("inf"), 0
             for step in range(steps):
-                velocity = parameters if base is None else base + parameters
-                displacement = self._field(lattice, velocity, squarings, level)
+                displacement = field(parameters, squarings)
                 looks = step % LOOK == 0
                 if looks:
                     objective.look(displacement.detach())
                 value = objective(displacement)
                 (gradient,) = torch.autograd.grad(value, parameters)
                 if looks:
-                    total = float(value.detach() + options.smoothness * roughness(parameters.detach()))
+                    penalty = self.smoothness * roughness(parameters.detach()) if self.smoothness else 0.0
+                    total = float(value.detach() + penalty)
                     since = 0 if total < lowest - GAIN else since + LOOK
                     lowest = min(lowest, total)
                     if since >= PATIENCE or self._is_over():
                         break
                     if step < PATIENCE:
                         lowest, since = total, 0
-                add_roughness_gradient(gradient, parameters.detach(), options.smoothness)
+                if self.smoothness:
+                    add_roughness_gradient(gradient, parameters.detach(), self.smoothness)
                 parameters.grad = gradient
                 optimizer.step()
                 self.steps += 1
@@ -210,6 +258,12 @@ class _Refinement:
     def _is_over(self) -> bool:
         limit = self.options.seconds
         return limit is not None and time.perf_counter() - self.begin >= limit
+
+
+def _linear_result(fixed: Grid, matrix: np.ndarray, device: torch.device, statistics: dict[str, Any]) -> Refined:
+    grid = fixed.corner_grid
+    ddf = DisplacementField.from_affine(matrix, grid, device).ddf().as_tensor()
+    return Refined(ddf, grid, statistics, matrix)
 
 
 def _composed(level: Level, first: torch.Tensor, then: torch.Tensor) -> torch.Tensor:

@@ -5,19 +5,17 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from regzoo.errors import bad_file
 from regzoo.filters import gaussian_matrix, separable_filter
-from regzoo.refinement.options import SOFT_TISSUE
+from regzoo.refinement.linear_transform import LinearTransform
+from regzoo.refinement.options import SOFT_TISSUE, Linear
 from regzoo.spatial import Grid, as_tensor
 from regzoo.spatial.volumes import FILE
 from scipy.spatial.transform import Rotation
-
-Kind = Literal["rigid", "similarity", "affine"]
 
 #: Voxels along the mean edge of the smaller image, sample points, steps and first step (voxels) of each level.
 LEVELS = ((20, 4_000, 25, 1.0), (40, 10_000, 25, 0.5), (80, 30_000, 30, 0.5))
@@ -51,7 +49,7 @@ def register_linear(
     fixed_grid: Grid,
     moving: torch.Tensor,
     moving_grid: Grid,
-    kind: Kind = "affine",
+    kind: Linear = "affine",
     fixed_mask: torch.Tensor | None = None,
     moving_mask: torch.Tensor | None = None,
 ) -> LinearRegistration:
@@ -89,7 +87,7 @@ def register_linear(
         similarity = _Similarity(finest[0].coarser(spacing), finest[1].coarser(spacing), points)
         if level < len(KEPT):
             matrices = matrices[similarity(matrices).topk(min(KEPT[level], len(matrices))).indices]
-        search: Kind = "similarity" if kind == "affine" and level == 0 else kind
+        search: Linear = "similarity" if kind == "affine" and level == 0 else kind
         matrices = _climb(similarity, matrices, search, steps, rate * spacing)
     values = similarity(torch.cat([header, matrices]))
     matrix = torch.cat([header, matrices])[values.argmax()].cpu().numpy()
@@ -249,24 +247,15 @@ def _entropy(probability: torch.Tensor) -> torch.Tensor:
     return -(probability * (probability + 1e-9).log()).sum(dim=1)
 
 
-def _climb(similarity: _Similarity, starts: torch.Tensor, kind: Kind, steps: int, rate: float) -> torch.Tensor:
+def _climb(similarity: _Similarity, starts: torch.Tensor, kind: Linear, steps: int, rate: float) -> torch.Tensor:
     """Improve every transformation (B, 4, 4) by steps of at most about `rate` mm at the corners of the image."""
-    generators = _generators(kind).to(starts)
-    center = similarity.center
-    placed = starts[:, :3, :3] @ center + starts[:, :3, 3]
-
-    def matrices(parameters: torch.Tensor) -> torch.Tensor:
-        bend = torch.einsum("bk,kij->bij", parameters[:, 3:] / similarity.radius, generators)
-        linear = torch.linalg.matrix_exp(bend) @ starts[:, :3, :3]
-        offset = placed + parameters[:, :3] - linear @ center
-        return torch.cat([torch.cat([linear, offset[..., None]], dim=2), starts[:, 3:]], dim=1)
-
-    parameters = starts.new_zeros(len(starts), 3 + len(generators)).requires_grad_()
+    transform = LinearTransform(kind, starts[:, :3, :3] @ similarity.center + starts[:, :3, 3], similarity.radius)
+    parameters = transform.start().requires_grad_()
     optimiser = torch.optim.Adam([parameters], lr=rate, betas=(0.8, 0.95))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps, eta_min=0.03 * rate)
     best, highest = parameters.detach().clone(), starts.new_full((len(starts),), -math.inf)
     for step in range(steps + 1):
-        value = similarity(matrices(parameters))
+        value = similarity(transform(parameters) @ starts)
         better = value.detach() > highest
         best = torch.where(better[:, None], parameters.detach(), best)
         highest = torch.where(better, value.detach().double(), highest)
@@ -276,14 +265,4 @@ def _climb(similarity: _Similarity, starts: torch.Tensor, kind: Kind, steps: int
             optimiser.step()
             schedule.step()
     with torch.no_grad():
-        return matrices(best)
-
-
-def _generators(kind: Kind) -> torch.Tensor:
-    """Directions of the linear part: 3 rotations, and for a similarity the scale, for an affine all 9 entries."""
-    if kind == "affine":
-        return torch.eye(9).view(9, 3, 3)
-    turns = torch.zeros(3, 3, 3)
-    for axis in range(3):
-        turns[axis, (axis + 2) % 3, (axis + 1) % 3], turns[axis, (axis + 1) % 3, (axis + 2) % 3] = 1, -1
-    return torch.cat([turns, torch.eye(3)[None]]) if kind == "similarity" else turns
+        return transform(best) @ starts

@@ -9,7 +9,8 @@ from typing import Any, Literal, get_args
 
 from regzoo.errors import RegZooError
 
-Transformation = Literal["velocity", "displacement"]
+Linear = Literal["rigid", "similarity", "affine"]
+Transformation = Literal["velocity", "displacement", Linear]
 #: The similarities, all of which may be combined.
 SIMILARITIES = ("lncc", "ncc", "mind", "labels", "distance")
 #: The window of soft tissue in a CT, HU.
@@ -25,14 +26,15 @@ class RefinementOptions:
             (MIND-SSC, for images of different modalities), ``labels`` (multiscale Dice of the labels that both images
             have) and ``distance`` (signed distances of the first label).
         transformation: ``velocity``, the exponential of a stationary velocity field, which does not fold; or
-            ``displacement``, which is faster and may fold.
+            ``displacement``, which is faster and may fold; or ``rigid``, ``similarity`` (with one scale) or ``affine``.
         spacing: voxel size of the finest level, mm; axes along which the fixed image is coarser keep its voxel size.
         max_voxels: limit for the finest level; a coarser spacing keeps it.
         steps: optimiser steps at each level, coarse to fine; each level halves the voxel size.
         lattice: distance of the values of the velocity field at the finest level, mm; it has a value at every n-th
-            voxel of each level.
+            voxel of each level. A linear transformation has none.
         smoothness: weight of the mean squared difference of neighbouring velocities, in voxels of the lattice.
-        rate: step size of the optimiser, voxels of the lattice.
+        rate: step size of the optimiser, voxels of the lattice; of a linear transformation, voxels of the level at the
+            edge of the image.
         window: width of the window of ``lncc``, voxels of each level, odd.
         sigmas: scales of ``labels``, mm.
         intensities: the two intensities that are mapped to 0 and 1; others are clipped. None takes the quantiles 0.5 %
@@ -52,6 +54,12 @@ class RefinementOptions:
     sigmas: tuple[float, ...] = (0.0, 2.0, 4.0, 8.0)
     intensities: tuple[float, float] | None = None
     seconds: float | None = None
+
+    @property
+    def linear(self) -> Linear | None:
+        """The transformation if it is linear."""
+        kind = self.transformation
+        return None if kind == "velocity" or kind == "displacement" else kind
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be used.

@@ -51,6 +51,13 @@ class Grid:
         """Centres of the voxels at the eight corners, RAS mm, shape (2, 2, 2, 3)."""
         return self.to_world(np.stack(np.meshgrid(*[(0, n - 1) for n in self.shape], indexing="ij"), -1))
 
+    @property
+    def corner_grid(self) -> Grid:
+        """The grid of the voxels at the eight corners, on which a linear displacement is exact."""
+        affine = self.affine.copy()
+        affine[:3, :3] *= [max(n - 1, 1) for n in self.shape]
+        return Grid((2, 2, 2), affine)
+
     def to_world(self, voxels: np.ndarray | Sequence[float]) -> np.ndarray:
         """Voxel indices (..., 3) → RAS mm (..., 3)."""
         return np.asarray(np.asarray(voxels) @ self.affine[:3, :3].T + self.affine[:3, 3])

@@ -13,8 +13,8 @@ from monai.transforms import MapTransform
 from regzoo.case import FIXED, MOVING, SIDES, Case, Key, Record
 from regzoo.datasets.records import case_name, record_files
 from regzoo.errors import RegZooError, bad_file
-from regzoo.refinement.linear import Kind as Linear
 from regzoo.refinement.linear import register_linear
+from regzoo.refinement.options import Linear
 from regzoo.spatial import Grid, LabelFile, as_tensor, centroids, label_values, read_image, read_label_file, to_channels
 from regzoo.spatial.held import hold, one_mask
 from regzoo.spatial.volumes import FILE

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from monai.transforms import MapTransform
 from regzoo.case import FIXED, MOVING, SIDES, WARPED, Case, Key, Side
@@ -12,7 +13,7 @@ from regzoo.errors import RegZooError
 from regzoo.refinement import RefinementOptions, Volumes, options_for, refine
 from regzoo.spatial import DisplacementField, Grid, as_tensor
 from regzoo.spatial.held import boxes, is_map
-from regzoo.transforms.load import aligned, file_of
+from regzoo.transforms.load import aligned, file_of, prealignment
 from tqdm import tqdm
 
 #: Quantiles of the intensities that are mapped to 0 and 1 where there is no window.
@@ -83,6 +84,8 @@ class RefinePaird(MapTransform):
         except RegZooError as error:
             raise RegZooError(f"{file_of(data[FIXED.native_image], str(data.get(Key.CASE)))}: {error}") from None
         item[Key.PRED], item[Key.PRED_GRID], item[Key.REFINEMENT] = refined.ddf, refined.grid, refined.statistics
+        if refined.matrix is not None:
+            item[Key.REFINEMENT] |= {"matrix": (np.linalg.inv(prealignment(data)) @ refined.matrix).tolist()}
         item[Key.LABELS_PREDICTED] = False
         return item
 
@@ -146,10 +149,7 @@ class StillPaird(MapTransform):
             if side.label in data:
                 item[side.native_label] = data[side.label]
         item[Key.FULL_RESOLUTION] = True
-        fixed = Grid.of(data[FIXED.image])
-        affine = fixed.affine.copy()
-        affine[:3, :3] *= [max(n - 1, 1) for n in fixed.shape]
-        item[Key.PRED_GRID] = Grid((2, 2, 2), affine)
+        item[Key.PRED_GRID] = Grid.of(data[FIXED.image]).corner_grid
         item[Key.IMAGE] = torch.zeros(3, 2, 2, 2)
         return item
 
