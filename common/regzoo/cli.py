@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import keyword
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -107,9 +108,12 @@ def _keep_names(command: Callable[..., None]) -> None:
 
 
 def _joined(arguments: Sequence[str]) -> list[str]:
-    """Join values that begin with a dash to their option: ``--moving -m.nii.gz``."""
+    """Join values that begin with a dash to their option: ``--moving -m.nii.gz``; ``--from`` becomes ``--from_``."""
     joined: list[str] = []
     for argument in arguments:
+        option, equals, value = argument.partition("=")
+        if option.startswith("--") and keyword.iskeyword(option[2:]):  # no parameter can have this name
+            argument = f"{option}_{equals}{value}"
         if joined and re.fullmatch(r"--[\w#-]+", joined[-1]) and re.match(r"-[^-]", argument):
             joined[-1] += f"={argument}"
         else:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from regzoo.bundles import as_value, find_bundle, listed
+from regzoo_tools.transform_commands import TRANSFORM_COMMANDS
 
 
 class Phantom:
@@ -228,6 +229,7 @@ def _has_configs(bundle: str) -> None:
 
 
 COMMANDS = {
+    **TRANSFORM_COMMANDS,
     "export": export,
     "check": check,
     "datalist": datalist,

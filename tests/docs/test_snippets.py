@@ -15,6 +15,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import regzoo
+import SimpleITK as sitk
 from mlflow import MlflowClient
 from regzoo.cli import main
 from regzoo.datasets import load_records
@@ -74,6 +75,33 @@ def test_simpleitk_warps_as_we_do(registered_pair: Path) -> None:
     theirs = names["sitk"].GetArrayFromImage(names["again"]).transpose(2, 1, 0)
     ours = names["moved"][0].numpy()
     np.testing.assert_allclose(ours, theirs, atol=0.05)
+
+
+def test_transformations(registered_pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands of the page, and the one of README, on the files that they name."""
+    copies = {
+        "moving.nii.gz": ("mr.nii.gz", "mr_t2.nii.gz", "other_mr_sequence.nii.gz"),
+        "moving_label.nii.gz": ("lesions.nii.gz",),
+        "fixed.nii.gz": ("large.nii.gz",),
+        "result/field.nii.gz": ("second.nii.gz", "1Warp.nii.gz"),
+    }
+    for source, names in copies.items():
+        for name in names:
+            shutil.copy(registered_pair / source, registered_pair / name)
+    label = nib.load("fixed.nii.gz")
+    drawn = (label.get_fdata() > np.median(label.get_fdata())).astype(np.uint8)
+    nib.save(nib.Nifti1Image(drawn, label.affine), "us_label.nii.gz")
+    for name in ("0GenericAffine.mat", "prealignment.tfm"):
+        sitk.WriteTransform(sitk.TranslationTransform(3, (1.0, 2.0, 3.0)), name)
+    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    commands = [line for block in blocks("transformations.md", "bash") for line in block.splitlines()]
+    for line in [*commands, *re.findall(r"^regzoo apply .*$", readme, re.M)]:
+        monkeypatch.setattr(sys, "argv", shlex.split(line))
+        main()
+        written = [word for word in shlex.split(line) if Path(word).is_file()]
+        assert len(written) >= 2 + ("--image" in line or "--label" in line), line
+    fixed, moving = (nib.load(name) for name in ("fixed.nii.gz", "moving.nii.gz"))
+    assert nib.load("t2_on_us.nii.gz").shape == fixed.shape and nib.load("label_on_mr.nii.gz").shape == moving.shape
 
 
 def test_refinement(

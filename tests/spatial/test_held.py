@@ -10,8 +10,8 @@ from helpers import from_sitk, make_grid, smooth_ddf, smooth_noise, to_sitk
 from monai.data import MetaTensor
 from regzoo.spatial import DisplacementField, Grid, carry_labels, centroids, to_channels
 from regzoo.spatial.carry import carry_held
-from regzoo.spatial.held import as_masks, boxes, hold, is_map, one_mask, sizes_and_centres
-from regzoo.transforms import label_map, label_masks
+from regzoo.spatial.held import as_masks, boxes, hold, is_map, label_map, one_mask, sizes_and_centres
+from regzoo.transforms import label_masks
 
 MOVING = make_grid((31, 26, 23), (1.3, 1.1, 1.7), (12, -8, 20), (1, 0, 2), (-1, 1, 1), (4, -6, 9))
 #: No coarser than the moving image, and coarser along one axis.

@@ -4,12 +4,12 @@ import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from regzoo.spatial.itk_files import _quiet
+from regzoo.spatial.itk_files import quiet
 
 
 def test_threads_that_read_at_once_give_the_terminal_back() -> None:
     def read(turn: int) -> None:
-        with _quiet():
+        with quiet():
             time.sleep(0.002 * (turn % 3))
 
     def terminal() -> list[tuple[int, int]]:

@@ -9,8 +9,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from monai.data import MetaTensor
 from regzoo.case import PATH_KEYS, REFERENCE, VIEWS, WARPED, Key
 from regzoo.errors import RegZooError, bad_file
@@ -19,8 +17,7 @@ from regzoo.inference.statistics import label_count, propagated_labels, registra
 from regzoo.ownership import check_folder, own_files, sign
 from regzoo.report.figures import case_figure
 from regzoo.spatial import DisplacementField, Grid, as_tensor, write_nifti
-from regzoo.spatial.held import as_masks
-from regzoo.transforms import label_map
+from regzoo.spatial.held import as_masks, in_form_of_file, write_labels
 
 logger = logging.getLogger(__name__)
 
@@ -137,14 +134,8 @@ class RegistrationResult:
         """
         if self.labels is None:
             return None
-        labels, affine = self.labels.as_tensor().cpu(), self.labels.affine
-        if self.label_values is None:
-            values = torch.tensor([int(value) for value in self.kept.get(Key.MOVING_MASK_VALUES) or [1] * len(labels)])
-            ones = bool((values == 1).all())
-            masks = labels.to(torch.uint8) if ones else labels * values.int().view(-1, 1, 1, 1)
-            return MetaTensor(masks.movedim(0, -1), affine=affine)
-        array = label_map(labels, self.label_values)
-        return MetaTensor(array[..., None] if self.kept.get(Key.MOVING_LABEL_AXES, 3) > 3 else array, affine=affine)
+        form = self.kept.get(Key.MOVING_MASK_VALUES), self.kept.get(Key.MOVING_LABEL_AXES, 3)
+        return in_form_of_file(self.labels, self.label_values, *form)
 
     def save(self, folder: str | PathLike[str], outputs: Sequence[str] | str | None = None) -> Path:
         """Write the result into a folder: all of its files or, if one cannot be written, none.
@@ -197,9 +188,7 @@ class RegistrationResult:
             if name == "image":
                 write_nifti(path, as_tensor(self.warped_image)[0].cpu().numpy(), affine)
             elif name == "label" and (labels := self.label_map()) is not None:
-                array = as_tensor(labels).numpy()
-                small = array.max(initial=0) < 256
-                write_nifti(path, array.astype(np.uint8 if small else np.int32), affine)
+                write_labels(path, labels)
             elif name == "probability" and self.probability is not None:
                 write_nifti(path, as_tensor(self.probability).movedim(0, -1).cpu().numpy(), affine)
             elif name == "field":

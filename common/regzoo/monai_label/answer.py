@@ -11,7 +11,7 @@ from monai.transforms import MapTransform
 from regzoo.case import WARPED, Key
 from regzoo.errors import RegZooError
 from regzoo.inference.outputs import propagated_labels, registration_statistics
-from regzoo.transforms import label_map
+from regzoo.spatial.held import label_map
 
 
 class BuildAnswerd(MapTransform):

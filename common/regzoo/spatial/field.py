@@ -8,7 +8,7 @@ In memory a field is in RAS mm, as NIfTI affines are. In a file it follows ITK's
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from os import PathLike
 from pathlib import Path
 
@@ -31,6 +31,10 @@ from regzoo.spatial.warp import (
 from regzoo.spatial.writing import write_nifti
 
 logger = logging.getLogger(__name__)
+
+#: Largest number of updates of an inverse. It stops when no point moves by more than `CLOSE` mm.
+UPDATES = 50
+CLOSE = 1e-3
 
 
 class DisplacementField:
@@ -156,38 +160,33 @@ class DisplacementField:
             points + sample(then.displacement[None], voxels.float(), padding="border")[0], self.grid
         )
 
-    def inverse(self, grid: Grid | None = None, iterations: int = 50, tolerance: float = 1e-3) -> DisplacementField:
+    def inverse(self, grid: Grid | None = None) -> DisplacementField:
         """The transformation from moving to fixed.
-
-        An affine map A is fitted first, so that a large pre-alignment does no harm. The fixed-point iteration
-        x ← A⁻¹(y − r(x)) then inverts the residual r; every other step has half the length.
 
         Args:
             grid: where to sample the inverse, usually the moving image's grid; None for the field's own grid.
-            iterations: largest number of updates.
-            tolerance: stop when no point moves by more than this, mm.
-
-        Source: Chen et al. 2008, A simple fixed-point approach to invert a deformation field.
         """
         target = self.grid if grid is None else grid
+        return self.from_points(self._inverse_at(self._voxel_centres(target))[0], target)
+
+    def inverse_points(self, points: np.ndarray) -> np.ndarray:
+        """Take points of the moving image (N, 3) to the fixed image, RAS mm."""
+        wanted = torch.as_tensor(points.T, dtype=torch.float64, device=self.displacement.device)
+        return np.asarray(self._inverse_at(wanted.reshape(1, 3, -1, 1, 1)).reshape(3, -1).T.cpu().numpy())
+
+    def _inverse_at(self, wanted: torch.Tensor) -> torch.Tensor:
+        """The points that the field takes to `wanted`, (1, 3, X, Y, Z) float64, RAS mm.
+
+        An affine map is fitted first, so that a large pre-alignment does no harm.
+        """
         affine = self._affine_fit()
         residual = (self.points() - apply_matrix(affine, self._voxel_centres(self.grid))[0]).float()
         to_voxels = torch.as_tensor(np.linalg.inv(self.grid.affine))
-        back = torch.linalg.inv(affine)
-        wanted = self._voxel_centres(target)
-        points = apply_matrix(back, wanted)
-        change = 0.0
-        for iteration in range(iterations):
-            remaining = sample(residual[None], apply_matrix(to_voxels, points).float(), padding="border")
-            update = apply_matrix(back, wanted - remaining) - points
-            # Full steps alone oscillate where the field stretches space to more than twice its size.
-            points = points + update * (0.5 if iteration % 2 else 1.0)
-            change = float(update.abs().max())
-            if change < tolerance:
-                break
-        else:
-            logger.warning("the inverse did not converge (last change %.3g mm); the field may fold", change)
-        return self.from_points(points[0], target)
+        return invert(
+            lambda points: sample(residual[None], apply_matrix(to_voxels, points).float(), padding="border"),
+            affine,
+            wanted,
+        )
 
     def ddf(self) -> MetaTensor:
         """The displacement in voxels of the field's own grid, along its axes, (3, X, Y, Z)."""
@@ -213,3 +212,30 @@ class DisplacementField:
         matrix = torch.eye(4, dtype=torch.float64, device=solution.device)
         matrix[:3] = solution.T
         return matrix
+
+
+def invert(
+    residual: Callable[[torch.Tensor], torch.Tensor], affine: torch.Tensor, wanted: torch.Tensor
+) -> torch.Tensor:
+    """The points x for which A x + r(x) is a given point, by the fixed-point iteration x ← A⁻¹(y − r(x)).
+
+    Args:
+        residual: r, from points to displacements, both (1, 3, X, Y, Z), RAS mm.
+        affine: A, 4×4, RAS mm.
+        wanted: y, (1, 3, X, Y, Z) float64, RAS mm.
+
+    Source: Chen et al. 2008, A simple fixed-point approach to invert a deformation field.
+    """
+    back = torch.linalg.inv(affine)
+    points = apply_matrix(back, wanted)
+    change = 0.0
+    for update in range(UPDATES):
+        step = apply_matrix(back, wanted - residual(points)) - points
+        # Full steps alone oscillate where the field stretches space to more than twice its size.
+        points = points + step * (0.5 if update % 2 else 1.0)
+        change = float(step.abs().max()) if step.numel() else 0.0
+        if change < CLOSE:
+            break
+    else:
+        logger.warning("the inverse did not converge (last change %.3g mm); the field may fold", change)
+    return points

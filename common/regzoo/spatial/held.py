@@ -7,6 +7,7 @@ or masks (C, X, Y, Z), bool. The functions here also take masks of floats, as tr
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os import PathLike
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from monai.data import MetaTensor
 from regzoo.spatial.grid import Grid
 from regzoo.spatial.volumes import as_tensor, centroids
 from regzoo.spatial.warp import slabs
+from regzoo.spatial.writing import write_nifti
 from scipy.ndimage import find_objects
 
 #: Part of a volume.
@@ -81,3 +83,50 @@ def as_masks(labels: MetaTensor, count: int) -> MetaTensor:
     """Held labels as masks (C, X, Y, Z) uint8."""
     masks = torch.stack([one_mask(labels, index).to(torch.uint8) for index in range(count)])
     return MetaTensor(masks, affine=labels.affine)
+
+
+def label_map(labels: torch.Tensor, values: Sequence[int]) -> torch.Tensor:
+    """One map of labels, each shown by its value; where they overlap the smallest shows.
+
+    Args:
+        labels: masks (C, X, Y, Z) bool, or a map of numbers (1, X, Y, Z).
+        values: of each label.
+
+    Returns:
+        (X, Y, Z) int32.
+    """
+    if is_map(labels):
+        table = torch.tensor([0, *(int(value) for value in values)], dtype=torch.int32, device=labels.device)
+        return torch.cat([table[labels[0, rows].int()] for rows in slabs(labels.shape[1:])])
+    shown = torch.zeros(labels.shape[1:], dtype=torch.int32, device=labels.device)
+    for channel in torch.stack([mask.sum() for mask in labels]).argsort(descending=True, stable=True).tolist():
+        shown.masked_fill_(labels[channel] > 0, int(values[channel]))
+    return shown
+
+
+def in_form_of_file(
+    labels: MetaTensor, values: Sequence[int] | None, mask_values: Sequence[int] | None = None, axes: int = 3
+) -> MetaTensor:
+    """Held labels in the form of the file they come from: a map (X, Y, Z), or masks along the last axis.
+
+    Args:
+        labels: held labels.
+        values: the value of each label of a map; None for masks.
+        mask_values: the value of each mask in its file; None for 1.
+        axes: the number of axes of the file; a map that was the only volume of a 4-D file has shape (X, Y, Z, 1).
+    """
+    held, affine = labels.as_tensor().cpu(), labels.affine
+    if values is None:
+        numbers = torch.tensor([int(value) for value in mask_values or [1] * len(held)])
+        ones = bool((numbers == 1).all())
+        masks = held.to(torch.uint8) if ones else held * numbers.int().view(-1, 1, 1, 1)
+        return MetaTensor(masks.movedim(0, -1), affine=affine)
+    array = label_map(held, values)
+    return MetaTensor(array[..., None] if axes > 3 else array, affine=affine)
+
+
+def write_labels(path: str | PathLike[str], labels: MetaTensor) -> None:
+    """Write the labels of `in_form_of_file` as NIfTI, in the smaller of two types that holds them."""
+    array = as_tensor(labels).numpy()
+    small = array.max(initial=0) < 256
+    write_nifti(path, array.astype(np.uint8 if small else np.int32), np.asarray(labels.affine))

@@ -54,7 +54,7 @@ def itk_header(path: Path, kind: str, start: bytes) -> ItkFile:
     for file in header.named:
         if not file.is_file():
             raise bad_file(path, f"its voxels are missing: no file {file}", "put the two files together")
-    with _quiet():
+    with quiet():
         try:
             io.ReadImageInformation()
             itemsize = int(io.GetComponentSize())
@@ -91,7 +91,7 @@ def read_itk(path: Path, file: ItkFile) -> tuple[np.ndarray, np.ndarray, tuple[s
         raise bad_file(path, f"is a {len(shape)}-D image", "give a 3-D volume with at least two slices")
     check_complete(path, header, shape, int(io.GetComponentSize()))
     reader = itk.ImageFileReader[itk.Image[itk.F, len(shape)]].New(FileName=str(path), ImageIO=io)
-    with _quiet():
+    with quiet():
         try:
             reader.Update()
         except MemoryError:
@@ -142,7 +142,7 @@ def _refused(path: Path, error: RuntimeError) -> Exception:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Hide the output that C++ libraries print to the terminal."""
     with _ONE_AT_A_TIME:
         sys.stdout.flush()

@@ -1,13 +1,6 @@
 """Per-case transforms, on the CPU and cached: load, align, resample."""
 
-from regzoo.transforms.apply import (
-    ApplyFieldd,
-    PropagatedLabelsd,
-    WarpOnNetworkGridd,
-    label_map,
-    label_masks,
-    warped_masks,
-)
+from regzoo.transforms.apply import ApplyFieldd, PropagatedLabelsd, WarpOnNetworkGridd, label_masks, warped_masks
 from regzoo.transforms.ct import FieldOfViewd, HounsfieldUnitsd
 from regzoo.transforms.distance import SignedDistanced, signed_distance
 from regzoo.transforms.load import AlignPaird, LoadPaird
@@ -41,7 +34,6 @@ __all__ = [
     "SimulateMovingd",
     "StillPaird",
     "WarpOnNetworkGridd",
-    "label_map",
     "label_masks",
     "of_kind",
     "signed_distance",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from monai.data import MetaTensor
@@ -12,7 +10,7 @@ from regzoo.case import FIXED, MOVING, REFERENCE, UNREGISTERED, WARPED, Case, Ke
 from regzoo.errors import bad_file
 from regzoo.spatial import DisplacementField, Grid, as_tensor, carry_labels, sample, warp
 from regzoo.spatial.carry import TOLERANCE, carry_held, subdivisions
-from regzoo.spatial.held import is_map, one_mask
+from regzoo.spatial.held import one_mask
 from regzoo.spatial.warp import slab_points, slabs
 from regzoo.transforms.load import aligned, prealignment
 
@@ -42,25 +40,6 @@ def warped_masks(item: Case) -> torch.Tensor:
     """
     exclusive = item.get(Key.MOVING_LABEL_IS_MAP, False) and not item.get(Key.LABELS_PREDICTED, False)
     return label_masks(as_tensor(item[WARPED.label]), exclusive)
-
-
-def label_map(labels: torch.Tensor, values: Sequence[int]) -> torch.Tensor:
-    """One map of labels, each shown by its value; where they overlap the smallest shows.
-
-    Args:
-        labels: masks (C, X, Y, Z) bool, or a map of numbers (1, X, Y, Z), see `regzoo.spatial.held`.
-        values: of each label.
-
-    Returns:
-        (X, Y, Z) int32.
-    """
-    if is_map(labels):
-        table = torch.tensor([0, *(int(value) for value in values)], dtype=torch.int32, device=labels.device)
-        return torch.cat([table[labels[0, rows].int()] for rows in slabs(labels.shape[1:])])
-    shown = torch.zeros(labels.shape[1:], dtype=torch.int32, device=labels.device)
-    for channel in torch.stack([mask.sum() for mask in labels]).argsort(descending=True, stable=True).tolist():
-        shown.masked_fill_(labels[channel] > 0, int(values[channel]))
-    return shown
 
 
 class WarpOnNetworkGridd(MapTransform):

@@ -1,0 +1,289 @@
+"""Read and write transformations of ITK, ANTs, elastix, greedy and Learn2Reg."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from regzoo.errors import bad_file
+from regzoo.files import atomic_path
+from regzoo.spatial.field import DisplacementField
+from regzoo.spatial.grid import RAS_LPS, Grid
+from regzoo.spatial.itk_files import quiet
+from regzoo.spatial.nifti import AGAIN, times
+from regzoo.spatial.reading import not_a_file, read_volume
+from regzoo.spatial.transformation import Affine, BSpline, Step, Transformation
+from scipy.io import loadmat
+from scipy.ndimage import zoom
+
+#: Suffixes of ITK's transform files.
+ITK_TRANSFORMS = (".h5", ".hdf5", ".tfm", ".txt", ".mat", ".xfm")
+#: The forms that can be written, by the end of the name.
+WRITTEN = ".nii.gz or .nii (a field), .h5 or .tfm (ITK), or .npz or disp_*.nii.gz (Learn2Reg)"
+_SIGNS = RAS_LPS.diagonal()[:3]
+_REFERENCE = "name the fixed image with --reference"
+
+
+def read_transformation(path: str | PathLike[str], fixed: Grid | None = None) -> Transformation:
+    """Read a transformation from fixed to moving.
+
+    Accepts displacement fields (see `regzoo.spatial.field_file`), all of ITK's transform files (``.h5``, ``.tfm``,
+    ``.txt`` and ANTs' ``.mat``), a matrix of 4×4 numbers as text (RAS mm, from greedy or c3d), and displacements of
+    Learn2Reg (``.npz``, and NIfTI of shape (X, Y, Z, 3), in voxels; both images must share one grid).
+
+    Args:
+        path: the file.
+        fixed: the grid of the fixed image, which files of Learn2Reg do not contain.
+
+    Raises:
+        RegZooError: the file is something else or is damaged.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise not_a_file(path)
+    with path.open("rb") as file:
+        start = file.read(4096)
+    name = path.name.lower()
+    if start.startswith(b"PK\x03\x04") or name.endswith(".npz"):
+        return Transformation(_learn2reg(path, _npz(path), fixed))
+    if start.startswith(b"#Insight Transform File"):
+        return _read_itk(path, ".txt")
+    if start.startswith(b"\x89HDF"):
+        return _read_itk(path, ".h5")
+    if name.endswith(".mat") and b"\0" in start:
+        return _read_mat(path)
+    if b"(Transform " in start:
+        fix = 'have elastix write it for ITK: (ITKTransformOutputFileNameExtension "h5")'
+        raise bad_file(path, "is a parameter file of elastix", fix)
+    if name.endswith(ITK_TRANSFORMS):
+        return Transformation(_read_matrix(path, start))
+    if name.startswith("disp_") and (volume := read_volume(path)).values.shape[3:] == (3,):
+        return Transformation(_learn2reg(path, np.moveaxis(volume.values, -1, 0), fixed))
+    return Transformation(DisplacementField.load(path))
+
+
+def write_transformation(path: str | PathLike[str], transformation: Transformation, grid: Grid | None) -> None:
+    """Write a transformation in the form that the name says, atomically.
+
+    Args:
+        path: ends in one of `WRITTEN`. A file of ITK keeps the steps apart; the other forms hold one field.
+        transformation: from fixed to moving.
+        grid: the grid of the fixed image; None for the transformation's own.
+
+    Raises:
+        RegZooError: the form is not known, or it needs a grid that is not known.
+    """
+    path, grid = Path(path), grid or transformation.grid
+    name = path.name.lower()
+    if name.endswith((".h5", ".tfm")):
+        _write_itk(path, transformation, grid)
+        return
+    if grid is None:
+        raise bad_file(path, "is a field, whose grid the transformation does not say", _REFERENCE)
+    field = transformation.on(grid)
+    if name.endswith(".npz"):
+        halved = _halved(path, transformation, grid)
+        with atomic_path(path) as temporary:
+            np.savez_compressed(temporary, halved.astype(np.float16))
+    elif not name.endswith((".nii", ".nii.gz")):
+        raise bad_file(path, "has a suffix that names no form of transformation", f"let it end in {WRITTEN}")
+    elif name.startswith("disp_"):
+        voxels = field.ddf().as_tensor().movedim(0, -1).numpy()
+        with atomic_path(path) as temporary:
+            nib.save(nib.Nifti1Image(voxels, grid.affine), temporary)
+    else:
+        field.save(path)
+
+
+def _read_matrix(path: Path, start: bytes) -> Affine:
+    """The 4×4 matrix of greedy and c3d, text, RAS mm."""
+    try:
+        matrix = np.array([float(word) for word in start.decode("ascii").split()]).reshape(4, 4)
+    except ValueError:
+        problem = "is neither a transform file of ITK nor a matrix of 4×4 numbers"
+        raise bad_file(path, problem, "check the path, or export the transformation again") from None
+    if not np.array_equal(matrix[3], (0, 0, 0, 1)):
+        raise bad_file(path, "is not an affine matrix: its last row is not 0 0 0 1", "export it again")
+    return _checked(path, matrix)
+
+
+def _checked(path: Path, matrix: np.ndarray) -> Affine:
+    if not np.isfinite(matrix).all():
+        raise bad_file(path, "holds numbers that are NaN or infinite", AGAIN)
+    if abs(np.linalg.det(matrix[:3, :3])) < 1e-6:
+        raise bad_file(path, "flattens space, so it has no inverse", "check how the affine registration ended")
+    return Affine(matrix)
+
+
+def _read_mat(path: Path) -> Transformation:
+    """ITK's file in the form of MATLAB, in which ANTs writes affine maps, some as a base class that ITK cannot name."""
+    try:
+        (name, values), (_, center) = loadmat(path).items()
+    except (OSError, ValueError, TypeError, EOFError) as error:
+        raise bad_file(path, "is damaged, or is not a transformation of ITK or ANTs", AGAIN) from error
+    if name.split("_")[0] not in ("AffineTransform", "MatrixOffsetTransformBase") or values.size != 12:
+        return _read_itk(path, ".mat")
+    parameters, origin = values.ravel().astype(np.float64), center.ravel().astype(np.float64)
+    lps = np.eye(4)
+    lps[:3, :3] = parameters[:9].reshape(3, 3)
+    lps[:3, 3] = parameters[9:] + origin - lps[:3, :3] @ origin
+    return Transformation(_checked(path, RAS_LPS @ lps @ RAS_LPS))
+
+
+def _read_itk(path: Path, suffix: str) -> Transformation:
+    """A transform file of ITK; `suffix` tells ITK which of its readers understands the content."""
+    import itk  # its transforms take eight seconds
+
+    reader = itk.TransformFileReaderTemplate[itk.D].New()
+    reader.SetFileName(str(path))
+    reader.SetTransformIO(_transform_io(itk, suffix))
+    with quiet():
+        try:
+            reader.Update()
+        except (RuntimeError, IndexError, OverflowError, MemoryError) as error:  # whatever C++ throws
+            raise bad_file(path, "is damaged, or holds a transformation that ITK does not know", AGAIN) from error
+    found = reader.GetTransformList()
+    if len(found) != 1:
+        raise bad_file(path, f"holds {len(found)} transformations", "write them as one composite transformation")
+    return Transformation(*_steps(path, itk.down_cast(found[0])))
+
+
+def _transform_io(itk: Any, suffix: str) -> Any:
+    kinds = {".h5": "HDF5TransformIOTemplate", ".txt": "TxtTransformIOTemplate", ".mat": "MatlabTransformIOTemplate"}
+    return getattr(itk, kinds.get(suffix, kinds[".txt"]))[itk.D].New()
+
+
+def _steps(path: Path, transform: Any) -> list[Step]:
+    """The steps of an ITK transform, in the order in which a point travels: ITK applies the last one first."""
+    name = transform.GetTransformTypeAsString()
+    if name.startswith("CompositeTransform"):
+        parts = [transform.GetNthTransform(index) for index in reversed(range(transform.GetNumberOfTransforms()))]
+        return [step for part in parts for step in _steps(path, part)]
+    if not name.endswith("_3_3") and "_3_3_" not in name:
+        raise bad_file(path, f"holds a {name.split('_')[0]} that is not 3-D", "give a transformation of 3-D images")
+    parameters, fixed = (np.array(p) for p in (transform.GetParameters(), transform.GetFixedParameters()))
+    if not (np.isfinite(parameters).all() and np.isfinite(fixed).all()):
+        raise bad_file(path, "holds numbers that are NaN or infinite", AGAIN)
+    if transform.IsLinear() and "Elevation" not in name:  # ITK calls its spherical coordinates linear
+        corners = np.vstack([np.zeros(3), np.eye(3)])
+        origin, *axes = (np.array(transform.TransformPoint(corner.tolist())) for corner in corners)
+        matrix = np.eye(4)
+        matrix[:3, :3], matrix[:3, 3] = np.stack(axes, axis=1) - origin[:, None], origin
+        return [_checked(path, RAS_LPS @ matrix @ RAS_LPS)]
+    kind = name.split("_")[0]
+    if not kind.endswith(("DisplacementFieldTransform", "OnUpdateTransform")) and kind != "BSplineTransform":
+        fix = "convert it to a displacement field with the program that wrote it"
+        raise bad_file(path, f"holds a {kind}, which cannot be read here", fix)
+    shape, grid = _itk_grid(fixed)
+    if parameters.size != 3 * math.prod(shape):
+        raise bad_file(path, f"its {kind} has {parameters.size} numbers for {times(shape)} points", AGAIN)
+    if kind == "BSplineTransform":
+        values = parameters.reshape(3, *shape[::-1]).transpose(0, 3, 2, 1) * _SIGNS.reshape(3, 1, 1, 1)
+        return [BSpline(values, grid, int(name.partition("_3_3_")[2] or 3))]
+    values = parameters.reshape(*shape[::-1], 3).transpose(3, 2, 1, 0) * _SIGNS.reshape(3, 1, 1, 1)
+    return [DisplacementField(torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)), grid)]
+
+
+def _itk_grid(fixed: np.ndarray) -> tuple[tuple[int, int, int], Grid]:
+    """The grid in ITK's fixed parameters: size, origin, spacing and direction, LPS mm."""
+    x, y, z = (int(n) for n in fixed[:3])
+    lps = np.eye(4)
+    lps[:3, :3] = fixed[9:18].reshape(3, 3) * fixed[6:9]
+    lps[:3, 3] = fixed[3:6]
+    return (x, y, z), Grid((x, y, z), RAS_LPS @ lps)
+
+
+def _write_itk(path: Path, transformation: Transformation, grid: Grid | None) -> None:
+    """A composite of all steps; a step that is gone through backwards becomes a field, unless it is a matrix."""
+    import itk
+
+    composite = itk.CompositeTransform[itk.D, 3].New()
+    for step, back in reversed(transformation.steps):
+        composite.AddTransform(_itk_transform(itk, path, step, back, grid))
+    writer = itk.TransformFileWriterTemplate[itk.D].New()
+    writer.SetUseCompression(True)
+    with atomic_path(path) as temporary, quiet():
+        writer.SetFileName(str(temporary))
+        writer.SetInput(composite)
+        writer.Update()
+
+
+def _itk_transform(itk: Any, path: Path, step: Step, back: bool, grid: Grid | None) -> Any:
+    if isinstance(step, Affine):
+        lps = RAS_LPS @ (np.linalg.inv(step.matrix) if back else step.matrix) @ RAS_LPS
+        affine = itk.AffineTransform[itk.D, 3].New()
+        affine.SetParameters(itk.OptimizerParameters[itk.D]([*lps[:3, :3].ravel().tolist(), *lps[:3, 3].tolist()]))
+        return affine
+    inverse_spline = isinstance(step, BSpline) and back
+    where = step.grid if isinstance(step, (BSpline, DisplacementField)) and not inverse_spline else grid
+    if where is None:
+        raise bad_file(path, "would hold an inverse, whose grid is not known", "name an image with --reference")
+    lps, spacing = RAS_LPS @ where.affine, where.spacing
+    origin, direction = lps[:3, 3], lps[:3, :3] / spacing
+    if isinstance(step, BSpline) and not back:
+        spline = itk.BSplineTransform[itk.D, 3, step.order].New()
+        fixed = [*map(float, where.shape), *origin.tolist(), *spacing.tolist(), *direction.ravel().tolist()]
+        spline.SetFixedParameters(itk.OptimizerParameters[itk.D](fixed))
+        values = (step.coefficients * _SIGNS.reshape(3, 1, 1, 1)).transpose(0, 3, 2, 1)
+        spline.SetParameters(itk.OptimizerParameters[itk.D](values.ravel().tolist()))
+        return spline
+    values = Transformation((step, back)).on(where).displacement.double().cpu().numpy() * _SIGNS.reshape(3, 1, 1, 1)
+    image = itk.Image[itk.Vector[itk.D, 3], 3].New()
+    image.SetRegions(list(where.shape))
+    image.Allocate()
+    itk.array_view_from_image(image)[:] = values.transpose(3, 2, 1, 0)
+    image.SetOrigin(origin.tolist())
+    image.SetSpacing(spacing.tolist())
+    image.SetDirection(itk.matrix_from_array(direction))
+    field = itk.DisplacementFieldTransform[itk.D, 3].New()
+    field.SetDisplacementField(image)
+    return field
+
+
+def _npz(path: Path) -> np.ndarray:
+    """The only array of a file of Learn2Reg, (3, X, Y, Z)."""
+    try:
+        with np.load(path) as content:
+            (key,) = content.files
+            values = content[key]
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise bad_file(
+            path, "is not a NumPy file with one array", "write it with numpy.savez, as Learn2Reg does"
+        ) from error
+    if values.ndim != 4 or values.shape[0] != 3 or values.dtype.kind != "f":
+        problem = f"has shape {values.shape} and type {values.dtype}, so it does not hold displacements"
+        raise bad_file(path, problem, "write an array of shape (3, X, Y, Z), in voxels")
+    return np.asarray(values, dtype=np.float32)
+
+
+def _learn2reg(path: Path, voxels: np.ndarray, fixed: Grid | None) -> DisplacementField:
+    """The field of displacements (3, X, Y, Z) in voxels of the fixed image, of full or of half its size."""
+    if fixed is None:
+        raise bad_file(path, "is a file of Learn2Reg, which does not say where its voxels lie", _REFERENCE)
+    if not np.isfinite(voxels).all():
+        raise bad_file(path, "holds displacements that are NaN or infinite", "crop it or fill them in")
+    if tuple(2 * n for n in voxels.shape[1:]) == fixed.shape:
+        voxels = np.stack([zoom(part, 2, order=2) for part in voxels])  # as the challenge does it
+    if voxels.shape[1:] != fixed.shape:
+        problem = f"has {times(voxels.shape[1:])} voxels, but the fixed image has {times(fixed.shape)}"
+        raise bad_file(path, problem, "name the fixed image it belongs to with --reference")
+    world = np.einsum("ij,jxyz->ixyz", fixed.affine[:3, :3], voxels)
+    return DisplacementField(torch.from_numpy(world.astype(np.float32)), fixed)
+
+
+def _halved(path: Path, transformation: Transformation, grid: Grid) -> np.ndarray:
+    """The displacements (3, X/2, Y/2, Z/2) in voxels of the full grid, which has the same outermost voxel centres."""
+    if any(n % 2 for n in grid.shape):
+        problem = f"would have half as many voxels along each axis as the fixed image ({times(grid.shape)})"
+        raise bad_file(path, problem, "write disp_*.nii.gz, which has its full size")
+    steps = np.array([(n - 1) / (n // 2 - 1) for n in grid.shape])
+    x, y, z = (n // 2 for n in grid.shape)
+    half = Grid((x, y, z), grid.affine @ np.diag([*steps, 1.0]))
+    world = transformation.on(half).displacement.numpy()
+    return np.asarray(np.einsum("ij,jxyz->ixyz", np.linalg.inv(grid.affine[:3, :3]), world))

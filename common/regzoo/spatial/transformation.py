@@ -1,0 +1,127 @@
+"""A transformation from fixed to moving as a chain of steps, each a matrix, a displacement field or a B-spline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from regzoo.spatial.field import DisplacementField, invert
+from regzoo.spatial.grid import Grid
+from regzoo.spatial.warp import slab_points, slabs
+from scipy.ndimage import map_coordinates
+
+
+class Step(Protocol):
+    """A map of points (N, 3), RAS mm, from a fixed to a moving image, and its inverse."""
+
+    def transform_points(self, points: np.ndarray) -> np.ndarray: ...
+
+    def inverse_points(self, points: np.ndarray) -> np.ndarray: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """An affine map.
+
+    Attributes:
+        matrix: 4×4, RAS mm.
+    """
+
+    matrix: np.ndarray
+
+    def transform_points(self, points: np.ndarray) -> np.ndarray:
+        return np.asarray(points @ self.matrix[:3, :3].T + self.matrix[:3, 3])
+
+    def inverse_points(self, points: np.ndarray) -> np.ndarray:
+        return Affine(np.linalg.inv(self.matrix)).transform_points(points)
+
+
+@dataclass(frozen=True, eq=False)
+class BSpline:
+    """Displacements that are a B-spline, as ITK's ``BSplineTransform`` and elastix have them.
+
+    Attributes:
+        coefficients: (3, X, Y, Z) float64, RAS mm.
+        grid: the control points. Where a point lacks some of the control points around it, nothing moves, as in ITK.
+        order: the order of the spline.
+    """
+
+    coefficients: np.ndarray
+    grid: Grid
+    order: int
+
+    def transform_points(self, points: np.ndarray) -> np.ndarray:
+        voxels, margin = self.grid.to_voxels(points), (self.order - 1) / 2
+        inside = ((voxels >= margin) & (voxels <= np.asarray(self.grid.shape) - 1 - margin)).all(axis=1)
+        shift = [
+            map_coordinates(part, voxels[inside].T, order=self.order, mode="nearest", prefilter=False)
+            for part in self.coefficients
+        ]
+        moved = np.array(points, dtype=np.float64)
+        moved[inside] += np.stack(shift, axis=-1)
+        return moved
+
+    def inverse_points(self, points: np.ndarray) -> np.ndarray:
+        def residual(found: torch.Tensor) -> torch.Tensor:
+            places = found.reshape(3, -1).T.numpy()
+            return torch.from_numpy((self.transform_points(places) - places).T.copy()).reshape(found.shape)
+
+        wanted = torch.as_tensor(points.T, dtype=torch.float64).reshape(1, 3, -1, 1, 1)
+        return np.asarray(invert(residual, torch.eye(4, dtype=torch.float64), wanted).reshape(3, -1).T.numpy())
+
+
+class Transformation:
+    """Steps that take a point of the fixed image to the moving image, in the order in which the point travels.
+
+    Attributes:
+        steps: each step, and whether the point goes through it backwards.
+    """
+
+    def __init__(self, *steps: Step | tuple[Step, bool]) -> None:
+        self.steps = [step if isinstance(step, tuple) else (step, False) for step in steps]
+
+    def __matmul__(self, first: Transformation) -> Transformation:
+        """First `first`, then this transformation."""
+        return Transformation(*first.steps, *self.steps)
+
+    def inverse(self) -> Transformation:
+        """The transformation from moving to fixed."""
+        return Transformation(*((step, not back) for step, back in reversed(self.steps)))
+
+    @property
+    def grid(self) -> Grid | None:
+        """The grid of the fixed image, if the first step is a displacement field."""
+        step, back = self.steps[0]
+        return step.grid if isinstance(step, DisplacementField) and not back else None
+
+    def points(self, points: np.ndarray) -> np.ndarray:
+        """Take points (N, 3) of the fixed image to the moving image, RAS mm."""
+        for step, back in self.steps:
+            points = step.inverse_points(points) if back else step.transform_points(points)
+        return points
+
+    def on(self, grid: Grid) -> DisplacementField:
+        """The whole transformation, sampled on a grid."""
+        step, back = self.steps[0]
+        if len(self.steps) == 1 and isinstance(step, DisplacementField) and not back and step.grid.same_as(grid):
+            return step
+        displacement = torch.empty(3, *grid.shape)
+        for rows in slabs(grid.shape):
+            places = slab_points(grid.affine, grid.shape, rows)[0]
+            points = places.flatten(1).T.numpy()
+            displacement[:, rows] = torch.from_numpy((self.points(points) - points).T.copy()).reshape(places.shape)
+        return DisplacementField(displacement, grid)
+
+
+def within_grid(points: np.ndarray, grid: Grid) -> np.ndarray:
+    """Which points (N, 3), RAS mm, lie in a voxel of a grid, (N,) bool."""
+    voxels = grid.to_voxels(points)
+    return np.asarray(((voxels >= -0.5) & (voxels <= np.asarray(grid.shape) - 0.5)).all(axis=-1))
+
+
+def chain(transformations: Sequence[Transformation]) -> Transformation:
+    """One transformation from several, in the order in which a point travels."""
+    return Transformation(*(step for one in transformations for step in one.steps))

@@ -1,0 +1,166 @@
+"""Commands that use a transformation once it is saved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from monai.data import MetaTensor
+from regzoo.errors import bad_file
+from regzoo.ownership import own_path
+from regzoo.spatial import DisplacementField, Grid, as_tensor, label_values, read_image, read_label_file, write_nifti
+from regzoo.spatial.carry import carry_held
+from regzoo.spatial.held import hold, in_form_of_file, write_labels
+from regzoo.spatial.transform_files import read_transformation, write_transformation
+from regzoo.spatial.transformation import Affine, Transformation, chain, within_grid
+from regzoo.spatial.volumes import check_spatial, read_checked
+
+File = str | Path
+
+
+def carry(
+    field: File,
+    out: File,
+    image: File | None = None,
+    label: File | Sequence[str] | None = None,
+    reference: File | None = None,
+    to_moving: bool = False,
+    background: float | None = None,
+) -> None:
+    """Carry an image or labels through a saved transformation, with one interpolation from the file's own voxels.
+
+    Args:
+        field: the transformation, see `regzoo.spatial.transform_files.read_transformation`.
+        out: NIfTI file to write; labels keep the form and the values of their file.
+        image, label: exactly one of the two; `label` may be a list of masks.
+        reference: an image on whose grid the result lies; None for the grid of the field.
+        to_moving: carry from the fixed to the moving image instead, through the inverse.
+        background: the value where `image` is not known; None for its lowest value.
+
+    Raises:
+        RegZooError: a file cannot be used, or the grid of the result is not known.
+    """
+    check_out(out, (".nii", ".nii.gz"), field, image, label, reference)
+    on = sampled(field, reference, to_moving)
+    with own_path(out) as temporary:
+        if image is not None:
+            moving = read_image(Path(image))
+            low = float(moving.min()) if background is None else background
+            write_nifti(temporary, as_tensor(on.warp(moving, background=low))[0].numpy(), on.grid.affine)
+        elif label is not None:
+            write_labels(temporary, carried_labels(on, label))
+
+
+def carried_labels(field: DisplacementField, label: File | Sequence[str]) -> MetaTensor:
+    """The labels of a file on the grid of a field, in the form of the file."""
+    file = read_label_file(label if isinstance(label, str | Path) else list(label))
+    values = label_values(file.volume) if file.is_map else None
+    count = len(values) if values is not None else len(file.volume)
+    carried = carry_held(field, hold(file.volume, values), count)
+    return in_form_of_file(carried, values, file.mask_values or None, file.axes)
+
+
+def sampled(field: File, reference: File | None, to_moving: bool) -> DisplacementField:
+    """The transformation of a file from the target of the voxels to their source, sampled on the target's grid."""
+    grid = grid_of(reference) if reference is not None else None
+    if to_moving and grid is None:
+        raise bad_file(field, "does not say where the moving image's voxels lie", "name that image with --reference")
+    transformation = read_transformation(field, None if to_moving else grid)
+    grid = grid or transformation.grid
+    if grid is None:
+        raise bad_file(field, "does not say where the fixed image's voxels lie", "name that image with --reference")
+    return (transformation.inverse() if to_moving else transformation).on(grid)
+
+
+def grid_of(path: File) -> Grid:
+    """The grid of an image file, of labels or of a field."""
+    volume = read_checked(path)
+    check_spatial(path, volume)
+    x, y, z = volume.shape[:3]
+    return Grid((x, y, z), np.asarray(volume.affine, dtype=np.float64))
+
+
+def invert_file(field: File, out: File, reference: File | None = None) -> float | None:
+    """Write the transformation from moving to fixed.
+
+    Args:
+        field: the transformation from fixed to moving.
+        out: the file to write; its name says its form.
+        reference: the moving image, on whose grid the inverse is sampled; None for the grid of the field.
+
+    Returns:
+        The `round_trip` in mm; None for an affine map, whose inverse is exact.
+    """
+    check_out(out, WRITTEN, field, reference)
+    forward = read_transformation(field)
+    grid = grid_of(reference) if reference is not None else forward.grid
+    linear = all(isinstance(step, Affine) for step, _ in forward.steps)
+    if grid is None and not linear:
+        raise bad_file(field, "does not say where to sample its inverse", "name the moving image with --reference")
+    if grid is not None and reference is None:
+        outside = 1 - float(within_grid(forward.points(probes(grid)), grid).mean())
+        if outside > 0.5:
+            problem = f"takes {outside:.0%} of the fixed image out of the grid on which its inverse would be sampled"
+            raise bad_file(field, problem, "name the moving image with --reference")
+    with own_path(out) as temporary:
+        write_transformation(temporary, forward.inverse(), grid)
+        return None if grid is None else round_trip(forward, read_transformation(temporary, grid), grid)
+
+
+def round_trip(forward: Transformation, backward: Transformation, moving: Grid) -> float:
+    """The largest distance (mm) between a fixed point and where it is after going to the moving image and back.
+
+    Points that leave the moving image do not count, nor do those in the outermost tenth of the fixed image.
+    """
+    fixed = forward.grid or moving
+    points = probes(fixed)
+    there = forward.points(points)
+    kept = within_grid(there, moving)
+    return float(np.linalg.norm(backward.points(there[kept]) - points[kept], axis=1).max(initial=0.0))
+
+
+def probes(grid: Grid) -> np.ndarray:
+    """About 30 voxel centres along each axis of a grid, without the outermost tenth, (N, 3), RAS mm."""
+    axes = [np.unique(np.linspace(0.1 * (n - 1), 0.9 * (n - 1), 30).round()) for n in grid.shape]
+    return grid.to_world(np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3))
+
+
+def join_files(fields: Sequence[File], out: File, reference: File | None = None, affine: File | None = None) -> None:
+    """Write one transformation that applies several, in the order in which a point of the fixed image travels.
+
+    Args:
+        fields: the transformations.
+        out: the file to write; its name says its form.
+        reference: the fixed image, on whose grid a field is written, and which files of Learn2Reg need.
+        affine: an affine transformation that is contained in `fields` as their last step; a file of ITK then holds
+            the deformation and this step apart.
+    """
+    check_out(out, WRITTEN, *fields, reference)
+    grid = grid_of(reference) if reference is not None else None
+    whole = chain([read_transformation(file, grid) for file in fields])
+    if affine is not None:
+        last = read_transformation(affine)
+        if not all(isinstance(step, Affine) for step, _ in last.steps):
+            raise bad_file(affine, "is not affine", "name the affine pre-alignment")
+        if (home := grid or whole.grid) is None:
+            raise bad_file(fields[0], "does not say where its voxels lie", "name the fixed image with --reference")
+        whole = last @ Transformation((last.inverse() @ whole).on(home))
+    with own_path(out) as temporary:
+        write_transformation(temporary, whole, grid)
+
+
+WRITTEN = (".nii", ".nii.gz", ".h5", ".tfm", ".npz")
+
+
+def check_out(out: File, suffixes: Sequence[str], *inputs: File | Sequence[str] | None) -> None:
+    """Refuse a name of an output before any work is done.
+
+    Raises:
+        RegZooError: the output has another suffix, or is one of the inputs.
+    """
+    if not str(out).lower().endswith(tuple(suffixes)):
+        raise bad_file(out, "has a suffix that cannot be written here", f"let it end in {', '.join(suffixes)}")
+    flat = [one for given in inputs if given for one in ([given] if isinstance(given, str | Path) else given)]
+    if any(Path(one).exists() and Path(out).exists() and Path(one).samefile(out) for one in flat):
+        raise bad_file(out, "is also an input", "name another file")

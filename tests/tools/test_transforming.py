@@ -1,0 +1,283 @@
+"""`regzoo apply`, `invert`, `compose` and `convert`, as the console script runs them, beside SimpleITK."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from helpers import LPS, from_sitk, make_grid, rigid, smooth_ddf, smooth_noise, to_sitk, write
+from regzoo.cli import main
+from regzoo.spatial import DisplacementField, Grid
+from regzoo.spatial.transform_files import read_transformation, write_transformation
+from regzoo.spatial.transformation import Affine, Transformation
+
+#: Fixed grid, moving grid, and another grid, on which a user wants the result.
+GRIDS = {
+    "oblique, anisotropic, odd": (
+        make_grid((31, 27, 13), (1.1, 0.9, 2.3), (20, -15, 30), center=(30, -80, 55)),
+        make_grid((25, 33, 29), (1.7, 1.2, 0.8), (-10, 5, 12), center=(31, -79, 54)),
+        make_grid((18, 17, 15), (1.3, 1.2, 1.4), (5, 3, -7), center=(30, -80, 55)),
+    ),
+    "flipped and permuted": (
+        make_grid((21, 30, 25), (1.3, 0.8, 1), (0, 0, 0), (1, 2, 0), (-1, 1, -1)),
+        make_grid((30, 23, 27), (1, 1.4, 0.9), (0, 0, 0), (2, 0, 1), (1, -1, -1)),
+        make_grid((17, 16, 15), (1.1, 1.1, 1.1), (0, 10, 0), (0, 2, 1), (-1, -1, 1)),
+    ),
+}
+
+
+class Case:
+    """A field, an affine map, an image and a map of labels, as files."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.folder = folder
+        self.fixed, self.moving, self.other = GRIDS[name]
+        self.affine = Affine(rigid((3, -4, 5), (0, 0, 0)))
+        shift = self.moving.center - self.affine.transform_points(self.fixed.center[None])[0]
+        self.affine.matrix[:3, 3] = shift
+        deformed = torch.from_numpy(smooth_ddf(self.fixed.shape, 2.5))
+        self.deformation = DisplacementField(deformed, self.fixed)
+        self.whole = Transformation(self.deformation, self.affine)
+        self.image = smooth_noise(self.moving.shape, 1.2, seed=3) + 20
+        self.labels = (np.digitize(smooth_noise(self.moving.shape, 3, seed=4), [30, 55, 75]) * 7).astype(np.uint8)
+        self.whole.on(self.fixed).save(self["field.nii.gz"])
+        write_transformation(self["whole.h5"], self.whole, None)
+        np.savetxt(self["affine.mat"], self.affine.matrix)
+        self.deformation.save(self["deformation.nii.gz"])
+        write(Path(self["moving.nii.gz"]), self.image, self.moving.affine)
+        write(Path(self["labels.nii.gz"]), self.labels, self.moving.affine)
+        write(
+            Path(self["other.nii.gz"]),
+            np.arange(np.prod(self.other.shape), dtype=np.float32).reshape(self.other.shape),
+            self.other.affine,
+        )
+
+    def __getitem__(self, name: str) -> str:
+        return str(self.folder / name)
+
+
+@pytest.fixture(params=list(GRIDS))
+def case(request: pytest.FixtureRequest, tmp_path: Path) -> Case:
+    return Case(request.param, tmp_path)
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["regzoo", *arguments])
+    main()
+
+
+def sitk_transform(file: str) -> sitk.Transform:
+    """A transform file, or a displacement field, as SimpleITK reads it."""
+    if file.endswith(".nii.gz"):
+        return sitk.DisplacementFieldTransform(sitk.ReadImage(file, sitk.sitkVectorFloat64))
+    return sitk.ReadTransform(file)
+
+
+def resampled(case: Case, transform: str, target: Grid, interpolator: int = sitk.sitkLinear) -> np.ndarray:
+    reference = to_sitk(np.zeros(target.shape, np.float32), target.affine)
+    moving = to_sitk(case.image, case.moving.affine)
+    return from_sitk(sitk.Resample(moving, reference, sitk_transform(case[transform]), interpolator, 20.0))
+
+
+def inside(case: Case, target: Grid) -> np.ndarray:
+    """The voxels of a grid that lie well inside the fixed and go well inside the moving image."""
+    points = target.to_world(np.moveaxis(np.indices(target.shape), 0, -1).reshape(-1, 3))
+    kept = np.ones(len(points), bool)
+    for grid, places in ((case.fixed, points), (case.moving, case.whole.points(points))):
+        voxels = grid.to_voxels(places)
+        kept &= ((voxels > 1) & (voxels < np.asarray(grid.shape) - 2)).all(1)
+    return kept.reshape(target.shape)
+
+
+@pytest.mark.parametrize("transform", ["field.nii.gz", "whole.h5"])
+@pytest.mark.parametrize("reference", [False, True])
+def test_an_image_as_simpleitk_resamples_it(
+    case: Case, transform: str, reference: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["--reference", case["other.nii.gz"]] if reference else []
+    call(
+        monkeypatch, "apply", case[transform], "--image", case["moving.nii.gz"], "--out", case["out.nii.gz"], *arguments
+    )
+    target = case.other if reference else case.fixed
+    written = nib.load(case["out.nii.gz"])
+    np.testing.assert_allclose(written.affine, target.affine, atol=1e-4)
+    kept = inside(case, target)
+    assert kept.mean() > 0.15
+    np.testing.assert_allclose(written.get_fdata()[kept], resampled(case, transform, target)[kept], atol=0.05)
+
+
+def test_labels_keep_their_values_and_meet_the_image(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["apply", case["field.nii.gz"], "--label", case["labels.nii.gz"], "--out", case["out.nii.gz"]]
+    call(monkeypatch, *arguments)
+    written = nib.load(case["out.nii.gz"])
+    found = np.asarray(written.dataobj)
+    assert found.dtype == np.uint8 and set(np.unique(found)) == {0, 7, 14, 21}
+    case.image = case.labels
+    nearest = resampled(case, "field.nii.gz", case.fixed, sitk.sitkNearestNeighbor)
+    assert (found == nearest)[inside(case, case.fixed)].mean() > 0.9
+
+
+def test_from_fixed_to_moving_undoes_it(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A smooth image that goes there and back stays the same, up to two interpolations."""
+    field = case["field.nii.gz"]
+    image = smooth_noise(case.fixed.shape, 4, seed=8)
+    write(Path(case["fixed.nii.gz"]), image, case.fixed.affine)
+    way = ["--from", "fixed", "--to", "moving", "--reference", case["moving.nii.gz"]]
+    call(monkeypatch, "apply", field, "--image", case["fixed.nii.gz"], "--out", case["there.nii.gz"], *way)
+    call(
+        monkeypatch,
+        "apply",
+        field,
+        "--image",
+        case["there.nii.gz"],
+        "--out",
+        case["back.nii.gz"],
+        "--from=moving",
+        "--to=fixed",
+    )
+    error = np.abs(nib.load(case["back.nii.gz"]).get_fdata() - image)
+    kept = inside(case, case.fixed)
+    kept[:3], kept[-3:], kept[:, :3], kept[:, -3:], kept[..., :3], kept[..., -3:] = (False,) * 6
+    assert kept.sum() > 100 and np.percentile(error[kept], 95) < 3
+
+
+@pytest.mark.parametrize("out", ["inverse.nii.gz", "inverse.h5", "inverse.tfm"])
+def test_the_inverse(case: Case, out: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    call(monkeypatch, "invert", case["field.nii.gz"], "--out", case[out], "--reference", case["moving.nii.gz"])
+    assert "within" in capsys.readouterr().out
+    share = np.random.default_rng(1).uniform(0.35, 0.65, (40, 3))
+    points = case.fixed.to_world(share * (np.asarray(case.fixed.shape) - 1))
+    there = case.whole.points(points)
+    inverse = sitk_transform(case[out])
+    back = np.array([inverse.TransformPoint((point * LPS).tolist()) for point in there]) * LPS
+    assert np.linalg.norm(back - points, axis=1).max() < 0.1
+
+
+def test_compose_in_the_order_of_the_point(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    call(monkeypatch, "compose", case["deformation.nii.gz"], case["affine.mat"], "--out", case["out.nii.gz"])
+    composed = DisplacementField.load(case["out.nii.gz"])
+    np.testing.assert_allclose(composed.displacement, case.whole.on(case.fixed).displacement, atol=1e-3)
+
+
+def test_convert_keeps_a_known_affine_map_apart(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["convert", case["field.nii.gz"], case["out.h5"], "--affine", case["affine.mat"]]
+    call(monkeypatch, *arguments)
+    composite = sitk.CompositeTransform(sitk.ReadTransform(case["out.h5"]))
+    affine, field = (composite.GetNthTransform(index).Downcast() for index in range(2))
+    matrix = np.reshape(affine.GetMatrix(), (3, 3)) * np.outer(LPS, LPS)
+    np.testing.assert_allclose(matrix, case.affine.matrix[:3, :3], atol=1e-6)
+    lps = from_sitk(field.GetDisplacementField())
+    theirs = np.moveaxis(case.deformation.displacement.numpy(), 0, -1) * LPS
+    np.testing.assert_allclose(lps, theirs, atol=1e-3)
+
+
+@pytest.mark.parametrize("out", ["a.tfm", "b.h5", "disp_0001_0002.nii.gz", "c.nii.gz"])
+def test_every_form_holds_the_same_field(case: Case, out: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    call(monkeypatch, "convert", case["field.nii.gz"], case[out])
+    again = read_transformation(case[out], case.fixed).on(case.fixed)
+    np.testing.assert_allclose(again.displacement, case.whole.on(case.fixed).displacement, atol=1e-3)
+
+
+def test_an_existing_file_of_somebody_else_stays(
+    case: Case, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(case["out.nii.gz"]).write_text("mine")
+    with pytest.raises(SystemExit):
+        call(monkeypatch, "convert", case["field.nii.gz"], case["out.nii.gz"])
+    assert "already exists" in capsys.readouterr().err
+    assert Path(case["out.nii.gz"]).read_text() == "mine"
+
+
+#: What a user may get wrong: the command, with names of files of `broken_files`, and what the error says.
+MISTAKES = {
+    "nothing to apply": ("apply field.nii.gz --out o.nii.gz", "give one of"),
+    "two things": ("apply field.nii.gz --image moving.nii.gz --label labels.nii.gz --out o.nii.gz", "give one of"),
+    "half a direction": ("apply field.nii.gz --image moving.nii.gz --from fixed --out o.nii.gz", "direction"),
+    "twice the same side": ("apply field.nii.gz --image moving.nii.gz --from fixed --to fixed --out o.nii.gz", "dir"),
+    "no grid of the moving": (
+        "apply field.nii.gz --image moving.nii.gz --from fixed --to moving --out o.nii.gz",
+        "--ref",
+    ),
+    "no grid of the fixed": ("apply affine.mat --image moving.nii.gz --out o.nii.gz", "--reference"),
+    "no such suffix": ("apply field.nii.gz --image moving.nii.gz --out o.png", "suffix"),
+    "over an input": ("apply field.nii.gz --image moving.nii.gz --out moving.nii.gz", "input"),
+    "an image instead of a field": ("apply moving.nii.gz --image moving.nii.gz --out o.nii.gz", "displacement"),
+    "no file": ("convert none.nii.gz o.h5", "no such file"),
+    "text": ("convert text.txt o.h5", "4×4"),
+    "fifteen numbers": ("convert short.mat o.h5", "4×4"),
+    "a projective matrix": ("convert projective.mat o.h5", "0 0 0 1"),
+    "a flat matrix": ("convert flat.mat o.h5", "flattens"),
+    "NaN in a matrix": ("convert nan.mat o.h5", "NaN"),
+    "a truncated HDF5 file": ("convert cut.h5 o.tfm", "damaged"),
+    "a truncated ITK text": ("convert cut.tfm o.h5", "damaged"),
+    "an unknown transform": ("convert unknown.tfm o.h5", "does not know"),
+    "a damaged MATLAB file": ("convert cut.mat o.h5", "damaged"),
+    "elastix's parameters": ("convert elastix.txt o.h5", "elastix"),
+    "an archive that is none": ("convert cut.npz o.h5 --reference moving.nii.gz", "NumPy"),
+    "Learn2Reg without a grid": ("convert disp_1_2.npz o.h5", "--reference"),
+    "Learn2Reg of another size": ("convert disp_1_2.npz o.h5 --reference moving.nii.gz", "voxels"),
+    "2-D": ("convert flat2d.tfm o.h5", "3-D"),
+    "velocities": ("convert flow.tfm o.h5", "VelocityFieldTransform, which cannot be read here"),
+    "spherical coordinates": ("convert spherical.tfm o.h5", "cannot be read here"),
+    "an affine map with a deformation": ("convert field.nii.gz o.h5 --affine field.nii.gz", "not affine"),
+    "half of an odd size": ("convert field.nii.gz o.npz", "disp_"),
+    "an unknown form": ("convert field.nii.gz o.xyz", "suffix"),
+    "nothing to compose": ("compose --out o.nii.gz", "no transformation"),
+    "no grid for an inverse": ("invert spline3.tfm --out o.nii.gz", "--reference"),
+    "far away": ("invert far.nii.gz --out o.nii.gz", "--reference"),
+}
+
+
+@pytest.fixture(scope="module")
+def broken_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("broken")
+    case = Case("oblique, anisotropic, odd", folder)
+    (folder / "text.txt").write_text("this is not a matrix\n")
+    np.savetxt(folder / "short.mat", np.ones((3, 5)))
+    np.savetxt(folder / "projective.mat", np.eye(4) + np.eye(4)[::-1])
+    np.savetxt(folder / "flat.mat", np.diag([1, 1, 0, 1]))
+    np.savetxt(folder / "nan.mat", np.diag([1, np.nan, 1, 1]))
+    (folder / "cut.h5").write_bytes((folder / "whole.h5").read_bytes()[:3000])
+    sitk.WriteTransform(sitk.AffineTransform(3), str(folder / "affine.tfm"))
+    sitk.WriteTransform(sitk.AffineTransform(3), str(folder / "itk.mat"))
+    (folder / "cut.mat").write_bytes((folder / "itk.mat").read_bytes()[:60])
+    (folder / "cut.tfm").write_text((folder / "affine.tfm").read_text()[:70])
+    text = (folder / "affine.tfm").read_text()
+    (folder / "unknown.tfm").write_text(text.replace("AffineTransform", "MagicTransform"))
+    (folder / "elastix.txt").write_text('(Transform "BSplineTransform")\n(NumberOfParameters 12)\n')
+    (folder / "cut.npz").write_bytes(b"PK\x03\x04 and nothing more")
+    np.savez(folder / "disp_1_2.npz", np.zeros((3, 8, 8, 8), np.float16))
+    sitk.WriteTransform(sitk.AffineTransform(2), str(folder / "flat2d.tfm"))
+    spherical = f"Parameters: {'0 ' * 12}\nFixedParameters: 0 0 0\n"
+    velocities = f"Parameters: {'0 ' * 48}\nFixedParameters: 2 2 2 2 {'0 ' * 4} {'1 ' * 4} {'1 0 0 0 0 ' * 3} 1\n"
+    for name, kind, text in (
+        ("spherical", "AzimuthElevationToCartesian", spherical),
+        ("flow", "VelocityField", velocities),
+    ):
+        head = f"#Insight Transform File V1.0\n#Transform 0\nTransform: {kind}Transform_double_3_3\n"
+        (folder / f"{name}.tfm").write_text(head + text)
+    image = to_sitk(np.zeros(case.fixed.shape, np.float32), case.fixed.affine)
+    sitk.WriteTransform(sitk.BSplineTransformInitializer(image, [3, 3, 3]), str(folder / "spline3.tfm"))
+    far = Transformation(Affine(rigid((0, 0, 0), (500, 0, 0)))).on(case.fixed)
+    far.save(folder / "far.nii.gz")
+    return folder
+
+
+@pytest.mark.parametrize("name", list(MISTAKES))
+def test_a_mistake_is_one_line_and_leaves_nothing(
+    name: str, broken_files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(broken_files)
+    before = sorted(path.name for path in broken_files.iterdir())
+    command, message = MISTAKES[name]
+    with pytest.raises(SystemExit) as stop:
+        call(monkeypatch, *command.split())
+    assert stop.value.code == 1
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: ") and error.count("\n") == 0 and message in error and "traceback" not in error
+    assert ";" in error and sorted(path.name for path in broken_files.iterdir()) == before
