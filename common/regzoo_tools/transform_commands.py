@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from regzoo.bundles import as_value
 from regzoo.errors import RegZooError
 
@@ -11,44 +13,57 @@ def apply(
     out: str,
     image: str | None = None,
     label: str | None = None,
+    points: str | None = None,
     reference: str | None = None,
     from_: str | None = None,
     to: str | None = None,
+    frame: str | None = None,
     background: float | None = None,
 ) -> None:
-    """Carry an image or labels through a saved transformation, such as field.nii.gz of regzoo register.
+    """Carry an image, labels or points through a saved transformation, such as field.nii.gz of regzoo register.
 
-    They go from moving to fixed unless --from fixed --to moving says otherwise. An image is interpolated once, from its
-    own voxels. Labels keep their values.
+    Images and labels go from moving to fixed unless --from fixed --to moving says otherwise; points go where --from and
+    --to say. An image is interpolated once, from its own voxels. Labels keep their values. Points outside the field of
+    view are marked and get no position.
 
     Args:
         field: the transformation from fixed to moving: a displacement field (.nii.gz), or a file of ITK, ANTs, elastix,
             greedy or Learn2Reg.
-        out: NIfTI file to write.
+        out: file to write: NIfTI for images and labels; for points, the form of the input.
         image: image to carry.
         label: labels to carry: a label map, a mask, a 4-D file, or a list "['a.nii.gz','b.nii.gz']".
+        points: points to carry: .fcsv or .mrk.json of 3D Slicer, .csv, or a surface (.vtk, .ply).
         reference: image on whose grid the result lies; by default the grid of the field.
         from_: moving or fixed (written --from): the image to which the input belongs.
         to: fixed or moving: the image to which the result belongs.
+        frame: RAS or LPS, for points in a .csv or a .ply, which does not say so itself.
         background: value of voxels beyond the image; by default its lowest value.
     """
-    given = {"--image": image, "--label": label}
+    given = {"--image": image, "--label": label, "--points": points}
     if sum(value is not None for value in given.values()) != 1:
-        raise RegZooError(f"apply: carries one thing at a time; give one of {' and '.join(given)}")
-    backwards = _direction(from_, to)
-    from regzoo_tools.transforming import carry
+        raise RegZooError(f"apply: carries one thing at a time; give one of {', '.join(given)}")
+    backwards = _direction(from_, to, points is not None)
+    if points is not None:
+        from regzoo_tools.transforming import carry_points
 
-    carry(field, out, image, as_value("moving_label", label), reference, backwards, background)
+        outside, count = carry_points(field, out, points, not backwards, reference, frame)
+        if outside:
+            print(f"warning: {out}: {outside} of {count} points lie outside the field of view", file=sys.stderr)
+    else:
+        from regzoo_tools.transforming import carry
+
+        carry(field, out, image, as_value("moving_label", label), reference, backwards, background)
     print(out)
 
 
-def _direction(from_: str | None, to: str | None) -> bool:
+def _direction(from_: str | None, to: str | None, must_be_said: bool) -> bool:
     """Whether to carry from fixed to moving."""
-    if from_ is None and to is None:
+    if from_ is None and to is None and not must_be_said:
         return False
     if {from_, to} != {"moving", "fixed"}:
+        said = f"--from {from_} --to {to}" if from_ or to else "apply"
         fix = "write --from moving --to fixed, or --from fixed --to moving"
-        raise RegZooError(f"--from {from_} --to {to}: does not say the direction; {fix}")
+        raise RegZooError(f"{said}: does not say the direction; {fix}")
     return from_ == "fixed"
 
 

@@ -12,8 +12,9 @@ from regzoo.ownership import own_path
 from regzoo.spatial import DisplacementField, Grid, as_tensor, label_values, read_image, read_label_file, write_nifti
 from regzoo.spatial.carry import carry_held
 from regzoo.spatial.held import hold, in_form_of_file, write_labels
+from regzoo.spatial.point_files import point_suffix, read_points
 from regzoo.spatial.transform_files import read_transformation, write_transformation
-from regzoo.spatial.transformation import Affine, Transformation, chain, within_grid
+from regzoo.spatial.transformation import Affine, Transformation, chain, probes, round_trip, within_grid
 from regzoo.spatial.volumes import check_spatial, read_checked
 
 File = str | Path
@@ -73,6 +74,32 @@ def sampled(field: File, reference: File | None, to_moving: bool) -> Displacemen
     return (transformation.inverse() if to_moving else transformation).on(grid)
 
 
+def carry_points(
+    field: File, out: File, points: File, to_fixed: bool, reference: File | None = None, frame: str | None = None
+) -> tuple[int, int]:
+    """Carry a list of points or a surface through a saved transformation; the result has the form of the input.
+
+    Args:
+        field: the transformation from fixed to moving.
+        out: file to write, with the suffix of `points`.
+        points: see `regzoo.spatial.point_files.read_points`.
+        to_fixed: from moving to fixed, through the inverse; otherwise from fixed to moving.
+        reference: the image into which the points go; points outside of it are marked.
+        frame: ``RAS`` or ``LPS``, for a file that does not say so itself.
+
+    Returns:
+        How many points lie outside the field of view, and the number of points.
+    """
+    check_out(out, [point_suffix(points)], field, points, reference)
+    file, grid = read_points(points, frame), grid_of(reference) if reference is not None else None
+    transformation = read_transformation(field, grid if to_fixed else None)
+    fixed, moving = (grid or transformation.grid, None) if to_fixed else (transformation.grid, grid)
+    moved, known = transformation.carry(file.points, to_fixed, fixed, moving)
+    with own_path(out) as temporary:
+        file.write(temporary, moved, known)
+    return int((~known).sum()), len(known)
+
+
 def grid_of(path: File) -> Grid:
     """The grid of an image file, of labels or of a field."""
     volume = read_checked(path)
@@ -106,24 +133,6 @@ def invert_file(field: File, out: File, reference: File | None = None) -> float 
     with own_path(out) as temporary:
         write_transformation(temporary, forward.inverse(), grid)
         return None if grid is None else round_trip(forward, read_transformation(temporary, grid), grid)
-
-
-def round_trip(forward: Transformation, backward: Transformation, moving: Grid) -> float:
-    """The largest distance (mm) between a fixed point and where it is after going to the moving image and back.
-
-    Points that leave the moving image do not count, nor do those in the outermost tenth of the fixed image.
-    """
-    fixed = forward.grid or moving
-    points = probes(fixed)
-    there = forward.points(points)
-    kept = within_grid(there, moving)
-    return float(np.linalg.norm(backward.points(there[kept]) - points[kept], axis=1).max(initial=0.0))
-
-
-def probes(grid: Grid) -> np.ndarray:
-    """About 30 voxel centres along each axis of a grid, without the outermost tenth, (N, 3), RAS mm."""
-    axes = [np.unique(np.linspace(0.1 * (n - 1), 0.9 * (n - 1), 30).round()) for n in grid.shape]
-    return grid.to_world(np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3))
 
 
 def join_files(fields: Sequence[File], out: File, reference: File | None = None, affine: File | None = None) -> None:

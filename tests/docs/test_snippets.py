@@ -93,13 +93,17 @@ def test_transformations(registered_pair: Path, monkeypatch: pytest.MonkeyPatch)
     nib.save(nib.Nifti1Image(drawn, label.affine), "us_label.nii.gz")
     for name in ("0GenericAffine.mat", "prealignment.tfm"):
         sitk.WriteTransform(sitk.TranslationTransform(3, (1.0, 2.0, 3.0)), name)
+    grid = regzoo.spatial.Grid.of(regzoo.spatial.read_image("fixed.nii.gz"))
+    x, y, z = grid.center
+    Path("targets.fcsv").write_text(f"# CoordinateSystem = RAS\n1,{x},{y},{z}\n", encoding="utf-8")
+    Path("needle.csv").write_text(f"name,x,y,z\ntip,{x},{y},{z}\n", encoding="utf-8")
     readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
     commands = [line for block in blocks("transformations.md", "bash") for line in block.splitlines()]
     for line in [*commands, *re.findall(r"^regzoo apply .*$", readme, re.M)]:
         monkeypatch.setattr(sys, "argv", shlex.split(line))
         main()
         written = [word for word in shlex.split(line) if Path(word).is_file()]
-        assert len(written) >= 2 + ("--image" in line or "--label" in line), line
+        assert len(written) >= 2 + any(f"--{what}" in line for what in ("image", "label", "points")), line
     fixed, moving = (nib.load(name) for name in ("fixed.nii.gz", "moving.nii.gz"))
     assert nib.load("t2_on_us.nii.gz").shape == fixed.shape and nib.load("label_on_mr.nii.gz").shape == moving.shape
 

@@ -103,6 +103,26 @@ class Transformation:
             points = step.inverse_points(points) if back else step.transform_points(points)
         return points
 
+    def carry(
+        self, points: np.ndarray, to_fixed: bool, fixed: Grid | None, moving: Grid | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Take points (N, 3), RAS mm, from one image to the other.
+
+        Args:
+            points: in the moving image if `to_fixed`, else in the fixed image.
+            to_fixed: the direction.
+            fixed, moving: the grids of the images, where known.
+
+        Returns:
+            The points in the other image, and whether each lies in both fields of view, (N,) bool.
+        """
+        moved = (self.inverse() if to_fixed else self).points(points)
+        known = np.ones(len(points), dtype=bool)
+        for places, grid in zip((moved, points) if to_fixed else (points, moved), (fixed, moving), strict=True):
+            if grid is not None:
+                known &= within_grid(places, grid)
+        return moved, known
+
     def on(self, grid: Grid) -> DisplacementField:
         """The whole transformation, sampled on a grid."""
         step, back = self.steps[0]
@@ -120,6 +140,24 @@ def within_grid(points: np.ndarray, grid: Grid) -> np.ndarray:
     """Which points (N, 3), RAS mm, lie in a voxel of a grid, (N,) bool."""
     voxels = grid.to_voxels(points)
     return np.asarray(((voxels >= -0.5) & (voxels <= np.asarray(grid.shape) - 0.5)).all(axis=-1))
+
+
+def round_trip(forward: Transformation, backward: Transformation, moving: Grid) -> float:
+    """The largest distance (mm) between a fixed point and where it is after going to the moving image and back.
+
+    Points that leave the moving image do not count, nor do those in the outermost tenth of the fixed image.
+    """
+    fixed = forward.grid or moving
+    points = probes(fixed)
+    there = forward.points(points)
+    kept = within_grid(there, moving)
+    return float(np.linalg.norm(backward.points(there[kept]) - points[kept], axis=1).max(initial=0.0))
+
+
+def probes(grid: Grid) -> np.ndarray:
+    """About 30 voxel centres along each axis of a grid, without the outermost tenth, (N, 3), RAS mm."""
+    axes = [np.unique(np.linspace(0.1 * (n - 1), 0.9 * (n - 1), 30).round()) for n in grid.shape]
+    return grid.to_world(np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3))
 
 
 def chain(transformations: Sequence[Transformation]) -> Transformation:

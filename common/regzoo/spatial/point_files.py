@@ -1,0 +1,288 @@
+"""Read lists of points and surfaces, and write them again with other positions and everything else as it was."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from regzoo.errors import RegZooError, bad_file
+from regzoo.files import atomic_path
+from regzoo.spatial.grid import RAS_LPS
+from regzoo.spatial.nifti import AGAIN
+from regzoo.spatial.reading import not_a_file
+
+OUTSIDE = "outside the field of view"
+_SLICER = "save it again with 3D Slicer"
+_TYPES = {"char": "i1", "uchar": "u1", "int8": "i1", "uint8": "u1", "short": "i2", "ushort": "u2", "int16": "i2"}
+_TYPES |= {"uint16": "u2", "int": "i4", "uint": "u4", "int32": "i4", "uint32": "u4"}
+_TYPES |= {"float": "f4", "float32": "f4", "double": "f8", "float64": "f8"}
+
+
+class PointFile(NamedTuple):
+    """The points of a file.
+
+    Attributes:
+        points: (N, 3) float64, RAS mm.
+        rewritten: the content of the file with other points (N, 3), RAS mm; `known` (N,) says which of them are known.
+        suffix: of the file.
+    """
+
+    points: np.ndarray
+    rewritten: Callable[[np.ndarray, np.ndarray], bytes]
+    suffix: str
+
+    def write(self, path: str | Path, points: np.ndarray, known: np.ndarray) -> None:
+        """Write the file with other points, atomically; points that are not known are marked and get no position."""
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(self.rewritten(points, known))
+
+
+def read_points(path: str | Path, frame: str | None = None) -> PointFile:
+    """Read ``.fcsv`` or ``.mrk.json`` of 3D Slicer, ``.csv`` with columns x, y, z, or a surface (``.vtk``, ``.ply``).
+
+    Args:
+        path: the file.
+        frame: ``RAS`` or ``LPS``, for a file that does not say so itself.
+
+    Raises:
+        RegZooError: the file cannot be used, or its frame is not known.
+    """
+    path = Path(path)
+    suffix = point_suffix(path)
+    if not path.is_file():
+        raise not_a_file(path)
+    if frame is not None and frame.upper() not in ("RAS", "LPS"):
+        raise RegZooError(f"--frame {frame}: is not a frame; write RAS or LPS")
+    content = path.read_bytes()
+    if not content.strip():
+        raise bad_file(path, "is empty", AGAIN)
+    return _READERS[suffix](path, content, frame.upper() if frame else None)
+
+
+def point_suffix(path: str | Path) -> str:
+    """The suffix of a file of points; raises `RegZooError` for any other file."""
+    found = [suffix for suffix in _READERS if str(path).lower().endswith(suffix)]
+    if not found:
+        raise bad_file(path, "is not a list of points or a surface", f"give one of {', '.join(_READERS)}")
+    return found[0]
+
+
+def _signs(path: Path, said: str | None, frame: str | None) -> np.ndarray:
+    """The factors between the frame of a file and RAS."""
+    if said is None and frame is None:
+        raise bad_file(path, "does not say whether its points are RAS or LPS", "add --frame RAS or --frame LPS")
+    if said is not None and frame is not None and said != frame:
+        raise bad_file(path, f"says that its points are {said}, not {frame}", "leave --frame out")
+    return np.ones(3) if (said or frame) == "RAS" else RAS_LPS.diagonal()[:3]
+
+
+def _checked(path: Path, points: Any) -> np.ndarray:
+    array = np.asarray(points, dtype=np.float64).reshape(-1, 3)
+    if not len(array):
+        raise bad_file(path, "holds no points", "place one, or leave the file out")
+    if not np.isfinite(array).all():
+        raise bad_file(path, "holds positions that are NaN or infinite", "remove these points")
+    return array
+
+
+def _text(path: Path, content: bytes) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise bad_file(path, "is not a text file", AGAIN) from None
+
+
+def _numbers(path: Path, rows: Sequence[Sequence[str]], columns: Sequence[int]) -> np.ndarray:
+    try:
+        points = [[float(row[column]) for column in columns] for row in rows]
+    except (ValueError, IndexError):
+        raise bad_file(path, "has a row without three numbers for x, y and z", "complete or remove it") from None
+    return _checked(path, points)
+
+
+def _csv_text(rows: Sequence[Sequence[str]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def _fcsv(path: Path, content: bytes, frame: str | None) -> PointFile:
+    lines = _text(path, content).splitlines()
+    head = [line for line in lines if line.startswith("#")]
+    facts = dict(re.findall(r"^#\s*(\w+)\s*=\s*(.*?)\s*$", "\n".join(head), re.M))
+    said = {"0": "RAS", "1": "LPS"}.get(found := facts.get("CoordinateSystem", ""), found)
+    if said not in ("RAS", "LPS", ""):
+        raise bad_file(path, f"has its points in the frame {said}", "save it in RAS or LPS")
+    names = facts.get("columns", "id,x,y,z,ow,ox,oy,oz,vis,sel,lock,label,desc,associatedNodeID").split(",")
+    if not {"x", "y", "z"} <= set(names):
+        raise bad_file(path, "names no columns x, y and z", _SLICER)
+    columns = [names.index(axis) for axis in "xyz"]
+    rows = list(csv.reader(line for line in lines if line.strip() and not line.startswith("#")))
+    signs = _signs(path, said or None, frame)
+
+    def rewritten(points: np.ndarray, known: np.ndarray) -> bytes:
+        text = "".join(f"{line}\n" for line in head)
+        for row, point, is_known in zip(rows, points * signs, known, strict=True):
+            if is_known:  # the others must stay out of the scene, but not disappear
+                text += _csv_text([_replaced(row, columns, point)])
+            else:
+                text += f"# {OUTSIDE}: {_csv_text([row])}"
+        return text.encode()
+
+    return PointFile(_numbers(path, rows, columns) * signs, rewritten, ".fcsv")
+
+
+def _replaced(row: Sequence[str], columns: Sequence[int], point: np.ndarray) -> list[str]:
+    new = list(row)
+    for column, value in zip(columns, point, strict=True):
+        new[column] = f"{value:.6f}"
+    return new
+
+
+def _csv(path: Path, content: bytes, frame: str | None) -> PointFile:
+    header, *rows = [row for row in csv.reader(_text(path, content).splitlines()) if row]
+    names = [name.strip().lower() for name in header]
+    if not {"x", "y", "z"} <= set(names):
+        raise bad_file(path, "names no columns x, y and z in its first line", "add a line such as x,y,z,name")
+    columns = [names.index(axis) for axis in "xyz"]
+    signs = _signs(path, None, frame)
+
+    def rewritten(points: np.ndarray, known: np.ndarray) -> bytes:
+        table = [[*header, "note"]]
+        for row, point, is_known in zip(rows, points * signs, known, strict=True):
+            new = _replaced(row, columns, point)
+            for column in () if is_known else columns:
+                new[column] = ""
+            table.append([*new, "" if is_known else OUTSIDE])
+        return _csv_text([row[:-1] for row in table] if known.all() else table).encode()
+
+    return PointFile(_numbers(path, rows, columns) * signs, rewritten, ".csv")
+
+
+def _markups(path: Path, content: bytes, frame: str | None) -> PointFile:
+    try:
+        scene = json.loads(_text(path, content))
+        lists = scene["markups"]
+        placed = [
+            (one["coordinateSystem"], point)
+            for one in lists
+            for point in one["controlPoints"]
+            if point.get("positionStatus", "defined") == "defined"
+        ]
+        positions = _checked(path, [point["position"] for _, point in placed])
+    except RegZooError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise bad_file(path, "is not a list of markups of 3D Slicer", _SLICER) from None
+    for one in lists:
+        if one.get("type") in ("ROI", "Plane"):
+            raise bad_file(path, f"holds a {one['type']}, which is more than points", "export its corners as points")
+        if one.get("coordinateUnits", "mm") not in ("mm", ["mm", "mm", "mm"]):
+            raise bad_file(path, f"has its points in {one['coordinateUnits']}", "save it in mm")
+    if not {said for said, _ in placed} <= {"RAS", "LPS"}:
+        raise bad_file(path, f"has points in the frame {placed[0][0]}", "save it in RAS or LPS")
+    signs = np.stack([_signs(path, said, frame) for said, _ in placed])
+
+    def rewritten(points: np.ndarray, known: np.ndarray) -> bytes:
+        written = copy.deepcopy(scene)
+        moved = [
+            point
+            for one in written["markups"]
+            for point in one["controlPoints"]
+            if point.get("positionStatus", "defined") == "defined"
+        ]
+        for point, position, is_known in zip(moved, points * signs, known, strict=True):
+            if is_known:
+                point["position"] = [round(float(value), 6) for value in position]
+            else:
+                del point["position"]
+                point["positionStatus"] = "undefined"
+                point["description"] = "; ".join(filter(None, [point.get("description"), OUTSIDE]))
+        return (json.dumps(written, indent=4) + "\n").encode()
+
+    return PointFile(positions * signs, rewritten, ".mrk.json")
+
+
+def _surface(path: Path, frame: str | None, head: bytes, values: np.ndarray, encode: Callable[..., bytes]) -> PointFile:
+    """A surface whose vertices are replaced; 3D Slicer writes the frame into the header."""
+    said = re.search(rb"SPACE\s*=\s*(RAS|LPS)", head)
+    signs = _signs(path, said[1].decode() if said else None, frame)
+    points = _checked(path, values) * signs
+    return PointFile(points, lambda moved, known: encode(moved * signs), path.suffix.lower())
+
+
+def _vtk(path: Path, content: bytes, frame: str | None) -> PointFile:
+    found = re.search(rb"^POINTS\s+(\d+)\s+(\w+)[^\n]*\n", content, re.M)
+    form = re.match(rb"# vtk DataFile[^\n]*\n[^\n]*\n\s*(ASCII|BINARY)\s", content)
+    if form is None or found is None or found[2] not in (b"float", b"double"):
+        raise bad_file(path, "is not a legacy VTK file with points", "save it as legacy VTK PolyData")
+    count, start = int(found[1]), found.end()
+    dtype = np.dtype(">f4" if found[2] == b"float" else ">f8")
+    if binary := form[1] == b"BINARY":
+        end = start + 3 * count * dtype.itemsize
+        if end > len(content):
+            raise bad_file(path, f"ends before its {count} points", AGAIN)
+        values, rest = np.frombuffer(content[start:end], dtype=dtype), content[end:]
+    else:
+        words = content[start:].split(maxsplit=3 * count)
+        rest = b"\n" + b"".join(words[3 * count :])
+        rows = [[word.decode("ascii", "replace") for word in words[row : row + 3]] for row in range(0, 3 * count, 3)]
+        values = _numbers(path, rows, range(3))
+
+    def encode(points: np.ndarray) -> bytes:
+        lines = "\n".join(" ".join(f"{value:.6f}" for value in point) for point in points)
+        return content[:start] + (points.astype(dtype).tobytes() if binary else lines.encode()) + rest
+
+    return _surface(path, frame, content[: found.start()], values, encode)
+
+
+def _ply(path: Path, content: bytes, frame: str | None) -> PointFile:
+    head = re.match(rb"ply\s*\n.*?end_header[ \r]*\n", content, re.S)
+    form = re.search(rb"^format\s+(\w+)", head[0], re.M) if head else None
+    first = re.search(rb"^element vertex (\d+)\s*\n((?:property \w+ \w+\s*\n)+)", head[0], re.M) if head else None
+    properties = re.findall(r"property (\w+) (\w+)", first[2].decode()) if first else []
+    names = [name for _, name in properties]
+    if head is None or form is None or first is None or not {"x", "y", "z"} <= set(names):
+        raise bad_file(path, "is not a PLY file with vertices x, y and z", AGAIN)
+    if re.search(rb"^element", head[0], re.M).start() != first.start():  # type: ignore[union-attr]
+        raise bad_file(path, "has other elements before its vertices", "put its vertices first")
+    if not re.match(rb"(comment[^\n]*\n)*(element|end_header)", head[0][first.end() :]):
+        raise bad_file(path, "has lists in its vertices", "save it again without them")
+    count, start = int(first[1]), head.end()
+    order = {b"binary_little_endian": "<", b"binary_big_endian": ">"}.get(form[1])
+    if order is None:
+        lines = content[start:].split(b"\n", count)
+        rows = [line.decode("ascii", "replace").split() for line in lines[:count]]
+        values = _numbers(path, rows, [names.index(axis) for axis in "xyz"])
+        rest = b"".join(lines[count:])
+    else:
+        if not {kind for kind, _ in properties} <= _TYPES.keys():
+            raise bad_file(path, "has vertices of an unknown type", AGAIN)
+        dtype = np.dtype([(name, order + _TYPES[kind]) for kind, name in properties])
+        end = start + count * dtype.itemsize
+        if end > len(content):
+            raise bad_file(path, f"ends before its {count} vertices", AGAIN)
+        table = np.frombuffer(content[start:end], dtype=dtype)
+        values = np.stack([table[axis] for axis in "xyz"], axis=-1)
+
+    def encode(points: np.ndarray) -> bytes:
+        if order is None:
+            columns = [names.index(axis) for axis in "xyz"]
+            new = [_replaced(row, columns, point) for row, point in zip(rows, points, strict=True)]
+            return content[:start] + "".join(" ".join(row) + "\n" for row in new).encode() + rest
+        moved = table.copy()
+        for axis, part in zip("xyz", points.T, strict=True):
+            moved[axis] = part
+        return content[:start] + moved.tobytes() + content[end:]
+
+    return _surface(path, frame, head[0], values, encode)
+
+
+_READERS = {".mrk.json": _markups, ".fcsv": _fcsv, ".csv": _csv, ".vtk": _vtk, ".ply": _ply}
