@@ -28,6 +28,9 @@ def register(
     fixed_mask: str | None = None,
     moving_mask: str | None = None,
     refine: str | None = None,
+    points: str | None = None,
+    frame: str | None = None,
+    inverse: bool = False,
     overlays: str | Sequence[str] = (),
     **overrides: Any,
 ) -> None:
@@ -48,7 +51,12 @@ def register(
         align: how to pre-align the images: header (keep the positions in the files), center (match the image centres),
             label (move the moving label to the centre of the fixed image), region (match the organ of two CTs, or the
             bodies if the organ is not labelled), or rigid, similarity or affine (register the images, about 2 s).
-        outputs: any of image,label,probability,field,statistics,picture; by default all except probability.
+        points: file of points of the moving image to carry to the fixed image: .fcsv or .mrk.json of 3D Slicer, .csv,
+            or a surface (.vtk, .ply). Writes warped_points in the same form.
+        frame: RAS or LPS, for points in a file that does not say so itself.
+        inverse: also write field_inverse.nii.gz, from moving to fixed, on the grid of the moving image.
+        outputs: any of image,label,probability,field,inverse,statistics,picture; by default all except probability and
+            inverse.
         fixed_label: file of the fixed labels, for a refinement that compares labels and for bundles that pre-align by
             an organ.
         fixed_mask: mask of the fixed voxels that count in a refinement and with --align rigid, similarity or affine;
@@ -71,7 +79,7 @@ def register(
         overrides["refine"] = refine
     settings = {name: as_value(name, value) for name, value in overrides.items()}
     labels = [as_value("moving_label", name) for name in (label, fixed_label)]
-    files = (fixed, moving, labels[0], out, outputs, labels[1], fixed_mask, moving_mask)
+    files = (fixed, moving, labels[0], out, outputs, labels[1], fixed_mask, moving_mask, points, frame, inverse)
     result = run(bundle, *files, overlays=listed(overlays), **settings)
     deformation = result.statistics.get("deformation")
     folds = f" (folded voxels: {deformation['folded_voxels_percent']:.3g} %)" if deformation else ""

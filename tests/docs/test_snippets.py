@@ -82,7 +82,7 @@ def test_transformations(registered_pair: Path, monkeypatch: pytest.MonkeyPatch)
     copies = {
         "moving.nii.gz": ("mr.nii.gz", "mr_t2.nii.gz", "other_mr_sequence.nii.gz"),
         "moving_label.nii.gz": ("lesions.nii.gz",),
-        "fixed.nii.gz": ("large.nii.gz",),
+        "fixed.nii.gz": ("large.nii.gz", "us.nii.gz"),
         "result/field.nii.gz": ("second.nii.gz", "1Warp.nii.gz"),
     }
     for source, names in copies.items():
@@ -105,6 +105,7 @@ def test_transformations(registered_pair: Path, monkeypatch: pytest.MonkeyPatch)
         written = [word for word in shlex.split(line) if Path(word).is_file()]
         assert len(written) >= 2 + any(f"--{what}" in line for what in ("image", "label", "points")), line
     fixed, moving = (nib.load(name) for name in ("fixed.nii.gz", "moving.nii.gz"))
+    assert {"warped_points.fcsv", "field_inverse.nii.gz"} <= {path.name for path in Path("registered").iterdir()}
     assert nib.load("t2_on_us.nii.gz").shape == fixed.shape and nib.load("label_on_mr.nii.gz").shape == moving.shape
 
 

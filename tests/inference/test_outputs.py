@@ -9,14 +9,16 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
-from helpers import ball, make_affine, make_grid, smooth_ddf, smooth_noise, write
+from helpers import LPS, ball, make_affine, make_grid, smooth_ddf, smooth_noise, to_sitk, write
 from ignite.engine import Engine
 from monai.data import MetaTensor
 from regzoo.case import Key
 from regzoo.errors import RegZooError
 from regzoo.inference import RegistrationResult, SaveRegistration
 from regzoo.spatial import DisplacementField, Grid
+from regzoo.spatial.point_files import read_points
 from regzoo.transforms import AlignPaird, ApplyFieldd, LoadPaird, PropagatedLabelsd, ResamplePaird, SelectLabelsd
 from scipy.ndimage import center_of_mass
 
@@ -218,7 +220,11 @@ def test_propagated_values_of_a_map_are_one_map_again(tmp_path: Path) -> None:
         ),
         (applied, "probability", "A 1/2: labels that were warped with a field have no probabilities; use "),
         (lambda: applied("none"), ["label"], "A 1/2: without a moving label there is no warped label; name one"),
-        (applied, "image,fields", "outputs: 'fields' is not known; use some of image, label, probability, field, stat"),
+        (
+            applied,
+            "image,fields",
+            "outputs: 'fields' is not known; use some of image, label, probability, field, inverse, points, stat",
+        ),
         (applied, [7], "outputs: 7 is not known; use"),
         (applied, 5, "outputs: 5 names no file to write; use some of image, label"),
         (applied, [], "outputs: [] names no file to write; use some of image, label"),
@@ -319,6 +325,35 @@ def test_files_of_a_result(tmp_path: Path) -> None:
     np.testing.assert_array_equal(masks.get_fdata(), (item["warped_label"].numpy() >= 0.5).transpose(1, 2, 3, 0))
     field = DisplacementField.load(tmp_path / "out/field.nii.gz")
     np.testing.assert_allclose(field.displacement.numpy(), item["field"].displacement.numpy(), atol=1e-5)
+
+
+def test_the_inverse_and_points_of_the_moving_image(tmp_path: Path) -> None:
+    """SimpleITK takes the points forwards; the files take them back."""
+    item = applied("none")
+    result = RegistrationResult.of(item)
+    middle = Grid(FIXED, AFFINES["fixed"]).center
+    points = np.stack([middle, middle + np.array([2, -1, 1]), middle + 400])
+    vectors = to_sitk(np.moveaxis(item["field"].displacement.double().numpy(), 0, -1) * LPS, AFFINES["fixed"])
+    forward = sitk.DisplacementFieldTransform(vectors)
+    there = np.array([forward.TransformPoint((point * LPS).tolist()) for point in points]) * LPS
+    rows = "".join(f"{name},{x},{y},{z}\n" for name, (x, y, z) in zip("abc", there, strict=True))
+    (tmp_path / "targets.csv").write_text("name,x,y,z\n" + rows)
+    result.carry_points(read_points(tmp_path / "targets.csv", "RAS"))
+    result.save(tmp_path / "out", inverse=True)
+    expected = OUTPUTS - {"warped_label.nii.gz"} | {"field_inverse.nii.gz", "warped_points.csv"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == expected
+    lines = (tmp_path / "out/warped_points.csv").read_text().splitlines()
+    back = np.array([[float(word) for word in line.split(",")[1:4]] for line in lines[1:3]])
+    np.testing.assert_allclose(back, points[:2], atol=0.01)
+    assert lines[3] == "c,,,,outside the field of view"
+    assert result.statistics["warnings"] == ["1 of 3 points lie outside the field of view"]
+    inverse = sitk.ReadImage(str(tmp_path / "out/field_inverse.nii.gz"), sitk.sitkVectorFloat64)
+    assert inverse.GetSize() == tuple(item["moving_native"].shape[1:])
+    inverse = sitk.DisplacementFieldTransform(inverse)
+    back = np.array([inverse.TransformPoint((point * LPS).tolist()) for point in there[:2]]) * LPS
+    np.testing.assert_allclose(back, points[:2], atol=0.1)
+    written = json.loads((tmp_path / "out/statistics.json").read_text(encoding="utf-8"))
+    assert 0 < written["inverse"]["round_trip_mm"] < 1
 
 
 def test_a_label_map_stays_one(tmp_path: Path) -> None:

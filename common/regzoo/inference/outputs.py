@@ -9,8 +9,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from monai.data import MetaTensor
-from regzoo.case import PATH_KEYS, REFERENCE, VIEWS, WARPED, Key
+from regzoo.case import MOVING, PATH_KEYS, REFERENCE, VIEWS, WARPED, Key
 from regzoo.errors import RegZooError, bad_file
 from regzoo.files import make_folder, partial_folder, write_json
 from regzoo.inference.statistics import label_count, propagated_labels, registration_statistics
@@ -18,6 +19,8 @@ from regzoo.ownership import check_folder, own_files, sign
 from regzoo.report.figures import case_figure
 from regzoo.spatial import DisplacementField, Grid, as_tensor, write_nifti
 from regzoo.spatial.held import as_masks, in_form_of_file, write_labels
+from regzoo.spatial.point_files import PointFile, point_suffix
+from regzoo.spatial.transformation import Transformation, round_trip
 
 logger = logging.getLogger(__name__)
 
@@ -27,16 +30,20 @@ OUTPUTS = {
     "label": "warped_label.nii.gz",
     "probability": "probability.nii.gz",
     "field": "field.nii.gz",
+    "inverse": "field_inverse.nii.gz",
+    "points": "warped_points",  # with the suffix of the points that were given
     "statistics": "statistics.json",
     "picture": "quality.png",
 }
 #: Outputs that are written only on request.
-ON_REQUEST = {"probability"}
+ON_REQUEST = {"probability", "inverse"}
 _REGISTER = "use a bundle that registers, such as prostate_mr_trus_weak_ddf"
 #: Why a result may lack an output, and what to do.
 MISSING = {
     "image": ("the labels were predicted without a transformation, so there is no warped image", _REGISTER),
     "field": ("the labels were predicted without a transformation, so there is no field", _REGISTER),
+    "inverse": ("the labels were predicted without a transformation, so it has no inverse", _REGISTER),
+    "points": ("without points of the moving image there are no warped points", "name them with --points"),
     "label": ("without a moving label there is no warped label", "name one as moving_label (regzoo register: --label)"),
     "probability": (
         "labels that were warped with a field have no probabilities",
@@ -62,6 +69,8 @@ class RegistrationResult:
         statistics: ``deformation`` (with a field), the volume and centroid of each label, and ``warnings``.
         kept: the entries of the registered case that are in `KEPT`.
         bundle: the name of the bundle that registered the pair, for the record of the files.
+        moving: the grid of the moving image, on which the inverse is sampled.
+        points: a file of points, the points in the fixed image and which of them are known there; see `carry_points`.
     """
 
     case: str
@@ -70,6 +79,8 @@ class RegistrationResult:
     statistics: dict[str, Any]
     kept: Mapping[str, Any] = dataclasses.field(repr=False)
     bundle: str = ""
+    moving: Grid | None = None
+    points: tuple[PointFile, np.ndarray, np.ndarray] | None = None
 
     @classmethod
     def of(cls, item: Mapping[str, Any], bundle: str = "") -> RegistrationResult:
@@ -77,7 +88,8 @@ class RegistrationResult:
         labels = propagated_labels(item)
         statistics = registration_statistics(item, labels)
         kept = {key: item[key] for key in KEPT if key in item}
-        return cls(str(item.get(Key.CASE, "case")), labels, label_count(item, labels), statistics, kept, bundle)
+        moving = Grid.of(item[MOVING.native_image]) if MOVING.native_image in item else None
+        return cls(str(item.get(Key.CASE, "case")), labels, label_count(item, labels), statistics, kept, bundle, moving)
 
     @property
     def fixed_image(self) -> MetaTensor:
@@ -137,7 +149,21 @@ class RegistrationResult:
         form = self.kept.get(Key.MOVING_MASK_VALUES), self.kept.get(Key.MOVING_LABEL_AXES, 3)
         return in_form_of_file(self.labels, self.label_values, *form)
 
-    def save(self, folder: str | PathLike[str], outputs: Sequence[str] | str | None = None) -> Path:
+    def carry_points(self, file: PointFile) -> None:
+        """Take the points of the moving image to the fixed image, for `save`; a warning counts those it cannot place.
+
+        Raises:
+            RegZooError: the bundle predicts labels without a transformation.
+        """
+        way = Transformation(self.field)
+        moved, known = way.carry(file.points, True, Grid.of(self.fixed_image), self.moving)
+        self.points = (file, moved, known)
+        if lost := int((~known).sum()):
+            self.statistics["warnings"].append(f"{lost} of {len(known)} points lie outside the field of view")
+
+    def save(
+        self, folder: str | PathLike[str], outputs: Sequence[str] | str | None = None, inverse: bool = False
+    ) -> Path:
         """Write the result into a folder: all of its files or, if one cannot be written, none.
 
         The files of an earlier result are replaced or removed if nobody has changed them; other files are left alone.
@@ -146,15 +172,18 @@ class RegistrationResult:
             folder: the result's folder.
             outputs: some of ``image`` (``warped_image.nii.gz``, float32), ``label`` (``warped_label.nii.gz``, in the
                 form of the moving label), ``probability`` (``probability.nii.gz``, last axis = label), ``field``
-                (``field.nii.gz``, the transformation for ITK, ANTs and 3D Slicer, LPS mm), ``statistics``
-                (``statistics.json``) and ``picture`` (``quality.png``); None: all that exist except the probability.
+                (``field.nii.gz``, the transformation for ITK, ANTs and 3D Slicer, LPS mm), ``inverse``
+                (``field_inverse.nii.gz``, from moving to fixed, on the moving image's grid), ``points``
+                (``warped_points``, in the form of the input), ``statistics`` (``statistics.json``) and ``picture``
+                (``quality.png``); None: all that exist except the probability and the inverse.
+            inverse: write ``inverse`` with the others.
 
         Raises:
             RegZooError: the result lacks one of `outputs`, or somebody else's file has the name of an output.
         """
         target = Path(folder)
-        wanted = self._wanted(outputs)
-        check_folder(target, [OUTPUTS[name] for name in wanted], self.bundle)
+        wanted = self._wanted(outputs, inverse)
+        check_folder(target, [self._file(name) for name in wanted], self.bundle)
         new = not target.exists()
         try:
             with partial_folder(make_folder(target)) as part:
@@ -170,12 +199,19 @@ class RegistrationResult:
             raise
         return target
 
-    def _wanted(self, outputs: Sequence[str] | str | None) -> list[str]:
+    def _file(self, name: str) -> str:
+        return OUTPUTS[name] + (self.points[0].suffix if name == "points" and self.points else "")
+
+    def _wanted(self, outputs: Sequence[str] | str | None, inverse: bool = False) -> list[str]:
         values = {"image": WARPED.image, "label": WARPED.label, "probability": Key.PROBABILITY, "field": Key.FIELD}
+        values["inverse"] = Key.FIELD
         missing = {name for name, key in values.items() if self.kept.get(key) is None}
+        missing |= set() if self.points else {"points"}
         wanted = requested_outputs(outputs)
         if wanted is None:
-            return [name for name in OUTPUTS if name not in missing | ON_REQUEST]
+            wanted = [name for name in OUTPUTS if name not in missing | ON_REQUEST]
+        asked = (("inverse", inverse), ("points", self.points is not None))
+        wanted += [name for name, is_asked in asked if is_asked and name not in wanted]
         for name in wanted:
             if name in missing:
                 raise bad_file(self.case, *MISSING[name])
@@ -183,8 +219,13 @@ class RegistrationResult:
 
     def _write(self, folder: Path, wanted: Sequence[str]) -> None:
         affine = Grid.of(self.fixed_image).affine
+        if "inverse" in wanted:  # before the statistics, which report its error
+            inverse, forward = self.field.inverse(self.moving), Transformation(self.field)
+            error = round_trip(forward, Transformation(inverse), inverse.grid)
+            self.statistics["inverse"] = {"round_trip_mm": round(error, 4)}
+            inverse.save(folder / OUTPUTS["inverse"])
         for name in wanted:
-            path = folder / OUTPUTS[name]
+            path = folder / self._file(name)
             if name == "image":
                 write_nifti(path, as_tensor(self.warped_image)[0].cpu().numpy(), affine)
             elif name == "label" and (labels := self.label_map()) is not None:
@@ -193,6 +234,9 @@ class RegistrationResult:
                 write_nifti(path, as_tensor(self.probability).movedim(0, -1).cpu().numpy(), affine)
             elif name == "field":
                 self.field.save(path)
+            elif name == "points" and self.points is not None:
+                file, moved, known = self.points
+                file.write(path, moved, known)
             elif name == "statistics":
                 write_json(path, self.statistics)
             elif name == "picture":
@@ -204,7 +248,12 @@ class RegistrationResult:
 
 
 def check_target(
-    folder: str | PathLike[str], outputs: Sequence[str] | str | None, bundle: str, record: Mapping[str, Any]
+    folder: str | PathLike[str],
+    outputs: Sequence[str] | str | None,
+    bundle: str,
+    record: Mapping[str, Any],
+    points: str | PathLike[str] | None = None,
+    inverse: bool = False,
 ) -> None:
     """Refuse a folder to which a result cannot be written, before the work is done.
 
@@ -213,13 +262,20 @@ def check_target(
         outputs: as for `RegistrationResult.save`.
         bundle: the name of the bundle.
         record: the pair, whose files will be read.
+        points: a file of points that will be carried over.
+        inverse: the inverse will be written with the others.
 
     Raises:
         RegZooError: an output would overwrite an input, somebody else's file or a result of another bundle.
     """
     names = requested_outputs(outputs) or [name for name in OUTPUTS if name not in ON_REQUEST]
     inputs = [value for key, value in record.items() if key in PATH_KEYS]
-    check_folder(Path(folder), {OUTPUTS[name] for name in names}, bundle, inputs)
+    files = {OUTPUTS[name] for name in names if name != "points"}
+    if inverse:
+        files.add(OUTPUTS["inverse"])
+    if points is not None:
+        files.add(OUTPUTS["points"] + point_suffix(str(points)))
+    check_folder(Path(folder), files, bundle, [*inputs, points])
 
 
 def requested_outputs(outputs: Sequence[str] | str | None) -> list[str] | None:

@@ -19,6 +19,7 @@ from regzoo.errors import RegZooError, bad_file, user_error
 from regzoo.files import check_writable
 from regzoo.inference.outputs import RegistrationResult, check_target, requested_outputs
 from regzoo.refinement.options import Linear
+from regzoo.spatial.point_files import read_points
 
 #: The ids of ``configs/inference.json`` that a registration uses.
 USED = ("device", "preprocessing", "network", "inferer", "postprocessing")
@@ -172,21 +173,28 @@ def register(
     fixed_label: Label | None = None,
     fixed_mask: str | PathLike[str] | None = None,
     moving_mask: str | PathLike[str] | None = None,
+    points: str | Path | None = None,
+    frame: str | None = None,
+    inverse: bool = False,
     **overrides: Any,
 ) -> RegistrationResult:
     """Register one pair with a bundle and, if `out` is given, write the result there.
 
     For many pairs, make one `Registrar`, which loads the network once. See `Registrar` and `Registrar.register` for the
-    arguments, and `RegistrationResult.save` for the files.
+    arguments, and `RegistrationResult.save` for the files. `points` of the moving image, see
+    `regzoo.spatial.point_files.read_points`, are carried to the fixed image; `inverse` adds this output to the others.
     """
     # These checks come before the network is loaded.
     files = (fixed, moving, label, fixed_label, fixed_mask, moving_mask)
     record = _record(*files)
     requested_outputs(outputs)
+    file = None if points is None else read_points(points, frame)
     if out is not None:
-        check_target(out, outputs, find_bundle(bundle).resolve().name, record)
+        check_target(out, outputs, find_bundle(bundle).resolve().name, record, points, inverse)
         check_writable(out)
     result = Registrar(bundle, **overrides).register(*files)
+    if file is not None:
+        result.carry_points(file)
     if out is not None:
-        result.save(out, outputs)
+        result.save(out, outputs, inverse)
     return result
