@@ -42,6 +42,9 @@ def apply(
     given = {"--image": image, "--label": label, "--points": points}
     if sum(value is not None for value in given.values()) != 1:
         raise RegZooError(f"apply: carries one thing at a time; give one of {', '.join(given)}")
+    useless = {"background": background is not None and image is None, "frame": frame is not None and points is None}
+    for option in (name for name, is_useless in useless.items() if is_useless):
+        raise RegZooError(f"--{option}: has no effect here; leave it out")
     backwards = _direction(from_, to, points is not None)
     if points is not None:
         from regzoo_tools.transforming import carry_points

@@ -67,7 +67,7 @@ def sampled(field: File, reference: File | None, to_moving: bool) -> Displacemen
     grid = grid_of(reference) if reference is not None else None
     if to_moving and grid is None:
         raise bad_file(field, "does not say where the moving image's voxels lie", "name that image with --reference")
-    transformation = read_transformation(field, None if to_moving else grid)
+    transformation = read_transformation(field, grid)
     grid = grid or transformation.grid
     if grid is None:
         raise bad_file(field, "does not say where the fixed image's voxels lie", "name that image with --reference")
@@ -92,7 +92,7 @@ def carry_points(
     """
     check_out(out, [point_suffix(points)], field, points, reference)
     file, grid = read_points(points, frame), grid_of(reference) if reference is not None else None
-    transformation = read_transformation(field, grid if to_fixed else None)
+    transformation = read_transformation(field, grid)
     fixed, moving = (grid or transformation.grid, None) if to_fixed else (transformation.grid, grid)
     moved, known = transformation.carry(file.points, to_fixed, fixed, moving)
     with own_path(out) as temporary:
@@ -120,8 +120,9 @@ def invert_file(field: File, out: File, reference: File | None = None) -> float 
         The `round_trip` in mm; None for an affine map, whose inverse is exact.
     """
     check_out(out, WRITTEN, field, reference)
-    forward = read_transformation(field)
-    grid = grid_of(reference) if reference is not None else forward.grid
+    moving = grid_of(reference) if reference is not None else None
+    forward = read_transformation(field, moving)
+    grid = moving or forward.grid
     linear = all(isinstance(step, Affine) for step, _ in forward.steps)
     if grid is None and not linear:
         raise bad_file(field, "does not say where to sample its inverse", "name the moving image with --reference")

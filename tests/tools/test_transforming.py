@@ -197,6 +197,8 @@ def test_an_existing_file_of_somebody_else_stays(
 MISTAKES = {
     "nothing to apply": ("apply field.nii.gz --out o.nii.gz", "give one of"),
     "two things": ("apply field.nii.gz --image moving.nii.gz --label labels.nii.gz --out o.nii.gz", "give one of"),
+    "a frame of an image": ("apply field.nii.gz --image moving.nii.gz --frame RAS --out o.nii.gz", "no effect"),
+    "a background of labels": ("apply field.nii.gz --label labels.nii.gz --background 3 --out o.nii.gz", "no effect"),
     "half a direction": ("apply field.nii.gz --image moving.nii.gz --from fixed --out o.nii.gz", "direction"),
     "twice the same side": ("apply field.nii.gz --image moving.nii.gz --from fixed --to fixed --out o.nii.gz", "dir"),
     "no grid of the moving": (

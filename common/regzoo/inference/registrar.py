@@ -188,6 +188,8 @@ def register(
     files = (fixed, moving, label, fixed_label, fixed_mask, moving_mask)
     record = _record(*files)
     requested_outputs(outputs)
+    if frame is not None and points is None:
+        raise RegZooError("--frame: has no effect without --points; leave it out")
     file = None if points is None else read_points(points, frame)
     if out is not None:
         check_target(out, outputs, find_bundle(bundle).resolve().name, record, points, inverse)

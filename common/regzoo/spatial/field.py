@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 
@@ -175,18 +176,20 @@ class DisplacementField:
         return np.asarray(self._inverse_at(wanted.reshape(1, 3, -1, 1, 1)).reshape(3, -1).T.cpu().numpy())
 
     def _inverse_at(self, wanted: torch.Tensor) -> torch.Tensor:
-        """The points that the field takes to `wanted`, (1, 3, X, Y, Z) float64, RAS mm.
-
-        An affine map is fitted first, so that a large pre-alignment does no harm.
-        """
-        affine = self._affine_fit()
-        residual = (self.points() - apply_matrix(affine, self._voxel_centres(self.grid))[0]).float()
+        """The points that the field takes to `wanted`, (1, 3, X, Y, Z) float64, RAS mm."""
+        affine, residual = self._affine_and_residual
         to_voxels = torch.as_tensor(np.linalg.inv(self.grid.affine))
         return invert(
             lambda points: sample(residual[None], apply_matrix(to_voxels, points).float(), padding="border"),
             affine,
             wanted,
         )
+
+    @cached_property
+    def _affine_and_residual(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """An affine map and what it lacks: without it, a large pre-alignment would keep an inverse from converging."""
+        affine = self._affine_fit()
+        return affine, (self.points() - apply_matrix(affine, self._voxel_centres(self.grid))[0]).float()
 
     def ddf(self) -> MetaTensor:
         """The displacement in voxels of the field's own grid, along its axes, (3, X, Y, Z)."""

@@ -15,11 +15,13 @@ from scipy.ndimage import map_coordinates
 
 
 class Step(Protocol):
-    """A map of points (N, 3), RAS mm, from a fixed to a moving image, and its inverse."""
+    """A map of points (N, 3), RAS mm, and its inverse."""
 
-    def transform_points(self, points: np.ndarray) -> np.ndarray: ...
+    def transform_points(self, points: np.ndarray) -> np.ndarray:
+        """Take points from the fixed towards the moving image."""
 
-    def inverse_points(self, points: np.ndarray) -> np.ndarray: ...
+    def inverse_points(self, points: np.ndarray) -> np.ndarray:
+        """Take points from the moving towards the fixed image."""
 
 
 @dataclass(frozen=True, eq=False)
