@@ -36,7 +36,7 @@ def apply(
         reference: image on whose grid the result lies; by default the grid of the field.
         from_: moving or fixed (written --from): the image to which the input belongs.
         to: fixed or moving: the image to which the result belongs.
-        frame: RAS or LPS, for points in a .csv or a .ply, which does not say so itself.
+        frame: RAS or LPS, for points in a file that does not say so itself, such as .csv.
         background: value of voxels beyond the image; by default its lowest value.
     """
     given = {"--image": image, "--label": label, "--points": points}
