@@ -125,8 +125,9 @@ def xyz(image: sitk.Image) -> np.ndarray:
     return np.ascontiguousarray(sitk.GetArrayFromImage(image).transpose(2, 1, 0))
 
 
-def affine(fixed: sitk.Image, moving: sitk.Image) -> np.ndarray:
-    """SimpleITK's affine registration by mutual information, from the centres of the images: 4×4, fixed to moving."""
+def affine(fixed: sitk.Image, moving: sitk.Image, mask: sitk.Image | None = None) -> np.ndarray:
+    """SimpleITK's affine registration by mutual information, from the centres of the images, within a mask of the
+    fixed one: 4×4, fixed to moving."""
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(32)
     method.SetMetricSamplingStrategy(method.REGULAR)
@@ -141,6 +142,8 @@ def affine(fixed: sitk.Image, moving: sitk.Image) -> np.ndarray:
         fixed, moving, sitk.AffineTransform(3), sitk.CenteredTransformInitializerFilter.GEOMETRY
     )
     method.SetInitialTransform(initial, True)
+    if mask is not None:
+        method.SetMetricFixedMask(mask)
     method.Execute(fixed, moving)
     matrix = np.eye(4)
     matrix[:3, 3] = initial.TransformPoint((0.0, 0.0, 0.0))

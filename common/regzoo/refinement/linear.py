@@ -10,7 +10,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from regzoo.errors import bad_file
-from regzoo.filters import gaussian_matrix, separable_filter
+from regzoo.filters import gaussian_matrix
+from regzoo.refinement.lattice import shrunk
 from regzoo.refinement.linear_transform import LinearTransform
 from regzoo.refinement.options import SOFT_TISSUE, Linear
 from regzoo.spatial import Grid, as_tensor
@@ -18,7 +19,7 @@ from regzoo.spatial.volumes import FILE
 from scipy.spatial.transform import Rotation
 
 #: Voxels along the mean edge of the smaller image, sample points, steps and first step (voxels) of each level.
-LEVELS = ((20, 4_000, 25, 1.0), (40, 10_000, 25, 0.5), (80, 30_000, 30, 0.5))
+LEVELS = ((24, 6_000, 25, 1.0), (40, 10_000, 25, 0.5), (80, 30_000, 30, 0.5))
 #: Bins of each axis of the joint histogram.
 BINS = 32
 #: Starts that are optimised at the first level, and of those, at the second.
@@ -131,16 +132,10 @@ class _Side:
 
     def coarser(self, spacing: float) -> _Side:
         """The image at a spacing in mm, smoothed against aliasing; finer axes stay."""
-        shape = [max(round(n * size / spacing), 1) for n, size in zip(self.grid.shape, self.grid.spacing, strict=True)]
-        sizes = [min(n, m) for n, m in zip(self.grid.shape, shape, strict=True)]
-        steps = np.array(self.grid.shape) / sizes
-        affine = self.grid.affine @ np.diag([*steps, 1])
-        affine[:3, 3] = self.grid.to_world((steps - 1) / 2)
-        matrices = [
-            None if n == m else _averages(n, m).to(self.channels.device)
-            for n, m in zip(self.grid.shape, sizes, strict=True)
-        ]
-        return _Side(separable_filter(self.channels, matrices), Grid((sizes[0], sizes[1], sizes[2]), affine))
+        old = np.asarray(self.grid.shape)
+        size = np.minimum(np.maximum(np.round((old - 1) * self.grid.spacing / spacing) + 1, THINNEST), old).astype(int)
+        affine = self.grid.affine @ np.diag([*(old - 1) / (size - 1), 1])
+        return _Side(shrunk(self.channels, size.tolist()), Grid((int(size[0]), int(size[1]), int(size[2])), affine))
 
     def equalised(self) -> _Side:
         """Intensities from 0 to 1, spread by the square root of their histogram to suit any modality."""
@@ -165,16 +160,6 @@ class _Side:
         image = self.channels[0, 0].double()
         sums = [image.sum(dim=[other for other in range(3) if other != axis]).cpu().numpy() for axis in range(3)]
         return self.grid.to_world([float((line * np.arange(len(line))).sum() / line.sum()) for line in sums])
-
-
-def _averages(size: int, fewer: int) -> torch.Tensor:
-    """The matrix (fewer, size) that smooths an axis and takes `fewer` values from it, evenly spaced."""
-    step = size / fewer
-    places = (torch.arange(fewer, dtype=torch.float64) + 0.5) * step - 0.5
-    apart = places[:, None] - torch.arange(size, dtype=torch.float64)
-    # A linear interpolation of the axis after a Gaussian that widens a voxel's box to the new one.
-    weights = torch.exp(-6 * apart.square() / max(step**2 - 1, 0.5))
-    return (weights / weights.sum(dim=1, keepdim=True)).float()
 
 
 def _starts(source: _Side, target: _Side) -> torch.Tensor:
