@@ -9,6 +9,7 @@ import pytest
 import torch
 from regzoo.errors import RegZooError
 from regzoo.refinement import KINDS, RefinementOptions, Volumes, options_for, refine
+from regzoo.refinement.lattice import Lattice
 from regzoo.spatial import DisplacementField, Grid, jacobian_determinant
 from scipy.ndimage import gaussian_filter, map_coordinates
 
@@ -172,3 +173,15 @@ def test_wrong_options_are_named(change: dict[str, object], words: str) -> None:
         options_for("mr", **change)
     with pytest.raises(RegZooError, match="pet"):
         options_for("pet")
+
+
+def test_the_derivative_of_a_small_exponential_is_near_the_identity() -> None:
+    """The finest level relies on it; the truth is autograd through the squarings."""
+    lattice = Lattice((24, 22, 20), torch.device("cpu"))
+    noise = torch.from_numpy(
+        gaussian_filter(np.random.default_rng(1).standard_normal((2, 3, 24, 22, 20)), (0, 0, 4, 4, 4))
+    )
+    velocity, weight = (part.movedim(0, -1)[None].float().contiguous() for part in noise / noise.abs().max())
+    velocity = (0.5 * velocity).requires_grad_()
+    (exact,) = torch.autograd.grad((lattice.exponential(velocity, 4) * weight).sum(), velocity)
+    assert float((exact - weight).norm() / weight.norm()) < 0.15

@@ -2,8 +2,8 @@
 
 The coarse levels optimise one stationary velocity field v. The penalty is on the roughness of the whole of v, which
 keeps large deformations regular. The finest level costs most, so it optimises only a small deformation w of the moving
-side as v has warped it. Most of its steps take w as a displacement, the last ones integrate it. The result is the
-composition of both exponentials.
+side as v has warped it. Most of its steps take w as a displacement. The last ones integrate it, but take the gradient
+of w itself, which needs no backward pass through the squarings. The result is the composition of both exponentials.
 
 A linear transformation is optimised on all levels by the same steps, without a penalty. It follows the start.
 """
@@ -26,7 +26,7 @@ from regzoo.refinement.options import Linear, RefinementOptions
 from regzoo.spatial import DisplacementField, Grid
 
 #: Squarings of an exponential during the coarse levels, at the end of the finest level, and in the result.
-COARSE, FINE, RESULT = 3, 2, 6
+COARSE, FINE, RESULT = 3, 1, 6
 #: The share of the steps of the finest level that integrate.
 INTEGRATED = 0.25
 #: Steps between two looks at the objective, which make the host wait for the device.
@@ -175,7 +175,7 @@ class _Refinement:
         finest = self.levels[-1]
         velocity, added = self._coarse_levels(start)
         lattice = self._lattice(finest)
-        after = self._field(lattice, lattice.resized(velocity, lattice.size), self.result, finest)
+        after = self._field(Lattice(velocity.shape[1:4], lattice.device), velocity, self.result, finest)
         rough = roughness(added)
         if len(self.levels) > 1:
             residual = self._finest_level(finest.warped(after), lattice)
@@ -208,7 +208,16 @@ class _Refinement:
         steps = self.options.steps[-1]
         integrated = round(INTEGRATED * steps) if self.fine else 0
         phases = [(steps - integrated, 0), (integrated, self.fine)]
-        return self._minimise(level, self._of_velocity(level, lattice), lattice.zeros(), phases, self.options.rate)
+
+        def field(velocity: torch.Tensor, squarings: int) -> torch.Tensor:
+            if squarings:
+                # Near 0, the derivative of the exponential is the identity. A backward pass through the squarings
+                # would take longer than the rest of the step.
+                still = velocity.detach()
+                velocity = velocity + (lattice.exponential(still, squarings) - still)
+            return lattice.resized(velocity, level.size)
+
+        return self._minimise(level, field, lattice.zeros(), phases, self.options.rate)
 
     def _of_velocity(self, level: Level, lattice: Lattice, base: torch.Tensor | None = None) -> _Field:
         """The displacement of a level as a function of a velocity, or of what is added to `base`, and squarings."""

@@ -44,7 +44,8 @@ def _grid_sample_by_threads(
 ) -> torch.Tensor:
     """PyTorch's 3-D CPU kernel runs one thread per batch item, so slabs of the output are passed as batch items."""
     rows = grid.shape[1]
-    grid = torch.cat([grid, grid[:, -1:].expand(-1, -rows % threads, -1, -1, -1)], dim=1)
+    if rows % threads:
+        grid = torch.cat([grid, grid[:, -1:].expand(-1, -rows % threads, -1, -1, -1)], dim=1)
     slabbed = grid.reshape(threads, -1, *grid.shape[2:])
     images = image.expand(threads, -1, -1, -1, -1)
     sampled = F.grid_sample(images, slabbed, mode=mode, padding_mode=padding, align_corners=True)
