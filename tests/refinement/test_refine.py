@@ -154,6 +154,7 @@ def test_a_time_limit_ends_the_steps(texture: np.ndarray) -> None:
         ({"transformation": "spline"}, "transformation"),
         ({"spacing": 0}, "spacing"),
         ({"window": 4}, "window"),
+        ({"trust": 0}, "trust"),
         ({"steps": ()}, "steps"),
         ({"smoothness": -1}, "smoothness"),
         ({"smoothness": "a"}, "smoothness"),

@@ -101,7 +101,7 @@ class _Refinement:
             fixed, moving, parts_of(options), options.spacing, len(options.steps), options.max_voxels
         )
         self.fixed, self.start = fixed.grid, start
-        self.smoothness = 0.0 if options.linear else options.smoothness
+        self.smoothness = 0.0 if options.linear else options.smoothness * (1.0 if start is None else options.trust)
         self.coarse, self.fine, self.result = (
             (COARSE, FINE, RESULT) if options.transformation == "velocity" else (0, 0, 0)
         )

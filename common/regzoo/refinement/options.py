@@ -33,6 +33,8 @@ class RefinementOptions:
         lattice: distance of the values of the velocity field at the finest level, mm; it has a value at every n-th
             voxel of each level. A linear transformation has none.
         smoothness: weight of the mean squared difference of neighbouring velocities, in voxels of the lattice.
+        trust: factor of `smoothness` if the refinement starts from a field, such as a network's. Only what the
+            refinement adds is penalised, so a larger factor keeps the result nearer to the field.
         rate: step size of the optimiser, voxels of the lattice; of a linear transformation, voxels of the level at the
             edge of the image.
         window: width of the window of ``lncc``, voxels of each level, odd.
@@ -49,6 +51,7 @@ class RefinementOptions:
     steps: tuple[int, ...] = (40, 20, 20)
     lattice: float = 2.0
     smoothness: float = 0.1
+    trust: float = 1.0
     rate: float = 0.3
     window: int = 9
     sigmas: tuple[float, ...] = (0.0, 2.0, 4.0, 8.0)
@@ -84,7 +87,9 @@ class RefinementOptions:
         if self.transformation not in get_args(Transformation):
             known = ", ".join(get_args(Transformation))
             raise RegZooError(f"transformation: {self.transformation!r} is not known; use one of {known}")
-        positive = {name: getattr(self, name) for name in ("spacing", "max_voxels", "lattice", "rate", "window")}
+        positive = {
+            name: getattr(self, name) for name in ("spacing", "max_voxels", "lattice", "trust", "rate", "window")
+        }
         positive |= {f"similarity {name}": weight for name, weight in self.similarity.items()}
         if self.seconds is not None:
             positive["seconds"] = self.seconds
@@ -109,7 +114,9 @@ KINDS: dict[str, RefinementOptions] = {
     "ct": RefinementOptions(
         spacing=3.0, steps=(100, 60, 20), lattice=6.0, smoothness=0.4, window=7, intensities=SOFT_TISSUE
     ),
-    "other": RefinementOptions(similarity={"mind": 1.0}, spacing=2.0, steps=(60, 40, 20), lattice=4.0, smoothness=0.1),
+    "other": RefinementOptions(
+        similarity={"mind": 1.0}, spacing=3.0, steps=(100, 60, 20), lattice=6.0, smoothness=0.3, trust=4.0
+    ),
     "labels": RefinementOptions(
         similarity={"labels": 1.0}, spacing=2.0, steps=(60, 40, 20), lattice=4.0, smoothness=1.0
     ),
