@@ -205,7 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     text = f"{heading(f'{options.count} phantoms of each kind')}\n\n{table(options.count, options.scene, options.tool)}"
     print(text)
-    save_result(options.out, "Affine registration", text, "alignment.py", arguments, f"{__doc__}\n\n{NOTE}")
+    save_result(options.out, "Affine registration", text, "alignment.py", arguments, f"{__doc__}\n{NOTE}")
 
 
 if __name__ == "__main__":
