@@ -25,7 +25,8 @@ from regzoo.refinement.objective import Objective, parts_of
 from regzoo.refinement.options import Linear, RefinementOptions
 from regzoo.spatial import DisplacementField, Grid
 
-#: Squarings of an exponential during the coarse levels, at the end of the finest level, and in the result.
+#: Squarings of an exponential during the coarse levels (and of what the finest level adds, in the result), at the end
+#: of the finest level, and in the result of the coarse levels.
 COARSE, FINE, RESULT = 3, 1, 6
 #: The share of the steps of the finest level that integrate.
 INTEGRATED = 0.25
@@ -179,7 +180,7 @@ class _Refinement:
         rough = roughness(added)
         if len(self.levels) > 1:
             residual = self._finest_level(finest.warped(after), lattice)
-            after = _composed(finest, self._field(lattice, residual, self.result, finest), after)
+            after = _composed(finest, self._field(lattice, residual, self.coarse, finest), after)
             rough = rough + roughness(residual)
         return after, self.smoothness * rough
 
