@@ -37,8 +37,6 @@ NOTE = (
     "reading the files and warping the image, NiftyReg's also writing. Memory is the peak of the process, libraries "
     "included."
 )
-
-
 ONLY = "run only these; the tables show all that is known"
 AGAIN = f"repeat these; {BUSY}: those that shared the machine with other work"
 
@@ -49,13 +47,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--data", type=Path, default=PAIRS, help="real images; their tables are left out where it is absent")
     add("--groups", nargs="+", choices=list(GROUPS), default=list(GROUPS), help="saved only with all")
-    add(
-        "--only",
-        nargs="+",
-        choices=list(METHODS),
-        metavar="METHOD",
-        help="run only these; the tables show what is known",
-    )
+    add("--only", nargs="+", choices=list(METHODS), metavar="METHOD", help=ONLY)
     add("--again", nargs="+", choices=[*METHODS, BUSY], default=[], metavar="METHOD", help=AGAIN)
     add("--save", action=argparse.BooleanOptionalAction, default=True, help="write benchmarks/results/peers.md")
     return parser.parse_args(arguments)
