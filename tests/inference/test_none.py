@@ -67,8 +67,14 @@ def test_without_refinement_it_is_the_pre_alignment(pair: dict[str, str]) -> Non
         ({"refine": "labels"}, "no moving_label"),
         ({"refine": "labels", "label": "moving_label"}, "no fixed_label"),
         ({"refine": "labels", "label": "moving_label", "fixed_label": "fixed_other"}, "no label in common"),
-        ({"refine": "mr", "fixed_mask": "fixed_empty"}, "no labelled voxel"),
-        ({"refine": "mr", "moving_mask": "moving_all", "exclude": True}, "no voxel that counts"),
+        (
+            {"refine": "mr", "fixed_mask": "fixed_empty"},
+            "fixed_empty.nii.gz: leaves no voxel that counts: no voxel is above 0; ",
+        ),
+        (
+            {"refine": "mr", "moving_mask": "moving_all", "exclude": True},
+            "moving_all.nii.gz: leaves no voxel .* all voxels are above 0; ",
+        ),
         ({"refine": "pet"}, "pet"),
         ({"refine": "mr", "refine_seconds": -1}, "refine_seconds"),
         ({"refine": "mr", "refine_options": {"spacing": 2.0, "levels": 3}}, "levels"),

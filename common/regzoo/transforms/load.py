@@ -110,10 +110,15 @@ class LoadPaird(MapTransform):
         return item
 
     def _mask(self, path: str, grid: Grid) -> MetaTensor:
-        volume = read_label_file(path, grid, strict_headers=self.strict_headers).volume
+        volume = read_label_file(path, grid, may_be_empty=True, strict_headers=self.strict_headers).volume
         counts = (volume.as_tensor() > 0).any(0)[None] ^ self.exclude
         if not bool(counts.any()):
-            raise bad_file(path, "leaves no voxel that counts", "check the mask and --exclude")
+            which = "all voxels are" if self.exclude else "no voxel is"
+            raise bad_file(
+                path,
+                f"leaves no voxel that counts: {which} above 0",
+                "check the mask, and whether exclude should be set",
+            )
         return MetaTensor(counts, affine=volume.affine, meta={FILE: str(path)})
 
     def _values(self, record: Record, maps: Mapping[str, LabelFile]) -> list[int]:
