@@ -302,7 +302,9 @@ class MindSimilarity(Similarity):
             weight = torch.where(descriptors.known, mask, 0)
             mass = weight.sum()
             if not bool(mass > 0):
-                raise RegZooError("no voxel of the mask has a whole neighbourhood inside it; give a larger mask")
+                raise RegZooError(
+                    "no voxel has a whole neighbourhood of voxels that count; enlarge the masks or align first"
+                )
             weight = weight * (2 * share / (CHANNELS * mass))
 
         def head(found: torch.Tensor, slab: slice) -> tuple[torch.Tensor, torch.Tensor]:

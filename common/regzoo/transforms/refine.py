@@ -118,7 +118,8 @@ class RefinePaird(MapTransform):
         channels = range(count) if self.channels is None else [index for index in self.channels if index < count]
         common = [index for index in channels if found[0][index] and found[1][index]]
         if not common:
-            raise RegZooError("labels are compared, but the two label files have no label in common")
+            fix = "give the same structure the same value, or the same place, in both"
+            raise RegZooError(f"labels are compared, but the two label files have no label in common; {fix}")
         return {"fixed": selected(fixed, common), "moving": selected(moving, common)}
 
 
