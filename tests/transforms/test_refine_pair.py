@@ -1,15 +1,26 @@
-"""Which labels of a case a refinement compares."""
+"""What the refinement of a case starts from, which labels it compares, and what it puts into the case."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
+from bundle_list import config
+from monai.bundle import ConfigParser
 from monai.data import MetaTensor
-from regzoo.case import FIXED, MOVING, Case
+from regzoo.case import FIXED, MOVING, WARPED, Case, Key
 from regzoo.errors import RegZooError
+from regzoo.spatial import DisplacementField, Grid
 from regzoo.transforms import RefinePaird
+from scipy.ndimage import gaussian_filter
 
 SHAPE = (6, 5, 4)
+#: The grids of the files and of the network.
+NATIVE = Grid((36, 32, 30), np.diag([2.0, 2.0, 2.0, 1.0]))
+NETWORK = Grid((13, 12, 11), np.diag([6.0, 6.0, 6.0, 1.0]))
+TRUE_MM = 4.0
 
 
 def case(fixed: torch.Tensor, moving: torch.Tensor) -> Case:
@@ -27,3 +38,77 @@ def test_labels_on_one_side_do_not_count(channels: list[int] | None) -> None:
     assert torch.equal(found["fixed"], fixed[first:]) and torch.equal(found["moving"], moving[first:])
     with pytest.raises(RegZooError, match="no label in common"):
         refinement._labels(case(fixed[:2], moving[:2]))
+
+
+def on(grid: Grid, values: np.ndarray | torch.Tensor) -> MetaTensor:
+    return MetaTensor(torch.as_tensor(values).float()[None], affine=torch.as_tensor(grid.affine))
+
+
+def ball(shift_mm: float = 0.0) -> np.ndarray:
+    points = np.stack(np.meshgrid(*[np.arange(n) for n in NATIVE.shape], indexing="ij"))
+    return np.linalg.norm(points - np.reshape((17 + shift_mm / 2, 16, 15), (3, 1, 1, 1)), axis=0) < 6
+
+
+def pair() -> Case:
+    """A CT of a ball in texture, and the same `TRUE_MM` further along the first axis, as a bundle prepares them."""
+    texture = gaussian_filter(np.random.default_rng(0).standard_normal(NATIVE.shape), 2) * 200
+    item: Any = {Key.CASE: "a", FIXED.image: on(NETWORK, torch.zeros(NETWORK.shape))}
+    for side, shift in ((FIXED, 0.0), (MOVING, TRUE_MM)):
+        image = np.roll(texture, int(shift / 2), axis=0) + 100 * gaussian_filter(ball(shift).astype(float), 1)
+        item[side.native_image] = on(NATIVE, image)
+    return item
+
+
+def predicted(mm: float) -> torch.Tensor:
+    """The DDF of a shift, (3, X, Y, Z), voxels of the network grid."""
+    return torch.tensor([mm / 6, 0, 0]).view(3, 1, 1, 1).expand(3, *NETWORK.shape).clone()
+
+
+def shift_of(item: Case) -> np.ndarray:
+    """The mean displacement of the fixed ball, mm."""
+    field = DisplacementField.from_ddf(item[Key.PRED], item[Key.PRED_GRID], NATIVE).displacement
+    return field[:, torch.from_numpy(ball())].mean(1).numpy()
+
+
+def conditional_refinement(name: str) -> Any:
+    """The step of a configuration of the bundle that predicts labels."""
+    parser = ConfigParser(config("prostate_mr_trus_conditional_seg", name))
+    parser["refine"], parser["served"] = True, False
+    return parser.get_parsed_content("refinement")
+
+
+@pytest.mark.parametrize("start", [0.0, 2.0, TRUE_MM, -2.0])
+def test_a_network_s_field_gets_better_or_stays(start: float) -> None:
+    with torch.inference_mode():
+        item = pair() | {Key.PRED: predicted(start)}
+        found = RefinePaird("ct", options={"spacing": 2.0, "steps": [20, 20]})(item)
+    done, grid = found[Key.REFINEMENT], found[Key.PRED_GRID]
+    assert done["objective_after"] <= done["objective_before"]
+    assert (grid.spacing < NETWORK.spacing).all() and found[Key.PRED].shape == (3, *grid.shape)
+    before, after = (abs(mm - TRUE_MM) for mm in (start, shift_of(found)[0]))
+    assert after < max(0.3 * before, 0.2)
+    assert np.abs(shift_of(found)[1:]).max() < 0.2
+    assert torch.equal(item[Key.PRED], predicted(start)) and Key.REFINEMENT not in item
+
+
+def test_without_steps_the_network_s_field_stays() -> None:
+    """On a finer grid, and beyond the outermost voxels of the network's."""
+    found = RefinePaird("ct", options={"steps": [0]})(pair() | {Key.PRED: predicted(2.0)})
+    assert not found[Key.REFINEMENT]["improved"]
+    field = DisplacementField.from_ddf(found[Key.PRED], found[Key.PRED_GRID], NATIVE).displacement
+    np.testing.assert_allclose(field.flatten(1).T, np.broadcast_to([2.0, 0, 0], (field[0].numel(), 3)), atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "drawn", "expected"), [("inference", False, -4.0), ("inference", True, 4.0), ("evaluate", True, -4.0)]
+)
+def test_predicted_labels_drive_a_field_unless_the_user_draws_some(name: str, drawn: bool, expected: float) -> None:
+    """The moving ball lies 4 mm before the predicted one and 4 mm behind the drawn one, the truth of an evaluation."""
+    item: Any = pair() | {MOVING.native_label: on(NATIVE, ball()), WARPED.label: on(NATIVE, ball(4.0))}
+    item |= {Key.PRED: torch.rand(1, *NETWORK.shape), Key.LABELS_PREDICTED: True}
+    if drawn:
+        item[FIXED.native_label] = on(NATIVE, ball(-4.0))
+    with torch.inference_mode():
+        found = conditional_refinement(name)(item)
+    assert found[Key.REFINEMENT]["improved"] and not found[Key.LABELS_PREDICTED]
+    np.testing.assert_allclose(shift_of(found), [expected, 0, 0], atol=0.7)

@@ -36,6 +36,8 @@ class RefinePaird(MapTransform):
         options: other values of `RefinementOptions`.
         seconds: time limit; None for none. A case's own ``refine_seconds`` takes precedence.
         labels: the channels of the labels to compare, from 0; None for all that both sides have.
+        prefer_predicted: compare predicted labels even if the case has labels of the fixed image. In an evaluation,
+            those are the truth.
         show_progress: show a progress bar.
 
     Raises:
@@ -49,13 +51,14 @@ class RefinePaird(MapTransform):
         options: Mapping[str, Any] | None = None,
         seconds: float | None = None,
         labels: Sequence[int] | None = None,
+        prefer_predicted: bool = False,
         show_progress: bool = False,
     ) -> None:
         super().__init__([Key.PRED])
         self.refine, self.kind, self.seconds = refine, kind, seconds
         self.changes = dict(options or {})
         self.channels = None if labels is None else [int(index) for index in labels]
-        self.show_progress = show_progress
+        self.prefer_predicted, self.show_progress = prefer_predicted, show_progress
         self.options_of(refine)
 
     def options_of(self, refine: bool | str, seconds: float | None = None) -> RefinementOptions | None:
@@ -108,7 +111,9 @@ class RefinePaird(MapTransform):
 
     def _labels(self, data: Case) -> dict[str, torch.Tensor]:
         """The labels that both sides have, as held labels with the same numbers."""
-        fixed = data.get(WARPED.label) if data.get(Key.LABELS_PREDICTED, False) else data.get(FIXED.native_label)
+        fixed = data.get(FIXED.native_label)
+        if data.get(Key.LABELS_PREDICTED, False) and (fixed is None or self.prefer_predicted):
+            fixed = data.get(WARPED.label)
         moving = data.get(MOVING.native_label)
         missing = [side.label for side, label in ((FIXED, fixed), (MOVING, moving)) if label is None]
         if fixed is None or moving is None:
