@@ -11,6 +11,7 @@ from pathlib import Path
 import nibabel as nib
 import pytest
 import regzoo
+from bundle_list import BUNDLES, config
 from regzoo.cli import main
 from regzoo.errors import RegZooError, one_line_errors, user_error
 
@@ -83,6 +84,33 @@ def test_help_imports_neither_monai_nor_torch() -> None:
     ended = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.splitlines()[-1] == "loaded []"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["register", "--help"], ["register", "none", "-h"], ["phantom", "brain", "--help"], ["bundles", "--help"]],
+)
+def test_help_of_a_command_is_no_failure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        call(monkeypatch, *arguments)
+    assert stop.value.code == 0
+    shown = capsys.readouterr()
+    assert arguments[0] in shown.out + shown.err and "ERROR" not in shown.out + shown.err
+
+
+def test_bundles_lists_what_each_is_for_and_its_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    call(monkeypatch, "bundles")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 * (len(BUNDLES) + 1)
+    for bundle in BUNDLES:
+        metadata = config(bundle, "metadata")
+        first = lines.index(f"{bundle.name}: {metadata['name']}")
+        assert lines[first + 1 : first + 3] == [f"    {metadata['task']}", f"    {bundle}"]
 
 
 def test_user_error_ends_on_a_cycle() -> None:

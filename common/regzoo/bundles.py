@@ -10,8 +10,10 @@ from typing import Any
 from fire.parser import DefaultParseValue
 from regzoo.errors import bad_file
 
+#: The bundles of an installation. In a checkout, this is a link to ``bundles/``.
+INSTALLED = Path(__file__).resolve().parents[1] / "regzoo_bundles"
 #: Bundles are looked up by name here. The first folder holds ``none``, a registration without a network.
-BUNDLE_FOLDERS = (Path(__file__).parent / "inference", Path("bundles"), Path(__file__).resolve().parents[2] / "bundles")
+BUNDLE_FOLDERS = (Path(__file__).parent / "inference", Path("bundles"), INSTALLED.resolve())
 #: Settings that name files or folders, whose text is not parsed.
 NAMES = {"bundle_root", "dataset_dir", "output_dir", "evaluation_dir", "checkpoint", "exported", "init_weights"}
 NAMES |= {"fixed_image", "moving_image", "fixed_label", "moving_label", "fixed_mask", "moving_mask"}
@@ -26,11 +28,28 @@ def find_bundle(bundle: str | PathLike[str]) -> Path:
     for folder in (Path(bundle), *(place / bundle for place in BUNDLE_FOLDERS)):
         if (folder / "configs" / "inference.json").is_file():
             return folder
-    known = sorted(
-        {path.parent.parent.name for place in BUNDLE_FOLDERS for path in place.glob("*/configs/inference.json")}
-    )
-    fix = f"name one of {', '.join(known)}, or a folder" if known else "name a folder with configs/inference.json"
-    raise bad_file(bundle, "is not a bundle", fix)
+    raise bad_file(bundle, "is not a bundle", f"name one of {', '.join(all_bundles())}, or a folder")
+
+
+def all_bundles() -> dict[str, Path]:
+    """The folders of all bundles that `find_bundle` finds by name."""
+    found = {path.parents[1].name for place in BUNDLE_FOLDERS for path in place.glob("*/configs/inference.json")}
+    return {name: find_bundle(name) for name in sorted(found)}
+
+
+def writable(bundle_root: str | PathLike[str], path: str) -> str:
+    """Where a bundle writes a file or folder if the user names none.
+
+    Args:
+        bundle_root: the bundle's folder.
+        path: path relative to that folder.
+
+    Returns:
+        The path in the bundle's folder; for an installed bundle, in a folder of its name in the working folder.
+    """
+    root = Path(bundle_root).resolve()
+    installed = root.parent in {INSTALLED, Path(__file__).resolve().parent / "inference"}
+    return str(Path(root.name if installed else bundle_root) / path)
 
 
 def as_value(name: str, typed: Any) -> Any:

@@ -186,6 +186,9 @@ def main() -> None:
         if len(commands) == 1 and arguments and re.match(r"\w", arguments[0]) and arguments[0] not in commands:
             problem = f"regzoo {arguments[0]}: is not part of a packaged bundle"
             raise RegZooError(f'{problem}; install regzoo: pip install "regzoo[zoo]"')
+        if {"--help", "-h"} & set(arguments):  # fire would take --help for one of register's overrides
+            words = arguments[: 2 if inspect.isclass(commands.get(arguments[0])) else 1]
+            arguments = [*(word for word in words if not word.startswith("-")), "--", "--help"]
         _check_arguments(commands, arguments)
         fire.Fire(commands, command=arguments, name="regzoo")
     except Exception as error:

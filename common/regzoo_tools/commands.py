@@ -5,12 +5,13 @@ Each imports what it needs when it runs, so that a wrong name fails fast.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from regzoo.bundles import as_value, find_bundle, listed
+from regzoo.bundles import all_bundles, as_value, find_bundle, listed
 from regzoo_tools.transform_commands import TRANSFORM_COMMANDS
 
 
@@ -83,6 +84,13 @@ def _write_phantoms(kind: str, folder: str, **parameters: Any) -> None:
 
     phantoms = KINDS[kind](**parameters)
     print(f"{phantoms.count} + {phantoms.held_out} {phantoms.unit}s in {phantoms.write(folder)}")
+
+
+def bundles() -> None:
+    """List the bundles that can be given by name: what each is for, and its folder."""
+    for name, folder in all_bundles().items():
+        metadata = json.loads((folder / "configs" / "metadata.json").read_text(encoding="utf-8"))
+        print(f"{name}: {metadata['name']}\n    {metadata['task']}\n    {folder}")
 
 
 def export(
@@ -230,6 +238,7 @@ def _has_configs(bundle: str) -> None:
 
 COMMANDS = {
     **TRANSFORM_COMMANDS,
+    "bundles": bundles,
     "export": export,
     "check": check,
     "datalist": datalist,

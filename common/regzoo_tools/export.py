@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from regzoo import __version__
-from regzoo.bundles import find_bundle
+from regzoo.bundles import find_bundle, writable
 from regzoo.engines.weights import load_weights
 from regzoo.errors import RegZooError, bad_file, user_error
 from regzoo.export import (
@@ -102,7 +102,7 @@ def export_network(
     """
     if format not in FILES:
         raise RegZooError(f"{format!r} is not an export format; use one of {', '.join(FILES)}")
-    path = Path(out) if out is not None else find_bundle(bundle) / "models" / FILES[format]
+    path = Path(writable(find_bundle(bundle), f"models/{FILES[format]}") if out is None else out)
     if path.is_dir():
         raise bad_file(path, "is a folder", "name a file")
     check_file(path)

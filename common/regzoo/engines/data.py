@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from regzoo.bundles import writable
 from regzoo.case import Key
 from regzoo.datasets import (
     Record,
@@ -35,7 +36,7 @@ LISTED = {"listed": "val", "listed_test": "test"}
 def data_folder(
     dataset_dir: str | Path | None, bundle_root: str | Path, *, served: bool = False, **phantoms: Any
 ) -> str:
-    """The data set that the user named or, if there is none, phantoms in the bundle's ``data/``.
+    """The data set that the user named or, if there is none, phantoms in the bundle's ``data/``, see `writable`.
 
     Each set of phantom parameters has its own folder, so the demo and the training do not share one.
 
@@ -61,7 +62,7 @@ def data_folder(
         raise RegZooError(
             "no data set was named, and a packaged bundle contains no phantoms; name one with --dataset_dir"
         ) from error
-    return str(embedded_phantoms(Path(bundle_root) / "data" / name, **phantoms))
+    return str(embedded_phantoms(writable(bundle_root, f"data/{name}"), **phantoms))
 
 
 def training_records(folder: str | Path, direction: str = "mr_to_us", count: int | None = None) -> list[Record]:

@@ -15,6 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from regzoo.bundles import writable
 from regzoo.case import FIXED, MOVING, Record
 from regzoo.datasets.records import case_name, pair_record, single_records
 from regzoo.errors import RegZooError, bad_file
@@ -41,11 +42,12 @@ def is_served() -> bool:
 def training_folder(bundle_root: str | Path) -> str:
     """The output folder of a training whose user named none.
 
-    ``output/train`` of the bundle. MONAI Label starts each training anew from some weights, so each of its trainings
-    gets a folder of its own, ``output/monai_label/<time>``.
+    ``output/train`` of the bundle, see `writable`. MONAI Label starts each training anew from some weights, so each of
+    its trainings gets a folder of its own, ``output/monai_label/<time>``.
     """
-    output = Path(bundle_root) / "output"
-    return str(output / "monai_label" / f"{datetime.now():%Y%m%d-%H%M%S}" if is_served() else output / "train")
+    return writable(
+        bundle_root, f"output/monai_label/{datetime.now():%Y%m%d-%H%M%S}" if is_served() else "output/train"
+    )
 
 
 def served_weights(bundle_root: str | Path) -> str | None:
