@@ -12,7 +12,7 @@ from regzoo.losses.mind import MindSimilarity
 from regzoo.refinement.levels import Level
 from regzoo.refinement.options import RefinementOptions
 
-#: Share of the fixed voxels that must count on both sides.
+#: Share of the voxels of the smaller mask that must count on both sides.
 OVERLAP = 0.01
 
 _Term = Callable[[torch.Tensor], torch.Tensor]
@@ -24,6 +24,8 @@ class Objective:
     def __init__(self, level: Level, options: RefinementOptions) -> None:
         self.level, self.options = level, options
         self.terms: list[tuple[float, str, _Term]] = []
+        masks = [mask for mask in (level.fixed_mask, level.moving_mask) if mask is not None]
+        self.fewest = OVERLAP * min((float(mask.sum()) for mask in masks), default=0.0)
 
     def look(self, displacement: torch.Tensor) -> None:
         """Find the voxels that count at a displacement (1, X, Y, Z, 3), and prepare the similarities for them.
@@ -41,7 +43,7 @@ class Objective:
             with torch.no_grad():
                 moving = (level.sampler(level.moving_mask, displacement) > 0.99).float()
             mask = moving if mask is None else mask * moving
-        if mask is not None and float(mask.mean()) < OVERLAP:
+        if mask is not None and float(mask.sum()) <= self.fewest:
             raise RegZooError("the images have almost no voxels in common that count; check the masks or align first")
         self.terms = [(weight, name, self._term(name, mask)) for name, weight in self.options.similarity.items()]
 
