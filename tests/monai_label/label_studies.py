@@ -54,6 +54,7 @@ class Studies:
         self.prostate, self.abdomen = self.phantoms["prostate"], self.phantoms["abdomen"]
         self.oblique = {anatomy: self._oblique_pair(anatomy) for anatomy in phantoms}
         self.gland = self._gland(self.prostate[0])
+        self._masks(self.abdomen[0].fixed_file)
         self._bad_files()
 
     def pairs(self, bundle: str) -> list[Pair]:
@@ -125,6 +126,14 @@ class Studies:
         gland = self.folder / f"{pair.moving}_gland.nii.gz"
         write(gland, np.asarray(label.dataobj)[..., 0].astype(np.uint8), label.affine)
         return gland
+
+    def _masks(self, file: Path) -> None:
+        """Masks of an image: one half of it, and nothing."""
+        image = nib.load(file)
+        mask = np.zeros(image.shape, np.uint8)
+        write(self.folder / "empty_mask.nii.gz", mask, image.affine)
+        mask[: len(mask) // 2] = 1
+        write(self.folder / "half_mask.nii.gz", mask, image.affine)
 
     def _bad_files(self) -> None:
         """What nobody can use, and what nobody may reach."""
