@@ -5,7 +5,9 @@ COVERAGE ?= --cov --cov-report=term
 LOWEST_PYTHON ?= python3.10
 VENV ?= .venv
 BIN := $(CURDIR)/$(VENV)/bin
+RUNTIME := $(VENV)/.runtime
 STAMP := $(VENV)/.installed
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 RUN := cd bundles/$(BUNDLE) && $(BIN)/python -m monai.bundle run
 
 # Tests run several at a time: threads that wait for others have to sleep. A training has the machine to itself: there it
@@ -19,12 +21,17 @@ demo weights: export GOMP_SPINCOUNT := 2000
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-$(STAMP): pyproject.toml constraints.txt
+# What a run needs, and what development needs besides.
+$(RUNTIME): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,bench]"
+	$(INSTALL) -e .
 	@touch $@
 
-demo: $(STAMP) ## train on phantoms, register held-out pairs, show the improvement (minutes; BUNDLE=name)
+$(STAMP): $(RUNTIME)
+	$(INSTALL) -e ".[dev,bench]"
+	@touch $@
+
+demo: $(RUNTIME) ## train on phantoms, register held-out pairs, show the improvement (minutes; BUNDLE=name)
 	$(RUN) training --config_file "['configs/train.json','configs/variants/demo.json']"
 	$(RUN) --config_file "['configs/train.json','configs/variants/demo.json','configs/evaluate.json']"
 	@echo "Tables and pictures: bundles/$(BUNDLE)/output/demo/evaluation (summary.png, cases.csv, case*.png)"
@@ -67,7 +74,7 @@ peers: $(STAMP) ## run other registration tools beside ours, in an environment o
 	-CMAKE_POLICY_VERSION_MINIMUM=3.5 .venv-peers/bin/python -m pip install --quiet --disable-pip-version-check niftyreg==1.5.70rc1
 	$(BIN)/python benchmarks/peers.py $(PEERS)
 
-weights: $(STAMP) ## train the released weights on phantoms, resuming if stopped (an hour on two cores; BUNDLE=name)
+weights: $(RUNTIME) ## train the released weights on phantoms, resuming if stopped (an hour on two cores; BUNDLE=name)
 	$(RUN) training --config_file configs/train.json --output_dir output/weights
 	$(RUN) --config_file "['configs/train.json','configs/evaluate.json']" --output_dir output/weights
 	cp bundles/$(BUNDLE)/output/weights/model.pt bundles/$(BUNDLE)/models/model.pt
