@@ -9,6 +9,7 @@ import torch
 from ignite.engine import Engine
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
+from monai.handlers import IgniteMetricHandler
 from regzoo.errors import RegZooError
 from regzoo.metrics import FoldedVoxels, LabelDice, metric_handlers
 
@@ -55,7 +56,7 @@ def test_names_order_and_items_of_the_bundles_metrics(bundle: str, kind: str) ->
     assert len(handlers.key) == 1 and list(both) == NAMES[bundle, kind].split()
     assert len({id(handler.metric_fn) for handler in both.values()}) == len(both)
     for name, handler in both.items():
-        assert type(handler).__name__ == "IgniteMetricHandler" and handler.save_details
+        assert isinstance(handler, IgniteMetricHandler) and handler.save_details
         assert handler._output_transform([{key: key for key in compared(name)}]) == tuple([k] for k in compared(name))
 
 

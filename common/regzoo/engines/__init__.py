@@ -18,11 +18,19 @@ from regzoo.engines.options import check_ids, check_options
 from regzoo.engines.origin import as_trained, not_trained_on
 from regzoo.engines.plateau import EarlyStop, Schedule, key_metric
 from regzoo.engines.record import RunRecord, output_folder
-from regzoo.engines.streams import CaseStream, EvaluationStream, Failures, report_failures, requested_records
+from regzoo.engines.streams import (
+    CaseEvaluator,
+    CaseStream,
+    EvaluationStream,
+    Failures,
+    report_failures,
+    requested_records,
+)
 from regzoo.engines.tracking import claim_evaluation, finish_evaluation
 from regzoo.engines.weights import load_weights, save_weights, starting_hash, starting_network, trainable
 
 __all__ = [
+    "CaseEvaluator",
     "CaseStream",
     "EarlyStop",
     "EvaluationStream",

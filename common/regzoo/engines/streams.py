@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ignite.distributed as idist
+from monai.engines import SupervisedEvaluator
 from regzoo.case import FIXED, MOVING, Key
 from regzoo.datasets import Record, check_records, load_records
 from regzoo.datasets.folders import case_name
 from regzoo.engines.distributed import check_share
 from regzoo.errors import RegZooError, user_error
-from regzoo.report.engine import gather_strings
+from regzoo.report.engine import cases_of, gather_strings
 from torch.utils.data import IterableDataset
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ def name_of(record: Mapping[str, Any]) -> str:
 
 
 class Failures(list[str]):
-    """One line for each failed case of a run; the data set that loads cases shares it with the handler that saves them.
+    """One line for each failed case of a run; shared by all parts that load, process and save cases.
 
     Attributes:
         listeners: called with the record of each case that fails.
@@ -89,7 +90,7 @@ class CaseStream(IterableDataset):
     Args:
         data: records.
         transform: the preprocessing.
-        failures: the list for cases that cannot be loaded; by default a new one.
+        failures: the list for cases that fail; by default a new one.
     """
 
     def __init__(
@@ -133,6 +134,25 @@ class EvaluationStream(CaseStream):
         yield from super().__iter__()
         if len(self.failures) == len(self.share()):
             raise RegZooError(f"none of the {len(self.failures)} cases can be evaluated: " + " | ".join(self.failures))
+
+
+class CaseEvaluator(SupervisedEvaluator):
+    """MONAI's evaluator of a `CaseStream`: a case whose postprocessing fails joins the failures of the stream.
+
+    The handlers of that iteration find no case, and the run goes on.
+    """
+
+    def _iteration(self, engine: SupervisedEvaluator, batchdata: Mapping[str, Any]) -> Any:
+        try:
+            return super()._iteration(engine, batchdata)
+        except Exception as error:
+            known = user_error(error)
+            if known is None:
+                raise
+            for item in cases_of(engine):
+                self.data_loader.dataset.failures.add(item, known)
+            engine.state.batch = []
+            return []
 
 
 def report_failures(dataset: CaseStream) -> None:

@@ -28,8 +28,8 @@ class SaveRegistration:
         outputs: which files to write, see `RegistrationResult.save`.
         records: the cases of the run; their folders are checked before any work is done.
         failures: the failures of the run. A case whose result cannot be written is added to them, and the run goes on;
-            without a list of failures, the run ends. If a case fails, here or while it is loaded, an earlier result of
-            the same case is removed.
+            without a list of failures, the run ends. If a case fails, here or earlier, an earlier result of the same
+            case is removed.
 
     Raises:
         RegZooError: see `check_target`.
@@ -60,8 +60,8 @@ class SaveRegistration:
     def __call__(self, engine: Engine) -> None:
         """Write the cases of the current iteration."""
         for item in cases_of(engine):
-            result = RegistrationResult.of(item, self.bundle)
             try:
+                result = RegistrationResult.of(item, self.bundle)
                 folder = result.save(self._folder(result.case), self.outputs)
             except RegZooError as error:
                 if self.failures is None:

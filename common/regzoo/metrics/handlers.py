@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from copy import deepcopy
 from typing import NamedTuple
 
+from ignite.engine import Engine
 from monai.handlers import IgniteMetricHandler, from_engine
 from regzoo.errors import RegZooError
 from regzoo.metrics.base import CaseMetric, Compared
@@ -48,5 +49,13 @@ def metric_handlers(measures: Mapping[str, CaseMetric], key: str, before: bool =
     return MetricHandlers({key: handlers.pop(key)}, handlers)
 
 
+class _Handler(IgniteMetricHandler):
+    """MONAI's handler, but an iteration without a case, as after a failure, adds no value."""
+
+    def iteration_completed(self, engine: Engine) -> None:
+        if engine.state.output:
+            super().iteration_completed(engine)
+
+
 def _handler(metric: CaseMetric, compared: Compared) -> IgniteMetricHandler:
-    return IgniteMetricHandler(metric, output_transform=from_engine(list(compared)), save_details=True)
+    return _Handler(metric, output_transform=from_engine(list(compared)), save_details=True)

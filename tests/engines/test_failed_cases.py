@@ -1,0 +1,93 @@
+"""A case that fails after the network, in an inference or an evaluation, is reported in one line and passed over."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from bundle_list import BUNDLES, NAMES, on_single_images, pairs, predicts_field
+from monai.bundle import ConfigWorkflow
+from regzoo.datasets.records import case_name
+from regzoo.errors import user_error
+from regzoo.report.tables import read_csv
+
+ROOT = BUNDLES[0].parent
+
+
+def run(bundle: str, configs: list[str], **settings: Any) -> str:
+    """The line that a run that refines by labels ends in."""
+    workflow = ConfigWorkflow(
+        config_file=[str(ROOT / bundle / "configs" / f"{name}.json") for name in configs],
+        logging_file=False,
+        bundle_root=str(ROOT / bundle),
+        device="cpu",
+        refine="labels",
+        refine_options={"steps": [1], "spacing": 8.0},
+        **settings,
+    )
+    with pytest.raises(RuntimeError) as caught:
+        workflow.initialize()
+        workflow.run()
+        workflow.finalize()
+    line = str(user_error(caught.value))
+    assert "\n" not in line
+    return line
+
+
+def spoil(bundle: str, pair: dict[str, str], folder: Path) -> None:
+    """Leave a pair no label to compare: each side keeps another one, or the network finds none of a corner voxel."""
+    for key in ("fixed_label", "moving_label"):
+        file = nib.load(pair[key])
+        labels = np.asarray(file.dataobj)
+        kept = np.zeros_like(labels)
+        if predicts_field(bundle):
+            first = key == "moving_label"
+            if labels.ndim == 4:
+                kept[..., 0 if first else -1] = labels[..., 0 if first else -1]
+            else:
+                value = labels[labels > 0].min() if first else labels.max()
+                kept[labels == value] = value
+        else:
+            kept[0, 0, 0, 0] = 1
+        pair[key] = str(folder / f"{key}_of_{Path(pair['fixed_image']).name}")
+        nib.save(nib.Nifti1Image(kept, file.affine), pair[key])
+
+
+@pytest.mark.parametrize(("bundle", "order"), [*((name, 1) for name in NAMES), (NAMES[-1], -1)])
+def test_inference(bundle: str, order: int, dataset: Path, tmp_path: Path) -> None:
+    bad, good = pairs(dataset)[:2]
+    spoil(bundle, bad, tmp_path)
+    if not predicts_field(bundle):
+        del bad["fixed_label"]  # the predicted label is compared instead
+    datalist, output = tmp_path / "pairs.json", tmp_path / "out"
+    datalist.write_text(json.dumps([bad, good][::order]), encoding="utf-8")
+    line = run(bundle, ["inference"], dataset_dir=str(datalist), output_dir=str(output))
+    assert line.startswith("1 of 2 cases failed: ") and bad["fixed_image"] in line and "no label in common" in line
+    (folder,) = output.iterdir()
+    assert folder.name.startswith(case_name(good["fixed_image"]))
+
+
+@pytest.mark.parametrize("bundle", [name for name in NAMES if not on_single_images(name)])
+@pytest.mark.parametrize("failing", [[0], [1], [0, 1]])
+def test_evaluation(bundle: str, failing: list[int], dataset: Path, tmp_path: Path) -> None:
+    cases = pairs(dataset)[:2]
+    for index in failing:
+        spoil(bundle, cases[index], tmp_path)
+    datalist, output = tmp_path / "pairs.json", tmp_path / "out"
+    datalist.write_text(json.dumps({"validation": cases}), encoding="utf-8")
+    weights = str(ROOT / bundle / "models" / "model.pt")
+    folders = {"dataset_dir": str(datalist), "output_dir": str(tmp_path), "evaluation_dir": str(output)}
+    line = run(bundle, ["train", "evaluate"], checkpoint=weights, **folders)
+    assert all(cases[index]["fixed_image"] in line for index in failing) and "no label in common" in line
+    if len(failing) == 2:
+        assert line.startswith("none of the 2 cases can be evaluated: ") and not list(output.glob("*.csv"))
+        return
+    assert line.startswith("1 of 2 cases failed: ")
+    name = case_name(cases[1 - failing[0]]["fixed_image"])
+    assert read_csv(output / "cases.csv")["case"] == [name]
+    assert set(read_csv(output / "labels.csv")["case"]) == {name}
+    assert {path.name for path in output.glob("*.png")} == {f"{name}.png", "summary.png"}
