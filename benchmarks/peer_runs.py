@@ -25,6 +25,8 @@ from regzoo.files import make_folder, write_json
 from trainings import DATA, HERE, fingerprint
 
 TOOLS = HERE.parent / ".venv-peers" / "bin" / "python"
+#: Intensity, HU; images of other modalities have no such values.
+AIR = -1000.0
 #: Greatest mean difference between a tool's own warped image and ours from its field, % of the range.
 AGREES = 1.0
 #: Share of the machine that other work may take while a time is measured.
@@ -114,7 +116,8 @@ def execute(method: str, pair: Path, out: Path) -> dict[str, Any]:
         raise RegZooError(f"{method} on {pair} failed ({last}); see {log}")
     found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
     result.unlink()  # until it is complete
-    moving = sitk.ReadImage(str(pair / entry.moving), sitk.sitkFloat32)
+    # Padding of CTs below air counts as air.
+    moving = sitk.Maximum(sitk.ReadImage(str(pair / entry.moving), sitk.sitkFloat32), AIR)
     field, own = (sitk.ReadImage(str(out / f"{name}.nii.gz")) for name in ("field", "own"))
     differs = disagreement(field, moving, own, np.asarray(found["affine"]))
     if not differs < AGREES:
