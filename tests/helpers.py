@@ -8,7 +8,10 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pytest
 import SimpleITK as sitk
+from monai.bundle import ConfigWorkflow
+from regzoo.errors import user_error
 from regzoo.spatial import Grid
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
@@ -85,3 +88,14 @@ def to_sitk(array: np.ndarray, affine: np.ndarray) -> sitk.Image:
 def from_sitk(image: sitk.Image) -> np.ndarray:
     """(X, Y, Z) or (X, Y, Z, 3)."""
     return np.swapaxes(sitk.GetArrayFromImage(image), 0, 2)
+
+
+def line_of_failing(workflow: ConfigWorkflow, expected: type[Exception] = Exception) -> str:
+    """The one line that a run of a bundle ends in; it must fail."""
+    with pytest.raises(expected) as caught:
+        workflow.initialize()
+        workflow.run()
+        workflow.finalize()
+    line = str(user_error(caught.value))
+    assert "\n" not in line
+    return line

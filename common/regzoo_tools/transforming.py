@@ -13,7 +13,7 @@ from regzoo.spatial import DisplacementField, Grid, as_tensor, label_values, rea
 from regzoo.spatial.carry import carry_held
 from regzoo.spatial.held import hold, in_form_of_file, write_labels
 from regzoo.spatial.point_files import point_suffix, read_points
-from regzoo.spatial.transform_files import read_transformation, write_transformation
+from regzoo.spatial.transform_files import WRITTEN, read_transformation, write_transformation
 from regzoo.spatial.transformation import Affine, Transformation, chain, probes, round_trip, within_grid
 from regzoo.spatial.volumes import check_spatial, read_checked
 
@@ -158,9 +158,6 @@ def join_files(fields: Sequence[File], out: File, reference: File | None = None,
         whole = last @ Transformation((last.inverse() @ whole).on(home))
     with own_path(out) as temporary:
         write_transformation(temporary, whole, grid)
-
-
-WRITTEN = (".nii", ".nii.gz", ".h5", ".tfm", ".npz")
 
 
 def check_out(out: File, suffixes: Sequence[str], *inputs: File | Sequence[str] | None) -> None:

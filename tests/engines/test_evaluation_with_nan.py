@@ -10,10 +10,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 from bundle_list import NAMES, tiny
+from helpers import line_of_failing
 from monai.bundle import ConfigParser, ConfigWorkflow
 from regzoo.datasets import load_records
 from regzoo.engines import save_weights
-from regzoo.errors import user_error
 from test_divergence import BUNDLES
 
 WEAK = "prostate_mr_trus_weak_ddf"
@@ -43,13 +43,7 @@ def line_of_evaluation(bundle: str, dataset: Path, output: Path, **overrides: An
         **settings,
         **overrides,
     )
-    with pytest.raises(Exception) as caught:
-        workflow.initialize()
-        workflow.run()
-        workflow.finalize()
-    line = str(user_error(caught.value))
-    assert "\n" not in line
-    return line
+    return line_of_failing(workflow)
 
 
 @pytest.mark.parametrize("bundle", NAMES)

@@ -10,9 +10,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 from bundle_list import BUNDLES, NAMES, on_single_images, pairs, predicts_field
+from helpers import line_of_failing
 from monai.bundle import ConfigWorkflow
 from regzoo.datasets.records import case_name
-from regzoo.errors import user_error
 from regzoo.report.tables import read_csv
 
 ROOT = BUNDLES[0].parent
@@ -29,13 +29,7 @@ def run(bundle: str, configs: list[str], **settings: Any) -> str:
         refine_options={"steps": [1], "spacing": 8.0},
         **settings,
     )
-    with pytest.raises(RuntimeError) as caught:
-        workflow.initialize()
-        workflow.run()
-        workflow.finalize()
-    line = str(user_error(caught.value))
-    assert "\n" not in line
-    return line
+    return line_of_failing(workflow, RuntimeError)
 
 
 def spoil(bundle: str, pair: dict[str, str], folder: Path) -> None:

@@ -220,7 +220,7 @@ class _Refinement:
 
         return self._minimise(level, field, lattice.zeros(), phases, self.options.rate)
 
-    def _of_velocity(self, level: Level, lattice: Lattice, base: torch.Tensor | None = None) -> _Field:
+    def _of_velocity(self, level: Level, lattice: Lattice, base: torch.Tensor | None) -> _Field:
         """The displacement of a level as a function of a velocity, or of what is added to `base`, and squarings."""
 
         def field(velocity: torch.Tensor, squarings: int) -> torch.Tensor:

@@ -24,8 +24,8 @@ from scipy.ndimage import zoom
 
 #: Suffixes of ITK's transform files.
 ITK_TRANSFORMS = (".h5", ".hdf5", ".tfm", ".txt", ".mat", ".xfm")
-#: The forms that can be written, by the end of the name.
-WRITTEN = ".nii.gz or .nii (a field), .h5 or .tfm (ITK), or .npz or disp_*.nii.gz (Learn2Reg)"
+#: The suffixes that can be written: a field (of Learn2Reg if its name begins with disp_), ITK's files, and Learn2Reg's.
+WRITTEN = (".nii", ".nii.gz", ".h5", ".tfm", ".npz")
 _SIGNS = RAS_LPS.diagonal()[:3]
 _REFERENCE = "name the fixed image with --reference"
 
@@ -72,7 +72,7 @@ def write_transformation(path: str | PathLike[str], transformation: Transformati
     """Write a transformation in the form that the name says, atomically.
 
     Args:
-        path: ends in one of `WRITTEN`. A file of ITK keeps the steps apart; the other forms hold one field.
+        path: has one of the suffixes `WRITTEN`. A file of ITK keeps the steps apart; the other forms hold one field.
         transformation: from fixed to moving.
         grid: the grid of the fixed image; None for the transformation's own.
 
@@ -92,7 +92,7 @@ def write_transformation(path: str | PathLike[str], transformation: Transformati
         with atomic_path(path) as temporary:
             np.savez_compressed(temporary, halved.astype(np.float16))
     elif not name.endswith((".nii", ".nii.gz")):
-        raise bad_file(path, "has a suffix that names no form of transformation", f"let it end in {WRITTEN}")
+        raise bad_file(path, "has a suffix that names no form of transformation", f"let it end in {', '.join(WRITTEN)}")
     elif name.startswith("disp_"):
         voxels = field.ddf().as_tensor().movedim(0, -1).numpy()
         with atomic_path(path) as temporary:
