@@ -86,6 +86,23 @@ def test_names_are_strings(tmp_path: Path, rows: Rows) -> None:
     assert {record["patient"] for record in found} == {"007"} and found[0]["case"] == "000"
 
 
+def test_how_a_pair_is_aligned_and_refined(tmp_path: Path, rows: Rows) -> None:
+    own = [
+        {"refine": "TRUE", "refine_seconds": "2.5", "align": "affine"},
+        {"refine": "false", "refine_seconds": "", "align": ""},
+        {"refine": "Labels", "refine_seconds": "", "align": "region"},
+        {"refine": "", "refine_seconds": "3", "align": ""},
+    ]
+    written = [row | more for row, more in zip(rows, own, strict=False)]
+    found = loads(tmp_path / "list.csv", table(written))
+    assert [{key: record[key] for key in own[0] if key in record} for record in found] == [
+        {"refine": True, "refine_seconds": 2.5, "align": "affine"},
+        {"refine": False},
+        {"refine": "labels", "align": "region"},
+        {"refine_seconds": 3.0},
+    ]
+
+
 def test_separators_in_names_of_files(tmp_path: Path, rows: Rows) -> None:
     """A cell that names a file is one path; otherwise ``;`` separates several; JSON has lists for that."""
     (tmp_path / "x;y.nii.gz").touch()
@@ -209,6 +226,11 @@ def test_other_columns_are_named_once_and_left_out(
             '[{"fixed_image": "a", "moving_image": "b", "label_values": [1.5]}]',
             "label_values are not integers",
         ),
+        ("l.csv", "fixed_image,moving_image,align\na,b,\nc,d,centre\n", "entry 2: align: unknown method 'centre'; use"),
+        ("l.csv", "fixed_image,moving_image,refine\na,b,yes\n", "entry 1: refine: 'yes' is not a valid value; use one"),
+        ("l.json", '[{"fixed_image": "a", "moving_image": "b", "refine": 1}]', "refine: 1 is not a valid value"),
+        ("l.csv", "fixed_image,moving_image,refine_seconds\na,b,0\n", "'0' is not a valid time; give a number above 0"),
+        ("l.csv", "fixed_image,moving_image,refine_seconds\na,b,inf\n", "refine_seconds: 'inf' is not a valid"),
     ],
 )
 def test_mistakes_in_one_line(tmp_path: Path, name: str, text: str | bytes, message: str) -> None:

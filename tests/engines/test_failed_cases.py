@@ -12,6 +12,7 @@ import pytest
 from bundle_list import BUNDLES, NAMES, on_single_images, pairs, predicts_field
 from helpers import line_of_failing
 from monai.bundle import ConfigWorkflow
+from regzoo.bundles import find_bundle
 from regzoo.datasets.records import case_name
 from regzoo.report.tables import read_csv
 
@@ -63,6 +64,17 @@ def test_inference(bundle: str, order: int, dataset: Path, tmp_path: Path) -> No
     assert line.startswith("1 of 2 cases failed: ") and bad["fixed_image"] in line and "no label in common" in line
     (folder,) = output.iterdir()
     assert folder.name.startswith(case_name(good["fixed_image"]))
+
+
+def test_inference_without_a_network(prostate_phantoms: Path, tmp_path: Path) -> None:
+    bad, good = pairs(prostate_phantoms)[:2]
+    del bad["fixed_label"]
+    datalist, output = tmp_path / "pairs.json", tmp_path / "out"
+    datalist.write_text(json.dumps([bad, good]), encoding="utf-8")
+    root = str(find_bundle("none"))
+    line = run(root, ["inference"], dataset_dir=str(datalist), output_dir=str(output), align="header")
+    assert line.startswith("1 of 2 cases failed: ") and bad["fixed_image"] in line and "no fixed_label" in line
+    assert [path.name for path in output.iterdir()] == [case_name(good["fixed_image"])]
 
 
 @pytest.mark.parametrize("bundle", [name for name in NAMES if not on_single_images(name)])

@@ -13,16 +13,27 @@ from typing import Any
 
 from regzoo.case import FIXED, IMAGE_KEYS, LABEL_KEYS, MOVING, PATH_KEYS, Key, Record
 from regzoo.datasets.folders import case_name
-from regzoo.datasets.records import PATIENT_KEYS, check_splits
+from regzoo.datasets.records import PATIENT_KEYS, check_splits, known_alignment
 from regzoo.datasets.text import SPLIT_MEND, SPLIT_WORDS, read_json, read_text, split_of, warn_once
 from regzoo.errors import RegZooError, bad_file, refuse
+from regzoo.refinement.options import refinement_asked
 
 DATALIST_SUFFIXES = (".json", ".csv", ".tsv")
 #: Between the paths or names in a cell of a table.
 SEPARATOR = ";"
 NAME_KEYS = (*PATIENT_KEYS, Key.CASE)
 #: The keys of an entry of a datalist.
-KEYS = (*PATH_KEYS, *NAME_KEYS, Key.LABEL_NAMES, Key.LABEL_VALUES, Key.ALIGN, Key.SPLIT, Key.FOLD)
+KEYS = (
+    *PATH_KEYS,
+    *NAME_KEYS,
+    Key.LABEL_NAMES,
+    Key.LABEL_VALUES,
+    Key.ALIGN,
+    Key.REFINE,
+    Key.REFINE_SECONDS,
+    Key.SPLIT,
+    Key.FOLD,
+)
 #: MONAI's names for the image and the label of a single image.
 SINGLE = {"image": FIXED.image, "label": FIXED.label}
 #: What words in unknown names of columns mean; empty for those that add nothing.
@@ -244,6 +255,12 @@ class _Entry:
             record[Key.SPLIT] = split_of(word)
             if record[Key.SPLIT] is None:
                 raise self._wrong(f"is of the split {str(word)[:80]!r}, which is not known", SPLIT_MEND)
+        try:
+            if Key.ALIGN in record:
+                known_alignment(record[Key.ALIGN])
+            record |= refinement_asked(record)
+        except RegZooError as error:
+            raise RegZooError(f"{self.source}: {self.where}: {error}") from None
         for key in PATH_KEYS:
             if key in record:
                 record[key] = self._resolved(key, record[key])

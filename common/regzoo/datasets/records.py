@@ -9,14 +9,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from regzoo.case import FIXED, IMAGE_KEYS, MOVING, PATH_KEYS, SIDES, Key, Record, Side
 from regzoo.datasets.folders import case_name
 from regzoo.errors import RegZooError, bad_file, refuse
 from regzoo.files import file_name
+from regzoo.refinement.options import Linear
 from regzoo.spatial.reading import not_a_file
 
+#: See `regzoo.transforms.AlignPaird`.
+Alignment = Literal["header", "center", "label", "region", Linear]
 PATIENT_KEYS = (Key.PATIENT, FIXED.patient, MOVING.patient)
 
 
@@ -47,6 +50,17 @@ def validate_kinds(records: Sequence[Record], kinds: str | Sequence[str]) -> lis
     if wanted and all(is_of_kind(name, wanted) for name in names):
         raise RegZooError(f"holding out {', '.join(wanted)} leaves no label; hold out less")
     return wanted
+
+
+def known_alignment(method: Any) -> Alignment:
+    """A method of pre-alignment.
+
+    Raises:
+        RegZooError: there is no such method.
+    """
+    if method not in get_args(Alignment):
+        raise RegZooError(f"align: unknown method {method!r:.80}; use one of {', '.join(get_args(Alignment))}")
+    return method
 
 
 def record_files(record: Record, keys: Iterable[str] = PATH_KEYS) -> list[str]:

@@ -8,8 +8,8 @@ from typing import Any, get_args
 import torch
 from regzoo import refinement
 from regzoo.bundles import NAMES
+from regzoo.datasets.records import Alignment
 from regzoo.errors import RegZooError
-from regzoo.transforms.load import Alignment
 
 #: The smallest and the largest valid value of a number, or of each number of a list; None: no limit.
 LIMITS: dict[str, tuple[float | None, float | None]] = {

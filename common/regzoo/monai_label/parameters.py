@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from regzoo.case import Key
 from regzoo.errors import RegZooError
-from regzoo.refinement.options import KINDS
 
 #: The parameters that say how the answer is written, and their values; and whether it is kept.
 WRITING: dict[str, tuple[Any, ...]] = {
@@ -47,32 +45,6 @@ def check_parameters(data: Mapping[Hashable, Any], models: Path) -> None:
         # Nobody having asked, the server puts all that it knew at its start there, and takes the first.
         if (name[0] if isinstance(name, list) and name else name) not in weights:
             raise RegZooError(f"model_filename: no {name!r:.80} among the weights here, {', '.join(weights)}")
-
-
-def refinement_asked(pair: Mapping[str, Any], most_seconds: float) -> dict[Hashable, Any]:
-    """The entries ``refine`` and ``refine_seconds`` of a record, from a request; its values may be strings.
-
-    Args:
-        pair: the parameters of the request that make the pair.
-        most_seconds: limit for the time of the refinement, and the time if the request gives none.
-
-    Raises:
-        RegZooError: one line that names the parameter.
-    """
-    words: dict[str, bool | str] = {"false": False, "true": True} | {kind: kind for kind in KINDS}
-    refine, seconds = pair.get(Key.REFINE), pair.get(Key.REFINE_SECONDS, most_seconds)
-    word = str(refine).lower() if isinstance(refine, (bool, str)) else None
-    if refine is not None and word not in words:
-        raise RegZooError(f"{Key.REFINE}: {refine!r:.80} is not a valid value; use one of {', '.join(words)}")
-    try:
-        number = float("nan") if isinstance(seconds, bool) else float(seconds)
-    except (TypeError, ValueError, OverflowError):
-        number = float("nan")
-    if not 0 < number <= most_seconds:
-        fix = f"give a number above 0, at most {most_seconds:g}"
-        raise RegZooError(f"{Key.REFINE_SECONDS}: {seconds!r:.80} is not a valid time; {fix}")
-    asked: dict[Hashable, Any] = {} if word is None else {Key.REFINE: words[word]}
-    return asked | ({Key.REFINE_SECONDS: number} if asked.get(Key.REFINE) or Key.REFINE_SECONDS in pair else {})
 
 
 def suffix_for(file: Path) -> str:

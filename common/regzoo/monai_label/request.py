@@ -27,7 +27,8 @@ from regzoo.monai_label.files import (
     studies_folder,
     without_folders,
 )
-from regzoo.monai_label.parameters import WRITING, check_parameters, refinement_asked, suffix_for
+from regzoo.monai_label.parameters import WRITING, check_parameters, suffix_for
+from regzoo.refinement.options import refinement_asked
 
 #: What MONAI Label itself needs of a request after the preprocessing, all of it checked.
 SERVER_KEYS = ("image_path", "model", "device", "model_filename")

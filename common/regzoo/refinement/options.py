@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, Literal, get_args
 
+from regzoo.case import Key
 from regzoo.errors import RegZooError
 
 Linear = Literal["rigid", "similarity", "affine"]
@@ -140,3 +141,31 @@ def options_for(kind: str, **changes: Any) -> RefinementOptions:
         if name not in known:
             raise RegZooError(f"refine: there is no option {name!r:.80}; use one of {', '.join(sorted(known))}")
     return dataclasses.replace(KINDS[kind], **{name: value for name, value in changes.items() if value is not None})
+
+
+def refinement_asked(values: Mapping[Any, Any], most_seconds: float | None = None) -> dict[Hashable, Any]:
+    """The entries ``refine`` and ``refine_seconds`` of a record.
+
+    Args:
+        values: the parameters of a request, or the entry of a datalist; numbers and truth values may be strings.
+        most_seconds: limit for the time of the refinement, and the time if none is given; None for no limit.
+
+    Raises:
+        RegZooError: one line that names the entry.
+    """
+    words: dict[str, bool | str] = {"false": False, "true": True} | {kind: kind for kind in KINDS}
+    refine, seconds = values.get(Key.REFINE), values.get(Key.REFINE_SECONDS, most_seconds)
+    word = str(refine).lower() if isinstance(refine, (bool, str)) else None
+    if refine is not None and word not in words:
+        raise RegZooError(f"{Key.REFINE}: {refine!r:.80} is not a valid value; use one of {', '.join(words)}")
+    asked: dict[Hashable, Any] = {} if word is None else {Key.REFINE: words[word]}
+    if seconds is None:
+        return asked
+    try:
+        number = math.nan if isinstance(seconds, bool) else float(seconds)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not (math.isfinite(number) and 0 < number <= (most_seconds or number)):
+        fix = "give a number above 0" + ("" if most_seconds is None else f", at most {most_seconds:g}")
+        raise RegZooError(f"{Key.REFINE_SECONDS}: {seconds!r:.80} is not a valid time; {fix}")
+    return asked | ({Key.REFINE_SECONDS: number} if asked.get(Key.REFINE) or Key.REFINE_SECONDS in values else {})

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from regzoo.case import FIXED, MOVING, SIDES, Case, Key, Record
-from regzoo.datasets.records import case_name, record_files
+from regzoo.datasets.records import Alignment, case_name, known_alignment, record_files
 from regzoo.errors import RegZooError, bad_file
 from regzoo.refinement.linear import register_linear
-from regzoo.refinement.options import Linear
 from regzoo.spatial import Grid, LabelFile, as_tensor, centroids, label_values, read_image, read_label_file, to_channels
 from regzoo.spatial.held import hold, one_mask
 from regzoo.spatial.volumes import FILE
 
 logger = logging.getLogger(__name__)
-
-Alignment = Literal["header", "center", "label", "region", Linear]
 
 
 class LoadPaird(MapTransform):
@@ -173,13 +170,13 @@ class AlignPaird(MapTransform):
 
     def __init__(self, method: Alignment = "header") -> None:
         super().__init__([MOVING.image])
-        self.method = _known_method(method)
+        self.method = known_alignment(method)
 
     def __call__(self, data: Case) -> Case:
         if MOVING.image not in data:
             return data
         item = data.copy()
-        method = _known_method(item.get(Key.ALIGN, self.method))
+        method = known_alignment(item.get(Key.ALIGN, self.method))
         fixed, moving = Grid.of(item[FIXED.image]), Grid.of(item[MOVING.image])
         matrix = np.eye(4)
         if method == "region":
@@ -211,12 +208,6 @@ def aligned(item: Case, moving: MetaTensor) -> MetaTensor:
     """A moving image or label as the pre-alignment of its case places it: the same voxels under another affine."""
     affine = prealignment(item) @ np.asarray(moving.affine.cpu(), dtype=np.float64)
     return MetaTensor(moving.as_tensor(), affine=torch.as_tensor(affine), meta={FILE: file_of(moving)})
-
-
-def _known_method(method: Any) -> Alignment:
-    if method not in get_args(Alignment):
-        raise RegZooError(f"align: unknown method {method!r:.80}; use one of {', '.join(get_args(Alignment))}")
-    return method
 
 
 def _middle(item: Case, by_label: bool) -> np.ndarray:

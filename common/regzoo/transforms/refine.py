@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from regzoo.case import FIXED, MOVING, SIDES, WARPED, Case, Key, Side
 from regzoo.errors import RegZooError
@@ -141,8 +142,8 @@ def scaled(image: torch.Tensor, intensities: tuple[float, float] | None) -> torc
 class StillPaird(MapTransform):
     """Keep a pair on its own grids and predict no displacement: for a registration without a network.
 
-    Adds what `regzoo.transforms.ResamplePaird` adds with ``keep_native``; ``image``, the zeros that a network without
-    layers returns; and ``pred_grid``, for which they are the DDF.
+    Adds what `regzoo.transforms.ResamplePaird` adds with ``keep_native``, and ``image``, the zeros that a network
+    without layers returns. The fixed image's corners are the network grid, for which these zeros are the DDF.
     """
 
     def __init__(self) -> None:
@@ -155,8 +156,9 @@ class StillPaird(MapTransform):
             if side.label in data:
                 item[side.native_label] = data[side.label]
         item[Key.FULL_RESOLUTION] = True
-        item[Key.PRED_GRID] = Grid.of(data[FIXED.image]).corner_grid
-        item[Key.IMAGE] = torch.zeros(3, 2, 2, 2)
+        corners = Grid.of(data[FIXED.image]).corner_grid
+        item[FIXED.image] = MetaTensor(torch.zeros(1, *corners.shape), affine=torch.as_tensor(corners.affine))
+        item[Key.IMAGE] = torch.zeros(3, *corners.shape)
         return item
 
 
