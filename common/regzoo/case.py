@@ -22,6 +22,8 @@ class Key:
     LABEL_NAMES: Final = "label_names"
     LABEL_VALUES: Final = "label_values"
     ALIGN: Final = "align"
+    POINTS_FRAME: Final = "points_frame"
+    POINT_NAMES: Final = "point_names"
     SPLIT: Final = "split"
     FOLD: Final = "fold"
     REQUESTED: Final = "requested"
@@ -58,6 +60,10 @@ class Record(TypedDict, total=False):
     #: Where the voxels count, or do not count, in a refinement.
     fixed_mask: str
     moving_mask: str
+    #: Files of corresponding points, for an evaluation; and RAS or LPS, for files that do not say so themselves.
+    fixed_points: str
+    moving_points: str
+    points_frame: str
     #: The patient of both images; a pair from two patients has the next two entries instead.
     patient: str
     fixed_patient: str
@@ -88,6 +94,10 @@ class Case(TypedDict, total=False):
     #: Masks (1, X, Y, Z) bool, as loaded.
     fixed_mask: MetaTensor
     moving_mask: MetaTensor
+    #: See `Record`.
+    fixed_points: str
+    moving_points: str
+    points_frame: str
     case: str
     label_names: list[str]
     label_values: list[int]
@@ -146,6 +156,12 @@ class Case(TypedDict, total=False):
     adhoc_reference_label: MetaTensor
     adhoc_unregistered_label: MetaTensor
     adhoc_warped_label: MetaTensor
+    #: Corresponding points in the moving image, (N, 3), RAS mm: those of its file; and those of the fixed image, taken
+    #: there by the pre-alignment alone and by the registration. And the name of each.
+    reference_points: torch.Tensor
+    unregistered_points: torch.Tensor
+    warped_points: torch.Tensor
+    point_names: list[str]
     #: Whether the network predicted ``warped_label`` itself, without a field; the probability of each label.
     labels_predicted: bool
     probability: MetaTensor
@@ -162,6 +178,7 @@ class Side(NamedTuple):
     image: Literal["fixed_image", "moving_image"]
     label: Literal["fixed_label", "moving_label"]
     mask: Literal["fixed_mask", "moving_mask"]
+    points: Literal["fixed_points", "moving_points"]
     patient: Literal["fixed_patient", "moving_patient"]
     anchor: Literal["fixed_anchor", "moving_anchor"]
     native_image: Literal["fixed_native", "moving_native"]
@@ -177,6 +194,7 @@ class View(NamedTuple):
     image: Literal["reference_image", "unregistered_image", "warped_image"]
     label: Literal["reference_label", "unregistered_label", "warped_label"]
     adhoc_label: Literal["adhoc_reference_label", "adhoc_unregistered_label", "adhoc_warped_label"]
+    points: Literal["reference_points", "unregistered_points", "warped_points"]
 
 
 FIXED = Side(
@@ -184,6 +202,7 @@ FIXED = Side(
     "fixed_image",
     "fixed_label",
     "fixed_mask",
+    "fixed_points",
     "fixed_patient",
     "fixed_anchor",
     "fixed_native",
@@ -196,6 +215,7 @@ MOVING = Side(
     "moving_image",
     "moving_label",
     "moving_mask",
+    "moving_points",
     "moving_patient",
     "moving_anchor",
     "moving_native",
@@ -207,12 +227,15 @@ SIDES = (FIXED, MOVING)
 #: The moving key for each fixed key.
 COUNTERPART: dict[str, str] = dict(zip(FIXED, MOVING, strict=True))
 
-REFERENCE = View("reference", "reference_image", "reference_label", "adhoc_reference_label")
-UNREGISTERED = View("unregistered", "unregistered_image", "unregistered_label", "adhoc_unregistered_label")
-WARPED = View("warped", "warped_image", "warped_label", "adhoc_warped_label")
+REFERENCE = View("reference", "reference_image", "reference_label", "adhoc_reference_label", "reference_points")
+UNREGISTERED = View(
+    "unregistered", "unregistered_image", "unregistered_label", "adhoc_unregistered_label", "unregistered_points"
+)
+WARPED = View("warped", "warped_image", "warped_label", "adhoc_warped_label", "warped_points")
 VIEWS = (REFERENCE, UNREGISTERED, WARPED)
 
 IMAGE_KEYS: tuple[str, ...] = (FIXED.image, MOVING.image)
 LABEL_KEYS: tuple[str, ...] = (FIXED.label, MOVING.label)
 MASK_KEYS: tuple[str, ...] = (FIXED.mask, MOVING.mask)
-PATH_KEYS = IMAGE_KEYS + LABEL_KEYS + MASK_KEYS
+POINT_KEYS: tuple[str, ...] = (FIXED.points, MOVING.points)
+PATH_KEYS = IMAGE_KEYS + LABEL_KEYS + MASK_KEYS + POINT_KEYS

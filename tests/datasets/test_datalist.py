@@ -260,3 +260,20 @@ def test_lists_of_paths_are_single_images(tmp_path: Path, rows: Rows) -> None:
     (tmp_path / "list.json").write_text(json.dumps({"training": entries, "test": [rows[4]["fixed_image"]]}))
     (record,) = load_single_records(tmp_path / "list.json", "test")
     assert record == {"fixed_image": str(tmp_path / rows[4]["fixed_image"]), "case": "case4"}
+
+
+def test_points(tmp_path: Path) -> None:
+    """Their files are resolved like images; one side alone, or a list of files, is a mistake."""
+    for name in ("a.nii.gz", "b.nii.gz", "a.fcsv", "b.csv"):
+        (tmp_path / name).touch()
+    entry = {"fixed_image": "a.nii.gz", "moving_image": "b.nii.gz", "fixed_points": "a.fcsv", "points_frame": "RAS"}
+    datalist = tmp_path / "list.json"
+    datalist.write_text(json.dumps([entry | {"moving_points": "b.csv"}]))
+    (record,) = load_records(datalist)
+    assert record["moving_points"] == str(tmp_path / "b.csv") and record["points_frame"] == "RAS"
+    datalist.write_text(json.dumps([entry]))
+    with pytest.raises(RegZooError, match=r"a.nii.gz: has fixed_points, but no points of the other image; give"):
+        load_records(datalist)
+    datalist.write_text(json.dumps([entry | {"moving_points": ["b.csv", "a.fcsv"]}]))
+    with pytest.raises(RegZooError, match=r"has no moving_points but .*; give the path of one file"):
+        load_records(datalist)

@@ -189,3 +189,24 @@ def test_phantoms(tmp_path: Path) -> None:
     assert [record["patient"] for record in train + test] == [f"AbdomenCTCT_{i:04d}" for i in range(1, 5)]
     assert [(r["fixed_patient"], r["moving_patient"]) for r in val] == [("AbdomenCTCT_0003", "AbdomenCTCT_0004")]
     assert "moving_label" in val[0] and "liver" in val[0]["label_names"]
+
+
+def test_keypoints_belong_to_the_pairs_of_one_patient(tmp_path: Path) -> None:
+    """NLST: two images of each patient; another task pairs patients, whose points do not correspond."""
+    images = [image(case, time) for case in (1, 2) for time in (0, 1)]
+    for name in images:
+        for kind, suffix in (("images", ".nii.gz"), ("keypoints", ".csv")):
+            path = tmp_path / name.replace("images", kind).replace(".nii.gz", suffix)
+            path.parent.mkdir(exist_ok=True)
+            path.touch()
+    content = {"name": "NLST", "training": [{"image": name} for name in images], "tensorImageShape": {}}
+    content["registration_val"] = [pair(image(2), image(2, 1))]
+    content["training_paired_images"] = [pair(image(1), image(1, 1)), pair(image(1), image(2, 1))]
+    (tmp_path / "NLST_dataset.json").write_text(json.dumps(content))
+    (held_out,) = load_records(tmp_path, "val")
+    assert held_out["fixed_points"] == str(tmp_path / "keypointsTr" / "Task_0002_0000.csv")
+    assert held_out["moving_points"] == str(tmp_path / "keypointsTr" / "Task_0002_0001.csv")
+    del content["registration_val"]
+    (tmp_path / "NLST_dataset.json").write_text(json.dumps(content))
+    same, other = load_records(tmp_path, "train")
+    assert "fixed_points" in same and "fixed_points" not in other

@@ -18,7 +18,8 @@ BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 WEAK, SDM = "prostate_mr_trus_weak_ddf", "prostate_mr_trus_sdm"
 SEG, DDMR = "prostate_mr_trus_conditional_seg", "abdominal_ct_ddmr"
 PROSTATE = "tre_mm before_tre_mm adhoc_tre_mm before_adhoc_tre_mm gland_dsc before_gland_dsc gland_hd95_mm "
-PROSTATE += "before_gland_hd95_mm lost_labels"
+POINTS = "point_tre_mm before_point_tre_mm point_tre_median_mm before_point_tre_median_mm"
+PROSTATE += f"before_gland_hd95_mm {POINTS} lost_labels"
 THIRDS = "gland_dsc before_gland_dsc base_dsc before_base_dsc mid_dsc before_mid_dsc apex_dsc before_apex_dsc"
 CT = "dsc before_dsc tre_mm before_tre_mm hd_mm before_hd_mm hd95_mm before_hd95_mm ncc before_ncc ssim before_ssim"
 FIELD = "folded_percent log_jacobian_std"
@@ -29,9 +30,10 @@ NAMES = {
     (DDMR, "train"): "dsc ncc folded_percent",
     (WEAK, "evaluate"): f"{PROSTATE} {FIELD}",
     (SEG, "evaluate"): PROSTATE,
-    (SDM, "evaluate"): f"{THIRDS} tre_mm before_tre_mm gland_hd95_mm before_gland_hd95_mm lost_labels {FIELD} "
+    (SDM, "evaluate"): f"{THIRDS} tre_mm before_tre_mm gland_hd95_mm before_gland_hd95_mm {POINTS} lost_labels "
+    f"{FIELD} "
     "jacobian_gradient",
-    (DDMR, "evaluate"): f"{CT} lost_labels {FIELD}",
+    (DDMR, "evaluate"): f"{CT} {POINTS} lost_labels {FIELD}",
 }
 
 
@@ -42,6 +44,8 @@ def compared(name: str) -> tuple[str, str]:
         return "ddf", "ddf"
     if metric == "lost_labels":
         return "warped_label", "unregistered_label"
+    if metric.startswith("point_tre"):
+        return f"{'warped' if name == metric else 'unregistered'}_points", "reference_points"
     prefix, kind = "adhoc_" * metric.startswith("adhoc_"), "image" if metric in ("ncc", "ssim") else "label"
     return f"{prefix}{'warped' if name == metric else 'unregistered'}_{kind}", f"{prefix}reference_{kind}"
 

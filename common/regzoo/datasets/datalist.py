@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from regzoo.case import FIXED, IMAGE_KEYS, LABEL_KEYS, MOVING, PATH_KEYS, Key, Record
+from regzoo.case import FIXED, IMAGE_KEYS, LABEL_KEYS, MOVING, PATH_KEYS, POINT_KEYS, Key, Record
 from regzoo.datasets.folders import case_name
 from regzoo.datasets.records import PATIENT_KEYS, check_splits, known_alignment
 from regzoo.datasets.text import SPLIT_MEND, SPLIT_WORDS, read_json, read_text, split_of, warn_once
@@ -28,6 +28,7 @@ KEYS = (
     *NAME_KEYS,
     Key.LABEL_NAMES,
     Key.LABEL_VALUES,
+    Key.POINTS_FRAME,
     Key.ALIGN,
     Key.REFINE,
     Key.REFINE_SECONDS,
@@ -237,6 +238,7 @@ class _Entry:
         for key in IMAGE_KEYS:
             if key not in record and (key == FIXED.image or not self.single):
                 raise self._wrong(f"has no {key}", f"add the path of its {key.replace('_', ' ')}")
+        for key in (*IMAGE_KEYS, *POINT_KEYS):
             if key in record and not isinstance(record[key], str):
                 raise self._wrong(f"has no {key} but {str(record[key])[:80]}", "give the path of one file")
         for key in (Key.LABEL_NAMES, Key.LABEL_VALUES, *(LABEL_KEYS if self.is_table else ())):

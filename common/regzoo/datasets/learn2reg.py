@@ -47,8 +47,8 @@ def read_learn2reg(path: str | os.PathLike[str], split: str | None = None) -> li
     ``<Task>_dataset.json`` lists the pairs: ``training_paired_images`` without the images of the pairs to validate and
     test on; ``registration_val``; ``registration_test`` or ``test_paired_images``. A task across patients lists none to
     train on: its pairs are all ordered pairs of different patients among the other training images. Labels are
-    included where they exist; masks and keypoints are not. A pair of one patient has ``patient``, another
-    ``fixed_patient`` and ``moving_patient``.
+    included where they exist; masks are not. A pair of one patient has ``patient`` and, where they exist, the keypoints
+    (``keypointsTr/<image>.csv``) as points; another has ``fixed_patient`` and ``moving_patient``.
 
     Args:
         path: folder of the task, or its ``<Task>_dataset.json``.
@@ -114,6 +114,9 @@ class _Task:
         label = image.parent.with_name(image.parent.name.replace("images", "labels")) / image.name
         if FIXED.label not in record and label != image and label.is_file():
             record[FIXED.label] = str(label)
+        points = image.parent.with_name(image.parent.name.replace("images", "keypoints")) / f"{record[Key.CASE]}.csv"
+        if points.is_file():
+            record[FIXED.points] = str(points)
         return record | self.labels if FIXED.label in record else record
 
     def check_any(self, found: Sequence[Any], what: str, split: str | None) -> None:

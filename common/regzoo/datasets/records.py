@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from regzoo.case import FIXED, IMAGE_KEYS, MOVING, PATH_KEYS, SIDES, Key, Record, Side
+from regzoo.case import FIXED, IMAGE_KEYS, MOVING, PATH_KEYS, POINT_KEYS, SIDES, Key, Record, Side
 from regzoo.datasets.folders import case_name
 from regzoo.errors import RegZooError, bad_file, refuse
 from regzoo.files import file_name
@@ -125,7 +125,10 @@ def patients_of(record: Record) -> set[str]:
 
 
 def pair_record(fixed: Record, moving: Record) -> Record:
-    """The record of a pair, made of the records of two single images; its case is named after both."""
+    """The record of a pair, made of the records of two single images; its case is named after both.
+
+    Points of two patients do not correspond, so only a pair of one patient has them.
+    """
     record = Record(fixed_image=fixed[FIXED.image], moving_image=moving[FIXED.image])
     for side, single in ((FIXED, fixed), (MOVING, moving)):
         if FIXED.label in single:
@@ -135,6 +138,8 @@ def pair_record(fixed: Record, moving: Record) -> Record:
     else:
         record[FIXED.patient], record[MOVING.patient] = patient_of(fixed), patient_of(moving)
     record[Key.CASE] = f"{fixed[Key.CASE]}_from_{moving[Key.CASE]}"
+    if Key.PATIENT in record and {FIXED.points} <= fixed.keys() & moving.keys():
+        record[FIXED.points], record[MOVING.points] = fixed[FIXED.points], moving[FIXED.points]
     for key in (Key.LABEL_VALUES, Key.LABEL_NAMES):
         if key in fixed and fixed[key] == moving.get(key, fixed[key]):
             record[key] = fixed[key]
@@ -160,6 +165,10 @@ def check_records(records: Sequence[Record]) -> None:
                 raise not_a_file(Path(file))
             if not Path(file).is_file():
                 refuse(bad_file(file, "no such file", "correct the path or take the pair off the list"))
+        given = [key for key in POINT_KEYS if record.get(key)]
+        if len(given) == 1 and not is_single(record):
+            problem = f"has {given[0]}, but no points of the other image"
+            refuse(bad_file(image, problem, "give corresponding points of both images"))
         pair = real_files(record, IMAGE_KEYS)
         if len(pair) > len(set(pair)):
             refuse(bad_file(image, "is both the fixed and the moving image of a pair", "name two images"))
@@ -176,7 +185,9 @@ def check_records(records: Sequence[Record]) -> None:
         cases.add(case)
         for side in SIDES:
             patient = patient_on(record, side)
-            for file in real_files(record, (side.image, side.label, side.mask)) if patient is not None else ():
+            for file in (
+                real_files(record, (side.image, side.label, side.mask, side.points)) if patient is not None else ()
+            ):
                 owner = owners.setdefault(file, str(patient))
                 if owner != str(patient):
                     problem = f"belongs to two patients, {owner} and {patient}, and would be in two folds"

@@ -20,7 +20,7 @@ from regzoo.report.engine import is_writer
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 #: The files of an evaluation, besides the pictures of cases.
-TABLES = ("cases.csv", "labels.csv", "summary.csv", "summary.png", RUN, CONFIG, DATA, LOG)
+TABLES = ("cases.csv", "labels.csv", "points.csv", "summary.csv", "summary.png", RUN, CONFIG, DATA, LOG)
 
 
 def claim_evaluation(folder: str | Path, evaluator: Engine, pictures: int | None = None) -> None:

@@ -14,6 +14,7 @@ from regzoo.metrics.labels import (
     centroid_distances,
     dice,
 )
+from regzoo.metrics.points import PointRegistrationError, point_distances
 
 __all__ = [
     "AdHocRegistrationError",
@@ -25,6 +26,7 @@ __all__ = [
     "LabelHausdorff",
     "LogJacobianStd",
     "LostLabels",
+    "PointRegistrationError",
     "RegionDice",
     "TargetRegistrationError",
     "WeightSelection",
@@ -32,4 +34,5 @@ __all__ = [
     "deformation_statistics",
     "dice",
     "metric_handlers",
+    "point_distances",
 ]

@@ -2,12 +2,21 @@
 
 from regzoo.report.boxplots import summary_figure
 from regzoo.report.figures import FigureWriter, case_figure
-from regzoo.report.tables import CaseTable, LabelTable, percentile_summary, read_csv, summary_text, write_csv
+from regzoo.report.tables import (
+    CaseTable,
+    LabelTable,
+    PointTable,
+    percentile_summary,
+    read_csv,
+    summary_text,
+    write_csv,
+)
 
 __all__ = [
     "CaseTable",
     "FigureWriter",
     "LabelTable",
+    "PointTable",
     "case_figure",
     "percentile_summary",
     "read_csv",

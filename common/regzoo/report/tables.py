@@ -20,6 +20,7 @@ from regzoo.files import make_folder, write_text
 from regzoo.metrics.base import affine_of
 from regzoo.metrics.handlers import BEFORE
 from regzoo.metrics.labels import centroid_distances, dice
+from regzoo.metrics.points import point_distances
 from regzoo.report.engine import cases_of, gather_strings, is_writer, name_of_case
 from regzoo.spatial import as_tensor
 
@@ -157,6 +158,35 @@ def label_rows(item: Mapping[str, Any]) -> dict[str, Any]:
         values = [d[label] for d in distances] + [o[label] for o in overlaps] + [in_fixed, in_before, in_warped]
         rows.append([case, label, name, *values])
     return {"case": case, "rows": rows}
+
+
+class PointTable(_Table):
+    """Ignite handler that writes ``points.csv``: a row per case and point, before and after registration.
+
+    Each case must have what `regzoo.transforms.CarryPointsd` adds. Without any point, there is no table.
+
+    Columns: case, name of the point, and its distance in mm before and after; an empty cell means that there is no
+    transformation to measure.
+    """
+
+    HEADER = ("case", "point", "distance_before_mm", "distance_after_mm")
+
+    def _text(self, item: Mapping[str, Any]) -> str:
+        return json.dumps({"case": name_of_case(item), "rows": point_rows(item)})
+
+    def _write(self, engine: Engine, texts: list[str]) -> None:
+        tables = {table["case"]: table["rows"] for table in map(json.loads, texts)}
+        rows = [[case, *row] for case, rows in tables.items() for row in rows]
+        if rows:
+            write_csv(self.output_dir / "points.csv", self.HEADER, rows)
+        else:
+            (self.output_dir / "points.csv").unlink(missing_ok=True)
+
+
+def point_rows(item: Mapping[str, Any]) -> list[list[Any]]:
+    """The name of each point of a case, and its distance before and after registration, mm."""
+    distances = (point_distances(item[v.points], item[REFERENCE.points]).tolist() for v in (UNREGISTERED, WARPED))
+    return [list(row) for row in zip(item[Key.POINT_NAMES], *distances, strict=True)]
 
 
 def percentile_summary(values: Iterable[float]) -> dict[str, float | int]:

@@ -32,11 +32,13 @@ class PointFile(NamedTuple):
         points: (N, 3) float64, RAS mm.
         rewritten: the content of the file with other points (N, 3), RAS mm; `known` (N,) says which of them are known.
         suffix: of the file.
+        names: of the points; empty if the file has none.
     """
 
     points: np.ndarray
     rewritten: Callable[[np.ndarray, np.ndarray], bytes]
     suffix: str
+    names: Sequence[str] = ()
 
     def write(self, path: str | Path, points: np.ndarray, known: np.ndarray) -> None:
         """Write the file with other points, atomically; points that are not known are marked and get no position."""
@@ -77,9 +79,15 @@ def point_suffix(path: str | Path) -> str:
 def _signs(path: Path, said: str | None, frame: str | None) -> np.ndarray:
     """The factors between the frame of a file and RAS."""
     if said is None and frame is None:
-        raise bad_file(path, "does not say whether its points are RAS or LPS", "add --frame RAS or --frame LPS")
+        raise bad_file(
+            path,
+            "does not say whether its points are RAS or LPS",
+            "add --frame RAS or --frame LPS; in a datalist, points_frame",
+        )
     if said is not None and frame is not None and said != frame:
-        raise bad_file(path, f"says that its points are {said}, not {frame}", "leave --frame out")
+        raise bad_file(
+            path, f"says that its points are {said}, not {frame}", "leave --frame out (in a datalist, points_frame)"
+        )
     return np.ones(3) if (said or frame) == "RAS" else RAS_LPS.diagonal()[:3]
 
 
@@ -105,6 +113,12 @@ def _numbers(path: Path, rows: Sequence[Sequence[str]], columns: Sequence[int]) 
     except (ValueError, IndexError):
         raise bad_file(path, "has a row without three numbers for x, y and z", "complete or remove it") from None
     return _checked(path, points)
+
+
+def _column(rows: Sequence[Sequence[str]], names: Sequence[str], *wanted: str) -> list[str]:
+    """The cells of the first of some columns that a table has."""
+    found = [names.index(name) for name in wanted if name in names][:1]
+    return [row[column].strip() if column < len(row) else "" for column in found for row in rows]
 
 
 def _csv_text(rows: Sequence[Sequence[str]]) -> str:
@@ -136,7 +150,8 @@ def _fcsv(path: Path, content: bytes, frame: str | None) -> PointFile:
                 text += f"# {OUTSIDE}: {_csv_text([row])}"
         return text.encode()
 
-    return PointFile(_numbers(path, rows, columns) * signs, rewritten, ".fcsv")
+    labels = _column(rows, names, "label")
+    return PointFile(_numbers(path, rows, columns) * signs, rewritten, ".fcsv", labels)
 
 
 def _replaced(row: Sequence[str], columns: Sequence[int], point: np.ndarray) -> list[str]:
@@ -163,7 +178,8 @@ def _csv(path: Path, content: bytes, frame: str | None) -> PointFile:
             table.append([*new, "" if is_known else OUTSIDE])
         return _csv_text([row[:-1] for row in table] if known.all() else table).encode()
 
-    return PointFile(_numbers(path, rows, columns) * signs, rewritten, ".csv")
+    labels = _column(rows, names, "name", "label")
+    return PointFile(_numbers(path, rows, columns) * signs, rewritten, ".csv", labels)
 
 
 def _markups(path: Path, content: bytes, frame: str | None) -> PointFile:
@@ -207,7 +223,7 @@ def _markups(path: Path, content: bytes, frame: str | None) -> PointFile:
                 point["description"] = "; ".join(filter(None, [point.get("description"), OUTSIDE]))
         return (json.dumps(written, indent=4) + "\n").encode()
 
-    return PointFile(positions * signs, rewritten, ".mrk.json")
+    return PointFile(positions * signs, rewritten, ".mrk.json", [str(point.get("label", "")) for _, point in placed])
 
 
 def _surface(path: Path, frame: str | None, head: bytes, values: np.ndarray, encode: Callable[..., bytes]) -> PointFile:

@@ -4,6 +4,7 @@ from regzoo.transforms.apply import ApplyFieldd, PropagatedLabelsd, WarpOnNetwor
 from regzoo.transforms.ct import FieldOfViewd, HounsfieldUnitsd
 from regzoo.transforms.distance import SignedDistanced, signed_distance
 from regzoo.transforms.load import AlignPaird, LoadPaird
+from regzoo.transforms.points import CarryPointsd
 from regzoo.transforms.refine import RefinePaird, StillPaird
 from regzoo.transforms.resample import (
     AdHocLabelsd,
@@ -20,6 +21,7 @@ __all__ = [
     "AdHocLabelsd",
     "AlignPaird",
     "ApplyFieldd",
+    "CarryPointsd",
     "FieldOfViewd",
     "FilterLabelsd",
     "HounsfieldUnitsd",
