@@ -14,21 +14,21 @@ from helpers import line_of_failing
 from monai.bundle import ConfigWorkflow
 from regzoo.bundles import find_bundle
 from regzoo.datasets.records import case_name
+from regzoo.errors import RegZooError
+from regzoo.report import figures
 from regzoo.report.tables import read_csv
 
 ROOT = BUNDLES[0].parent
 
 
 def run(bundle: str, configs: list[str], **settings: Any) -> str:
-    """The line that a run that refines by labels ends in."""
+    """The line that a run ends in; by default it refines by labels."""
     workflow = ConfigWorkflow(
         config_file=[str(ROOT / bundle / "configs" / f"{name}.json") for name in configs],
         logging_file=False,
         bundle_root=str(ROOT / bundle),
         device="cpu",
-        refine="labels",
-        refine_options={"steps": [1], "spacing": 8.0},
-        **settings,
+        **{"refine": "labels", "refine_options": {"steps": [1], "spacing": 8.0}} | settings,
     )
     return line_of_failing(workflow, RuntimeError)
 
@@ -94,6 +94,54 @@ def test_evaluation(bundle: str, failing: list[int], dataset: Path, tmp_path: Pa
         return
     assert line.startswith("1 of 2 cases failed: ")
     name = case_name(cases[1 - failing[0]]["fixed_image"])
+    assert read_csv(output / "cases.csv")["case"] == [name]
+    assert set(read_csv(output / "labels.csv")["case"]) == {name}
+    assert {path.name for path in output.glob("*.png")} == {f"{name}.png", "summary.png"}
+
+
+@pytest.mark.parametrize(("bundle", "order"), [*((name, 1) for name in NAMES), (NAMES[0], -1)])
+@pytest.mark.parametrize("failing", ["metric", "picture"])
+def test_a_measure_or_picture_of_one_case(
+    bundle: str, failing: str, order: int, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of the case is left in the tables, not even what was measured before the failure."""
+    bad, good = pairs(dataset)[:2]
+    settings: dict[str, Any] = {}
+    if failing == "metric":  # of the third label, where the bad case has two
+        for key in ("fixed_label", "moving_label"):
+            file = nib.load(bad[key])
+            labels = np.asarray(file.dataobj)
+            kept = labels[..., :2] if labels.ndim == 4 else np.stack([labels == 1, labels == 2], -1).astype(np.uint8)
+            bad[key] = str(tmp_path / f"{key}.nii.gz")
+            nib.save(nib.Nifti1Image(kept, file.affine), bad[key])
+        for key in ("label_names", "label_values"):
+            bad.pop(key, None)
+        settings["validate#metrics#measures#lost_labels"] = "$regzoo.metrics.LabelDice(label=2)"
+    else:
+        draw = figures.case_figure
+
+        def case_figure(path: Path, item: dict[str, Any]) -> None:
+            if item["case"] == bad["case"]:
+                raise RegZooError(f"{path}: cannot be drawn")
+            draw(path, item)
+
+        monkeypatch.setattr(figures, "case_figure", case_figure)
+    datalist, output = tmp_path / "pairs.json", tmp_path / "out"
+    datalist.write_text(json.dumps({"validation": [bad, good][::order]}), encoding="utf-8")
+    line = run(
+        bundle,
+        ["train", "evaluate"],
+        refine=False,
+        checkpoint=str(ROOT / bundle / "models" / "model.pt"),
+        dataset_dir=str(datalist),
+        output_dir=str(tmp_path),
+        evaluation_dir=str(output),
+        eval_split="listed" if on_single_images(bundle) else "val",
+        **settings,
+    )
+    name = good["case"]
+    assert line.startswith("1 of 2 cases failed: ") and bad["case"] in line
+    assert ("label 2 does not exist" if failing == "metric" else "cannot be drawn") in line
     assert read_csv(output / "cases.csv")["case"] == [name]
     assert set(read_csv(output / "labels.csv")["case"]) == {name}
     assert {path.name for path in output.glob("*.png")} == {f"{name}.png", "summary.png"}

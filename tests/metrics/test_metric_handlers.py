@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from ignite.engine import Engine
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
+from monai.engines import SupervisedEvaluator
 from monai.handlers import IgniteMetricHandler
 from regzoo.errors import RegZooError
 from regzoo.metrics import FoldedVoxels, LabelDice, metric_handlers
@@ -65,16 +65,21 @@ def test_names_order_and_items_of_the_bundles_metrics(bundle: str, kind: str) ->
 
 
 def test_a_metric_is_measured_before_and_after() -> None:
-    """Half of the fixed label before, all of it after; each with its own buffer, on an engine of Ignite."""
+    """Half of the fixed label before, all of it after; each with its own buffer."""
     label = torch.ones(1, 4, 4, 4)
     half = label * (torch.arange(4) < 2)
     case = {"warped_label": label, "reference_label": label, "unregistered_label": half, "ddf": torch.zeros(3, 4, 4, 4)}
-    engine = Engine(lambda _, batch: [{key: MetaTensor(value) for key, value in case.items()}])
+    engine = SupervisedEvaluator(
+        device=torch.device("cpu"),
+        val_data_loader=[{"image": torch.zeros(1, 1, 4, 4, 4)}],
+        network=torch.nn.Identity(),
+        postprocessing=lambda item: item | {key: MetaTensor(value) for key, value in case.items()},
+    )
     handlers = metric_handlers({"folded": FoldedVoxels(), "dsc": LabelDice()}, key="dsc", before=True)
     for name, handler in {**handlers.key, **handlers.additional}.items():
         handler.attach(engine, name)
-    metrics = engine.run([0]).metrics
-    assert metrics == {"dsc": 1, "before_dsc": pytest.approx(2 / 3), "folded": 0}
+    engine.run()
+    assert engine.state.metrics == {"dsc": 1, "before_dsc": pytest.approx(2 / 3), "folded": 0}
     assert list(handlers.additional) == ["folded", "before_dsc"]
 
 

@@ -14,6 +14,7 @@ from ignite.engine import Engine
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from monai.data import MetaTensor
+from monai.engines import IterationEvents
 from regzoo.errors import RegZooError
 from regzoo.report import FigureWriter, case_figure, summary_figure, write_csv
 from regzoo.report.boxplots import _paired_boxes
@@ -294,10 +295,13 @@ def test_handler_draws_the_cases_of_an_evaluator(tmp_path: Path) -> None:
 
     def step(engine: Engine, data: list[tuple[dict[str, Any], dict[str, Any]]]) -> list[dict[str, Any]]:
         engine.state.batch = [batch for batch, _ in data]
-        return [output for _, output in data]
+        engine.state.output = [output for _, output in data]
+        engine.fire_event(IterationEvents.MODEL_COMPLETED)
+        return engine.state.output
 
     data = [[item("case000001", True), item("a/b: c", False)], [item("case000003", False)]]
     evaluator = Engine(step)
+    evaluator.register_events(*IterationEvents)
     FigureWriter(tmp_path / "all").attach(evaluator)
     FigureWriter(tmp_path / "two", limit=2).attach(evaluator)
     evaluator.run(data)

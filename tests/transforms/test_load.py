@@ -125,6 +125,15 @@ def test_both_sides_need_the_same_number_of_labels(case: Case) -> None:
         LoadPaird()(case.record)
 
 
+def test_named_values_are_as_many_as_masks(case: Case) -> None:
+    case.record["moving_label"] = case.file("moving", "label", np.stack([MASKS["moving"]] * 2, axis=-1))
+    item = LoadPaird()(case.record | {"label_values": [4, 6]})
+    assert item["label_values"] == [4, 6]
+    with pytest.raises(RegZooError, match="holds 2 labels, but 3 label_values are named; name the value") as caught:
+        LoadPaird()(case.record | {"label_values": [4, 6, 7]})
+    assert str(caught.value).startswith(case.record["moving_label"])
+
+
 def test_centre_alignment_moves_the_affine_alone(case: Case) -> None:
     away = AFFINES["moving"].copy()
     away[:3, 3] += (300, -200, 100)

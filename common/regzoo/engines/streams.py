@@ -137,9 +137,10 @@ class EvaluationStream(CaseStream):
 
 
 class CaseEvaluator(SupervisedEvaluator):
-    """MONAI's evaluator of a `CaseStream`: a case whose postprocessing fails joins the failures of the stream.
+    """MONAI's evaluator of a `CaseStream`: a case that fails after it was loaded joins the failures of the stream.
 
-    The handlers of that iteration find no case, and the run goes on.
+    It may fail in the network, the postprocessing, a metric or a report. The handlers that complete its iteration find
+    no case, and the run goes on.
     """
 
     def _iteration(self, engine: SupervisedEvaluator, batchdata: Mapping[str, Any]) -> Any:

@@ -7,7 +7,10 @@ from copy import deepcopy
 from typing import NamedTuple
 
 from ignite.engine import Engine
+from monai.engines import IterationEvents
 from monai.handlers import IgniteMetricHandler, from_engine
+from monai.metrics import IterationMetric
+from regzoo.case import Key
 from regzoo.errors import RegZooError
 from regzoo.metrics.base import CaseMetric, Compared
 
@@ -50,11 +53,25 @@ def metric_handlers(measures: Mapping[str, CaseMetric], key: str, before: bool =
 
 
 class _Handler(IgniteMetricHandler):
-    """MONAI's handler, but an iteration without a case, as after a failure, adds no value."""
+    """MONAI's handler, but it measures a case before the iteration completes, while the case may still fail.
+
+    An iteration without a case, as after a failure in this metric or elsewhere, adds no value.
+    """
+
+    def attach(self, engine: Engine, name: str) -> None:
+        super().attach(engine, name)
+        engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self._measure)
+
+    def _measure(self, engine: Engine) -> None:
+        try:
+            self._values = IterationMetric.__call__(self.metric_fn, *self._output_transform(engine.state.output))
+        except RegZooError as error:
+            cases = ", ".join(str(item.get(Key.CASE)) for item in engine.state.batch)
+            raise RegZooError(f"{cases}: {self._name}: {error}") from None
 
     def iteration_completed(self, engine: Engine) -> None:
         if engine.state.output:
-            super().iteration_completed(engine)
+            self.metric_fn.extend(self._values)
 
 
 def _handler(metric: CaseMetric, compared: Compared) -> IgniteMetricHandler:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ignite.engine import Engine, Events
+from monai.engines import IterationEvents
 from regzoo.files import file_name
 from regzoo.report.engine import cases_of, name_of_case
 
@@ -55,10 +56,10 @@ class FigureWriter:
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_STARTED, lambda engine: self._drawn.clear())
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._draw)
+        engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self._draw)
 
     def _draw(self, engine: Engine) -> None:
         for item in cases_of(engine):
             if self.limit is None or len(self._drawn) < self.limit:
-                self._drawn.append(name_of_case(item))
                 case_figure(self.output_dir / f"{file_name(name_of_case(item))}.png", item)
+                self._drawn.append(name_of_case(item))

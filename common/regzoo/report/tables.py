@@ -15,6 +15,7 @@ import ignite.distributed as idist
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from monai.engines import IterationEvents
 from regzoo.case import REFERENCE, UNREGISTERED, WARPED, Key
 from regzoo.files import make_folder, write_text
 from regzoo.metrics.base import affine_of
@@ -45,7 +46,7 @@ def read_csv(path: str | PathLike[str]) -> dict[str, list[str]]:
 
 
 class _Table:
-    """Ignite handler that collects one text per case, and writes a table when the run ends."""
+    """Handler of a MONAI evaluator that collects one text per case, and writes a table when the run ends."""
 
     def __init__(self, output_dir: str | PathLike[str]) -> None:
         self.output_dir = Path(output_dir)
@@ -53,11 +54,16 @@ class _Table:
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_STARTED, lambda engine: self._texts.clear())
+        engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self._describe)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
         engine.add_event_handler(Events.COMPLETED, self._finish)
 
+    def _describe(self, engine: Engine) -> None:
+        self._new = [self._text(item) for item in cases_of(engine)]
+
     def _collect(self, engine: Engine) -> None:
-        self._texts += [self._text(item) for item in cases_of(engine)]
+        if engine.state.output:  # the case has not failed elsewhere
+            self._texts += self._new
 
     def _finish(self, engine: Engine) -> None:
         texts = gather_strings(self._texts)

@@ -103,6 +103,13 @@ class LoadPaird(MapTransform):
                 f"holds {counts[0]} labels, {data[MOVING.label]} holds {counts[1]}",
                 "give both the same labels in the same order, empty where one is not labelled",
             )
+        named = len(data.get(Key.LABEL_VALUES) or ())
+        if files and not maps and named not in (0, counts[0]):
+            raise bad_file(
+                record_files(data, files)[0],
+                f"holds {counts[0]} labels, but {named} label_values are named",
+                "name the value of each label, in order, or none",
+            )
         item[Key.CASE] = data.get(Key.CASE) or case_name(data[FIXED.image])
         return item
 
