@@ -18,9 +18,9 @@ from regzoo.errors import RegZooError, end_on_signals, one_line, print_error
 
 def register(
     bundle: str,
-    fixed: str,
-    moving: str,
-    out: str,
+    fixed: str | None = None,
+    moving: str | None = None,
+    out: str | None = None,
     label: str | None = None,
     align: str | None = None,
     outputs: str | None = None,
@@ -31,6 +31,7 @@ def register(
     points: str | None = None,
     frame: str | None = None,
     inverse: bool = False,
+    pairs: str | None = None,
     overlays: str | Sequence[str] = (),
     **overrides: Any,
 ) -> None:
@@ -38,6 +39,9 @@ def register(
 
     With --refine, the bundle's answer is improved on the pair itself, in seconds. regzoo register none does without a
     network: it registers any two images by an affine pre-alignment and refinement alone.
+
+    With --pairs TABLE instead of --fixed and --moving, many pairs are registered, each into its own folder in --out.
+    The same command resumes a run that was interrupted. summary.csv lists all pairs, contact_sheet.png shows them.
 
     Writes warped_image.nii.gz, warped_label.nii.gz (if there is a label), field.nii.gz (fixed to moving, LPS mm, for
     ITK, ANTs and 3D Slicer), statistics.json and quality.png. Some bundles write only some of these files.
@@ -55,6 +59,8 @@ def register(
             or a surface (.vtk, .ply). Writes warped_points in the same form.
         frame: RAS or LPS, for points in a file that does not say so itself.
         inverse: also write field_inverse.nii.gz, from moving to fixed, on the grid of the moving image.
+        pairs: list of pairs to register: .csv, .tsv or .json with the columns or keys fixed_image, moving_image and
+            others (moving_label, fixed_label, case, align, refine, ...), or a folder in a known layout.
         outputs: any of image,label,probability,field,inverse,statistics,picture; by default all except probability and
             inverse.
         fixed_label: file of the fixed labels, for a refinement that compares labels and for bundles that pre-align by
@@ -71,21 +77,45 @@ def register(
         overrides: any setting in the bundle's configs/inference.json, such as --checkpoint FILE.
     """
     find_bundle(bundle)  # before MONAI is imported
-    from regzoo.inference import register as run
-
+    alone = {"fixed": fixed, "moving": moving, "label": label, "fixed_label": fixed_label, "fixed_mask": fixed_mask}
+    alone |= {"moving_mask": moving_mask, "points": points, "frame": frame}
+    _check_files(pairs, alone, out)
     if align is not None:
         overrides["align"] = align
     if refine is not None:
         overrides["refine"] = refine
     settings = {name: as_value(name, value) for name, value in overrides.items()}
+    if pairs is not None:
+        from regzoo.inference import register_pairs
+
+        rows = register_pairs(bundle, pairs, str(out), outputs, inverse, overlays=listed(overlays), **settings)
+        failed = sum(row["status"] == "failed" for row in rows)
+        if failed:
+            raise RegZooError(f"{failed} of {len(rows)} pairs failed; see {out}/summary.csv")
+        print(f"{len(rows)} pairs: {out}/summary.csv")
+        return
+    from regzoo.inference import register as run
+
     labels = [as_value("moving_label", name) for name in (label, fixed_label)]
-    files = (fixed, moving, labels[0], out, outputs, labels[1], fixed_mask, moving_mask, points, frame, inverse)
+    files: Any = (fixed, moving, labels[0], out, outputs, labels[1], fixed_mask, moving_mask, points, frame, inverse)
     result = run(bundle, *files, overlays=listed(overlays), **settings)
     deformation = result.statistics.get("deformation")
     folds = f" (folded voxels: {deformation['folded_voxels_percent']:.3g} %)" if deformation else ""
     print(f"{result.case} → {out}{folds}")
     for line in result.statistics["warnings"]:
         print(f"warning: {line}", file=sys.stderr)
+
+
+def _check_files(pairs: str | None, alone: Mapping[str, str | None], out: str | None) -> None:
+    """Refuse a registration that names too few files, or files of one pair beside a list of pairs."""
+    missing = [] if pairs is not None else [name for name in ("fixed", "moving") if alone[name] is None]
+    missing += ["out"] if out is None else []
+    if missing:
+        fix = "name it" + ("" if pairs is not None or missing == ["out"] else ", or a list of pairs with --pairs")
+        raise RegZooError(f"register: --{missing[0]} is missing; {fix}")
+    for name, value in alone.items() if pairs is not None else ():
+        if value is not None:
+            raise RegZooError(f"--{name} {value}: has no effect with --pairs; name the file of each pair in {pairs}")
 
 
 def _reader(name: str, kind: str) -> Callable[[str], Any]:

@@ -29,15 +29,18 @@ def _text_digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content | {KEY: record}, indent=4).encode()).hexdigest()
 
 
-def sign(folder: Path, bundle: str) -> None:
+def sign(folder: Path, bundle: str, origin: Mapping[str, Any] | None = None) -> None:
     """Record all files of a folder as ours, in its ``statistics.json`` if there is one.
 
     Args:
         folder: holds only files that RegZoo wrote.
         bundle: name of the bundle that wrote them; may be empty.
+        origin: what else to record, as plain values, see `origin_of`.
     """
     files = {path.name: file_hash(path) for path in sorted(folder.iterdir()) if path.name != STATISTICS}
-    record = {"regzoo": __version__, "bundle": bundle, "files": files}
+    record: dict[str, Any] = {"regzoo": __version__, "bundle": bundle, "files": files}
+    if origin is not None:
+        record["origin"] = origin
     path = folder / STATISTICS
     if not path.is_file():
         write_json(folder / RECORD, {KEY: record})
@@ -57,6 +60,15 @@ def _records(folder: Path, names: Iterable[str] = (STATISTICS, RECORD)) -> list[
         except (OSError, ValueError, KeyError, TypeError):  # missing, or not a record
             continue
     return found
+
+
+def origin_of(folder: Path) -> dict[str, Any] | None:
+    """The `origin` that `sign` recorded, if all files that it recorded are still there and have not changed."""
+    own = own_files(folder)
+    for _, content in _records(folder):
+        if content[KEY]["files"].keys() <= own:
+            return content[KEY].get("origin")
+    return None
 
 
 def own_files(folder: Path) -> set[str]:

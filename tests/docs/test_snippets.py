@@ -140,6 +140,27 @@ def test_refinement(
     assert reported >= names["result"].statistics["refinement"].keys()
 
 
+def test_many_pairs(prostate_phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command of README and of the page, its table, and the Python, which keeps what the command wrote."""
+    monkeypatch.chdir(tmp_path)
+    (rows,), (command,) = blocks("many_pairs.md", "csv"), blocks("many_pairs.md", "bash")
+    assert command in (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    Path("pairs.csv").write_text(rows, encoding="utf-8")
+    for record, name in zip(load_records(prostate_phantoms, "val"), ("p01", "p02"), strict=False):
+        for side, folder in (("fixed", "us"), ("moving", "mr")):
+            Path(folder).mkdir(exist_ok=True)
+            shutil.copy(record[f"{side}_image"], f"{folder}/{name}.nii.gz")
+            shutil.copy(record[f"{side}_label"], f"{folder}/{name}_label.nii.gz")
+    monkeypatch.setattr(sys, "argv", shlex.split(command))
+    main()
+    assert {path.name for path in Path("results").glob("[!.]*")} == {"p01", "p02", "summary.csv", "contact_sheet.png"}
+    written = {path: path.stat().st_mtime_ns for path in Path("results").glob("p*/*")}
+    names = run_python("many_pairs.md")
+    assert {path: path.stat().st_mtime_ns for path in Path("results").glob("p*/*")} == written
+    page = (DOCS / "many_pairs.md").read_text(encoding="utf-8").split("## The table")[1]
+    assert set(names["rows"][0]) <= set(re.findall(r"`(\w+)`", page))
+
+
 def test_the_table_of_options_shows_the_defaults() -> None:
     page = (DOCS / "refinement.md").read_text(encoding="utf-8")
     rows = {

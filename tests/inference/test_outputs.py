@@ -417,6 +417,34 @@ def test_all_files_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
+@pytest.mark.parametrize("moves", range(3))
+def test_a_process_killed_between_two_files_leaves_nothing_in_the_way(
+    moves: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files that it has already moved count as ours, so that the next result can replace them."""
+    result, replace, left = RegistrationResult.of(applied()), Path.replace, [0]
+
+    def until_killed(path: Path, target: Path) -> Path:
+        if Path(target).parent.name == "out":
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", until_killed)
+    wanted = ["image", "field", "statistics"]
+    for earlier in (False, True):
+        if earlier:
+            left[0] = 9
+            result.save(tmp_path / "out", wanted)
+        left[0] = moves
+        with pytest.raises(KeyboardInterrupt):
+            result.save(tmp_path / "out", wanted)
+        left[0] = 9
+        result.save(tmp_path / "out", wanted)
+        assert len(list((tmp_path / "out").iterdir())) == 3
+
+
 def test_handler_writes_each_case_into_its_folder(tmp_path: Path) -> None:
     engine = Engine(lambda *_: [applied()])
     SaveRegistration(tmp_path / "run").attach(engine)

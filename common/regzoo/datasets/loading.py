@@ -26,7 +26,7 @@ KNOWN_LAYOUTS = (
 
 
 def load_records(
-    dataset_dir: str | os.PathLike[str], split: str | None = None, direction: str = "mr_to_us"
+    dataset_dir: str | os.PathLike[str], split: str | None = None, direction: str = "mr_to_us", must_exist: bool = True
 ) -> list[Record]:
     """Records of a data set in any known layout, checked.
 
@@ -36,6 +36,7 @@ def load_records(
             datalist (``training``, ``validation``, ``testing``) or the column ``split`` of a table or plain list.
         direction: moving to fixed, ``mr_to_us`` or ``us_to_mr``, for layouts that name modalities. A datalist itself
             says which image is fixed.
+        must_exist: whether a missing file is an error here.
 
     Raises:
         RegZooError: the layout is not known, or the records are not usable (see `check_records`).
@@ -56,7 +57,7 @@ def load_records(
         raise bad_file(root, "holds single images, not pairs", fix)
     else:
         raise bad_file(root, "is in no known layout", f"name {KNOWN_LAYOUTS}")
-    check_records(records)
+    check_records(records, must_exist)
     return records
 
 

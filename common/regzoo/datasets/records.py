@@ -146,8 +146,12 @@ def pair_record(fixed: Record, moving: Record) -> Record:
     return record
 
 
-def check_records(records: Sequence[Record]) -> None:
+def check_records(records: Sequence[Record], must_exist: bool = True) -> None:
     """Make sure that the records, of pairs or of single images, can be used together.
+
+    Args:
+        records: the records.
+        must_exist: whether all of their files must exist.
 
     Raises:
         RegZooError: a file is missing, a pair is listed twice, two pairs have one name, a record names one file as both
@@ -160,7 +164,7 @@ def check_records(records: Sequence[Record]) -> None:
     owners: dict[str, str] = {}
     for record in records:
         image = record[FIXED.image]
-        for file in record_files(record):
+        for file in record_files(record) if must_exist else ():
             if Path(file).is_dir():
                 raise not_a_file(Path(file))
             if not Path(file).is_file():

@@ -15,7 +15,7 @@ from regzoo.case import MOVING, PATH_KEYS, REFERENCE, VIEWS, WARPED, Key
 from regzoo.errors import RegZooError, bad_file
 from regzoo.files import make_folder, partial_folder, write_json
 from regzoo.inference.statistics import label_count, propagated_labels, registration_statistics
-from regzoo.ownership import check_folder, own_files, sign
+from regzoo.ownership import RECORD, STATISTICS, check_folder, own_files, sign
 from regzoo.report.figures import case_figure
 from regzoo.spatial import DisplacementField, Grid, as_tensor, write_nifti
 from regzoo.spatial.held import as_masks, in_form_of_file, write_labels
@@ -162,7 +162,11 @@ class RegistrationResult:
             self.statistics["warnings"].append(f"{lost} of {len(known)} points lie outside the field of view")
 
     def save(
-        self, folder: str | PathLike[str], outputs: Sequence[str] | str | None = None, inverse: bool = False
+        self,
+        folder: str | PathLike[str],
+        outputs: Sequence[str] | str | None = None,
+        inverse: bool = False,
+        origin: Mapping[str, Any] | None = None,
     ) -> Path:
         """Write the result into a folder: all of its files or, if one cannot be written, none.
 
@@ -177,6 +181,7 @@ class RegistrationResult:
                 (``warped_points``, in the form of the input), ``statistics`` (``statistics.json``) and ``picture``
                 (``quality.png``); None: all that exist except the probability and the inverse.
             inverse: write ``inverse`` with the others.
+            origin: see `regzoo.ownership.sign`.
 
         Raises:
             RegZooError: the result lacks one of `outputs`, or somebody else's file has the name of an output.
@@ -188,11 +193,12 @@ class RegistrationResult:
         try:
             with partial_folder(make_folder(target)) as part:
                 self._write(part, wanted)
-                sign(part, self.bundle)
-                stale = own_files(target)
-                written = {file.replace(target / file.name).name for file in part.iterdir()}
-            for name in stale - written:
-                (target / name).unlink(missing_ok=True)
+                sign(part, self.bundle, origin)
+                for name in own_files(target):
+                    (target / name).unlink(missing_ok=True)
+                # The record comes first, so that files are known as ours even if the process is killed meanwhile.
+                for file in sorted(part.iterdir(), key=lambda file: file.name not in (STATISTICS, RECORD)):
+                    file.replace(target / file.name)
         except BaseException:
             if new and target.exists() and not any(target.iterdir()):
                 target.rmdir()

@@ -85,6 +85,7 @@ class Registrar:
         root, parser = inference_config(bundle, overlays, overrides)
         self.bundle = root.resolve().name
         self.aligns_by_organ = "field_of_view" in parser.config
+        self.settings = {key: value for key, value in parser.config.items() if key not in ("_meta_", "bundle_root")}
         try:
             self.device = torch.device(parser.get_parsed_content("device"))
             self.preprocessing = parser.get_parsed_content("preprocessing")
@@ -93,6 +94,8 @@ class Registrar:
             self.postprocessing = parser.get_parsed_content("postprocessing")
             self.refines = parser.get_parsed_content("refine") is not False
             self.uses_masks = self.refines or parser.get_parsed_content("align") in get_args(Linear)
+            weights = (parser.get_parsed_content(name, default=None) for name in ("checkpoint", "exported"))
+            self.weights = [Path(file) for file in weights if file]
         except RuntimeError as error:  # MONAI wraps errors that occur in a configuration
             raise user_error(error) or error from None
 
@@ -127,11 +130,16 @@ class Registrar:
         ):
             if file is not None and not used:
                 raise RegZooError(f"{file}: this registration does not use {what}; add --refine, or leave the file out")
+        record = _record(fixed, moving, label, fixed_label, fixed_mask, moving_mask)
+        return RegistrationResult.of(self.run(record), self.bundle)
+
+    def run(self, record: Record) -> dict[str, Any]:
+        """The case of a record after the postprocessing; errors as `register`."""
         try:
-            item = self.preprocessing(_record(fixed, moving, label, fixed_label, fixed_mask, moving_mask))
+            item = self.preprocessing(record)
             with torch.inference_mode():
                 item[Key.PRED] = self.inferer(item[Key.IMAGE][None].to(self.device), self.network)[0]
-                return RegistrationResult.of(self.postprocessing(item), self.bundle)
+                return self.postprocessing(item)
         except RuntimeError as error:
             raise user_error(error) or error from None
 

@@ -1,0 +1,276 @@
+"""`regzoo register NAME --pairs`: many pairs, bad ones among them, resumed where a run stopped."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from bundle_list import NAMES, pairs
+from helpers import LPS
+from PIL import Image
+from regzoo import Registrar
+from regzoo.cli import main
+from regzoo.report import read_csv
+from scipy.ndimage import center_of_mass
+
+WEAK, CT = "prostate_mr_trus_weak_ddf", "abdominal_ct_ddmr"
+IMAGES = ("fixed_image", "moving_image")
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The exit status of `regzoo register`."""
+    monkeypatch.setattr(sys, "argv", ["regzoo", "register", *arguments, "--device", "cpu"])
+    try:
+        main()
+    except SystemExit as stop:
+        return int(str(stop.code))
+    return 0
+
+
+def table(path: Path, records: list[dict[str, Any]]) -> str:
+    """A table of records without lists."""
+    names = list(dict.fromkeys(name for record in records for name in record if name.startswith(("fixed", "moving"))))
+    names += ["case", *{"points_frame", "align"} & {name for record in records for name in record}]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(records)
+    return str(path)
+
+
+@pytest.fixture
+def records(prostate_phantoms: Path, tmp_path: Path) -> list[dict[str, Any]]:
+    """Three pairs of copies, which a test may change."""
+    shutil.copytree(prostate_phantoms / "val", tmp_path / "val")
+    return [record | {"case": f"p{number}"} for number, record in enumerate(pairs(tmp_path)[:3])]
+
+
+def rows(out: Path) -> list[dict[str, str]]:
+    columns = read_csv(out / "summary.csv")
+    return [{name: values[row] for name, values in columns.items()} for row in range(len(columns["case"]))]
+
+
+def stamps(out: Path) -> dict[str, int]:
+    return {str(path.relative_to(out)): path.stat().st_mtime_ns for path in out.glob("*/*")}
+
+
+@pytest.mark.parametrize("bundle", [*NAMES, "none"])
+def test_results_are_those_of_single_registrations(
+    bundle: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = request.getfixturevalue("abdomen_phantoms" if bundle == CT else "prostate_phantoms")
+    record = pairs(data)[0]
+    label = {"label": record["moving_label"]} if bundle != CT else {}
+    if bundle == CT:
+        label = {"label": record["moving_label"], "fixed_label": record["fixed_label"]}
+    out = tmp_path / "out"
+    assert call(monkeypatch, bundle, "--pairs", table(tmp_path / "t.csv", [record]), "--out", str(out)) == 0
+    single = tmp_path / "single"
+    result = Registrar(bundle, device="cpu").register(record["fixed_image"], record["moving_image"], **label)
+    result.save(single)
+    folder = out / record["case"]
+    assert {path.name for path in folder.iterdir()} == {path.name for path in single.iterdir()}
+    for name in (path.name for path in single.glob("*.nii.gz")):
+        ours, alone = (np.asarray(nib.load(where / name).dataobj) for where in (folder, single))
+        np.testing.assert_array_equal(ours, alone)
+    (row,) = rows(out)
+    assert row["status"] == "registered" and float(row["seconds"]) > 0 and row["problem"] == ""
+    # The DSC and the centroids of the written label, by SciPy alone.
+    fixed, warped = (nib.load(file) for file in (record["fixed_label"], folder / "warped_label.nii.gz"))
+    masks = [np.asarray(file.dataobj) for file in (fixed, warped)]
+    if bundle == CT:
+        values = np.unique(masks[0])[1:]
+        masks = [np.stack([volume == value for value in values], -1) for volume in masks]
+    present = [n for n in range(masks[0].shape[-1]) if all(volume[..., n].any() for volume in masks)]
+    dsc, distance = {}, {}
+    for index in present:
+        a, b = (volume[..., index] > 0 for volume in masks)
+        dsc[index] = 2 * (a & b).sum() / (a.sum() + b.sum())
+        places = [fixed.affine @ [*center_of_mass(mask), 1] for mask in (a, b)]
+        distance[index] = np.linalg.norm(places[0] - places[1])
+    expected = np.mean(list(dsc.values())) if bundle == CT else dsc[0]
+    assert float(row["dsc_after"]) == pytest.approx(expected, abs=1e-4)
+    landmarks = [value for index, value in distance.items() if bundle == CT or index > 0]
+    assert float(row["tre_mm_after"]) == pytest.approx(np.mean(landmarks), abs=1e-3)
+    assert float(row["hd95_mm_after"]) <= float(row["hd95_mm_before"])
+
+
+def test_bad_cases_are_passed_over(
+    records: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad.nii.gz").write_bytes(b"no image")
+    gone = str(tmp_path / "gone.nii.gz")
+    bad = [
+        records[0] | {"case": "gone", "moving_image": gone},
+        records[1] | {"case": "bad", "fixed_label": str(tmp_path / "bad.nii.gz")},
+    ]
+    out = tmp_path / "out"
+    path = table(tmp_path / "t.csv", [bad[0], records[2], bad[1]])
+    assert call(monkeypatch, WEAK, "--pairs", path, "--out", str(out)) == 1
+    first, second, last = capsys.readouterr().err.strip().splitlines()[-3:]
+    assert first.startswith(f"error: gone: {gone}: no such file")
+    assert second.startswith(f"error: bad: {tmp_path}/bad.nii.gz: ")
+    assert last == f"error: 2 of 3 pairs failed; see {out}/summary.csv"
+    assert [row["status"] for row in rows(out)] == ["failed", "registered", "failed"]
+    assert rows(out)[0]["problem"] == first.removeprefix("error: gone: ")
+    assert sorted(path.name for path in out.iterdir() if path.is_dir()) == ["p2"]
+    with Image.open(out / "contact_sheet.png") as sheet, Image.open(out / "p2" / "quality.png") as picture:
+        assert sheet.width == 640 and sheet.height == round(picture.height * 640 / picture.width)
+
+
+def test_a_run_is_resumed(
+    records: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is complete and unchanged is kept; what has changed is noticed and made again."""
+    out, path = tmp_path / "out", tmp_path / "t.csv"
+    arguments = (WEAK, "--pairs", table(path, records), "--out", str(out))
+    assert call(monkeypatch, *arguments) == 0
+    before, summary = stamps(out), (out / "summary.csv").read_bytes()
+
+    def made_again(*more: str) -> set[str]:
+        earlier = stamps(out)
+        assert call(monkeypatch, *arguments, *more) == 0
+        return {name.split("/")[0] for name, stamp in stamps(out).items() if earlier.get(name) != stamp}
+
+    assert made_again() == set() and stamps(out) == before and (out / "summary.csv").read_bytes() == summary
+    assert "3 results of an earlier run were kept" in capsys.readouterr().out
+    (out / "p0" / "field.nii.gz").unlink()
+    assert made_again() == {"p0"}
+    image = nib.load(records[1]["moving_image"])
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[::-1], image.affine), records[1]["moving_image"])
+    assert made_again() == {"p1"}
+    assert "p1: its files or the settings have changed, so it is registered again" in capsys.readouterr().out
+    table(path, [record | {"align": "center"} if record["case"] == "p2" else record for record in records])
+    assert made_again() == {"p2"}
+    assert made_again("--inverse") == {"p0", "p1", "p2"} and (out / "p0" / "field_inverse.nii.gz").is_file()
+    assert made_again("--outputs", "field") == {"p0", "p1", "p2"}
+    assert {path.name for path in (out / "p0").iterdir()} == {"field.nii.gz", ".regzoo.json"}
+    assert not (out / "contact_sheet.png").exists()
+    assert made_again("--outputs", "field") == set() and rows(out)[0]["dsc_after"]
+    # Another order, other paths and other patients change nothing.
+    moved = [record | {"patient": "x"} for record in reversed(records)]
+    (tmp_path / "val").rename(tmp_path / "elsewhere")
+    for record in moved:
+        record |= {key: value.replace("/val/", "/elsewhere/") for key, value in record.items() if "/val/" in str(value)}
+    table(path, [record | {"align": "center"} if record["case"] == "p2" else record for record in moved])
+    assert made_again("--outputs", "field") == set()
+    assert [row["case"] for row in rows(out)] == ["p2", "p1", "p0"]
+    # A case that fails now does not leave its earlier result.
+    Path(moved[0]["moving_image"]).unlink()
+    assert call(monkeypatch, *arguments, "--outputs", "field") == 1
+    assert not (out / "p2").exists() and (out / "p1").exists()
+
+
+def test_a_run_that_is_killed(records: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    arguments = [WEAK, "--pairs", table(tmp_path / "t.csv", records), "--out", str(out)]
+    # The second pair never ends.
+    code = (
+        "import sys, time; from regzoo.inference.registrar import Registrar; from regzoo.cli import main\n"
+        "run = Registrar.run\n"
+        "def once(self, record):\n"
+        "    if record['case'] == 'p1':\n"
+        f"        open({str(tmp_path / 'second')!r}, 'w').close(); time.sleep(600)\n"
+        "    return run(self, record)\n"
+        f"Registrar.run = once; sys.argv = ['regzoo', 'register', *{arguments!r}, '--device', 'cpu']; main()"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
+    while not (tmp_path / "second").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    first = stamps(out)
+    assert {name.split("/")[0] for name in first} == {"p0"} and not (out / "summary.csv").exists()
+    assert call(monkeypatch, *arguments) == 0
+    assert {name: stamp for name, stamp in stamps(out).items() if name.startswith("p0")} == first
+    assert [row["status"] for row in rows(out)] == ["registered"] * 3
+    assert not list(out.rglob(".partial*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--pairs", "same.csv"], "is the fixed image of another pair called 'a_b', and their results would overwrite"),
+        (["--pairs", "empty.csv"], "empty.csv: lists no pairs; give it at least one entry"),
+        (["--pairs", "none.csv"], "none.csv: no such data set"),
+        (["--pairs", "good.csv", "--label", "l.nii.gz"], "--label l.nii.gz: has no effect with --pairs; name the file"),
+        (["--pairs", "good.csv", "--frame", "RAS"], "--frame RAS: has no effect with --pairs"),
+        (["--pairs", "good.csv", "--outputs", "rubbish"], "outputs: 'rubbish' is not known"),
+        (["--moving", "m.nii.gz"], "register: --fixed is missing; name it, or a list of pairs with --pairs"),
+        (["--fixed", "f.nii.gz"], "register: --moving is missing"),
+    ],
+)
+def test_mistakes_end_the_run_before_any_work(
+    arguments: list[str],
+    line: str,
+    records: list[dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    table(tmp_path / "good.csv", records)
+    table(tmp_path / "same.csv", [records[0] | {"case": "a b"}, records[1] | {"case": "a/b"}])
+    (tmp_path / "empty.csv").write_text("fixed_image,moving_image\n", encoding="utf-8")
+    assert call(monkeypatch, WEAK, *arguments, "--out", "out") == 1
+    (error,) = capsys.readouterr().err.strip().splitlines()
+    assert error.startswith("error: ") and line in error and not Path("out").exists()
+
+
+def test_a_missing_output_folder(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, WEAK, "--pairs", "good.csv") == 1
+    assert capsys.readouterr().err.strip() == "error: register: --out is missing; name it"
+
+
+def test_files_that_are_not_ours_are_left_alone(
+    records: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "summary.csv").write_text("mine", encoding="utf-8")
+    path = table(tmp_path / "t.csv", records[:1])
+    assert call(monkeypatch, WEAK, "--pairs", path, "--out", str(out)) == 1
+    assert f"{out}/summary.csv: already exists, and RegZoo did not write it" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == ["summary.csv"]
+    (out / "summary.csv").unlink()
+    assert call(monkeypatch, WEAK, "--pairs", path, "--out", str(out)) == 0
+    assert call(monkeypatch, "none", "--pairs", path, "--out", str(out)) == 1
+    assert f"{out}: holds a result of {WEAK}" in capsys.readouterr().err and len(rows(out)) == 1
+
+
+def test_points_and_a_refinement(
+    records: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SimpleITK takes the points through the written field."""
+    record = records[0]
+    points = {}
+    for side in ("fixed", "moving"):
+        image = nib.load(record[f"{side}_image"])
+        middle = (np.array(image.shape) - 1) / 2
+        points[side] = nib.affines.apply_affine(image.affine, middle + np.array([[0, 0, 0], [1, 2, 0], [-2, 1, 1]]))
+        record[f"{side}_points"] = str(tmp_path / f"{side}.csv")
+        np.savetxt(record[f"{side}_points"], points[side], delimiter=",", header="x,y,z", comments="", fmt="%.9f")
+    record["points_frame"] = "RAS"
+    out = tmp_path / "out"
+    options = ("--refine", "labels", "--refine_options", "{'steps': [2, 1]}")
+    assert call(monkeypatch, WEAK, "--pairs", table(tmp_path / "t.csv", [record]), "--out", str(out), *options) == 0
+    field = sitk.DisplacementFieldTransform(sitk.ReadImage(str(out / "p0" / "field.nii.gz"), sitk.sitkVectorFloat64))
+    there = np.array([field.TransformPoint(point.tolist()) for point in points["fixed"] * LPS])
+    after = np.linalg.norm(there - points["moving"] * LPS, axis=1)
+    (row,) = rows(out)
+    assert float(row["point_tre_mm_after"]) == pytest.approx(after.mean(), abs=0.01)
+    assert float(row["point_tre_median_mm_after"]) == pytest.approx(np.median(after), abs=0.01)
+    before = np.linalg.norm(points["fixed"] - points["moving"], axis=1)
+    assert float(row["point_tre_mm_before"]) == pytest.approx(before.mean(), abs=1e-3)
+    assert row["refinement_steps"] == "3" and float(row["refinement_objective_after"]) > 0
