@@ -48,8 +48,8 @@ def register(
 
     Args:
         bundle: a bundle's name or folder, or none.
-        fixed: fixed image file.
-        moving: moving image file.
+        fixed: fixed image file, or a folder of DICOM files. FOLDER#NUMBER chooses one of several series.
+        moving: the same for the moving image.
         out: folder for the results.
         label: file of the moving labels to propagate.
         align: how to pre-align the images: header (keep the positions in the files), center (match the image centres),

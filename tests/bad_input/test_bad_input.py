@@ -178,7 +178,7 @@ ROWS: dict[str, tuple[Callable[[Inputs], str], str, str]] = {
     "sheared label": (lambda i: i.set("label", LABEL, AFFINE @ SHEAR), "right angles", "resample"),
     "two places, strictly": (two_places, "up to 12 mm away", "as both sform and qform"),
     "colour": (colour, "colour", "one value"),
-    "folder of slices": (slices, "folder of DICOM", "dcm2niix"),
+    "damaged series": (slices, "1.dcm: is a DICOM file that is truncated", "export it again"),
     "no overlap": (far_away, "overlap", "--align center"),
     "the same file twice": (same_twice, "both the fixed and the moving", "two images"),
     "checkpoint of another network": (another_network, "another network", "configuration"),

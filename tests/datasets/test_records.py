@@ -90,7 +90,14 @@ def test_missing_datalist(tmp_path: Path) -> None:
 
 def test_names_and_files() -> None:
     """Names without suffix, files with those of lists."""
-    assert [case_name(f"x/{n}") for n in ("a.nii.gz", "b.nii", "c.d.nii.gz", "e")] == ["a", "b", "c.d", "e"]
+    assert [case_name(f"x/{n}") for n in ("a.nii.gz", "b.nii", "c.d.nii.gz", "e", "f#1.nrrd")] == [
+        "a",
+        "b",
+        "c.d",
+        "e",
+        "f#1",
+    ]
+    assert [case_name(f"x/{n}") for n in ("1.2.840.7", "a.b#12", "IM7.dcm")] == ["1.2.840.7", "a.b#12", "IM7"]
     record = {"fixed_image": "f", "moving_image": Path("m"), "moving_label": ["1", Path("2")]}
     assert record_files(record) == ["f", "m", "1", "2"]
     assert record_files(record, ["fixed_image", "fixed_label"]) == ["f"]

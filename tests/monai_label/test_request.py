@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from dicom_files import write_series
 from helpers import ball, make_affine, smooth_noise, write
 from regzoo.errors import RegZooError
 from regzoo.monai_label import RequestedPaird, ServedCompose
@@ -68,6 +69,19 @@ def test_files_are_found_in_the_studies(studies: Path, parameter: str, value: An
     paths = [str(studies / name) for name in ([expected] if isinstance(expected, str) else expected)]
     assert record[parameter] == (paths if isinstance(value, list) else paths[0])
     assert record["fixed_image"] == str(studies / "fixed01.nii.gz") and record["case"] == "fixed01"
+
+
+def test_a_series_in_the_studies(studies: Path) -> None:
+    affine = make_affine(SHAPE, (1.5, 2, 2.5), (10, -5, 20))
+    files = write_series(studies / "more" / "p1", smooth_noise(SHAPE, 1, 1).astype(np.int16), affine)
+    for value in ("more/p1", "more/p1#4", f"more/p1/{files[0].name}"):
+        record = RequestedPaird()(request(studies, moving_image=value))
+        assert record["moving_image"] == str(studies / value)
+        assert LoadPaird()(record)["moving_image"].shape == (1, *SHAPE)
+    shutil.move(files[3], studies.parent / "slice")
+    files[3].symlink_to(studies.parent / "slice")
+    with pytest.raises(RegZooError, match=r"'IM\d+', outside the studies folder"):
+        RequestedPaird()(request(studies, moving_image="more/p1"))
 
 
 OUTSIDE = [

@@ -145,13 +145,6 @@ def analyze(path: Path, kind: type = nib.AnalyzeImage) -> Path:
     return path
 
 
-def series(path: Path) -> Path:
-    path.mkdir()
-    content(path / "readme.txt", b"slices")
-    content(path / "slice1", bytes(128) + b"DICM" + bytes(300))
-    return path
-
-
 def layers(path: Path) -> Path:
     sitk.WriteImage(sitk.Compose([to_sitk(VOXELS, AFFINE)] * 2), str(path))
     return changed(path, b"type: float", b"Segment0_Name:=organ\ntype: float")
@@ -160,12 +153,10 @@ def layers(path: Path) -> Path:
 ROWS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "nothing there": (lambda d: d / "a.nii.gz", "no such file"),
     "a folder": (lambda d: d, "is a folder, not an image; check"),
-    "a folder of slices": (lambda d: series(d / "series"), "is a folder of DICOM files.*dcm2niix"),
     "empty": (lambda d: content(d / "a.nii", b""), "is empty"),
     "text": (lambda d: content(d / "a.nii.gz", b'{"image": "a.nii"}'), "holds text, so it is not an image"),
     "noise": (lambda d: content(d / "a.nii", b"\x07\x80" * 900), "is not an image: its content is not NIfTI, NRRD"),
     "a picture": (lambda d: content(d / "a.png", b"\x89PNG\r\n\x1a\n" + bytes(99)), "is a PNG picture"),
-    "a slice": (lambda d: content(d / "a.nii", bytes(128) + b"DICM" + bytes(300)), "is a DICOM file.*dcm2niix"),
     "colour": (lambda d: colour(d / "a.nii.gz"), "is a colour image"),
     "complex": (lambda d: nifti(d / "a.nii", VOXELS.astype(np.complex64)), "complex numbers; export its magnitude"),
     "vectors": (lambda d: nifti(d / "a.nii", np.stack([VOXELS] * 3, -1)[:, :, :, None]), r"is a vector image \(3"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
@@ -19,9 +20,15 @@ def is_junk(path: Path) -> bool:
 
 
 def case_name(path: str | os.PathLike[str]) -> str:
-    """A file's name without folder and without ``.nii``, ``.nii.gz`` or another suffix."""
+    """A file's name without folder and without ``.nii``, ``.nii.gz`` or another suffix.
+
+    A suffix begins with a letter; what follows the last dot of a UID, the usual name of a folder of DICOM files, does
+    not.
+    """
     name = Path(path).name
-    return name[: -len(".nii.gz")] if name.lower().endswith(".nii.gz") else Path(name).stem
+    if name.lower().endswith(".nii.gz"):
+        return name[: -len(".nii.gz")]
+    return name if re.search(r"\.\d[^.]*$|#[\d.]+$", name) else Path(name).stem
 
 
 def image_files(folder: Path) -> dict[str, Path]:

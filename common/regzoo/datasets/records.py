@@ -16,7 +16,7 @@ from regzoo.datasets.folders import case_name
 from regzoo.errors import RegZooError, bad_file, refuse
 from regzoo.files import file_name
 from regzoo.refinement.options import Linear
-from regzoo.spatial.reading import not_a_file
+from regzoo.spatial.reading import is_image, not_a_file
 
 #: See `regzoo.transforms.AlignPaird`.
 Alignment = Literal["header", "center", "label", "region", Linear]
@@ -165,9 +165,9 @@ def check_records(records: Sequence[Record], must_exist: bool = True) -> None:
     for record in records:
         image = record[FIXED.image]
         for file in record_files(record) if must_exist else ():
-            if Path(file).is_dir():
-                raise not_a_file(Path(file))
-            if not Path(file).is_file():
+            if Path(file).is_dir() and not is_image(file):
+                refuse(not_a_file(Path(file)))
+            elif not is_image(file):
                 refuse(bad_file(file, "no such file", "correct the path or take the pair off the list"))
         given = [key for key in POINT_KEYS if record.get(key)]
         if len(given) == 1 and not is_single(record):

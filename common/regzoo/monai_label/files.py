@@ -16,6 +16,7 @@ from regzoo.datasets.records import case_name
 from regzoo.errors import RegZooError
 from regzoo.monai_label.studies import STUDIES_VARIABLE, checked_shape, is_inside
 from regzoo.spatial.labels import MAX_LABEL_VALUES
+from regzoo.spatial.reading import is_image
 
 #: Suffixes of an image of the studies; an id stands for the first file that exists, in this order.
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".nhdr")
@@ -101,7 +102,7 @@ def find_file(studies: Path, key: str, value: Any) -> str:
         # This comes first, so that nobody learns which files exist elsewhere.
         if not is_inside(file, studies):
             raise RegZooError(f"{key}: {value} leads outside the studies folder; give an id, or upload the file first")
-        if file.is_file():
+        if is_image(file):
             return os.path.realpath(file)
     raise RegZooError(f"{key}: no {value} in the studies; give an id that GET /datastore/ lists, or upload it first")
 

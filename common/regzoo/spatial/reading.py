@@ -12,13 +12,13 @@ import nibabel as nib
 import numpy as np
 from nibabel.freesurfer.mghformat import MGHError
 from regzoo.errors import RegZooError, bad_file
+from regzoo.spatial.dicom import Series, find_series, holds_dicom, is_dicom, read_series
 from regzoo.spatial.grid import Grid
 from regzoo.spatial.itk_files import ITK_SUFFIXES, ItkFile, itk_header, read_itk
 from regzoo.spatial.nifti import AGAIN, NiftiFile, check_size, nifti_file, orthogonal, place, read_voxels, too_large
 from regzoo.spatial.unzip import MOST_DEFLATED, open_unzipped
 
-FORMATS = "NIfTI, NRRD, MetaImage or MGH"
-_FROM_DICOM = "convert its series to one NIfTI file, for example with dcm2niix"
+FORMATS = "NIfTI, NRRD, MetaImage, MGH or DICOM"
 _PICTURES = {
     b"\x89PNG": "a PNG picture",
     b"\xff\xd8\xff": "a JPEG picture",
@@ -54,7 +54,8 @@ class Header(NamedTuple):
 
     Attributes:
         shape: number of voxels along each axis.
-        files: all files of the image, the named one first; a header may name further files.
+        files: all files of the image, the named one first; a header may name further files. Those of a DICOM series
+            are in the order of its slices.
     """
 
     shape: tuple[int, ...]
@@ -62,7 +63,9 @@ class Header(NamedTuple):
 
 
 def read_volume(path: str | os.PathLike[str]) -> Volume:
-    """Read a NIfTI, NRRD, MetaImage or MGH file. NIfTI is recognised by its content under any name.
+    """Read a NIfTI, NRRD, MetaImage or MGH file, or a DICOM series (see `regzoo.spatial.dicom.find_series`).
+
+    NIfTI is recognised by its content under any name.
 
     Raises:
         RegZooError: the file is something else or is damaged; the message says what.
@@ -74,6 +77,8 @@ def read_volume(path: str | os.PathLike[str]) -> Volume:
         return Volume(read_voxels(file), affine, doubt, file.header)
     if isinstance(file, nib.MGHImage):
         return _read_mgh(path, file)
+    if isinstance(file, Series):
+        return Volume(*read_series(path, file))
     return Volume(*read_itk(path, file))
 
 
@@ -82,6 +87,8 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     path = Path(path)
     file = _opened(path)
     others = list[Path]()
+    if isinstance(file, Series):
+        return Header(file.grid.shape, [one.file for one in file.slices])
     if isinstance(file, NiftiFile) and file.in_pair:
         others = list({_header_of(path), file.data} - {path})
     elif isinstance(file, ItkFile):
@@ -90,9 +97,11 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 
 
 def _opened(path: Path) -> Any:
-    """The header of a file: a `NiftiFile`, a nibabel MGH image or an `ItkFile`."""
-    if not path.is_file():
+    """The header of a file: a `NiftiFile`, a nibabel MGH image, an `ItkFile` or a DICOM `Series`."""
+    if not is_image(path):
         raise not_a_file(path)
+    if not path.is_file():
+        return find_series(path)
     start = _start(path)
     name = path.name.lower()
     if not start:
@@ -121,6 +130,8 @@ def _opened(path: Path) -> Any:
             return itk_header(path, kind, start)
     if name.endswith((".mgh", ".mgz")) and start[:4] == struct.pack(">i", 1):
         return _mgh_header(path)
+    if is_dicom(start, name):
+        return find_series(path)
     raise _not_an_image(path, start)
 
 
@@ -135,20 +146,20 @@ def _start(path: Path) -> bytes:
         raise bad_file(path, "is truncated or damaged: it cannot be unzipped", AGAIN) from error
 
 
+def is_image(path: str | os.PathLike[str]) -> bool:
+    """Whether there is a file, a folder of DICOM files, or ``FOLDER#SERIES``."""
+    return Path(path).is_file() or holds_dicom(path)
+
+
 def not_a_file(path: Path) -> RegZooError:
     """The error for a path that is not a file."""
-    if not path.is_dir():
-        return bad_file(path, "no such file", "check the path")
-    for item in sorted(path.iterdir())[:100]:
-        if item.is_file() and _is_dicom(_start(item), item.name.lower()):
-            return bad_file(path, "is a folder of DICOM files, not an image", _FROM_DICOM)
-    return bad_file(path, "is a folder, not an image", "check the path")
+    if path.is_dir():
+        return bad_file(path, "is a folder, not an image", "check the path")
+    return bad_file(path, "no such file", "check the path")
 
 
 def _not_an_image(path: Path, start: bytes) -> RegZooError:
     """The error for a file that is not an image; names its type if the first bytes show it."""
-    if _is_dicom(start, path.name.lower()):
-        return bad_file(path, "is a DICOM file", _FROM_DICOM)
     for magic, what in _PICTURES.items():
         if start.startswith(magic):
             return bad_file(path, f"is {what}, which cannot be read here", f"give a {FORMATS} file")
@@ -170,10 +181,6 @@ def _is_nifti(start: bytes) -> bool:
 
 def _is_metaimage(start: bytes) -> bool:
     return any(start.replace(b" ", b"").startswith(key) for key in (b"ObjectType=", b"NDims=", b"Comment=ObjectType"))
-
-
-def _is_dicom(start: bytes, name: str) -> bool:
-    return start[128:132] == b"DICM" or name.endswith((".dcm", ".ima", ".dicom"))
 
 
 def _header_of(path: Path) -> Path:

@@ -63,7 +63,7 @@ def read_image(path: str | Path, strict_headers: bool = False, allow_nan: bool =
     """Read a scalar 3-D image; integers and scaled values become float32 physical values.
 
     Args:
-        path: NIfTI, NRRD, MetaImage or MGH.
+        path: NIfTI, NRRD, MetaImage or MGH, or a DICOM series (see `regzoo.spatial.dicom.find_series`).
         strict_headers: refuse a file that other programs may place elsewhere, instead of warning.
         allow_nan: leave NaN and infinity to a later step, such as `regzoo.transforms.HounsfieldUnitsd`.
 
