@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from bundle_list import NAMES, pairs
+import torch
+from bundle_list import BUNDLES, NAMES, pairs
 from helpers import LPS
 from PIL import Image
 from regzoo import Registrar
@@ -171,6 +173,22 @@ def test_a_run_is_resumed(
     assert not (out / "p2").exists() and (out / "p1").exists()
 
 
+def test_other_weights_in_the_same_file(
+    records: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights, out = tmp_path / "model.pt", tmp_path / "out"
+    shutil.copy(BUNDLES[0].parent / WEAK / "models" / "model.pt", weights)
+    arguments = (WEAK, "--pairs", table(tmp_path / "t.csv", records[:1]), "--out", str(out))
+    arguments += ("--checkpoint", str(weights), "--outputs", "field")
+    assert call(monkeypatch, *arguments) == 0
+    before = (out / "p0" / "field.nii.gz").read_bytes()
+    state = torch.load(weights, weights_only=True)
+    changed = {key: 0.9 * value if value.is_floating_point() else value for key, value in state.items()}
+    torch.save(changed, weights)
+    assert call(monkeypatch, *arguments) == 0
+    assert (out / "p0" / "field.nii.gz").read_bytes() != before
+
+
 def test_a_run_that_is_killed(records: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
     arguments = [WEAK, "--pairs", table(tmp_path / "t.csv", records), "--out", str(out)]
@@ -247,6 +265,32 @@ def test_files_that_are_not_ours_are_left_alone(
     assert call(monkeypatch, WEAK, "--pairs", path, "--out", str(out)) == 0
     assert call(monkeypatch, "none", "--pairs", path, "--out", str(out)) == 1
     assert f"{out}: holds a result of {WEAK}" in capsys.readouterr().err and len(rows(out)) == 1
+
+
+def test_keypoints_of_learn2reg(abdomen_phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing moves, the TRE is that of Learn2Reg's own evaluation: voxels times the spacing."""
+    record, task = pairs(abdomen_phantoms)[0], tmp_path / "task"
+    for folder in ("imagesTr", "keypointsTr"):
+        (task / folder).mkdir(parents=True)
+    names = [f"Lung_0001_000{time}" for time in (0, 1)]
+    image = nib.load(record["fixed_image"])
+    voxels = np.random.default_rng(0).uniform(3, np.array(image.shape) - 4, (2, 6, 3))
+    for name, moment in zip(names, voxels, strict=True):
+        nib.save(image, task / "imagesTr" / f"{name}.nii.gz")
+        np.savetxt(task / "keypointsTr" / f"{name}.csv", moment, delimiter=",", fmt="%.5f")
+    content = {"name": "Lung", "training": [{"image": f"./imagesTr/{name}.nii.gz"} for name in names]}
+    content["registration_val"] = [
+        dict(zip(("fixed", "moving"), (f"./imagesTr/{name}.nii.gz" for name in names), strict=True))
+    ]
+    (task / "Lung_dataset.json").write_text(json.dumps(content), encoding="utf-8")
+    out = tmp_path / "out"
+    assert call(monkeypatch, "none", "--pairs", str(task), "--out", str(out), "--align", "header") == 0
+    errors = np.linalg.norm((voxels[0] - voxels[1]) * image.header.get_zooms()[:3], axis=1)
+    (row,) = rows(out)
+    for when in ("before", "after"):
+        assert float(row[f"point_tre_mm_{when}"]) == pytest.approx(errors.mean(), abs=1e-3)
+    stored = json.loads((out / row["case"] / "statistics.json").read_text(encoding="utf-8"))["accuracy"]["points"]
+    np.testing.assert_allclose([point["after_mm"] for point in stored], errors, atol=1e-3)
 
 
 def test_points_and_a_refinement(

@@ -119,10 +119,11 @@ class _Runner:
         start = time.monotonic()
         check_target(folder, self.outputs, self.registrar.bundle, record, inverse=self.inverse)
         item = self.registrar.run(record)
+        seconds = time.monotonic() - start
         result = RegistrationResult.of(item, self.registrar.bundle)
         if measured := accuracy(item):
             result.statistics["accuracy"] = measured
-        row = {"case": case, "status": "registered", "seconds": round(time.monotonic() - start, 2)}
+        row = {"case": case, "status": "registered", "seconds": round(seconds, 2)}
         row |= _facts(result.statistics)
         result.save(folder, self.outputs, self.inverse, {"request": request, "row": row})
         folds = f" (folded voxels: {row['folded_percent']:.3g} %)" if "folded_percent" in row else ""

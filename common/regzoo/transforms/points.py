@@ -27,7 +27,7 @@ class CarryPointsd(MapTransform):
 
     def __call__(self, data: Case) -> Case:
         item, field = data.copy(), data.get(Key.FIELD)
-        fixed, moving, item[Key.POINT_NAMES] = _landmarks(data)
+        fixed, moving, item[Key.POINT_NAMES] = landmarks_of(data)
         back = np.linalg.inv(prealignment(data))
         item[REFERENCE.points] = torch.from_numpy(moving)
         item[UNREGISTERED.points] = torch.from_numpy(fixed @ back[:3, :3].T + back[:3, 3])
@@ -36,9 +36,18 @@ class CarryPointsd(MapTransform):
         return item
 
 
-def _landmarks(data: Case) -> Landmarks:
+def landmarks_of(data: Case, images: tuple[str, str] = (FIXED.native_image, MOVING.native_image)) -> Landmarks:
+    """The corresponding points that a record names; none if it names none.
+
+    Args:
+        data: the case.
+        images: the keys of the images as loaded, for their grids.
+
+    Raises:
+        RegZooError: see `regzoo.spatial.landmarks.read_landmarks`.
+    """
     fixed, moving = data.get(FIXED.points), data.get(MOVING.points)
     if fixed is None or moving is None:
         return Landmarks(np.zeros((0, 3)), np.zeros((0, 3)), [])
-    grids = Grid.of(data[FIXED.native_image]), Grid.of(data[MOVING.native_image])
-    return read_landmarks(fixed, moving, *grids, data.get(Key.POINTS_FRAME))
+    fixed_grid, moving_grid = (Grid.of(data[key]) for key in images)  # type: ignore[literal-required]
+    return read_landmarks(fixed, moving, fixed_grid, moving_grid, data.get(Key.POINTS_FRAME))

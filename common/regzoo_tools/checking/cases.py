@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from regzoo.case import FIXED, MOVING, SIDES, Case, Key, Record
 from regzoo.datasets.records import record_files
-from regzoo.errors import user_error
+from regzoo.errors import RegZooError, user_error
 from regzoo.spatial import Grid, as_tensor, read_image, read_label_file
 from regzoo.transforms.load import LoadPaird, aligned
+from regzoo.transforms.points import landmarks_of
 from regzoo.transforms.resample import IN_VIEW, MIN_VOXELS, ResamplePaird, share_in_view
 from regzoo_tools.checking.findings import Finding, Severity, collected_warnings, finding_of
 from regzoo_tools.checking.sheet import Thumbnail, thumbnail
@@ -116,6 +117,12 @@ class Examiner:
             if (image := item.get(side.image)) is not None:
                 facts.images[side.name] = _image_facts(record[side.image], image)
         facts.names = [str(name) for name in item.get(Key.LABEL_NAMES) or ()]
+        try:
+            landmarks_of(item, (FIXED.image, MOVING.image))
+        except RegZooError as error:
+            facts.findings.append(
+                finding_of(str(error), "error", record_files(record), facts.case, record[FIXED.image])
+            )
         return item
 
     def _bad_files(self, record: Record, facts: CaseFacts) -> list[str]:

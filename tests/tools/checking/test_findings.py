@@ -71,6 +71,15 @@ def test_bad_files(pairs: PairSet, tmp_path: Path, key: str, file: str, problem:
     assert problem in finding.problem and fix in finding.fix
 
 
+def test_points_outside_their_image(pairs: PairSet, tmp_path: Path) -> None:
+    for side, voxel in (("fixed", 0), ("moving", -9)):
+        (tmp_path / f"{side}.csv").write_text(f"1,2,3\n4,5,{voxel}\n", encoding="utf-8")
+        pairs.rows[1][f"{side}_points"] = f"{side}.csv"
+    finding = only(check(pairs))
+    assert (finding.file, finding.case) == (str(tmp_path / "moving.csv"), "c1")
+    assert finding.problem == "has 1 of 2 points outside its image, first number 2"
+
+
 def test_a_bad_file_does_not_hide_another(pairs: PairSet, tmp_path: Path) -> None:
     """Two bad files of one pair, one of another, a missing one, a patient in two splits: five findings."""
     for name in ("c0_fixed", "c0_moving_label", "c1_moving"):
