@@ -151,7 +151,7 @@ ROWS: dict[str, tuple[Callable[[Inputs], str], str, str]] = {
     "4-D": (lambda i: i.set("moving_image", np.stack([ct()] * 3, -1)), "4-D", "split"),
     "truncated": (truncated, "truncated", "again"),
     "constant": (lambda i: i.set("fixed_image", np.full(SHAPE, -1000, np.int16)), "constant", "check"),
-    "far apart": (far_apart, "overlap", "--align center"),
+    "far apart": (far_apart, "overlap", "set align to center"),
 }
 
 
@@ -247,7 +247,7 @@ def test_very_different_fields_of_view(inputs: Inputs, caplog: pytest.LogCapture
     inputs.run()
     (line,) = expect(inputs, caplog.records, labelled=False)
     assert line.startswith(inputs.config["fixed_image"])
-    assert "shows 216 mm of a body" in line and "648 mm" in line and "--align" in line
+    assert "shows 216 mm of a body" in line and "648 mm" in line and "set align to another method" in line
 
 
 def test_a_field_of_view_smaller_than_the_liver(inputs: Inputs, caplog: pytest.LogCaptureFixture) -> None:

@@ -179,10 +179,10 @@ ROWS: dict[str, tuple[Callable[[Inputs], str], str, str]] = {
     "two places, strictly": (two_places, "up to 12 mm away", "as both sform and qform"),
     "colour": (colour, "colour", "one value"),
     "damaged series": (slices, "1.dcm: is a DICOM file that is truncated", "export it again"),
-    "no overlap": (far_away, "overlap", "--align center"),
+    "no overlap": (far_away, "overlap", "set align to center"),
     "the same file twice": (same_twice, "both the fixed and the moving", "two images"),
     "checkpoint of another network": (another_network, "another network", "configuration"),
-    "missing checkpoint": (no_checkpoint, "no such checkpoint", "--checkpoint"),
+    "missing checkpoint": (no_checkpoint, "no such checkpoint", "as checkpoint"),
     "output folder below a file": (out_is_a_file, "cannot write", "name a folder"),
 }
 

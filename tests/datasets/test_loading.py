@@ -48,7 +48,7 @@ def test_datalists(phantoms: Path, tmp_path: Path) -> None:
 
 def test_a_direction_without_effect(tmp_path: Path) -> None:
     (tmp_path / "datalist.json").write_text("[]")
-    with pytest.raises(RegZooError, match=r"--direction us_to_mr: has no effect with .*datalist\.json; leave it out"):
+    with pytest.raises(RegZooError, match=r"direction: us_to_mr has no effect with .*datalist\.json; leave it out"):
         load_records(tmp_path, "train", "us_to_mr")
 
 

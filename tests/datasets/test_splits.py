@@ -87,7 +87,7 @@ def test_folds_of_the_data_set(caplog: pytest.LogCaptureFixture) -> None:
         assert [r["case"] for r in validation] == [f"c{i}_0" for i in range(7) if i % 3 == fold]
         assert [r["fold"] for r in training] == sorted(i % 3 for i in range(7) if i % 3 != fold)
         assert split_fold(pairs, fold, 3, seed=9) == (training, validation)
-    with pytest.raises(RegZooError, match="own folds are 0, 1, 2, not 5; leave --folds out"):
+    with pytest.raises(RegZooError, match="own folds are 0, 1, 2, not 5; leave folds out"):
         split_fold(pairs, 0, 5)
     with pytest.raises(RegZooError, match="fold 3 is not among the data set's own, 0, 1, 2; name one"):
         split_fold(pairs, 3, None)

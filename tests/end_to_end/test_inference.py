@@ -129,7 +129,7 @@ def test_center_alignment_is_part_of_the_field(registrar: Registrar, prostate_ph
     shifted = moving.affine.copy()
     shifted[:3, 3] += 500
     nib.save(nib.Nifti1Image(np.asarray(moving.dataobj), shifted), tmp_path / "far.nii.gz")
-    with pytest.raises(regzoo.RegZooError, match="--align center"):
+    with pytest.raises(regzoo.RegZooError, match="set align to center"):
         registrar.register(pair["fixed"], tmp_path / "far.nii.gz")
     centred = Registrar(BUNDLE, device="cpu", align="center")
     near = centred.register(pair["fixed"], pair["moving"])
@@ -286,5 +286,5 @@ def test_unknown_settings_and_bundles(prostate_phantoms: Path) -> None:
     with pytest.raises(regzoo.RegZooError, match="sapcing"):
         Registrar(BUNDLE, sapcing=1)
     pair = files(prostate_phantoms, "case000008")
-    with pytest.raises(regzoo.RegZooError, match="labels of the fixed image; add --refine"):
+    with pytest.raises(regzoo.RegZooError, match="labels of the fixed image; set refine"):
         Registrar(BUNDLE, device="cpu").register(pair["fixed"], pair["moving"], fixed_label=pair["label"])

@@ -206,14 +206,14 @@ def test_other_settings_are_not_resumed(tmp_path: Path) -> None:
     settings = {"width": 3, "levels": (0, 1), "rate": 1}
     Training(tmp_path, settings=settings).run(1)
     assert Training(tmp_path, settings={"width": 3, "levels": [0, 1], "rate": 1.0}).run(2).epochs == [2]
-    with pytest.raises(RegZooError, match=r"last\.pt: was written by a training with another rate; .*--resume False"):
+    with pytest.raises(RegZooError, match=r"last\.pt: was written by a training with another rate; .*resume to False"):
         Training(tmp_path, settings=settings | {"rate": 2}).run(3)
     assert Training(tmp_path, settings=settings | {"rate": 2}, resume=False).run(1).epochs == [1]
 
 
 def test_another_configuration_is_refused(tmp_path: Path) -> None:
     save_weights(make_network(), tmp_path / "last.pt")  # weights alone: nothing to resume from
-    with pytest.raises(RegZooError, match=r"last\.pt: was written by another kind of training; .*--resume False"):
+    with pytest.raises(RegZooError, match=r"last\.pt: was written by another kind of training; .*set resume to False"):
         Training(tmp_path).run(1)
     content = {"network": make_network(width=5).state_dict(), "objects": {}}
     torch.save(content, tmp_path / "last.pt")

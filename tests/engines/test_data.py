@@ -27,9 +27,9 @@ def test_one_pair_or_a_data_set(prostate_phantoms: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"moving_image": None}, "no moving image to register; name it with --moving_image"),
-        ({"fixed_image": ""}, "no fixed image to register; name it with --fixed_image"),
-        ({"dataset_dir": "/data"}, "--dataset_dir and --fixed_image were both named"),
+        ({"moving_image": None}, "no moving image to register; name it as moving_image"),
+        ({"fixed_image": ""}, "no fixed image to register; name it as fixed_image"),
+        ({"dataset_dir": "/data"}, "dataset_dir and fixed_image were both named"),
         ({"moving_label": "/no/label.nii.gz"}, "/no/label.nii.gz: no such file"),
     ],
 )

@@ -52,7 +52,7 @@ def test_a_learning_rate_that_is_far_too_high(bundle: str, dataset: Path, tmp_pa
     with pytest.raises(RuntimeError) as caught:
         train(bundle, dataset, tmp_path, learning_rate=1e30)
     line = str(user_error(caught.value))
-    assert line.startswith("epoch 1, step ") and "became NaN or infinite; lower --learning_rate" in line
+    assert line.startswith("epoch 1, step ") and "became NaN or infinite; lower learning_rate" in line
     assert "\n" not in line
     assert not (tmp_path / "last.pt").exists() and not (tmp_path / "model.pt").exists()
 
@@ -76,7 +76,7 @@ def test_on_the_command_line_the_last_good_epoch_stays(bundle: str, dataset: Pat
     )
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert line.startswith("error: epoch 2, step ") and "lower --learning_rate" in line
+    assert line.startswith("error: epoch 2, step ") and "lower learning_rate" in line
     assert "Traceback" not in done.stderr
     last = torch.load(output / "last.pt", weights_only=True)
     assert last["epoch"] == 1 and non_finite(flat_tensors(last, "last")) == []
@@ -115,7 +115,7 @@ def test_the_term_and_the_step_are_named(value: float, tmp_path: Path) -> None:
     trainer = Trainer(tmp_path, [good, good, good | {"deformation": value}, good])
     line = trainer.line()
     assert line.startswith("epoch 1, step 3: loss/total, loss/deformation became NaN or infinite; ")
-    assert "lower --learning_rate (now 0.25)" in line
+    assert "lower learning_rate (now 0.25)" in line
     assert trainer.seen == 3
     assert not (tmp_path / "last.pt").exists()
 

@@ -103,7 +103,7 @@ def test_dealt_folds_where_the_data_set_has_none(write: Callable[..., Path], pro
 
 def test_contradictions(write: Callable[..., Path]) -> None:
     path = write(fold=True)
-    with pytest.raises(RegZooError, match="own folds are 0, 1, 2, not 5; leave --folds out"):
+    with pytest.raises(RegZooError, match="own folds are 0, 1, 2, not 5; leave folds out"):
         split_pairs(training_records(path), 1, 5, folder=path)
     with pytest.raises(RegZooError, match="fold 3 is not among the data set's own, 0, 1, 2"):
         evaluation_records(path, "fold", fold=3)

@@ -148,7 +148,7 @@ def test_what_was_trained_on_is_not_measured(data: Path, trained: Path, tmp_path
     folds = {"eval_split": "fold", "folds": 4}
     assert len(evaluate(data, trained, **folds)["case"]) == 2
     line = refusal(lambda: evaluate(data, trained, **folds, fold=1))
-    assert "was trained on this image, as case" in line and "--eval_split fold" in line
+    assert "was trained on this image, as case" in line and "eval_split fold" in line
     # The same image under another name, of another patient; then the same patient, with another image.
     case, known = next(iter(origin_of(read_checkpoint(trained / "model.pt"))["settings"]["data"].items()))
     copy = shutil.copy(data / "train" / "us_images" / f"{case}.nii.gz", tmp_path / "new.nii.gz")
@@ -172,7 +172,7 @@ def test_the_same_files_elsewhere_resume_and_changed_ones_do_not(
     before = (output / "last.pt").read_bytes()
     with caplog.at_level(logging.INFO, "regzoo"):
         train(moved, output)
-    assert "1 of 1 epochs done; raise --max_epochs" in caplog.text
+    assert "1 of 1 epochs done; raise max_epochs" in caplog.text
     assert (output / "last.pt").read_bytes() == before
     train(moved, output, max_epochs=2)
     assert torch.load(output / "last.pt", weights_only=True)["epoch"] == 2
@@ -268,5 +268,5 @@ def test_a_resumed_training_does_not_start_from_weights_again(
     train(data, tmp_path / "run", **start)
     with caplog.at_level(logging.INFO, "regzoo"):
         train(data, tmp_path / "run", max_epochs=2, **start)
-    assert "it had started from those of --init_weights" in caplog.text
+    assert "it had started from those of init_weights" in caplog.text
     assert "init_weights" in refusal(lambda: train(data, tmp_path / "run", max_epochs=3))

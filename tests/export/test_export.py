@@ -116,7 +116,7 @@ def test_mistakes_are_one_line(
         ([WEAK, "--format", "onnx", "--checkpoint", str(tmp_path / "none.pt"), *out], "none.pt: no such checkpoint"),
         ([WEAK, "--format", "onnx", "--checkpoint", weights, *out], "holds the weights of another network"),
         ([WEAK, "--format", "onnx", "--overlays", "configs/variants/none.json", *out], "none.json: no such config"),
-        ([WEAK, "--format", "onnx", "--sizes", "3", *out], "did you mean --size"),
+        ([WEAK, "--format", "onnx", "--sizes", "3", *out], "did you mean size"),
         ([WEAK, "--format", "onnx", "--size", "[32,24]", *out], "not 3"),
         (["nothing", "--format", "onnx", *out], "is not a bundle"),
         (["none", "--format", "onnx", *out], "has no network"),

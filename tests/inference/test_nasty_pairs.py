@@ -169,6 +169,6 @@ def test_one_line_says_what_to_do(
 
 def test_images_without_overlap_are_not_refined(files: Files) -> None:
     pair = files("fixed", image()), files("moving", image(SHIFT), origin=500)
-    with pytest.raises(RegZooError, match=r"moving.nii.gz: does not overlap .*; align"):
+    with pytest.raises(RegZooError, match=r"moving.nii.gz: does not overlap .*; set align"):
         register("none", *pair, out=files.folder / "out", refine="mr", align="header")
     assert not (files.folder / "out").exists()

@@ -78,8 +78,8 @@ def test_without_refinement_it_is_the_pre_alignment(pair: dict[str, str]) -> Non
         ({"refine": "pet"}, "pet"),
         ({"refine": "mr", "refine_seconds": -1}, "refine_seconds"),
         ({"refine": "mr", "refine_options": {"spacing": 2.0, "levels": 3}}, "levels"),
-        ({"fixed_mask": "fixed_label"}, "add --refine"),
-        ({"fixed_label": "fixed_label"}, "add --refine"),
+        ({"fixed_mask": "fixed_label"}, "set refine"),
+        ({"fixed_label": "fixed_label"}, "set refine"),
     ],
 )
 def test_what_cannot_be_refined_is_one_line(pair: dict[str, str], settings: dict[str, object], words: str) -> None:

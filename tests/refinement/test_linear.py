@@ -158,7 +158,7 @@ def test_images_that_determine_nothing(side: str, spoil: Any, words: str) -> Non
     image = seen(SHAPE, FIXED, np.eye(4))
     images = {"fixed": image, "moving": image} | {side: spoil(image)}
     grids = {name: Grid(one.shape[1:], FIXED) for name, one in images.items()}  # type: ignore[arg-type]
-    with pytest.raises(RegZooError, match=f"the {side} image: has {words}.*--align header or center"):
+    with pytest.raises(RegZooError, match=f"the {side} image: has {words}.*set align to header or center"):
         register_linear(images["fixed"], grids["fixed"], images["moving"], grids["moving"])
 
 

@@ -217,16 +217,16 @@ def test_points_beyond_the_moving_image_are_marked(
 
 
 MISTAKES: dict[str, tuple[str, str | bytes, str]] = {
-    "no frame of a table": ("p.csv", "x,y,z\n1,2,3\n", "--frame"),
+    "no frame of a table": ("p.csv", "x,y,z\n1,2,3\n", "set frame to RAS or LPS"),
     "no columns": ("p.csv", "a,b,c\n1,2,3\n", "columns"),
     "a short row": ("p.csv --frame RAS", "x,y,z\n1,2\n", "three numbers"),
     "a word for a number": ("p.csv --frame RAS", "x,y,z\n1,two,3\n", "three numbers"),
     "NaN": ("p.csv --frame RAS", "x,y,z\n1,nan,3\n", "NaN"),
     "no rows": ("p.csv --frame RAS", "x,y,z\n", "no points"),
     "another frame": ("p.csv --frame LPI", "x,y,z\n1,2,3\n", "not a frame"),
-    "two frames": ("p.fcsv --frame RAS", "# CoordinateSystem = LPS\n1,1,2,3\n", "leave --frame out"),
+    "two frames": ("p.fcsv --frame RAS", "# CoordinateSystem = LPS\n1,1,2,3\n", "leave frame out"),
     "voxels": ("p.fcsv", "# CoordinateSystem = IJK\n1,1,2,3\n", "IJK"),
-    "no frame of a list": ("p.fcsv", "1,1,2,3\n", "--frame"),
+    "no frame of a list": ("p.fcsv", "1,1,2,3\n", "set frame to"),
     "an empty file": ("p.fcsv", "", "empty"),
     "not a text": ("p.fcsv", b"\xff\xfe\x00\x01", "text"),
     "broken JSON": ("p.mrk.json", '{"markups": [', "markups"),
@@ -257,7 +257,7 @@ MISTAKES: dict[str, tuple[str, str | bytes, str]] = {
     "not a VTK file": ("p.vtk", "solid\n", "VTK"),
     "a cut VTK file": ("p.vtk", vtk(np.ones((6, 3)), "RAS")[:120], "three numbers"),
     "a cut binary VTK file": ("p.vtk", vtk(np.ones((6, 3)), "RAS", True)[:120], "ends before"),
-    "a VTK file without a frame": ("p.vtk", vtk(np.ones((6, 3)), "?"), "--frame"),
+    "a VTK file without a frame": ("p.vtk", vtk(np.ones((6, 3)), "?"), "set frame to"),
     "not a PLY file": ("p.ply", "ply\n", "PLY"),
     "a cut PLY file": ("p.ply", ply(np.ones((6, 3)), "RAS", "<")[:300], "ends before"),
     "faces first": (

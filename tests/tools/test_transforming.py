@@ -221,7 +221,7 @@ MISTAKES = {
     "a damaged MATLAB file": ("convert cut.mat o.h5", "damaged"),
     "elastix's parameters": ("convert elastix.txt o.h5", "elastix"),
     "an archive that is none": ("convert cut.npz o.h5 --reference moving.nii.gz", "NumPy"),
-    "Learn2Reg without a grid": ("convert disp_1_2.npz o.h5", "--reference"),
+    "Learn2Reg without a grid": ("convert disp_1_2.npz o.h5", "as reference"),
     "Learn2Reg of another size": ("convert disp_1_2.npz o.h5 --reference moving.nii.gz", "voxels"),
     "2-D": ("convert flat2d.tfm o.h5", "3-D"),
     "velocities": ("convert flow.tfm o.h5", "VelocityFieldTransform, which cannot be read here"),

@@ -140,7 +140,7 @@ def test_centre_alignment_moves_the_affine_alone(case: Case) -> None:
     for name, array in (("image", smooth_noise(MOVING, 1, 0)), ("label", MASKS["moving"])):
         case.record[f"moving_{name}"] = write(case.folder / f"away_{name}.nii", array, away)
     loaded = LoadPaird()(case.record)
-    with pytest.raises(RegZooError, match=r"overlap.*--align center"):
+    with pytest.raises(RegZooError, match=r"overlap.*set align to center"):
         AlignPaird()(loaded)
     item = AlignPaird("center")(loaded)
     fixed_center = AFFINES["fixed"] @ [*(np.array(FIXED) - 1) / 2, 1]
@@ -202,7 +202,7 @@ def test_label_alignment_without_a_label_takes_the_field_of_view(case: Case) -> 
 def test_label_alignment_by_an_empty_label(case: Case) -> None:
     masks = np.stack([np.zeros(MOVING, np.float32), MASKS["moving"]], axis=-1)
     case.record["moving_label"] = case.file("moving", "label", masks)
-    with pytest.raises(RegZooError, match="its first label is empty; draw it, or --align center") as caught:
+    with pytest.raises(RegZooError, match="its first label is empty; draw it, or set align to center") as caught:
         AlignPaird("label")(LoadPaird()(case.record))
     assert str(caught.value).startswith(case.record["moving_label"]) and "\n" not in str(caught.value)
 
@@ -257,7 +257,7 @@ def test_registration_within_masks(exclude: bool, case: Case) -> None:
 
 def test_registration_of_too_few_slices(case: Case) -> None:
     case.record["moving_image"] = case.file("moving", "thin", smooth_noise((9, 13, 2), 1, 0))
-    with pytest.raises(RegZooError, match=r"has only 2 voxels along an axis.*; align it otherwise") as caught:
+    with pytest.raises(RegZooError, match=r"has only 2 voxels along an axis.*; set align to header or") as caught:
         AlignPaird("affine")(LoadPaird()(case.record))
     assert str(caught.value).startswith(case.record["moving_image"])
 

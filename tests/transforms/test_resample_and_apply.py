@@ -338,6 +338,6 @@ def test_a_moving_image_outside_the_network_grid() -> None:
     affine = item["moving_image"].affine.clone()
     affine[:3, 3] += 60
     item["moving_image"] = MetaTensor(item["moving_image"].as_tensor(), affine=affine)
-    message = r"the moving image: .*network's field of view on the fixed image; .*--align center"
+    message = r"the moving image: .*network's field of view on the fixed image; .*set align to center"
     with pytest.raises(RegZooError, match=message):
         ResamplePaird(**NETWORK)(item)

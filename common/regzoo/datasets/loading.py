@@ -45,7 +45,7 @@ def load_records(
     datalist = _datalist(root)
     if direction != "mr_to_us" and (datalist is not None or is_learn2reg(root)):
         fix = "leave it out, the data say themselves which image is fixed"
-        raise RegZooError(f"--direction {direction}: has no effect with {datalist or root}; {fix}")
+        raise RegZooError(f"direction: {direction} has no effect with {datalist or root}; {fix}")
     if datalist is not None:
         records = read_datalist(datalist, split)
     elif is_learn2reg(root):

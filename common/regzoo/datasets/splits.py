@@ -94,7 +94,7 @@ def _own_folds(records: Sequence[Record], folds: int | None) -> dict[int, list[R
         wanted = "at least 2" if folds is None else f"{folds}"
         listed = ", ".join(map(str, names))
         raise RegZooError(
-            f"the data set's own folds are {listed}, not {wanted}; leave --folds out, or change its column 'fold'"
+            f"the data set's own folds are {listed}, not {wanted}; leave folds out, or change its column 'fold'"
         )
     parts = {name: [record for record in records if record[Key.FOLD] == name] for name in names}
     try:

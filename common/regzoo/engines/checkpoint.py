@@ -99,7 +99,7 @@ class TrainingCheckpoint:
             return
         # Read onto the CPU: each object moves its own state to its device, and Adam's step counts stay on the CPU.
         content = read_checkpoint(self.last_file)
-        fix = "train with those settings, name another --output_dir, or start again with --resume False"
+        fix = "train with those settings, name another output_dir, or set resume to False to start again"
         # A file of weights alone has no settings, and fails below.
         before, now = content.get("settings", self.settings), self.settings
         old, new = (note.get("config", {}) for note in (content.get("origin", {}), self.origin))
@@ -124,10 +124,10 @@ class TrainingCheckpoint:
             raise bad_file(self.last_file, "was written by another kind of training", fix) from error
         logger.info("resumed from %s at epoch %d", self.last_file, content["epoch"])
         if self.settings.get("init_weights"):
-            logger.info("the training goes on with its own weights; it had started from those of --init_weights")
+            logger.info("the training goes on with its own weights; it had started from those of init_weights")
         done, wanted = engine.state.epoch, engine.state.max_epochs
         if wanted is not None and done >= wanted:
-            logger.warning("%d of %d epochs done; raise --max_epochs to train on", done, wanted)
+            logger.warning("%d of %d epochs done; raise max_epochs to train on", done, wanted)
 
     def save(self, engine: Engine) -> None:
         """Write the weights if they are the best so far, then the state to resume from.

@@ -60,7 +60,7 @@ def data_folder(
         if error.name != "regzoo_phantoms":
             raise
         raise RegZooError(
-            "no data set was named, and a packaged bundle contains no phantoms; name one with --dataset_dir"
+            "no data set was named, and a packaged bundle contains no phantoms; name one as dataset_dir"
         ) from error
     return str(embedded_phantoms(writable(bundle_root, f"data/{name}"), **phantoms))
 
@@ -250,7 +250,7 @@ def evaluation_pairs(
     elif split == "rest":
         records = training_images(folder)[images or 0 :]
         if not images or not records:
-            raise RegZooError(f"{folder}: training on {images or 'all'} images leaves none over; lower --max_images")
+            raise RegZooError(f"{folder}: training on {images or 'all'} images leaves none over; lower max_images")
     else:
         records = load_single_records(folder, split)
     return draw_pairs(records, pairs_file, count or None, seed)

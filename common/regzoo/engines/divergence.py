@@ -88,5 +88,5 @@ def stop_if_any(names: list[str], where: str, rate: float | None = None) -> None
     if not count:
         return
     found = f"{first_few(names)} became NaN or infinite" if names else "the training diverged in another process"
-    lower = "lower --learning_rate" + ("" if rate is None else f" (now {rate:g})")
+    lower = "lower learning_rate" + ("" if rate is None else f" (now {rate:g})")
     raise RegZooError(f"{where}: {found}; {lower}, or check the images and labels for extreme values")

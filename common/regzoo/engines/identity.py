@@ -73,7 +73,7 @@ def refuse_shared(trained: Mapping[str, Mapping[str, Any]], records: Sequence[Re
     """
     hashes = {value: case for case, facts in trained.items() for key in IMAGE_KEYS for value in facts.get(key, [])}
     patients = {str(facts[key]): case for case, facts in trained.items() for key in PATIENT_KEYS if key in facts}
-    fix = "evaluate other cases, or the fold that the training held out (--eval_split fold with its --fold)"
+    fix = "evaluate other cases, or the fold that the training held out (eval_split fold and its fold)"
     unless = ". If they are two people, give them different names in the column patient of a datalist"
     for record in records:
         for file in record_files(record, IMAGE_KEYS):

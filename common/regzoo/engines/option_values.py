@@ -55,7 +55,7 @@ def check_value(name: str, value: Any, default: Any) -> None:
         default = None
     if wrong := _problem(name, value, KINDS.get(name, "" if name in NAMES else default)):
         shown = f"{value!r:.60}" if isinstance(value, str) else f"{value!s:.60}"
-        raise RegZooError(f"--{name} {shown}: {wrong}")
+        raise RegZooError(f"{name}: {shown} {wrong}")
 
 
 def _problem(name: str, value: Any, kind: Any) -> str:

@@ -32,9 +32,9 @@ TRACKING = {"tracking_uri", "experiment_name", "run_name", "is_not_rank0", "save
 #: Settings that may have no effect → when they have none, and the words for it in the error.
 IDLE: dict[str, tuple[Callable[[Mapping[str, Any]], Any], str]] = {
     "phantoms": (lambda config: config.get("dataset_dir"), "with a data set of your own"),
-    "split": (lambda config: "fixed_image" in config and not config["dataset_dir"], "without --dataset_dir"),
-    "direction": (lambda config: "fixed_image" in config and not config["dataset_dir"], "without --dataset_dir"),
-    "integration_steps": (lambda config: config["diffeomorphic"] is False, "unless --diffeomorphic is True"),
+    "split": (lambda config: "fixed_image" in config and not config["dataset_dir"], "without dataset_dir"),
+    "direction": (lambda config: "fixed_image" in config and not config["dataset_dir"], "without dataset_dir"),
+    "integration_steps": (lambda config: config["diffeomorphic"] is False, "unless diffeomorphic is True"),
 }
 
 
@@ -80,9 +80,9 @@ def check_ids() -> None:
     one_line_errors()
     config, start, end = workflow.parser.config, str(workflow.init_id), str(workflow.final_id)
     if start != "initialize" and (start not in workflow.parser or start in RUNS):
-        raise RegZooError(f"--init_id {start}: a run cannot start with it; leave it out, and name one id to run")
+        raise RegZooError(f"init_id: a run cannot start with {start}; leave it out, and name one id to run")
     if end != "finalize" and end not in workflow.parser:
-        raise RegZooError(f"--final_id {end}: no such id; leave it out")
+        raise RegZooError(f"final_id: there is no id {end}; leave it out")
     _check_runs(config, _run_id(workflow))
 
 
@@ -137,12 +137,12 @@ def check_effect(parser: ConfigParser, given: Collection[str], roots: Sequence[s
         shown = name.replace("::", "#")
         if name not in {"bundle_root", "output_dir"} and not _covered(name, used):
             if "evaluation_dir" in parser.config:  # the training's settings may be repeated for its evaluation
-                logger.warning("--%s has no effect in an evaluation", shown)
+                logger.warning("%s has no effect in an evaluation", shown)
                 continue
             when = "here: nothing in this run reads it"
         elif not idle(parser.config):
             continue
-        raise RegZooError(f"--{shown}: has no effect {when}; leave it out")
+        raise RegZooError(f"{shown}: has no effect {when}; leave it out")
 
 
 def unknown(name: str, known: Collection[str], file: Path) -> RegZooError:
@@ -150,10 +150,10 @@ def unknown(name: str, known: Collection[str], file: Path) -> RegZooError:
     name, known = name.replace("::", "#"), [key.replace("::", "#") for key in known]
     similar = difflib.get_close_matches(name, known, 1)
     other = next((path for path in _bases(file.parent) if name in ConfigParser.load_config_file(path)), None)
-    fix = f"did you mean --{similar[0]}?" if similar else f"see the ids of {file}"
+    fix = f"did you mean {similar[0]}?" if similar else f"see the ids of {file}"
     if other is not None:
         fix = f"it belongs to {other.name}, leave it out"
-    return bad_file(f"--{name}", f"no such setting in {file}", fix)
+    return bad_file(name, f"no such setting in {file}", fix)
 
 
 def _bases(folder: Path) -> list[Path]:

@@ -130,7 +130,7 @@ def adopt(parser: ConfigParser, checkpoint: Any, base: str | PathLike[str], give
         if not chosen:
             adopted[key] = trained[key]
         elif key in FIXED:
-            fix = f"leave --{key} out, or name other weights with --checkpoint"
+            fix = f"leave {key} out, or name other weights as checkpoint"
             raise bad_file(checkpoint, f"was trained with {key} {trained[key]}, not {value}", fix)
     for key, value in adopted.items():
         parser[key] = value

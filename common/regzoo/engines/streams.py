@@ -48,13 +48,13 @@ def requested_records(
     pair |= {FIXED.mask: fixed_mask, MOVING.mask: moving_mask}
     named: Any = {key: value for key, value in pair.items() if value}
     if dataset_dir and named:
-        raise RegZooError(f"--dataset_dir and --{next(iter(named))} were both named; keep one of them")
+        raise RegZooError(f"dataset_dir and {next(iter(named))} were both named; keep one of them")
     if dataset_dir:
         return load_records(dataset_dir, split or None, direction)
     for key in (FIXED.image, MOVING.image):
         if key not in named:
             raise RegZooError(
-                f"no {key.replace('_', ' ')} to register; name it with --{key}, or name a data set with --dataset_dir"
+                f"no {key.replace('_', ' ')} to register; name it as {key}, or name a data set as dataset_dir"
             )
     check_records([named])
     return [named]

@@ -36,7 +36,7 @@ def read_checkpoint(path: str | PathLike[str]) -> dict[str, Any]:
         RegZooError: the file is missing or damaged.
     """
     if not Path(path).is_file():
-        raise bad_file(path, "no such checkpoint", "train first, or name a file with --checkpoint")
+        raise bad_file(path, "no such checkpoint", "train first, or name a file as checkpoint")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # on a damaged file the unpickler can raise anything
@@ -119,7 +119,7 @@ def origin_of(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def starting_weights(init_weights: str | PathLike[str] | None, bundle_root: str | PathLike[str]) -> Path | None:
-    """The file of ``--init_weights``: a path, ``released`` for the bundle's own weights, or a bundle's name or folder.
+    """The file of ``init_weights``: a path, ``released`` for the bundle's own weights, or a bundle's name or folder.
 
     Raises:
         RegZooError: there is no such file.
@@ -131,7 +131,7 @@ def starting_weights(init_weights: str | PathLike[str] | None, bundle_root: str 
     for path in (named, *(folder / "models" / "model.pt" for folder in folders)):
         if path.is_file():
             return path
-    raise bad_file(named, "no such weights to start from", "name a file with --init_weights, a bundle, or `released`")
+    raise bad_file(named, "no such weights to start from", "set init_weights to a file, a bundle or `released`")
 
 
 def starting_hash(init_weights: str | PathLike[str] | None, bundle_root: str | PathLike[str]) -> str:
@@ -164,7 +164,7 @@ def starting_network(
     if freeze_encoder:
         parts: list[nn.Module] = getattr(network, "contracting_path", list)()
         if not parts:
-            raise RegZooError(f"{type(network).__name__} has no encoder to freeze; leave --freeze_encoder out")
+            raise RegZooError(f"{type(network).__name__} has no encoder to freeze; leave freeze_encoder out")
         for part in parts:
             part.requires_grad_(False)
             part.register_forward_pre_hook(_stay_in_evaluation)

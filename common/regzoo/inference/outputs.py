@@ -43,7 +43,7 @@ MISSING = {
     "image": ("the labels were predicted without a transformation, so there is no warped image", _REGISTER),
     "field": ("the labels were predicted without a transformation, so there is no field", _REGISTER),
     "inverse": ("the labels were predicted without a transformation, so it has no inverse", _REGISTER),
-    "points": ("without points of the moving image there are no warped points", "name them with --points"),
+    "points": ("without points of the moving image there are no warped points", "name them as points"),
     "label": ("without a moving label there is no warped label", "name one as moving_label (regzoo register: --label)"),
     "probability": (
         "labels that were warped with a field have no probabilities",

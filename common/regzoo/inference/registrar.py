@@ -129,7 +129,7 @@ class Registrar:
             ("labels of the fixed image", fixed_label, self.refines or self.aligns_by_organ),
         ):
             if file is not None and not used:
-                raise RegZooError(f"{file}: this registration does not use {what}; add --refine, or leave the file out")
+                raise RegZooError(f"{file}: this registration does not use {what}; set refine, or leave the file out")
         record = _record(fixed, moving, label, fixed_label, fixed_mask, moving_mask)
         return RegistrationResult.of(self.run(record), self.bundle)
 
@@ -197,7 +197,7 @@ def register(
     record = _record(*files)
     requested_outputs(outputs)
     if frame is not None and points is None:
-        raise RegZooError("--frame: has no effect without --points; leave it out")
+        raise RegZooError("frame: has no effect without points; leave it out")
     file = None if points is None else read_points(points, frame)
     if out is not None:
         check_target(out, outputs, find_bundle(bundle).resolve().name, record, points, inverse)

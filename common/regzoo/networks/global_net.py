@@ -34,7 +34,7 @@ class GlobalNet(nn.Module):
         nn.init.zeros_(self.theta.weight)
 
     def contracting_path(self) -> list[nn.Module]:
-        """The modules that ``--freeze_encoder`` freezes."""
+        """The modules that ``freeze_encoder`` freezes."""
         return [self.encoder]
 
     def affine(self, image: torch.Tensor) -> torch.Tensor:
@@ -74,7 +74,7 @@ class CompositeNet(nn.Module):
         self.local_net = LocalNet(2, 3, channels, depth, levels, additive_upsampling, norm)
 
     def contracting_path(self) -> list[nn.Module]:
-        """The modules that ``--freeze_encoder`` freezes."""
+        """The modules that ``freeze_encoder`` freezes."""
         return [*self.global_net.contracting_path(), *self.local_net.contracting_path()]
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:

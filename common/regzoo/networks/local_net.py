@@ -57,7 +57,7 @@ class LocalNet(nn.Module):
         initialise(self)
 
     def contracting_path(self) -> list[nn.Module]:
-        """The modules that ``--freeze_encoder`` freezes."""
+        """The modules that ``freeze_encoder`` freezes."""
         return [self.encoder]
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:

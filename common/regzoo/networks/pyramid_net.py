@@ -84,7 +84,7 @@ class PyramidNet(nn.Module):
         initialise(self)
 
     def contracting_path(self) -> list[nn.Module]:
-        """The modules that ``--freeze_encoder`` freezes."""
+        """The modules that ``freeze_encoder`` freezes."""
         return [*self.encoder, self.bottom]
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:

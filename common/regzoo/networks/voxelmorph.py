@@ -114,7 +114,7 @@ class VoxelMorphNet(nn.Module):
         return field
 
     def contracting_path(self) -> list[nn.Module]:
-        """The modules that ``--freeze_encoder`` freezes: the encoder's convolutions, without the bottom."""
+        """The modules that ``freeze_encoder`` freezes: the encoder's convolutions, without the bottom."""
         parts, block = [], self.unet.net[0]
         while True:
             parts.append(block[0])

@@ -121,7 +121,7 @@ class _Side:
         elif known.min() == known.max():
             problem = "has the same value everywhere"
         if problem:
-            raise bad_file(file, problem, "align it otherwise (--align header or center)")
+            raise bad_file(file, problem, "set align to header or center")
         image = image.where(weight, 0)
         return cls(torch.stack([image, weight.float()], dim=1), grid)
 

@@ -61,7 +61,7 @@ def read_points(path: str | Path, frame: str | None = None) -> PointFile:
     if not path.is_file():
         raise not_a_file(path)
     if frame is not None and frame.upper() not in ("RAS", "LPS"):
-        raise RegZooError(f"--frame {frame}: is not a frame; write RAS or LPS")
+        raise RegZooError(f"frame: {frame} is not a frame; write RAS or LPS")
     content = path.read_bytes()
     if not content.strip():
         raise bad_file(path, "is empty", AGAIN)
@@ -82,11 +82,11 @@ def _signs(path: Path, said: str | None, frame: str | None) -> np.ndarray:
         raise bad_file(
             path,
             "does not say whether its points are RAS or LPS",
-            "add --frame RAS or --frame LPS; in a datalist, points_frame",
+            "set frame to RAS or LPS; in a datalist, points_frame",
         )
     if said is not None and frame is not None and said != frame:
         raise bad_file(
-            path, f"says that its points are {said}, not {frame}", "leave --frame out (in a datalist, points_frame)"
+            path, f"says that its points are {said}, not {frame}", "leave frame out (in a datalist, points_frame)"
         )
     return np.ones(3) if (said or frame) == "RAS" else RAS_LPS.diagonal()[:3]
 

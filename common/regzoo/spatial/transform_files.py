@@ -27,7 +27,7 @@ ITK_TRANSFORMS = (".h5", ".hdf5", ".tfm", ".txt", ".mat", ".xfm")
 #: The suffixes that can be written: a field (of Learn2Reg if its name begins with disp_), ITK's files, and Learn2Reg's.
 WRITTEN = (".nii", ".nii.gz", ".h5", ".tfm", ".npz")
 _SIGNS = RAS_LPS.diagonal()[:3]
-_REFERENCE = "name the fixed image with --reference"
+_REFERENCE = "name the fixed image as reference"
 
 
 def read_transformation(path: str | PathLike[str], fixed: Grid | None = None) -> Transformation:
@@ -223,7 +223,7 @@ def _itk_transform(itk: Any, path: Path, step: Step, back: bool, grid: Grid | No
     inverse_spline = isinstance(step, BSpline) and back
     where = step.grid if isinstance(step, (BSpline, DisplacementField)) and not inverse_spline else grid
     if where is None:
-        raise bad_file(path, "would hold an inverse, whose grid is not known", "name an image with --reference")
+        raise bad_file(path, "would hold an inverse, whose grid is not known", "name an image as reference")
     lps, spacing = RAS_LPS @ where.affine, where.spacing
     origin, direction = lps[:3, 3], lps[:3, :3] / spacing
     if isinstance(step, BSpline) and not back:
@@ -272,7 +272,7 @@ def _learn2reg(path: Path, voxels: np.ndarray, fixed: Grid | None) -> Displaceme
         voxels = np.stack([zoom(part, 2, order=2) for part in voxels])  # as the challenge does it
     if voxels.shape[1:] != fixed.shape:
         problem = f"has {times(voxels.shape[1:])} voxels, but the fixed image has {times(fixed.shape)}"
-        raise bad_file(path, problem, "name the fixed image it belongs to with --reference")
+        raise bad_file(path, problem, "name the fixed image that it belongs to as reference")
     world = np.einsum("ij,jxyz->ixyz", fixed.affine[:3, :3], voxels)
     return DisplacementField(torch.from_numpy(world.astype(np.float32)), fixed)
 

@@ -73,7 +73,7 @@ def _prediction(data: Case) -> torch.Tensor:
     """
     prediction = as_tensor(data[Key.PRED])
     if not prediction.isfinite().all():
-        fix = "use other weights (--checkpoint; in training, lower --learning_rate), or look for extreme values in it"
+        fix = "use other weights (in training, a lower learning_rate), or look for extreme values in it"
         raise bad_file(str(data.get(Key.CASE, "case")), "the network predicts NaN or infinity", fix)
     return prediction
 

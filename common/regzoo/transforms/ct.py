@@ -261,7 +261,7 @@ def _compare_heights(item: Case, bodies: dict[Side, Region]) -> None:
         name = file_of(item[FIXED.image], "the fixed image")
         logger.warning(
             "%s: shows %.0f mm of a body, its moving image %.0f mm: their middles may not correspond; label the organ "
-            "in both, crop them alike, or align them otherwise (--align)",
+            "in both, crop them alike, or set align to another method",
             name,
             *heights,
         )

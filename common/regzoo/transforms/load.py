@@ -200,7 +200,7 @@ class AlignPaird(MapTransform):
             files = [file_of(item[side.image], f"the {side.name} image") for side in SIDES]
             apart = np.linalg.norm(fixed.center - moving.center)
             problem = f"does not overlap in space with {files[0]} (centres {apart:.0f} mm apart)"
-            raise bad_file(files[1], problem, "align their centres with --align center")
+            raise bad_file(files[1], problem, "set align to center")
         item[Key.PREALIGNMENT] = torch.as_tensor(matrix)
         return item
 
@@ -226,7 +226,9 @@ def _middle(item: Case, by_label: bool) -> np.ndarray:
         return Grid.of(item[MOVING.image]).center
     (centre,) = centroids(one_mask(label, 0)[None], label.affine).cpu().numpy()
     if not np.isfinite(centre).all():
-        raise bad_file(file_of(label, "the moving label"), "its first label is empty", "draw it, or --align center")
+        raise bad_file(
+            file_of(label, "the moving label"), "its first label is empty", "draw it, or set align to center"
+        )
     return centre
 
 

@@ -121,7 +121,7 @@ class ResamplePaird(MapTransform):
             raise bad_file(
                 file_of(item[MOVING.image], "the moving image"),
                 f"lies outside the network's field of view on {file_of(item[FIXED.image], 'the fixed image')}",
-                "align the centres with --align center, or enlarge size and spacing",
+                "set align to center, or enlarge size and spacing",
             )
         return grid
 
@@ -175,9 +175,7 @@ class SelectLabelsd(MapTransform):
             for channel in kept if side.label in self.need else ():
                 if not float(as_tensor(label)[channel].sum()) > MIN_VOXELS:
                     problem = f"label {channel} (from 0) is empty or outside the network's field of view, but needed"
-                    raise bad_file(
-                        file_of(label, side.label), problem, "draw it, or align the images otherwise (--align)"
-                    )
+                    raise bad_file(file_of(label, side.label), problem, "draw it, or set align to another method")
             item[side.label] = label[kept]
             if (shares := data.get(side.label_in_view)) is not None:  # no warning about labels that are left out
                 item[side.label_in_view] = torch.full_like(shares, torch.nan)

@@ -75,7 +75,7 @@ def test_the_command(
     assert (tmp_path / "out" / "contact_sheet.png").read_bytes() == b"mine"
     assert status(path, "--sise", "[16,16,16]") == 1 and "name one with --bundle" in capsys.readouterr().err
     assert status(path, "--bundle", BUNDLES[-1].name, "--sise", "[16,16,16]") == 1
-    assert "did you mean --size" in capsys.readouterr().err
+    assert "did you mean size" in capsys.readouterr().err
 
 
 @pytest.mark.slow
