@@ -15,14 +15,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 from bundle_list import NAMES, tiny
+from dicom_files import write_series
 from ignite.engine import Engine
 from monai.bundle import ConfigWorkflow
 from regzoo import files
 from regzoo.datasets import load_records
 from regzoo.engines import EventWriter, RunRecord, TrainingCheckpoint
-from regzoo.engines.identity import fingerprints
+from regzoo.engines.identity import fingerprints, whole_hash
 from regzoo.engines.record import describe_run, set_aside
 from regzoo.errors import RegZooError
 from regzoo.report import read_csv
@@ -72,6 +74,27 @@ def test_a_file_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     describe_run(tmp_path, {"training": records}, None)
     assert read == [tmp_path / "a.nii"]
     assert content(tmp_path / "data.json")["training"][0]["files"] == {str(tmp_path / "a.nii"): "0123456789" * 4}
+
+
+@pytest.mark.parametrize("kind", ["series", "one of a series", "header and data", "points"])
+def test_an_image_in_several_files_is_identified_by_all_of_them(kind: str, tmp_path: Path) -> None:
+    voxels = np.arange(60, dtype=np.int16).reshape(5, 4, 3)
+    if kind == "points":
+        named = last = tmp_path / "points.csv"
+        named.write_text("1,2,3\n", encoding="utf-8")
+        assert whole_hash(named) == hashlib.sha256(named.read_bytes()).hexdigest()
+    elif kind == "header and data":
+        named, last = tmp_path / "image.mhd", tmp_path / "image.raw"
+        sitk.WriteImage(sitk.GetImageFromArray(voxels), str(named))
+    else:
+        slices = write_series(tmp_path / "series", voxels, np.diag([1.0, 2, 3, 1]))
+        named, last = tmp_path / "series" if kind == "series" else slices[0], slices[-1]
+    before = whole_hash(named)
+    assert whole_hash(named) == before
+    last.write_bytes(last.read_bytes()[:-2] + b"\1\0")
+    assert whole_hash(named) != before
+    with pytest.raises(RegZooError, match="no such file"):
+        whole_hash(tmp_path / "gone.nii.gz")
 
 
 @pytest.mark.parametrize("bundle", NAMES)

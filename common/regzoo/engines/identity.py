@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cache
 from os import PathLike
@@ -12,6 +13,7 @@ from regzoo import files
 from regzoo.case import IMAGE_KEYS, PATH_KEYS, Key, Record
 from regzoo.datasets.records import PATIENT_KEYS, patients_of, record_files
 from regzoo.errors import RegZooError
+from regzoo.spatial.reading import read_header
 
 #: Number of hexadecimal digits of a shortened hash: enough to tell millions of files apart.
 DIGITS = 20
@@ -20,10 +22,22 @@ FACTS = (*PATIENT_KEYS, Key.LABEL_NAMES, Key.LABEL_VALUES)
 
 
 def whole_hash(path: str | PathLike[str]) -> str:
-    """SHA-256 of a file's bytes; a file is read once per run, unless its size or time changes."""
-    real = Path(path).resolve()
-    state = real.stat()
-    return _hash(real, state.st_size, state.st_mtime_ns)
+    """SHA-256 of the bytes of a file, or of all files of an image, such as a DICOM series or a header and its data.
+
+    A file is read once per run, unless its size or time changes.
+
+    Raises:
+        RegZooError: there is no such file or image.
+    """
+    try:
+        parts = read_header(path).files
+    except RegZooError:
+        if not Path(path).is_file():
+            raise
+        parts = [Path(path)]
+    states = [(real := part.resolve(), real.stat()) for part in parts]
+    hashes = [_hash(real, state.st_size, state.st_mtime_ns) for real, state in states]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()
 
 
 def file_hash(path: str | PathLike[str]) -> str:

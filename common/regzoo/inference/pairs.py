@@ -6,8 +6,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from glob import escape
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -32,8 +31,6 @@ from tqdm import tqdm
 SUMMARY, SHEET = "summary.csv", "contact_sheet.png"
 #: Entries of a record that its result does not depend on.
 IRRELEVANT = {*PATH_KEYS, *PATIENT_KEYS, Key.CASE, Key.SPLIT, Key.FOLD}
-#: Suffixes of headers and volumes whose other part has another suffix.
-IN_PARTS = {".mhd", ".nhdr", ".hdr", ".img"}
 Row = dict[str, Any]
 
 
@@ -91,7 +88,7 @@ class _Runner:
         self.registrar, self.folder, self.outputs, self.inverse = registrar, folder, outputs, inverse
         self.request: dict[str, Any] = {
             "settings": registrar.settings,
-            "weights": [_contents(file) for file in registrar.weights],
+            "weights": [whole_hash(file) for file in registrar.weights],
         }
         self.request |= {"outputs": outputs, "inverse": inverse, "regzoo": regzoo.__version__}
         self.kept = 0
@@ -135,20 +132,9 @@ class _Runner:
     def _request(self, record: Record) -> str:
         """The hash of all that a result depends on: the settings, the weights, and the record and its files."""
         facts = {key: value for key, value in record.items() if key not in IRRELEVANT}
-        files = {key: list(map(_contents, record_files(record, [key]))) for key in PATH_KEYS if record.get(key)}
+        files = {key: list(map(whole_hash, record_files(record, [key]))) for key in PATH_KEYS if record.get(key)}
         content = json.dumps(self.request | {"facts": facts, "files": files}, sort_keys=True, default=str)
         return hashlib.sha256(content.encode()).hexdigest()
-
-
-def _contents(file: str | Path) -> list[str]:
-    """The hash of a file, or of each file that belongs to it."""
-    path = Path(file)
-    parts: Iterator[Path] = iter([path])
-    if path.is_dir():
-        parts = path.rglob("*")
-    elif path.suffix.lower() in IN_PARTS:
-        parts = path.parent.glob(f"{escape(path.stem)}.*")
-    return [whole_hash(part) for part in sorted(parts) if part.is_file()]
 
 
 def _facts(statistics: Mapping[str, Any]) -> Row:

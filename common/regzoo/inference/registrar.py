@@ -95,7 +95,7 @@ class Registrar:
             self.refines = parser.get_parsed_content("refine") is not False
             self.uses_masks = self.refines or parser.get_parsed_content("align") in get_args(Linear)
             weights = (parser.get_parsed_content(name, default=None) for name in ("checkpoint", "exported"))
-            self.weights = [Path(file) for file in weights if file]
+            self.weights = [Path(file) for file in weights if file and Path(file).is_file()]
         except RuntimeError as error:  # MONAI wraps errors that occur in a configuration
             raise user_error(error) or error from None
 
