@@ -14,6 +14,7 @@ import fire
 from fire.parser import DefaultParseValue
 from regzoo.bundles import as_value, find_bundle, listed
 from regzoo.errors import RegZooError, end_on_signals, one_line, print_error
+from regzoo.startup import quick_imports, run_again
 
 
 def register(
@@ -94,7 +95,8 @@ def register(
             raise RegZooError(f"{failed} of {len(rows)} pairs failed; see {out}/summary.csv")
         print(f"{len(rows)} pairs: {out}/summary.csv")
         return
-    from regzoo.inference import register as run
+    with quick_imports():
+        from regzoo.inference import register as run
 
     labels = [as_value("moving_label", name) for name in (label, fixed_label)]
     files: Any = (fixed, moving, labels[0], out, outputs, labels[1], fixed_mask, moving_mask, points, frame, inverse)
@@ -222,5 +224,7 @@ def main() -> None:
         _check_arguments(commands, arguments)
         fire.Fire(commands, command=arguments, name="regzoo")
     except Exception as error:
+        if (status := run_again(error)) is not None:
+            sys.exit(status)
         print_error(one_line(error))
         sys.exit(1)

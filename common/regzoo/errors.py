@@ -49,7 +49,7 @@ def refuse(error: RegZooError) -> None:
 
 def user_error(error: BaseException | None) -> RegZooError | None:
     """The `RegZooError` behind an exception that MONAI or Ignite may have wrapped, or None."""
-    return next((cause for cause in _causes(error) if isinstance(cause, RegZooError)), None)
+    return next((cause for cause in causes(error) if isinstance(cause, RegZooError)), None)
 
 
 def one_line(error: BaseException) -> str:
@@ -60,9 +60,9 @@ def one_line(error: BaseException) -> str:
     known = user_error(error)
     if known is not None:
         return str(known)
-    causes = list(_causes(error))
-    cause, where = causes[-1], ""
-    for outer in causes[:-1]:  # MONAI names the component that it could not build
+    chain = list(causes(error))
+    cause, where = chain[-1], ""
+    for outer in chain[:-1]:  # MONAI names the component that it could not build
         if found := re.search(r"component '([^']+)'|\$(@?[a-z][\w.]+)", str(outer)):
             where = f"{found[1] or found[2]}: "
     message = " ".join(str(cause).split()) or "no message"
@@ -80,7 +80,7 @@ def one_line(error: BaseException) -> str:
     return f"{where}{type(cause).__name__}: {message:.300}; {hint}"
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
+def causes(error: BaseException | None) -> Iterator[BaseException]:
     """An exception, then the exceptions that caused it; the root cause is last."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:

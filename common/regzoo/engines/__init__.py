@@ -1,7 +1,9 @@
 """A thin layer over MONAI's engines and Ignite: data, batches, checkpoints, schedules, logs, settings, run records."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from regzoo.engines.batch import PreparePair
-from regzoo.engines.checkpoint import TrainingCheckpoint, is_lower
 from regzoo.engines.data import (
     data_folder,
     evaluation_pairs,
@@ -13,11 +15,8 @@ from regzoo.engines.data import (
 )
 from regzoo.engines.distributed import distributed, share_cases, start_process_group
 from regzoo.engines.identity import fingerprints
-from regzoo.engines.logs import EventWriter, LossTerms, ValidationImages
 from regzoo.engines.options import check_ids, check_options
 from regzoo.engines.origin import as_trained, not_trained_on
-from regzoo.engines.plateau import EarlyStop, Schedule, key_metric
-from regzoo.engines.record import RunRecord, output_folder
 from regzoo.engines.streams import (
     CaseEvaluator,
     CaseStream,
@@ -26,8 +25,14 @@ from regzoo.engines.streams import (
     report_failures,
     requested_records,
 )
-from regzoo.engines.tracking import claim_evaluation, finish_evaluation
 from regzoo.engines.weights import load_weights, save_weights, starting_hash, starting_network, trainable
+
+if TYPE_CHECKING:
+    from regzoo.engines.checkpoint import TrainingCheckpoint, is_lower
+    from regzoo.engines.logs import EventWriter, LossTerms, ValidationImages
+    from regzoo.engines.plateau import EarlyStop, Schedule, key_metric
+    from regzoo.engines.record import RunRecord, output_folder
+    from regzoo.engines.tracking import claim_evaluation, finish_evaluation
 
 __all__ = [
     "CaseEvaluator",
@@ -70,3 +75,14 @@ __all__ = [
     "training_images",
     "training_records",
 ]
+
+#: Modules that a registration does without; they need Ignite and TensorBoard, which take longer to import than PyTorch.
+_ON_FIRST_USE = ("checkpoint", "logs", "plateau", "record", "tracking")
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        for module in _ON_FIRST_USE:
+            if name in vars(found := import_module(f"{__name__}.{module}")):
+                return vars(found)[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

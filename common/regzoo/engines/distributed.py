@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 
-import ignite.distributed as idist
 import torch
 from monai.data import DistributedSampler
 from regzoo.errors import RegZooError
@@ -21,6 +20,8 @@ def start_process_group() -> None:
     Raises:
         RegZooError: there is only this process, or there are more processes than GPUs.
     """
+    import ignite.distributed as idist
+
     if torch.distributed.is_initialized():
         return
     if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys():
@@ -61,6 +62,8 @@ def check_share(cases: int) -> None:
     Raises:
         RegZooError: there are fewer cases than processes.
     """
+    import ignite.distributed as idist
+
     if cases < (count := idist.get_world_size()):
         raise RegZooError(
             f"{count} processes cannot share {cases} cases to evaluate; start at most {cases} with --nproc_per_node"

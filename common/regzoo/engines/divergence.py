@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import ignite.distributed as idist
 import torch
 from regzoo.errors import RegZooError
 
@@ -82,6 +81,8 @@ def stop_if_any(names: list[str], where: str, rate: float | None = None) -> None
     Raises:
         RegZooError: the message names the values, the place and what to do.
     """
+    import ignite.distributed as idist
+
     count = len(names)
     if idist.get_world_size() > 1:
         count = int(idist.all_reduce(count))

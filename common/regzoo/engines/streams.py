@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import ignite.distributed as idist
 from monai.engines import SupervisedEvaluator
 from regzoo.case import FIXED, MOVING, Key
 from regzoo.datasets import Record, check_records, load_records
@@ -127,6 +126,8 @@ class EvaluationStream(CaseStream):
 
     def share(self) -> Sequence[dict[str, Any]]:
         """The records of this process."""
+        import ignite.distributed as idist
+
         check_share(len(self.data))
         return self.data[idist.get_rank() :: idist.get_world_size()]
 

@@ -6,9 +6,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ignite.engine import Engine, Events
 from regzoo.engines.running import bundle_name, running_workflow
 from regzoo.engines.streams import Failures, name_of
 from regzoo.errors import RegZooError
@@ -16,6 +15,9 @@ from regzoo.files import file_name, make_folder
 from regzoo.inference.outputs import RegistrationResult, check_target, requested_outputs
 from regzoo.ownership import discard
 from regzoo.report.engine import cases_of
+
+if TYPE_CHECKING:
+    from ignite.engine import Engine
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +57,8 @@ class SaveRegistration:
         return self.output_dir / file_name(case)
 
     def attach(self, engine: Engine) -> None:
+        from ignite.engine import Events
+
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from ignite.engine import Engine
 from monai.engines import IterationEvents
 from monai.handlers import IgniteMetricHandler, from_engine
 from monai.metrics import IterationMetric
 from regzoo.case import Key
 from regzoo.errors import RegZooError
 from regzoo.metrics.base import CaseMetric, Compared
+
+if TYPE_CHECKING:
+    from ignite.engine import Engine
 
 #: Prefix of the name of a metric that measures the unregistered pair.
 BEFORE = "before_"

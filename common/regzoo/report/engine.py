@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import ignite.distributed as idist
 import torch
-from ignite.engine import Engine
 from monai.data import decollate_batch
 from monai.utils import string_list_all_gather
 from regzoo.case import Key
+
+if TYPE_CHECKING:  # a registration does without Ignite, which takes as long to import as PyTorch
+    from ignite.engine import Engine
 
 
 def cases_of(engine: Engine) -> list[dict[str, Any]]:
@@ -35,11 +36,15 @@ def name_of_case(item: Mapping[str, Any]) -> str:
 
 def gather_strings(strings: list[str]) -> list[str]:
     """The strings of all ranks, in the same order as MONAI gathers its metrics."""
+    import ignite.distributed as idist
+
     return string_list_all_gather(strings) if idist.get_world_size() > 1 else strings
 
 
 def is_writer() -> bool:
     """Whether this process writes the reports (rank 0)."""
+    import ignite.distributed as idist
+
     return bool(idist.get_rank() == 0)
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ignite.engine import Engine, Events
 from monai.engines import IterationEvents
 from regzoo.files import file_name
 from regzoo.report.engine import cases_of, name_of_case
+
+if TYPE_CHECKING:
+    from ignite.engine import Engine
 
 
 def case_figure(path: str | PathLike[str], item: Mapping[str, Any]) -> None:
@@ -55,6 +57,8 @@ class FigureWriter:
         self._drawn: list[str] = []
 
     def attach(self, engine: Engine) -> None:
+        from ignite.engine import Events
+
         engine.add_event_handler(Events.EPOCH_STARTED, lambda engine: self._drawn.clear())
         engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self._draw)
 

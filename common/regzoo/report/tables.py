@@ -9,12 +9,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import ignite.distributed as idist
 import numpy as np
 import torch
-from ignite.engine import Engine, Events
 from monai.engines import IterationEvents
 from regzoo.case import REFERENCE, UNREGISTERED, WARPED, Key
 from regzoo.files import make_folder, write_text
@@ -24,6 +22,9 @@ from regzoo.metrics.labels import centroid_distances, dice
 from regzoo.metrics.points import point_distances
 from regzoo.report.engine import cases_of, gather_strings, is_writer, name_of_case
 from regzoo.spatial import as_tensor
+
+if TYPE_CHECKING:
+    from ignite.engine import Engine
 
 #: The percentiles usually reported with the median (Hu et al. 2018, Table 1).
 PERCENTILES = (10, 25, 75, 90)
@@ -53,6 +54,8 @@ class _Table:
         self._texts: list[str] = []
 
     def attach(self, engine: Engine) -> None:
+        from ignite.engine import Events
+
         engine.add_event_handler(Events.EPOCH_STARTED, lambda engine: self._texts.clear())
         engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self._describe)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
@@ -260,6 +263,8 @@ def _columns(details: Mapping[str, Any], cases: int) -> dict[str, np.ndarray]:
 
 def _first_of_each(cases: Sequence[str]) -> list[int]:
     """Indices of the first row of each case; with several ranks, a sampler may repeat cases to fill the last batch."""
+    import ignite.distributed as idist
+
     if idist.get_world_size() == 1:
         return list(range(len(cases)))
     return sorted({case: i for i, case in reversed(list(enumerate(cases)))}.values())

@@ -1,0 +1,62 @@
+"""Quick imports for the `regzoo` command: MONAI without the optional packages that a registration does not use.
+
+`importlib.util.LazyLoader` cannot do this: MONAI asks for the file of each optional package as soon as it has imported
+it, and for classes of most of them, which loads a lazy module at once. MONAI runs without these packages, so they are
+hidden while it is imported, by the means that Python documents for this: None in `sys.modules`.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from regzoo.errors import causes, user_error
+
+#: What MONAI uses for trainings, downloads, notebooks and a few transforms. They take three times as long as PyTorch.
+#: MONAI raises an `ImportError` where it needs one of them. ITK is not here: its reader would be passed over silently.
+UNUSED = (
+    *("huggingface_hub", "ignite", "jsonschema", "matplotlib.pyplot", "mlflow", "onnx", "pandas", "requests"),
+    *("scipy.signal", "sklearn", "tensorboard"),
+)
+#: With this environment variable set, nothing is hidden.
+IMPORT_ALL = "REGZOO_IMPORT_ALL"
+_hidden: list[str] = []
+
+
+@contextmanager
+def quick_imports() -> Iterator[None]:
+    """Within the block, MONAI is imported without `UNUSED`, and the garbage collector does not search for cycles."""
+    everything = os.environ.get(IMPORT_ALL) or "monai" in sys.modules
+    hidden = [] if everything else [name for name in UNUSED if name not in sys.modules]
+    _hidden.extend(hidden)
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
+    gc.disable()  # imports make a million objects that stay; searching them takes a quarter of the time
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+        for name in hidden:
+            if sys.modules.get(name, "") is None:
+                del sys.modules[name]
+
+
+def run_again(error: Exception) -> int | None:
+    """Run the same command again, with nothing hidden, if it may have failed because of a hidden package.
+
+    A user's own bundle may need any part of MONAI. What is imported stays imported, so this takes a new process.
+
+    Args:
+        error: why the command failed.
+
+    Returns:
+        The exit status of the new process; None if the command is not run again.
+    """
+    if not _hidden or user_error(error) or not any(isinstance(cause, ImportError) for cause in causes(error)):
+        return None
+    command = [sys.executable, "-m", "regzoo", *sys.argv[1:]]
+    return subprocess.call(command, env={**os.environ, IMPORT_ALL: "1"})
