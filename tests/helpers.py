@@ -90,6 +90,28 @@ def from_sitk(image: sitk.Image) -> np.ndarray:
     return np.swapaxes(sitk.GetArrayFromImage(image), 0, 2)
 
 
+def slicer(path: Path, layers: np.ndarray, affine: np.ndarray, *entries: str) -> Path:
+    """A segmentation as 3D Slicer writes it: layers (X, Y, Z, L) or a map, and entries of its header."""
+    kinds = "list domain domain domain" if layers.ndim == 4 else "domain domain domain"
+    lps = LPS[:, None] * affine[:3]
+    vectors = [f"({','.join(map(str, column))})" for column in lps.T]
+    lines = [
+        "NRRD0004",
+        "type: unsigned char",
+        f"dimension: {layers.ndim}",
+        "space: left-posterior-superior",
+        f"sizes: {' '.join(map(str, np.roll(layers.shape, layers.ndim - 3)))}",
+        f"space directions: {'none ' * (layers.ndim - 3)}{' '.join(vectors[:3])}",
+        f"kinds: {kinds}",
+        "encoding: raw",
+        f"space origin: {vectors[3]}",
+        *entries,
+    ]
+    voxels = np.moveaxis(layers, -1, 0) if layers.ndim == 4 else layers
+    path.write_bytes("\n".join([*lines, "", ""]).encode() + voxels.astype(np.uint8).tobytes("F"))
+    return path
+
+
 def line_of_failing(workflow: ConfigWorkflow, expected: type[Exception] = Exception) -> str:
     """The one line that a run of a bundle ends in; it must fail."""
     with pytest.raises(expected) as caught:

@@ -27,8 +27,8 @@ def apply(
     view are marked and get no position.
 
     Args:
-        field: the transformation from fixed to moving: a displacement field (.nii.gz), or a file of ITK, ANTs, elastix,
-            greedy or Learn2Reg.
+        field: the transformation from fixed to moving: a displacement field (.nii.gz, .nrrd, .mha), or a file of ITK,
+            ANTs, elastix, greedy or Learn2Reg.
         out: file to write: NIfTI for images and labels; for points, the form of the input.
         image: image to carry.
         label: labels to carry: a label map, a mask, a 4-D file, or a list "['a.nii.gz','b.nii.gz']".
@@ -106,8 +106,9 @@ def compose(*fields: str, out: str, reference: str | None = None) -> None:
 def convert(field: str, out: str, reference: str | None = None, affine: str | None = None) -> None:
     """Write a transformation in another form, which the name of the output says.
 
-    .nii.gz: a displacement field for ITK, ANTs and 3D Slicer; .h5 or .tfm: a transform file of ITK, which keeps the
-    steps of a transformation apart; .npz (half the size) or disp_*.nii.gz: displacements in voxels, for Learn2Reg.
+    .nii.gz, .nrrd or .mha: a displacement field for ITK, ANTs and 3D Slicer; .h5 or .tfm: a transform file of ITK,
+    which keeps the steps of a transformation apart; .npz (half the size) or disp_*.nii.gz: displacements in voxels, for
+    Learn2Reg.
 
     Args:
         field: the transformation from fixed to moving, in any form that regzoo apply reads.

@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from helpers import make_affine, smooth_ddf
+from helpers import make_affine, smooth_ddf, to_sitk
 from regzoo.errors import RegZooError
 from regzoo.spatial import DisplacementField
 
@@ -98,11 +98,21 @@ def test_a_field_may_turn_an_image_round(turn: list[list[int]], tmp_path: Path) 
     np.testing.assert_allclose(field.transform_points(points[3, 4, 5][None])[0], turn @ points[3, 4, 5], atol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["field.mha", "field.mhd", "field.nrrd"])
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_fields_of_itk_in_its_own_formats(name: str, kind: type, tmp_path: Path) -> None:
+    sitk.WriteImage(to_sitk((MOVES * LPS).astype(kind), AFFINE), str(tmp_path / name), useCompression=True)
+    field = DisplacementField.load(tmp_path / name)
+    np.testing.assert_allclose(field.displacement.numpy(), MOVES.transpose(3, 0, 1, 2), atol=1e-5)
+    np.testing.assert_allclose(field.grid.affine, AFFINE, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["field.mha", "field.nrrd"])
-def test_a_field_in_another_format_is_told_to_be_nifti(name: str, tmp_path: Path) -> None:
-    sitk.WriteImage(sitk.GetImageFromArray(MOVES, isVector=True), str(tmp_path / name))
-    with pytest.raises(RegZooError, match="is not a NIfTI file, as a displacement field must be"):
-        DisplacementField.load(tmp_path / name)
+def test_the_same_formats_with_something_else(name: str, tmp_path: Path) -> None:
+    for voxels in (MOVES[..., :2], MOVES[..., 0]):
+        sitk.WriteImage(to_sitk(np.ascontiguousarray(voxels), AFFINE), str(tmp_path / name))
+        with pytest.raises(RegZooError, match=r"so it is not a displacement field; write it"):
+            DisplacementField.load(tmp_path / name)
 
 
 def test_a_field_lies_where_an_image_of_that_header_lies(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

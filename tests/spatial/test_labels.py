@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from helpers import ball, make_affine, make_grid, smooth_noise, to_sitk, write
+from helpers import ball, make_affine, make_grid, slicer, smooth_noise, to_sitk, write
 from regzoo.errors import RegZooError
 from regzoo.spatial import Grid, label_values, read_label_file, to_channels
 
@@ -152,3 +152,46 @@ def test_segmentations_of_slicer_come_cropped(inside: bool, slices: int, tmp_pat
             read_label_file(path, IMAGE)
     with pytest.raises(RegZooError, match=r"voxels, but its image has|2-D image"):
         read_label_file(path.rename(tmp_path / "Segmentation.nrrd"), IMAGE)
+
+
+def test_overlapping_segments_of_slicer(tmp_path: Path) -> None:
+    """Three segments on two layers, cropped; the first two share a layer."""
+    masks = np.zeros((3, *IMAGE.shape), bool)
+    masks[0, 2:4, 2:4, 2:4] = masks[1, 4:6, 2:4, 2:4] = masks[2, 3:5, 2:4, 2:4] = True
+    layers = np.stack([masks[0] + 2 * masks[1], 5 * masks[2]], -1)[2:6, 2:4, 2:4]
+    affine = AFFINE.copy()
+    affine[:3, 3] += AFFINE[:3, :3] @ [2, 2, 2]
+    entries = [
+        f"Segment{number}_{key}:={value}"
+        for number, segment in enumerate([("gland", 0, 1), ("Harnröhre", 0, 2), ("cyst", 1, 5)])
+        for key, value in zip(("Name", "Layer", "LabelValue"), segment, strict=True)
+    ]
+    path = slicer(tmp_path / "a.seg.nrrd", layers, affine, *entries)
+    label = read_label_file(path, IMAGE)
+    np.testing.assert_array_equal(label.volume.numpy(), masks)
+    assert (label.is_map, label.mask_values) == (False, [1, 2, 5])
+    assert label.names == {1: "gland", 2: "Harnröhre", 3: "cyst"}
+    np.testing.assert_allclose(label.volume.affine.numpy(), AFFINE, atol=1e-5)
+    slicer(path, layers, affine, *entries[:-2], "Segment2_Layer:=2", "Segment2_LabelValue:=5")
+    with pytest.raises(RegZooError, match="has no layer 2 for its segment 'cyst'; save it again"):
+        read_label_file(path, IMAGE)
+    slicer(path, layers, affine, *entries[:-1], "Segment2_LabelValue:=five")
+    with pytest.raises(RegZooError, match=r"unclear header \(the layer or value of a segment"):
+        read_label_file(path, IMAGE)
+
+
+def test_segments_on_one_layer_are_a_map_with_names(tmp_path: Path) -> None:
+    names = [f"Segment{number}_{key}" for number in (0, 1) for key in ("Name:=organ {}", "LabelValue:={}")]
+    entries = [name.format(7 if name.startswith("Segment0") else 3) for name in names]
+    path = slicer(tmp_path / "a.seg.nrrd", MAP, AFFINE, *entries)
+    label = read_label_file(path, IMAGE)
+    np.testing.assert_array_equal(label.volume[0].numpy(), MAP)
+    assert label.is_map and label.names == {7: "organ 7", 3: "organ 3"}
+
+
+def test_old_segmentations_have_a_layer_for_each_segment(tmp_path: Path) -> None:
+    layers = np.stack([MAP == 1, MAP > 0], -1)
+    path = slicer(tmp_path / "a.seg.nrrd", layers, AFFINE, "Segment0_Name:=a", "Segment1_Name:=b")
+    label = read_label_file(path, IMAGE)
+    np.testing.assert_array_equal(label.volume.numpy(), np.moveaxis(layers, -1, 0))
+    assert label.names == {1: "a", 2: "b"}

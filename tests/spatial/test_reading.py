@@ -145,11 +145,6 @@ def analyze(path: Path, kind: type = nib.AnalyzeImage) -> Path:
     return path
 
 
-def layers(path: Path) -> Path:
-    sitk.WriteImage(sitk.Compose([to_sitk(VOXELS, AFFINE)] * 2), str(path))
-    return changed(path, b"type: float", b"Segment0_Name:=organ\ntype: float")
-
-
 ROWS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "nothing there": (lambda d: d / "a.nii.gz", "no such file"),
     "a folder": (lambda d: d, "is a folder, not an image; check"),
@@ -160,8 +155,10 @@ ROWS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "colour": (lambda d: colour(d / "a.nii.gz"), "is a colour image"),
     "complex": (lambda d: nifti(d / "a.nii", VOXELS.astype(np.complex64)), "complex numbers; export its magnitude"),
     "vectors": (lambda d: nifti(d / "a.nii", np.stack([VOXELS] * 3, -1)[:, :, :, None]), r"is a vector image \(3"),
-    "vectors of ITK": (lambda d: by_itk(d / "a.mha", np.stack([VOXELS] * 3, -1)), "has 3 values in each voxel"),
-    "layers of 3D Slicer": (lambda d: layers(d / "a.seg.nrrd"), "is a segmentation of 2 layers.*3D Slicer"),
+    "vectors of ITK": (
+        lambda d: by_itk(d / "a.mha", np.stack([VOXELS] * 3, -1)),
+        "is a vector image .3 values in each voxel",
+    ),
     "Analyze": (lambda d: analyze(d / "a.img"), "is an Analyze 7.5 file, which does not say which side is left"),
     "its header": (lambda d: analyze(d / "a.img").with_suffix(".hdr"), "is an Analyze 7.5 file"),
     "Analyze of SPM": (lambda d: analyze(d / "a.img", nib.Spm99AnalyzeImage), "is an Analyze 7.5 file"),

@@ -145,6 +145,20 @@ def test_simpleitk_reads_what_is_written(suffix: str, grid: Grid, tmp_path: Path
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+@pytest.mark.parametrize("suffix", [".nrrd", ".mha"])
+def test_simpleitk_reads_a_field_in_its_own_formats(suffix: str, grid: Grid, tmp_path: Path) -> None:
+    source, file, points = tmp_path / "in.h5", tmp_path / f"out{suffix}", inner_points(grid)
+    transform = sitk_composite(grid)
+    sitk.WriteTransform(transform, str(source))
+    write_transformation(file, read_transformation(source), grid)
+    written = sitk.DisplacementFieldTransform(sitk.ReadImage(str(file), sitk.sitkVectorFloat64))
+    ours = read_transformation(file)
+    np.testing.assert_allclose(ours.points(points), by_sitk(written, points), atol=0.01)
+    np.testing.assert_allclose(
+        by_sitk(written, grid.to_world(np.eye(3) + 3)), by_sitk(transform, grid.to_world(np.eye(3) + 3)), atol=0.01
+    )
+
+
 def evaluated(disp: np.ndarray, moving: np.ndarray) -> np.ndarray:
     """The moving image as the evaluation of Learn2Reg warps it; `disp` is (3, X, Y, Z), voxels."""
     identity = np.meshgrid(*map(np.arange, moving.shape), indexing="ij")

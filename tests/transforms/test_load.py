@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import ball, make_affine, rigid, smooth_noise, write
+from helpers import ball, make_affine, rigid, slicer, smooth_noise, write
 from regzoo.errors import RegZooError
 from regzoo.spatial import Grid
 from regzoo.transforms import AlignPaird, ApplyFieldd, LoadPaird, ResamplePaird
@@ -116,6 +116,27 @@ def test_images_and_names(case: Case) -> None:
     np.testing.assert_array_equal(item["moving_image"][0].numpy(), smooth_noise(MOVING, 1, 0))
     assert LoadPaird()(case.record | {"case": "A 7"})["case"] == "A 7"
     assert isinstance(case.record["fixed_image"], str)  # the record itself is left as it was
+
+
+@pytest.mark.parametrize("overlapping", [False, True])
+def test_segments_of_slicer_keep_their_names(overlapping: bool, case: Case, caplog: pytest.LogCaptureFixture) -> None:
+    """A map has the values 2 and 9; overlapping segments are on two layers."""
+    for side, mask in MASKS.items():
+        voxels = (
+            np.stack([2 * mask, 9 * mask], -1) if overlapping else 2 * mask + 7 * mask * (np.indices(mask.shape)[0] > 4)
+        )
+        named = [("gland", 0, 2), ("lesion" if side == "fixed" else "cyst", int(overlapping), 9)]
+        entries = [
+            f"Segment{number}_{key}:={value}"
+            for number, segment in enumerate(named)
+            for key, value in zip(("Name", "Layer", "LabelValue"), segment, strict=True)
+        ]
+        path = slicer(case.folder / f"{side}.seg.nrrd", voxels, AFFINES[side], *entries)
+        case.record[f"{side}_label"] = str(path)
+    item = LoadPaird()(case.record)
+    assert item["label_names"] == ["gland", "lesion"] and item["fixed_label"].shape == (2, *FIXED)
+    assert "is called 'lesion' in the fixed image, but 'cyst' in the moving image" in caplog.text
+    assert LoadPaird()(case.record | {"label_names": ["a", "b"], "label_values": [2, 9]})["label_names"] == ["a", "b"]
 
 
 def test_both_sides_need_the_same_number_of_labels(case: Case) -> None:

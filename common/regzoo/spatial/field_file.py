@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import chain
 from os import PathLike
 
 import nibabel as nib
 import numpy as np
 from regzoo.errors import bad_file
 from regzoo.spatial.grid import RAS_LPS, Grid
-from regzoo.spatial.itk_files import ITK_SUFFIXES
 from regzoo.spatial.reading import read_volume
 from regzoo.spatial.volumes import warn_or_refuse
 
@@ -25,14 +23,16 @@ _NIFTYREG = (
     "a spline grid of velocities",
     "a linear spline grid",
 )
+_LPS = RAS_LPS.diagonal()[:3]
 _WRITE = "write it as ITK does: shape (X, Y, Z, 1, 3), LPS mm, NIfTI intent 1007"
 
 
 def read_field(path: str | PathLike[str], strict_headers: bool = False) -> tuple[np.ndarray, Grid]:
     """Read the displacements from fixed to moving, and their grid.
 
-    Accepts displacement fields of ITK and ANTs (intent 1007, LPS mm, or 1006, RAS mm), deformation and displacement
-    fields of NiftyReg and deformations of SPM (``Mapping``). Refuses other kinds with a message that names the kind.
+    Accepts displacement fields of ITK and ANTs (NIfTI of intent 1007, NRRD and MetaImage, LPS mm; NIfTI of intent 1006,
+    RAS mm), deformation and displacement fields of NiftyReg and deformations of SPM (``Mapping``). Refuses other kinds
+    with a message that names the kind.
 
     Returns:
         (3, X, Y, Z) float32, RAS mm; the grid.
@@ -41,16 +41,14 @@ def read_field(path: str | PathLike[str], strict_headers: bool = False) -> tuple
         RegZooError: not a displacement field, or a field of an unknown convention.
     """
     path = str(path)
-    volume = None if path.lower().endswith(tuple(chain(*ITK_SUFFIXES.values()))) else read_volume(path)
-    if volume is None or volume.header is None:
-        raise bad_file(path, "is not a NIfTI file, as a displacement field must be", _WRITE)
+    volume = read_volume(path)
     header, shape = volume.header, volume.values.shape
-    if (intent := int(header["intent_code"])) in range(2001, 2030):
+    if header is not None and (intent := int(header["intent_code"])) in range(2001, 2030):
         raise bad_file(path, f"is an FSL warp (intent {intent}), in FSL's own coordinates", _WRITE)
     if volume.values.ndim != 5 or shape[3:] != (1, 3):
         raise bad_file(path, f"has shape {shape}, so it is not a displacement field", _WRITE)
     grid = Grid((shape[0], shape[1], shape[2]), volume.affine)
-    signs, absolute = _convention(path, header)
+    signs, absolute = (_LPS, False) if header is None else _convention(path, header)
     vectors = np.ascontiguousarray(np.moveaxis(volume.values[:, :, :, 0], -1, 0))
     vectors *= signs.astype(np.float32).reshape(3, 1, 1, 1)
     if not np.isfinite(vectors).all():
@@ -81,7 +79,7 @@ def _convention(path: str, header: nib.Nifti1Header) -> tuple[np.ndarray, bool]:
         problem = f"is marked {name or about!r}, so the meaning of its vectors is unknown"
         raise bad_file(path, problem, f"if it is a displacement field, {_WRITE}, without this mark")
     if code == VECTOR_INTENT:
-        return RAS_LPS.diagonal()[:3], False
+        return _LPS, False
     if code == _DISPLACEMENT_INTENT:
         return np.ones(3), False
     raise bad_file(path, f"has NIfTI intent {code}, so the frame of its vectors is unknown", _WRITE)

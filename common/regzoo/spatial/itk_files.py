@@ -32,7 +32,8 @@ class ItkFile(NamedTuple):
     Attributes:
         io: ITK's reader, which has read the header.
         header: the header as this package read it.
-        shape: the number of voxels along each axis.
+        shape: the number of voxels along each axis; with several values in each voxel also the length of a
+            list, such as the layers of a segmentation, or 1 and the length of a vector.
         stamp: changes when one of the files is replaced.
     """
 
@@ -42,8 +43,8 @@ class ItkFile(NamedTuple):
     stamp: list[tuple[int, int, int]]
 
 
-def itk_header(path: Path, kind: str, start: bytes) -> ItkFile:
-    """Read the header of a file and check that each voxel holds one number; `start` holds its first bytes."""
+def itk_header(path: Path, kind: str) -> ItkFile:
+    """Read the header of a file of numbers, vectors or lists of numbers."""
     import itk  # takes two seconds
 
     itk.Object.GlobalWarningDisplayOff()
@@ -67,15 +68,13 @@ def itk_header(path: Path, kind: str, start: bytes) -> ItkFile:
             raise bad_file(path, "is a colour image", "export it with one value in each voxel")
         if pixel == "complex":
             raise bad_file(path, "holds complex numbers", "export its magnitude")
-        if b"Segment0_" in start:
-            fix = "in 3D Slicer export it as a label map, or export each layer separately"
-            raise bad_file(path, f"is a segmentation of {count} layers, whose segments overlap", fix)
-        raise bad_file(path, f"has {count} values in each voxel, like a colour or vector image", "give one 3-D volume")
     shape = tuple(int(io.GetDimensions(axis)) for axis in range(io.GetNumberOfDimensions()))
     if max(shape, default=2**31) >= 2**31 or (
         kind == "MetaImage" and shape != tuple(map(int, header.fields["DimSize"].split()))
     ):
         raise bad_file(path, "has impossible sizes in its header", AGAIN)
+    if count > 1:
+        shape += (count,) if header.fields.get("kinds", "").startswith("list") else (1, count)
     available = sum(file.stat().st_size for file in (path, *header.named))
     if header.fewest_bytes(math.prod(shape), itemsize) > available:
         raise truncated(path, shape)
@@ -83,14 +82,17 @@ def itk_header(path: Path, kind: str, start: bytes) -> ItkFile:
 
 
 def read_itk(path: Path, file: ItkFile) -> tuple[np.ndarray, np.ndarray, tuple[str, str] | None]:
-    """Read the values (float32), affine and doubt of a volume with three axes, or four if the last is not spatial."""
+    """Read the values (float32, of the shape of `file`), affine and doubt of a volume with three axes, or with four if
+    the last is not spatial."""
     import itk
 
     io, header, shape, stamp = file
-    if len(shape) not in (3, 4):
-        raise bad_file(path, f"is a {len(shape)}-D image", "give a 3-D volume with at least two slices")
+    axes, vectors = int(io.GetNumberOfDimensions()), int(io.GetNumberOfComponents()) > 1
+    if axes not in (3, 4):
+        raise bad_file(path, f"is a {axes}-D image", "give a 3-D volume with at least two slices")
     check_complete(path, header, shape, int(io.GetComponentSize()))
-    reader = itk.ImageFileReader[itk.Image[itk.F, len(shape)]].New(FileName=str(path), ImageIO=io)
+    kind = itk.VectorImage if vectors else itk.Image
+    reader = itk.ImageFileReader[kind[itk.F, axes]].New(FileName=str(path), ImageIO=io)
     with quiet():
         try:
             reader.Update()
@@ -101,7 +103,8 @@ def read_itk(path: Path, file: ItkFile) -> tuple[np.ndarray, np.ndarray, tuple[s
     if _stamp([path, *header.named]) != stamp:
         raise bad_file(path, "was replaced while it was being read", "send the request again")
     image = reader.GetOutput()
-    values = np.ascontiguousarray(itk.array_view_from_image(image).T)
+    values = itk.array_view_from_image(image)
+    values = np.ascontiguousarray(np.moveaxis(values.T, 0, -1) if vectors else values.T).reshape(shape)
     lps = np.eye(4)
     lps[:3, :3] = (itk.array_from_matrix(image.GetDirection()) * np.asarray(image.GetSpacing()))[:3, :3]
     lps[:3, 3] = np.asarray(image.GetOrigin())[:3]

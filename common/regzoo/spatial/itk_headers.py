@@ -58,14 +58,45 @@ class TextHeader(NamedTuple):
         return voxels * min(itemsize, 2) - 1  # text has at least a digit and a blank for each
 
 
-def nrrd_header(path: Path) -> TextHeader:
-    """The header of an NRRD file; raises what `metaimage_header` raises."""
+class Segment(NamedTuple):
+    """A segment of a segmentation of 3D Slicer: its name, and the layer and the value of its voxels."""
+
+    name: str
+    layer: int
+    value: int
+
+
+def segments(path: Path) -> list[Segment]:
+    """The segments in the header of an NRRD file of 3D Slicer; old versions give each a layer of its own."""
+    found = dict[int, dict[str, str]]()
+    for line in _nrrd_lines(path)[0]:
+        if entry := re.fullmatch(r"Segment(\d{1,4})_(Name|Layer|LabelValue):=(.*)", line):
+            found.setdefault(int(entry[1]), {})[entry[2]] = (
+                entry[3].encode("latin-1").decode("utf-8", "replace").strip()
+            )
+    try:
+        return [
+            Segment(one.get("Name", f"segment_{number}"), int(one.get("Layer", number)), int(one.get("LabelValue", 1)))
+            for number, one in sorted(found.items())
+        ]
+    except ValueError:
+        raise _unclear(path, "the layer or value of a segment is not a number") from None
+
+
+def _nrrd_lines(path: Path) -> tuple[list[str], int]:
+    """The lines of the header of an NRRD file, and its length."""
     with path.open("rb") as file:
         content = file.read(LONGEST_HEADER)
     blank = re.search(rb"\n\r?\n", content)
     if blank is None and len(content) == LONGEST_HEADER:
         raise _unclear(path, "no end")
-    lines = content[: blank.end() if blank else None].decode("latin-1").replace("\r", "\n").split("\n")
+    header = content[: blank.end() if blank else None]
+    return header.decode("latin-1").replace("\r", "\n").split("\n"), len(header)
+
+
+def nrrd_header(path: Path) -> TextHeader:
+    """The header of an NRRD file; raises what `metaimage_header` raises."""
+    lines, end = _nrrd_lines(path)
     fields, named = dict[str, str](), list[Path]()
     for line in lines[1:]:
         if line.startswith("#") or re.match("[^:]*:=", line) or not line:
@@ -86,7 +117,7 @@ def nrrd_header(path: Path) -> TextHeader:
     for key in ("space origin", "spaceorigin", "space directions", "spacedirections", "spacings"):
         if re.search("nan|inf", fields.get(key, "").lower().removesuffix(" nan")):  # the last axis may not be spatial
             raise _unclear(path, f"{key} {fields[key]!r:.60}")
-    return TextHeader(fields, named, blank.end() if blank else len(content))
+    return TextHeader(fields, named, end)
 
 
 def metaimage_header(path: Path) -> TextHeader:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ import torch
 from monai.data import MetaTensor
 from regzoo.errors import bad_file
 from regzoo.spatial.grid import Grid
+from regzoo.spatial.itk_headers import Segment, segments
 from regzoo.spatial.nifti import times
 from regzoo.spatial.volumes import STORED_AXES, as_tensor, check_finite, check_spatial, read_checked
 from regzoo.spatial.warp import SLAB
@@ -35,12 +36,14 @@ class LabelFile(NamedTuple):
         is_map: whether `volume` is an integer map.
         mask_values: for masks, the value of each in its file.
         axes: number of axes of the file; 4 also for a map that is the only volume of a 4-D file.
+        names: the names that 3D Slicer gave its segments, by value in a map, by number from 1 for masks.
     """
 
     volume: MetaTensor
     is_map: bool
     mask_values: list[int]
     axes: int
+    names: Mapping[int, str]
 
 
 def read_label_file(
@@ -50,6 +53,8 @@ def read_label_file(
     strict_headers: bool = False,
 ) -> LabelFile:
     """Read labels: a 4-D file (last axis = label), a 3-D mask or integer map, or a list of masks.
+
+    A segmentation of 3D Slicer is a map if its segments do not overlap, and else holds one mask for each segment.
 
     Values within 0.001 of a whole number are rounded. Other values between 0 and 1 are a soft mask, which is
     thresholded at 0.5.
@@ -67,9 +72,12 @@ def read_label_file(
         return _joined(path, image, may_be_empty, strict_headers)
     volume = read_checked(path, strict_headers)
     axes = min(int(volume.meta[STORED_AXES]), 4)
-    if image is not None and str(path).lower().endswith(".seg.nrrd"):
+    is_slicer = str(path).lower().endswith(".seg.nrrd")
+    if image is not None and is_slicer:
         volume = _uncropped(volume, image)
-    stored = volume.as_tensor()
+    stored, named = volume.as_tensor(), segments(Path(path)) if is_slicer else []
+    if named and stored.ndim == 4:
+        stored = _segment_masks(path, stored, named)
     _check_last_axis(path, stored, image)
     check_spatial(path, stored)
     check_finite(path, stored, "set them to 0, the background")
@@ -90,7 +98,8 @@ def read_label_file(
     label = MetaTensor(values, affine=volume.affine)
     if image is not None:
         check_on_grid(path, label, image)
-    return LabelFile(label, is_map, mask_values, axes)
+    names = {one.value if is_map else number: one.name for number, one in enumerate(named, 1)}
+    return LabelFile(label, is_map, mask_values, axes, names)
 
 
 def _joined(paths: Sequence[str | Path], image: Grid | None, may_be_empty: bool, strict_headers: bool) -> LabelFile:
@@ -108,7 +117,7 @@ def _joined(paths: Sequence[str | Path], image: Grid | None, may_be_empty: bool,
     joined = torch.cat(masks)
     if not bool(joined.any()) and not may_be_empty:
         raise bad_file(paths[0], "and the other masks of its list hold no labelled voxel", _DRAW)
-    return LabelFile(MetaTensor(joined, affine=affine), False, values, 4)
+    return LabelFile(MetaTensor(joined, affine=affine), False, values, 4, {})
 
 
 def _uncropped(label: MetaTensor, image: Grid) -> MetaTensor:
@@ -116,11 +125,20 @@ def _uncropped(label: MetaTensor, image: Grid) -> MetaTensor:
     affine = np.array(label.affine, dtype=np.float64)
     before = np.rint(image.to_voxels(affine[:3, 3])).astype(int)
     after = np.asarray(image.shape) - before - label.shape[:3]
-    if label.ndim != 3 or min(*before, *after) < 0:
+    if label.ndim not in (3, 4) or min(*before, *after) < 0:
         return label
     affine[:3, 3] -= affine[:3, :3] @ before
-    sides = [int(n) for pair in zip(before[::-1], after[::-1], strict=True) for n in pair]
+    sides = [0, 0] * (label.ndim - 3) + [int(n) for pair in zip(before[::-1], after[::-1], strict=True) for n in pair]
     return MetaTensor(functional.pad(label.as_tensor(), sides), affine=torch.as_tensor(affine))
+
+
+def _segment_masks(path: str | Path, layers: torch.Tensor, named: Sequence[Segment]) -> torch.Tensor:
+    """The mask of each segment, with its value, along the last axis."""
+    for one in named:
+        if one.layer not in range(layers.shape[-1]):
+            problem = f"has no layer {one.layer} for its segment {one.name!r}"
+            raise bad_file(path, problem, "save it again in 3D Slicer")
+    return torch.stack([torch.where(layers[..., one.layer] == one.value, one.value, 0.0) for one in named], -1)
 
 
 def _check_last_axis(path: str | Path, stored: torch.Tensor, image: Grid | None) -> None:

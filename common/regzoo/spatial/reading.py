@@ -127,7 +127,7 @@ def _opened(path: Path) -> Any:
                     f"is {'an' if kind == 'NRRD' else 'a'} {kind} file with another suffix",
                     f"rename it to end in {suffixes[0]}",
                 )
-            return itk_header(path, kind, start)
+            return itk_header(path, kind)
     if name.endswith((".mgh", ".mgz")) and start[:4] == struct.pack(">i", 1):
         return _mgh_header(path)
     if is_dicom(start, name):

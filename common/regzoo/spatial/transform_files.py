@@ -25,7 +25,7 @@ from scipy.ndimage import zoom
 #: Suffixes of ITK's transform files.
 ITK_TRANSFORMS = (".h5", ".hdf5", ".tfm", ".txt", ".mat", ".xfm")
 #: The suffixes that can be written: a field (of Learn2Reg if its name begins with disp_), ITK's files, and Learn2Reg's.
-WRITTEN = (".nii", ".nii.gz", ".h5", ".tfm", ".npz")
+WRITTEN = (".nii", ".nii.gz", ".nrrd", ".mha", ".h5", ".tfm", ".npz")
 _SIGNS = RAS_LPS.diagonal()[:3]
 _REFERENCE = "name the fixed image as reference"
 
@@ -91,6 +91,11 @@ def write_transformation(path: str | PathLike[str], transformation: Transformati
         halved = _halved(path, transformation, grid)
         with atomic_path(path) as temporary:
             np.savez_compressed(temporary, halved.astype(np.float16))
+    elif name.endswith((".nrrd", ".mha")):
+        import itk
+
+        with atomic_path(path) as temporary, quiet():
+            itk.imwrite(_itk_field(itk, field, itk.F), str(temporary), compression=True)
     elif not name.endswith((".nii", ".nii.gz")):
         raise bad_file(path, "has a suffix that names no form of transformation", f"let it end in {', '.join(WRITTEN)}")
     elif name.startswith("disp_"):
@@ -224,26 +229,32 @@ def _itk_transform(itk: Any, path: Path, step: Step, back: bool, grid: Grid | No
     where = step.grid if isinstance(step, (BSpline, DisplacementField)) and not inverse_spline else grid
     if where is None:
         raise bad_file(path, "would hold an inverse, whose grid is not known", "name an image as reference")
-    lps, spacing = RAS_LPS @ where.affine, where.spacing
-    origin, direction = lps[:3, 3], lps[:3, :3] / spacing
     if isinstance(step, BSpline) and not back:
+        lps, spacing = RAS_LPS @ where.affine, where.spacing
+        origin, direction = lps[:3, 3], lps[:3, :3] / spacing
         spline = itk.BSplineTransform[itk.D, 3, step.order].New()
         fixed = [*map(float, where.shape), *origin.tolist(), *spacing.tolist(), *direction.ravel().tolist()]
         spline.SetFixedParameters(itk.OptimizerParameters[itk.D](fixed))
         values = (step.coefficients * _SIGNS.reshape(3, 1, 1, 1)).transpose(0, 3, 2, 1)
         spline.SetParameters(itk.OptimizerParameters[itk.D](values.ravel().tolist()))
         return spline
-    values = Transformation((step, back)).on(where).displacement.double().cpu().numpy() * _SIGNS.reshape(3, 1, 1, 1)
-    image = itk.Image[itk.Vector[itk.D, 3], 3].New()
-    image.SetRegions(list(where.shape))
+    field = itk.DisplacementFieldTransform[itk.D, 3].New()
+    field.SetDisplacementField(_itk_field(itk, Transformation((step, back)).on(where), itk.D))
+    return field
+
+
+def _itk_field(itk: Any, field: DisplacementField, number: Any) -> Any:
+    """A field as an image of vectors of ITK, LPS mm."""
+    grid, values = field.grid, field.displacement.cpu().numpy() * _SIGNS.reshape(3, 1, 1, 1)
+    lps, spacing = RAS_LPS @ grid.affine, grid.spacing
+    image = itk.Image[itk.Vector[number, 3], 3].New()
+    image.SetRegions(list(grid.shape))
     image.Allocate()
     itk.array_view_from_image(image)[:] = values.transpose(3, 2, 1, 0)
-    image.SetOrigin(origin.tolist())
+    image.SetOrigin(lps[:3, 3].tolist())
     image.SetSpacing(spacing.tolist())
-    image.SetDirection(itk.matrix_from_array(direction))
-    field = itk.DisplacementFieldTransform[itk.D, 3].New()
-    field.SetDisplacementField(image)
-    return field
+    image.SetDirection(itk.matrix_from_array(lps[:3, :3] / spacing))
+    return image
 
 
 def _npz(path: Path) -> np.ndarray:

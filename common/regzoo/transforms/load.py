@@ -36,8 +36,8 @@ class LoadPaird(MapTransform):
         exclude: masks name the voxels that do not count, instead of those that do.
 
     Adds ``case``; for label maps ``label_values``, the value of each channel, and the ``label_names`` that belong to
-    them; and for a moving label ``moving_label_is_map``, ``moving_label_axes`` and ``moving_label_values`` (of a map)
-    or ``moving_mask_values`` (of masks), see `regzoo.case.Case`.
+    them, or else those of 3D Slicer's segments; and for a moving label ``moving_label_is_map``, ``moving_label_axes``
+    and ``moving_label_values`` (of a map) or ``moving_mask_values`` (of masks), see `regzoo.case.Case`.
 
     Results: images (1, X, Y, Z) float32, labels (C, X, Y, Z) of 0 and 1, and masks (1, X, Y, Z) bool of the voxels that
     count, each with its own affine (voxel → RAS mm).
@@ -89,6 +89,8 @@ class LoadPaird(MapTransform):
         if maps:
             item[Key.LABEL_VALUES] = values
             item |= _names_of(data, values)
+        if not item.get(Key.LABEL_NAMES) and (names := _segment_names(files, values if maps else None)):
+            item[Key.LABEL_NAMES] = names
         if (moving := files.get(MOVING.label)) is not None:
             item[Key.MOVING_LABEL_AXES] = moving.axes
             item[Key.MOVING_LABEL_IS_MAP] = moving.is_map
@@ -152,6 +154,21 @@ def _names_of(record: Record, values: Sequence[int]) -> dict[str, list[str]]:
         return {}
     table = {int(value): str(name) for value, name in zip(named, names, strict=True)}
     return {Key.LABEL_NAMES: [table.get(value, f"label_{value}") for value in values]}
+
+
+def _segment_names(files: Mapping[str, LabelFile], values: Sequence[int] | None) -> list[str]:
+    """The names of 3D Slicer's segments for the values of maps, or for masks; none if no file has names."""
+    found: dict[int, str] = {}
+    for file in files.values():
+        for number, name in file.names.items() if file.is_map == (values is not None) else ():
+            if found.setdefault(number, name) != name:
+                what = (
+                    f"label {number} is called {found[number]!r} in the fixed image, but {name!r} in the moving image"
+                )
+                logger.warning("%s; give the same structure the same value or place", what)
+    if values is None:
+        values = range(1, max((len(file.volume) for file in files.values()), default=0) + 1)
+    return [found.get(value, f"label_{value}") for value in values] if found else []
 
 
 class AlignPaird(MapTransform):
