@@ -5,6 +5,7 @@ COVERAGE ?= --cov --cov-report=term
 LOWEST_PYTHON ?= python3.10
 VENV ?= .venv
 BIN := $(CURDIR)/$(VENV)/bin
+NIIVUE := 0.69.0
 RUNTIME := $(VENV)/.runtime
 STAMP := $(VENV)/.installed
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -16,7 +17,7 @@ test test-slow test-label lowest bench: export OMP_WAIT_POLICY := passive
 demo weights: export GOMP_SPINCOUNT := 2000
 
 .DEFAULT_GOAL := help
-.PHONY: help bundles demo test test-slow test-label test-zoo lowest lint docs bench peers weights clean
+.PHONY: help bundles demo test test-slow test-label test-zoo lowest lint docs bench peers weights niivue clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -78,6 +79,11 @@ weights: $(RUNTIME) ## train the released weights on phantoms, resuming if stopp
 	$(RUN) training --config_file configs/train.json --output_dir output/weights
 	$(RUN) --config_file "['configs/train.json','configs/evaluate.json']" --output_dir output/weights
 	cp bundles/$(BUNDLE)/output/weights/model.pt bundles/$(BUNDLE)/models/model.pt
+
+# A test compares it with the hash of this release; a new release changes both, and the version in the file of the license.
+niivue: ## fetch the viewer of --outputs viewer from npm again
+	curl --fail --silent --location https://registry.npmjs.org/@niivue/niivue/-/niivue-$(NIIVUE).tgz \
+		| tar -xzO package/dist/niivue.umd.js | gzip -9n > common/regzoo/report/viewer_files/niivue.umd.js.gz
 
 bundles: ## write the files that all bundles share into each of them, from LICENSE and bundle_files/
 	@for bundle in bundles/*/; do cp LICENSE "$$bundle" && cp -R bundle_files/. "$$bundle"; done

@@ -62,8 +62,8 @@ def register(
         inverse: also write field_inverse.nii.gz, from moving to fixed, on the grid of the moving image.
         pairs: list of pairs to register: .csv, .tsv or .json with the columns or keys fixed_image, moving_image and
             others (moving_label, fixed_label, case, align, refine, ...), or a folder in a known layout.
-        outputs: any of image,label,probability,field,inverse,statistics,picture; by default all except probability and
-            inverse.
+        outputs: any of image,label,probability,field,inverse,statistics,picture,viewer; by default all except
+            probability, inverse and viewer. viewer is a page for a browser (viewer.html).
         fixed_label: file of the fixed labels, for a refinement that compares labels and for bundles that pre-align by
             an organ.
         fixed_mask: mask of the fixed voxels that count in a refinement and with --align rigid, similarity or affine;

@@ -240,14 +240,14 @@ def test_facts_of_propagated_labels() -> None:
     everything = {"fixed": labels, "warped": shifted(labels, 1, 2), "moving": shifted(labels, 2, 3)}
     # Array axes run to P, I, R with voxels of 1, 1.5 and 2 mm: two voxels before, one after.
     picture = Picture(item(everything, affine_of("PIR")))
-    assert picture._facts() == "gland DSC 1.00 → 1.00   ·   landmark TRE 4.0 → 1.5 mm"
+    assert picture.facts() == "gland DSC 1.00 → 1.00   ·   landmark TRE 4.0 → 1.5 mm"
     everything["warped"][1] = 0
     picture = Picture(item(everything, affine_of("PIR")))
-    assert picture._facts().endswith("landmark TRE 4.0 → 1.5 mm   ·   1 of 3 labels not found")
+    assert picture.facts().endswith("landmark TRE 4.0 → 1.5 mm   ·   1 of 3 labels not found")
     single = {key: label[:1] for key, label in everything.items()}
-    assert Picture(item(single))._facts() == "DSC 1.00 → 1.00"  # of whatever it is
+    assert Picture(item(single)).facts() == "DSC 1.00 → 1.00"  # of whatever it is
     del everything["fixed"]
-    assert Picture(item(everything))._facts() == "1 of 3 labels not found"
+    assert Picture(item(everything)).facts() == "1 of 3 labels not found"
 
 
 def test_a_single_label_outside_the_planes_is_dotted(tmp_path: Path) -> None:
@@ -370,5 +370,5 @@ def test_of_a_label_map_no_label_comes_first() -> None:
     for moved in ("moving", "warped"):
         pairs = [(labels["fixed"][channel] > 0, labels[moved][channel] > 0) for channel in range(2)]
         scores.append(np.mean([2 * (a & b).sum() / (a.sum() + b.sum()) for a, b in pairs]))
-    assert of_map._facts() == f"mean DSC {scores[0]:.2f} → {scores[1]:.2f}"
-    assert first._facts().startswith("gland DSC 0.00 → 0.00")
+    assert of_map.facts() == f"mean DSC {scores[0]:.2f} → {scores[1]:.2f}"
+    assert first.facts().startswith("gland DSC 0.00 → 0.00")

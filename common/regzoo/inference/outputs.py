@@ -17,6 +17,7 @@ from regzoo.files import make_folder, partial_folder, write_json
 from regzoo.inference.statistics import label_count, propagated_labels, registration_statistics
 from regzoo.ownership import RECORD, STATISTICS, check_folder, own_files, sign
 from regzoo.report.figures import case_figure
+from regzoo.report.viewer import case_page, check_viewer
 from regzoo.spatial import DisplacementField, Grid, as_tensor, write_nifti
 from regzoo.spatial.held import as_masks, in_form_of_file, write_labels
 from regzoo.spatial.point_files import PointFile, point_suffix
@@ -34,9 +35,10 @@ OUTPUTS = {
     "points": "warped_points",  # with the suffix of the points that were given
     "statistics": "statistics.json",
     "picture": "quality.png",
+    "viewer": "viewer.html",
 }
 #: Outputs that are written only on request.
-ON_REQUEST = {"probability", "inverse"}
+ON_REQUEST = {"probability", "inverse", "viewer"}
 _REGISTER = "use a bundle that registers, such as prostate_mr_trus_weak_ddf"
 #: Why a result may lack an output, and what to do.
 MISSING = {
@@ -178,8 +180,9 @@ class RegistrationResult:
                 form of the moving label), ``probability`` (``probability.nii.gz``, last axis = label), ``field``
                 (``field.nii.gz``, the transformation for ITK, ANTs and 3D Slicer, LPS mm), ``inverse``
                 (``field_inverse.nii.gz``, from moving to fixed, on the moving image's grid), ``points``
-                (``warped_points``, in the form of the input), ``statistics`` (``statistics.json``) and ``picture``
-                (``quality.png``); None: all that exist except the probability and the inverse.
+                (``warped_points``, in the form of the input), ``statistics`` (``statistics.json``), ``picture``
+                (``quality.png``) and ``viewer`` (``viewer.html``, see `regzoo.report.viewer`); None: all that exist
+                except the probability, the inverse and the viewer.
             inverse: write ``inverse`` with the others.
             origin: see `regzoo.ownership.sign`.
 
@@ -247,6 +250,8 @@ class RegistrationResult:
                 write_json(path, self.statistics)
             elif name == "picture":
                 self.draw(path)
+            elif name == "viewer":
+                case_page(path, self.kept)
 
     def draw(self, path: str | Path) -> None:
         """Write the quality-control picture, see `regzoo.report.case_figure`."""
@@ -288,7 +293,7 @@ def requested_outputs(outputs: Sequence[str] | str | None) -> list[str] | None:
     """The outputs that a user requested, as a list; None for the usual outputs.
 
     Raises:
-        RegZooError: an output is not known.
+        RegZooError: an output is not known, or cannot be written by a packaged bundle.
     """
     if outputs is None or outputs == "":
         return None
@@ -299,4 +304,6 @@ def requested_outputs(outputs: Sequence[str] | str | None) -> list[str] | None:
     for name in names:
         if name not in OUTPUTS:
             raise RegZooError(f"outputs: {name!r} is not known; {known}")
+    if "viewer" in names:
+        check_viewer()
     return list(names)

@@ -128,7 +128,7 @@ class Picture:
         for number, draw in enumerate(bars):
             draw(figure.add_axes(place(width - right + 0.08, bottom + (number + 0.25) * high, 0.11, high / 2)))
         figure.text(left / width, 1 - 0.16 / height, self.title, color=TEXT, fontsize=12, weight="bold", va="top")
-        figure.text(1 - 0.12 / width, 1 - 0.18 / height, self._facts(), color=MUTED, fontsize=9.5, va="top", ha="right")
+        figure.text(1 - 0.12 / width, 1 - 0.18 / height, self.facts(), color=MUTED, fontsize=9.5, va="top", ha="right")
         self._legend(figure)
         with atomic_path(path) as temporary:
             canvas.print_png(str(temporary))
@@ -242,7 +242,7 @@ class Picture:
         norm = self._norm()
         _color_bar(axes, "RdBu_r", norm, [float(norm.vmin or 0), 1, float(norm.vmax or 2)])
 
-    def _facts(self) -> str:
+    def facts(self) -> str:
         """Gland DSC or mean DSC before and after, the TRE of propagated landmarks, and the share of folded voxels."""
         facts = []
         if "fixed" in self.labels:
