@@ -155,7 +155,7 @@ def test_a_zip_alone_says_what_it_lacks(unpacked: Path, tmp_path: Path) -> None:
         line = refused("regzoo", *command)
         assert line.startswith(f"error: regzoo {command[0]}: is not part of a packaged bundle; install regzoo"), line
     line = refused("monai.bundle", "run", "training", "--config_file", "configs/train.json")
-    assert "no data set was named" in line and "--dataset_dir" in line
+    assert "no data set was named" in line and "name one as dataset_dir" in line
     assert files(unpacked) == before and not (tmp_path / "set").exists()
 
 
