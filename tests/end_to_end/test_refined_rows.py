@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from bundle_list import BUNDLES, NAMES, kind, on_single_images, pairs
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 from regzoo.bundles import find_bundle
 from regzoo.report import read_csv
 
@@ -73,3 +73,13 @@ def test_evaluation(bundle: str, dataset: Path, tmp_path: Path) -> None:
         overlaps.append(cases.get("gland_dsc") or cases["dsc"])
     plain, refined = overlaps
     assert refined[0] != plain[0] and refined[1] == plain[1]
+
+
+@pytest.mark.parametrize("configs", [["train"], ["train", "evaluate"], ["inference"]], ids=lambda names: names[-1])
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda bundle: bundle.name)
+def test_masks_may_exclude_in_every_run(bundle: Path, configs: list[str]) -> None:
+    parser = ConfigParser()
+    parser.read_config([str(bundle / "configs" / f"{name}.json") for name in configs])
+    assert parser["exclude"] is False
+    parser["exclude"] = True
+    assert parser.get_parsed_content("load").exclude is True

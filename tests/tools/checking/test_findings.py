@@ -140,12 +140,12 @@ def test_images_that_are_the_same(pairs: PairSet, tmp_path: Path) -> None:
 
 
 def test_images_that_do_not_overlap(pairs: PairSet, tmp_path: Path) -> None:
-    """By their headers they are 500 mm apart, which --align center mends."""
+    """By their headers they are 500 mm apart, which align set to center fixes."""
     pairs.image("c0_moving", 1, center=(500, 0, 0))
     pairs.label("c0_moving_label", center=(500, 0, 0))
     finding = only(check(pairs))
     assert finding.file == str(tmp_path / "c0_moving.nii.gz") and "500 mm apart" in finding.problem
-    assert "--align center" in finding.fix
+    assert "set align to center" in finding.fix
     assert check(pairs, align="center").findings == []
 
 
