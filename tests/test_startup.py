@@ -7,8 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-from helpers import smooth_noise, write
+import torch
+from helpers import make_grid, smooth_noise, write
+from regzoo.spatial import DisplacementField
 from regzoo.startup import UNUSED
 
 #: Runs the command and ends with a line of what it has imported.
@@ -55,3 +58,58 @@ def test_a_bundle_that_needs_a_hidden_package_is_run_with_everything(pair: list[
     )
     assert not imported & set(UNUSED)  # in the first process, which did not write the result
     assert (out / "field.nii.gz").is_file()
+
+
+@pytest.fixture(scope="module")
+def saved(pair: list[str]) -> Path:
+    """A folder with a displacement field, labels and points."""
+    folder = Path(pair[1]).parent
+    grid = make_grid((16, 18, 14))
+    DisplacementField(torch.full((3, *grid.shape), 0.5), grid).save(folder / "field.nii.gz")
+    write(folder / "label.nii.gz", np.ones(grid.shape, dtype=np.uint8), grid.affine)
+    (folder / "points.csv").write_text("x,y,z\n4,5,6\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        ("apply", "field.nii.gz --image --moving.nii.gz --out warped.nii.gz"),
+        ("apply", "field.nii.gz --points points.csv --frame RAS --from moving --to fixed --out moved.csv"),
+        ("invert", "field.nii.gz --out inverse.nii.gz"),
+        ("compose", "field.nii.gz field.nii.gz --out composed.nii.gz"),
+        ("convert", "field.nii.gz --reference --fixed.nii.gz --out disp_converted.nii.gz"),
+    ],
+)
+def test_commands_on_saved_transformations_do_without_monai(command: str, arguments: str, saved: Path) -> None:
+    words = [str(saved / word) if "." in word else word for word in arguments.split()]
+    assert "monai" not in imported_by(command, *words)
+    assert Path(words[-1]).is_file()
+
+
+def test_labels_are_carried_with_a_part_of_monai(saved: Path) -> None:
+    files = [str(saved / name) for name in ("field.nii.gz", "label.nii.gz", "carried.nii.gz")]
+    imported = imported_by("apply", files[0], "--label", files[1], "--out", files[2])
+    assert "monai" in imported and not imported & set(UNUSED)
+    assert Path(files[2]).is_file()
+
+
+@pytest.mark.parametrize("line", ["--help", "bundles", "apply --help"])
+def test_what_computes_nothing_does_without_pytorch(line: str) -> None:
+    assert not imported_by(*line.split()) & {"monai", "torch", "numpy"}
+
+
+def test_what_was_hidden_works_afterwards(tmp_path: Path) -> None:
+    """The record of a training, in the process of a registration."""
+    code = (
+        "import sys; from regzoo.startup import UNUSED, quick_imports\n"
+        "with quick_imports():\n"
+        "    import monai.bundle, regzoo.engines\n"
+        "assert not set(UNUSED) & set(sys.modules)\n"
+        "with quick_imports():\n"  # MONAI is there; nothing is hidden again
+        "    import ignite.engine\n"
+        "regzoo.engines.EventWriter(sys.argv[1]).add_scalar('loss', 1.0, 1)\n"
+        "assert {'ignite', 'tensorboard'} <= set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    assert next(tmp_path.glob("events.*")).stat().st_size

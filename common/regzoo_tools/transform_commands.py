@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 
 from regzoo.bundles import as_value
 from regzoo.errors import RegZooError
+from regzoo.startup import quick_imports
 
 
 def apply(
@@ -47,14 +49,18 @@ def apply(
         raise RegZooError(f"--{option}: has no effect here; leave it out")
     backwards = _direction(from_, to, points is not None)
     if points is not None:
-        from regzoo_tools.transforming import carry_points
+        with quick_imports():
+            from regzoo_tools.transforming import carry_points
 
         outside, count = carry_points(field, out, points, not backwards, reference, frame)
         if outside:
             print(f"warning: {out}: {outside} of {count} points lie outside the field of view", file=sys.stderr)
     else:
-        from regzoo_tools.transforming import carry
+        with quick_imports():
+            from regzoo_tools.transforming import carry
 
+            if label is not None:
+                import_module("monai.data")  # only labels need it
         carry(field, out, image, as_value("moving_label", label), reference, backwards, background)
     print(out)
 
@@ -78,7 +84,8 @@ def invert(field: str, out: str, reference: str | None = None) -> None:
         out: file to write; see regzoo convert for the forms.
         reference: the moving image, on whose grid the inverse is sampled; by default the grid of the field.
     """
-    from regzoo_tools.transforming import invert_file
+    with quick_imports():
+        from regzoo_tools.transforming import invert_file
 
     error = invert_file(field, out, reference)
     print(out if error is None else f"{out}: the way there and back ends within {error:.3g} mm")
@@ -97,7 +104,8 @@ def compose(*fields: str, out: str, reference: str | None = None) -> None:
     """
     if not fields:
         raise RegZooError("compose: names no transformation; name two or more")
-    from regzoo_tools.transforming import join_files
+    with quick_imports():
+        from regzoo_tools.transforming import join_files
 
     join_files(fields, out, reference)
     print(out)
@@ -117,7 +125,8 @@ def convert(field: str, out: str, reference: str | None = None, affine: str | No
         affine: the affine pre-alignment that the transformation contains; .h5 and .tfm then hold the deformation and
             this pre-alignment as two transforms. A field alone does not show what its affine part was.
     """
-    from regzoo_tools.transforming import join_files
+    with quick_imports():
+        from regzoo_tools.transforming import join_files
 
     join_files([field], out, reference, affine)
     print(out)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-from monai.data import MetaTensor
 from regzoo.errors import bad_file
 from regzoo.ownership import own_path
-from regzoo.spatial import DisplacementField, Grid, as_tensor, label_values, read_image, read_label_file, write_nifti
+from regzoo.spatial import DisplacementField, Grid, label_values, read_label_file, write_nifti
 from regzoo.spatial.carry import carry_held
 from regzoo.spatial.held import hold, in_form_of_file, write_labels
 from regzoo.spatial.point_files import point_suffix, read_points
 from regzoo.spatial.transform_files import WRITTEN, read_transformation, write_transformation
 from regzoo.spatial.transformation import Affine, Transformation, chain, probes, round_trip, within_grid
-from regzoo.spatial.volumes import check_spatial, read_checked
+from regzoo.spatial.volumes import check_spatial, read_image_values, read_values
+
+if TYPE_CHECKING:
+    from monai.data import MetaTensor
 
 File = str | Path
 
@@ -46,9 +48,9 @@ def carry(
     on = sampled(field, reference, to_moving)
     with own_path(out) as temporary:
         if image is not None:
-            moving = read_image(Path(image))
-            low = float(moving.min()) if background is None else background
-            write_nifti(temporary, as_tensor(on.warp(moving, background=low))[0].numpy(), on.grid.affine)
+            values, moving = read_image_values(image)
+            low = float(values.min()) if background is None else background
+            write_nifti(temporary, on.warp_values(values, moving, background=low)[0].numpy(), on.grid.affine)
         elif label is not None:
             write_labels(temporary, carried_labels(on, label))
 
@@ -102,10 +104,10 @@ def carry_points(
 
 def grid_of(path: File) -> Grid:
     """The grid of an image file, of labels or of a field."""
-    volume = read_checked(path)
-    check_spatial(path, volume)
-    x, y, z = volume.shape[:3]
-    return Grid((x, y, z), np.asarray(volume.affine, dtype=np.float64))
+    values, affine, _ = read_values(path)
+    check_spatial(path, values)
+    x, y, z = values.shape[:3]
+    return Grid((x, y, z), affine)
 
 
 def invert_file(field: File, out: File, reference: File | None = None) -> float | None:

@@ -10,15 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import product
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from monai.data import MetaTensor
 from regzoo.spatial.field import DisplacementField
 from regzoo.spatial.grid import Grid
 from regzoo.spatial.held import is_map, one_mask
-from regzoo.spatial.volumes import as_tensor
+from regzoo.spatial.volumes import as_tensor, with_affine
 from regzoo.spatial.warp import apply_matrix, sample, sample_file, slab_points, within
+
+if TYPE_CHECKING:
+    from monai.data import MetaTensor
 
 #: A target voxel longer than this many moving voxels is split into parts.
 COARSER = 1.05
@@ -174,14 +177,14 @@ def carry_held(field: DisplacementField, labels: MetaTensor, count: int) -> Meta
         # The masks of a group share one set of coordinates; `SLAB` bounds the memory of a group.
         group = max(SLAB // max(math.prod(moving.shape), math.prod(field.grid.shape)), 1)
         for masks, found in zip(held.split(group), carried.split(group), strict=True):
-            found[:] = carry_labels(field, MetaTensor(masks.float(), affine=labels.affine), False) >= 0.5
+            found[:] = carry_labels(field, with_affine(masks.float(), labels.affine), False) >= 0.5
     elif subdivisions(moving, field.grid) == (1, 1, 1):
         for rows, coordinates in field.coordinates(moving):
             carried[0, rows] = likeliest(held[0], coordinates)
     else:
         shares, sizes = _shares(field, held, count, moving)
         carried.view(-1)[:] = chosen_voxels(shares, carried.numel(), sizes)
-    return MetaTensor(carried, affine=torch.as_tensor(field.grid.affine))
+    return with_affine(carried, field.grid.affine)
 
 
 def carry_labels(field: DisplacementField, labels: MetaTensor, exclusive: bool) -> MetaTensor:
@@ -207,7 +210,7 @@ def carry_labels(field: DisplacementField, labels: MetaTensor, exclusive: bool) 
         found = [winner == number for number in range(1, len(masks) + 1)]
     else:
         found = [chosen_voxels([part], voxels, [size]) > 0 for part, size in zip(shares, sizes, strict=True)]
-    return MetaTensor(torch.stack(found).view(-1, *target.shape).float(), affine=torch.as_tensor(target.affine))
+    return with_affine(torch.stack(found).view(-1, *target.shape).float(), target.affine)
 
 
 def _shares(

@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from monai.data import MetaTensor
 from regzoo.spatial.field_file import VECTOR_INTENT, read_field
 from regzoo.spatial.grid import RAS_LPS, Grid
-from regzoo.spatial.volumes import read_image
+from regzoo.spatial.volumes import read_image, with_affine
 from regzoo.spatial.warp import (
     Mode,
     Padding,
@@ -30,6 +30,9 @@ from regzoo.spatial.warp import (
     slabs,
 )
 from regzoo.spatial.writing import write_nifti
+
+if TYPE_CHECKING:
+    from monai.data import MetaTensor
 
 logger = logging.getLogger(__name__)
 
@@ -138,12 +141,25 @@ class DisplacementField:
         Returns:
             (C, X, Y, Z) float32 with the affine of the field's grid.
         """
-        image = moving if isinstance(moving, MetaTensor) else read_image(Path(moving))
-        volume = image.as_tensor().float().to(self.displacement.device)
-        values = volume.new_empty(len(volume), *self.grid.shape)
-        for rows, coordinates in self.coordinates(Grid.of(image)):
-            values[:, rows] = sample_file(volume, coordinates, mode, padding, background)
-        return MetaTensor(values, affine=torch.as_tensor(self.grid.affine))
+        image = read_image(Path(moving)) if isinstance(moving, str | PathLike) else moving
+        return with_affine(
+            self.warp_values(image.as_tensor(), Grid.of(image), mode, padding, background), self.grid.affine
+        )
+
+    def warp_values(
+        self,
+        values: torch.Tensor,
+        moving: Grid,
+        mode: Mode = "bilinear",
+        padding: Padding = "zeros",
+        background: float = 0,
+    ) -> torch.Tensor:
+        """`warp` without MONAI: the values (C, X', Y', Z') lie on the grid `moving`, the result on the field's grid."""
+        volume = values.float().to(self.displacement.device)
+        warped = volume.new_empty(len(volume), *self.grid.shape)
+        for rows, coordinates in self.coordinates(moving):
+            warped[:, rows] = sample_file(volume, coordinates, mode, padding, background)
+        return warped
 
     def coordinates(self, moving: Grid) -> Iterator[tuple[slice, torch.Tensor]]:
         """For each slab of the grid, the points its voxels go to: (1, 3, rows, Y, Z) float64, voxels of `moving`."""
@@ -193,7 +209,7 @@ class DisplacementField:
 
     def ddf(self) -> MetaTensor:
         """The displacement in voxels of the field's own grid, along its axes, (3, X, Y, Z)."""
-        return MetaTensor(self.voxel_displacement(slice(None)), affine=torch.as_tensor(self.grid.affine))
+        return with_affine(self.voxel_displacement(slice(None)), self.grid.affine)
 
     def voxel_displacement(self, rows: slice) -> torch.Tensor:
         """The part of `ddf` in a slab along the first axis, (3, rows, Y, Z)."""
@@ -203,7 +219,7 @@ class DisplacementField:
     def jacobian(self) -> MetaTensor:
         """Determinant of the Jacobian of x → x + u(x) in the world, (1, X, Y, Z); ≤ 0 is a fold."""
         det = jacobian_determinant(self.ddf().as_tensor()[None])[0]
-        return MetaTensor(det, affine=torch.as_tensor(self.grid.affine))
+        return with_affine(det, self.grid.affine)
 
     def _affine_fit(self) -> torch.Tensor:
         """The least-squares 4×4 matrix (RAS mm) of the field, from a coarse subset of its voxels."""

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from os import PathLike
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from monai.data import MetaTensor
 from regzoo.spatial.grid import Grid
-from regzoo.spatial.volumes import as_tensor, centroids
+from regzoo.spatial.volumes import as_tensor, centroids, with_affine
 from regzoo.spatial.warp import slabs
 from regzoo.spatial.writing import write_nifti
 from scipy.ndimage import find_objects
+
+if TYPE_CHECKING:
+    from monai.data import MetaTensor
 
 #: Part of a volume.
 Box = tuple[slice, slice, slice]
@@ -36,12 +39,12 @@ def hold(volume: MetaTensor, values: Sequence[int] | None) -> MetaTensor:
     """
     stored = volume.as_tensor()
     if values is None:
-        return MetaTensor(stored > 0, affine=volume.affine)
+        return with_affine(stored > 0, volume.affine)
     numbers = torch.zeros(stored.shape, dtype=torch.uint8 if len(values) < 256 else torch.int16)
     for rows in slabs(stored.shape[1:]):
         for number, value in enumerate(values, 1):
             numbers[:, rows].masked_fill_(stored[:, rows] == value, number)
-    return MetaTensor(numbers, affine=volume.affine)
+    return with_affine(numbers, volume.affine)
 
 
 def one_mask(labels: torch.Tensor, index: int, box: Box | None = None) -> torch.Tensor:
@@ -82,7 +85,7 @@ def sizes_and_centres(labels: MetaTensor, found: Sequence[Box | None]) -> tuple[
 def as_masks(labels: MetaTensor, count: int) -> MetaTensor:
     """Held labels as masks (C, X, Y, Z) uint8."""
     masks = torch.stack([one_mask(labels, index).to(torch.uint8) for index in range(count)])
-    return MetaTensor(masks, affine=labels.affine)
+    return with_affine(masks, labels.affine)
 
 
 def label_map(labels: torch.Tensor, values: Sequence[int]) -> torch.Tensor:
@@ -120,9 +123,9 @@ def in_form_of_file(
         numbers = torch.tensor([int(value) for value in mask_values or [1] * len(held)])
         ones = bool((numbers == 1).all())
         masks = held.to(torch.uint8) if ones else held * numbers.int().view(-1, 1, 1, 1)
-        return MetaTensor(masks.movedim(0, -1), affine=affine)
+        return with_affine(masks.movedim(0, -1), affine)
     array = label_map(held, values)
-    return MetaTensor(array[..., None] if axes > 3 else array, affine=affine)
+    return with_affine(array[..., None] if axes > 3 else array, affine)
 
 
 def write_labels(path: str | PathLike[str], labels: MetaTensor) -> None:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from monai.data import MetaTensor
 from regzoo.errors import bad_file
 from regzoo.spatial.grid import Grid
 from regzoo.spatial.itk_headers import Segment, segments
 from regzoo.spatial.nifti import times
-from regzoo.spatial.volumes import STORED_AXES, as_tensor, check_finite, check_spatial, read_checked
+from regzoo.spatial.volumes import STORED_AXES, as_tensor, check_finite, check_spatial, read_checked, with_affine
 from regzoo.spatial.warp import SLAB
 from torch.nn import functional
+
+if TYPE_CHECKING:
+    from monai.data import MetaTensor
 
 #: A label map with more values than this is probably an image given by mistake.
 MAX_LABEL_VALUES = 256
@@ -95,7 +97,7 @@ def read_label_file(
         values = torch.stack(masks)
     if not bool(values.any()) and not may_be_empty:
         raise bad_file(path, "holds no labelled voxel", _DRAW)
-    label = MetaTensor(values, affine=volume.affine)
+    label = with_affine(values, volume.affine)
     if image is not None:
         check_on_grid(path, label, image)
     names = {one.value if is_map else number: one.name for number, one in enumerate(named, 1)}
@@ -117,7 +119,7 @@ def _joined(paths: Sequence[str | Path], image: Grid | None, may_be_empty: bool,
     joined = torch.cat(masks)
     if not bool(joined.any()) and not may_be_empty:
         raise bad_file(paths[0], "and the other masks of its list hold no labelled voxel", _DRAW)
-    return LabelFile(MetaTensor(joined, affine=affine), False, values, 4, {})
+    return LabelFile(with_affine(joined, affine), False, values, 4, {})
 
 
 def _uncropped(label: MetaTensor, image: Grid) -> MetaTensor:
@@ -129,7 +131,7 @@ def _uncropped(label: MetaTensor, image: Grid) -> MetaTensor:
         return label
     affine[:3, 3] -= affine[:3, :3] @ before
     sides = [0, 0] * (label.ndim - 3) + [int(n) for pair in zip(before[::-1], after[::-1], strict=True) for n in pair]
-    return MetaTensor(functional.pad(label.as_tensor(), sides), affine=torch.as_tensor(affine))
+    return with_affine(functional.pad(label.as_tensor(), sides), affine)
 
 
 def _segment_masks(path: str | Path, layers: torch.Tensor, named: Sequence[Segment]) -> torch.Tensor:
@@ -193,7 +195,7 @@ def label_values(volume: torch.Tensor) -> list[int]:
 def to_channels(volume: MetaTensor, values: Sequence[int]) -> MetaTensor:
     """Split an integer map (1, X, Y, Z) into one mask per value (C, X, Y, Z); a missing value gives an empty mask."""
     wanted = torch.as_tensor(list(values), dtype=torch.float32).view(-1, 1, 1, 1)
-    return MetaTensor((volume.as_tensor() == wanted).float(), affine=volume.affine)
+    return with_affine((volume.as_tensor() == wanted).float(), volume.affine)
 
 
 def check_on_grid(path: str | Path, label: MetaTensor, image: Grid) -> None:

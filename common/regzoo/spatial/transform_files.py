@@ -99,7 +99,7 @@ def write_transformation(path: str | PathLike[str], transformation: Transformati
     elif not name.endswith((".nii", ".nii.gz")):
         raise bad_file(path, "has a suffix that names no form of transformation", f"let it end in {', '.join(WRITTEN)}")
     elif name.startswith("disp_"):
-        voxels = field.ddf().as_tensor().movedim(0, -1).numpy()
+        voxels = field.voxel_displacement(slice(None)).movedim(0, -1).numpy()
         with atomic_path(path) as temporary:
             nib.save(nib.Nifti1Image(voxels, grid.affine), temporary)
     else:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
-from monai.data import MetaTensor
 from regzoo.errors import bad_file
+from regzoo.spatial.grid import Grid
 from regzoo.spatial.nifti import times
 from regzoo.spatial.reading import read_volume
+
+if TYPE_CHECKING:
+    from monai.data import MetaTensor
 
 logger = logging.getLogger(__name__)
 
@@ -21,18 +26,29 @@ _CHECK = "check that the right file was exported"
 _warned: set[str] = set()
 
 
-def read_checked(path: str | Path, strict: bool = False) -> MetaTensor:
-    """The volume of a file as float32 with its affine (voxel → RAS mm), without trailing axes of one voxel.
+def with_affine(
+    values: torch.Tensor, affine: np.ndarray | torch.Tensor, meta: dict[str, Any] | None = None
+) -> MetaTensor:
+    """A volume (…, X, Y, Z) as MONAI's tensor, with its affine (voxel → RAS mm)."""
+    from monai.data import MetaTensor  # slow to import, and commands that use a saved transformation do without it
 
-    ``meta[STORED_AXES]`` is the number of axes of the file.
-    """
+    return MetaTensor(values, affine=torch.as_tensor(affine), meta=meta)
+
+
+def read_checked(path: str | Path, strict: bool = False) -> MetaTensor:
+    """`read_values` as a volume; ``meta[STORED_AXES]`` is the number of axes of the file."""
+    return with_affine(*read_values(path, strict))
+
+
+def read_values(path: str | Path, strict: bool = False) -> tuple[torch.Tensor, np.ndarray, dict[str, Any]]:
+    """The float32 values of a file without trailing axes of one voxel, its affine (voxel → RAS mm) and its metadata."""
     file = read_volume(path)
     warn_or_refuse(path, file.doubt, strict)
     # In NIfTI the first axis varies fastest; slab by slab computation is faster when it varies slowest.
     values = torch.from_numpy(file.values).contiguous()
     while values.ndim > 3 and values.shape[-1] == 1:
         values = values[..., 0]
-    return MetaTensor(values, affine=torch.as_tensor(file.affine), meta={STORED_AXES: file.values.ndim})
+    return values, file.affine, {STORED_AXES: file.values.ndim}
 
 
 def warn_or_refuse(path: str | Path, doubt: tuple[str, str] | None, strict: bool = False) -> None:
@@ -73,7 +89,16 @@ def read_image(path: str | Path, strict_headers: bool = False, allow_nan: bool =
     Raises:
         RegZooError: missing or damaged file, 2-D or 4-D image, NaN, constant image, singular affine.
     """
-    volume = read_checked(path, strict_headers)
+    values, grid = read_image_values(path, strict_headers, allow_nan)
+    # Later steps name the file in their errors.
+    return with_affine(values, grid.affine, {FILE: str(path)})
+
+
+def read_image_values(
+    path: str | Path, strict_headers: bool = False, allow_nan: bool = False
+) -> tuple[torch.Tensor, Grid]:
+    """`read_image` without MONAI: the values (1, X, Y, Z), and their grid."""
+    volume, affine, _ = read_values(path, strict_headers)
     check_spatial(path, volume)
     if not allow_nan:
         check_finite(path, volume, NAN_FIX)
@@ -82,14 +107,14 @@ def read_image(path: str | Path, strict_headers: bool = False, allow_nan: bool =
         raise bad_file(path, problem, "give one 3-D volume")
     if volume.ndim > 3:
         raise bad_file(path, f"is a {volume.ndim}-D image ({times(volume.shape)})", "split it and give one 3-D volume")
-    values, inf = volume.as_tensor(), torch.inf
-    low, high = float(values.nan_to_num(inf, inf, inf).min()), float(values.nan_to_num(-inf, -inf, -inf).max())
+    inf = torch.inf
+    low, high = float(volume.nan_to_num(inf, inf, inf).min()), float(volume.nan_to_num(-inf, -inf, -inf).max())
     if low > high:
         raise bad_file(path, "holds no numbers: every voxel is NaN or infinity", _CHECK)
     if low == high:
         raise bad_file(path, f"is constant: every voxel is {low:g}", _CHECK)
-    # Later steps name the file in their errors.
-    return MetaTensor(values[None], affine=volume.affine, meta={FILE: str(path)})
+    x, y, z = volume.shape
+    return volume[None], Grid((x, y, z), affine)
 
 
 def as_tensor(image: torch.Tensor) -> torch.Tensor:
