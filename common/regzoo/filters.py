@@ -51,7 +51,7 @@ def gaussian_mass(size: int, sigma: float) -> torch.Tensor:
 
 @lru_cache(maxsize=256)
 def matrix_for(device: torch.device, make: Callable[..., torch.Tensor], *arguments: object) -> torch.Tensor:
-    """A filter matrix on a device, cached."""
+    """A filter matrix, or another constant, on a device; cached, so that a training step does not upload it again."""
     # Training cannot use a matrix that was made in inference mode.
     with torch.inference_mode(False):
         return make(*arguments).to(device)

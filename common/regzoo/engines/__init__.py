@@ -13,6 +13,7 @@ from regzoo.engines.data import (
     training_images,
     training_records,
 )
+from regzoo.engines.devices import loading_workers, mixed_precision, use_device
 from regzoo.engines.distributed import distributed, share_cases, start_process_group
 from regzoo.engines.identity import fingerprints
 from regzoo.engines.options import check_ids, check_options
@@ -60,6 +61,8 @@ __all__ = [
     "is_lower",
     "key_metric",
     "load_weights",
+    "loading_workers",
+    "mixed_precision",
     "not_trained_on",
     "output_folder",
     "report_failures",
@@ -74,6 +77,7 @@ __all__ = [
     "trainable",
     "training_images",
     "training_records",
+    "use_device",
 ]
 
 #: Modules that a registration does without; they need Ignite and TensorBoard, which take longer to import than PyTorch.

@@ -69,6 +69,7 @@ class TrainingCheckpoint:
         kinds = {name: {"class": type(value).__name__} for name, value in self.objects.items()}
         for name, value in self.objects.items():
             kinds[name] |= value.defaults if isinstance(value, torch.optim.Optimizer) else {}
+            kinds[name].pop("fused", None)  # a matter of the device
         # Through JSON, so that a tuple becomes a list and equals the one in a checkpoint.
         self.settings: dict[str, Any] = json.loads(json.dumps({**kinds, **(settings or {})}, default=str))
         self.resume = resume
@@ -111,7 +112,10 @@ class TrainingCheckpoint:
             for name, value in self.objects.items():
                 # The length of a schedule is a plan for the whole training, not a state.
                 length = getattr(value, "t_total", None)
-                value.load_state_dict(content["objects"][name])
+                state = content["objects"][name]
+                for group, own in zip(state.get("param_groups", ()), getattr(value, "param_groups", ()), strict=False):
+                    group["fused"] = own.get("fused")
+                value.load_state_dict(state)
                 if length is not None and length != value.t_total:
                     logger.info("%s: planned for %s steps, now for %s", name, value.t_total, length)
                     value.t_total = length

@@ -78,6 +78,8 @@ def distributed(network: nn.Module, device: str | torch.device) -> DistributedDa
     """
     device = torch.device(device)
     devices = [device] if device.type == "cuda" else None
+    parallel = DistributedDataParallel(network.to(device), device_ids=devices)
     # Broadcasting buffers would make every forward pass a collective call, also in validation; ranks with fewer batches
-    # would deadlock.
-    return DistributedDataParallel(network.to(device), device_ids=devices, broadcast_buffers=False)
+    # would deadlock. The argument of this name is deprecated, and its successor is new in PyTorch 2.13.
+    parallel.broadcast_buffers = False
+    return parallel

@@ -37,7 +37,7 @@ CHOICES: dict[str, tuple[str | bool | None, ...]] = {
     "label_mode": ("bilinear", "nearest"),
 }
 #: Example values of settings whose default is an expression or null.
-KINDS: dict[str, Any] = {"amp": True, "fold": 0, "folds": 2}
+KINDS: dict[str, Any] = {"amp": True, "num_workers": 0, "fold": 0, "folds": 2}
 KINDS |= {"label_values": [1], "providers": [""], "window": [0.0, 1.0], "refine_seconds": 10.0}
 #: Settings that may be null.
 NULLABLE = {"label_values", "providers", "window", "norm", "outputs", "fold", "folds", "refine_seconds"}

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
+from regzoo.filters import matrix_for
 from torch import nn
 
 Offset = tuple[int, int, int]
@@ -94,7 +95,7 @@ class _Roughness(nn.Module):
         with torch.autocast(ddf.device.type, enabled=False):
             ddf = ddf.float()
             if self.spacing is not None:
-                ddf = ddf * torch.tensor(self.spacing, device=ddf.device).view(1, 3, 1, 1, 1)
+                ddf = ddf * matrix_for(ddf.device, torch.tensor, tuple(self.spacing)).view(1, 3, 1, 1, 1)
             penalty = _SquaredDifferences.apply(ddf, self.terms, self.margin)  # type: ignore[no-untyped-call]
         return torch.as_tensor(penalty)
 

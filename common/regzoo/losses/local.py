@@ -47,8 +47,8 @@ class LocalMeasure(ABC):
         self.fixed, self.window, self.mask = fixed, window, mask
         self._workspace: torch.Tensor | None = None
         if mask is None:
-            self.mass = fixed.new_tensor(window.mass)
-            self.weight = fixed.new_tensor(share / window.center(fixed).numel())
+            self.mass = fixed.new_full((), window.mass)
+            self.weight = fixed.new_full((), share / window.center(fixed).numel())
         else:
             # Windows without a voxel that counts have the weight 0 and must not divide by 0.
             self.mass = window.filter(mask[None])[0].clamp_(min=1e-30)

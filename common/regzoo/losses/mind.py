@@ -48,7 +48,7 @@ class _Descriptors:
     def __init__(self, radius: int, dilation: int, like: torch.Tensor, mask: torch.Tensor | None = None) -> None:
         self.reach, self.dilation = radius + dilation, dilation
         self.window = Window([(1.0,) * (2 * radius + 1)] * 3, valid=True)
-        self.inverse_mass = like.new_tensor(1 / self.window.mass)
+        self.inverse_mass = like.new_full((), 1 / self.window.mass)
         self.pair_weights: Pairs = []
         self._memory: list[torch.Tensor | None] = [None, None]
         if mask is not None:
@@ -297,7 +297,7 @@ class MindSimilarity(Similarity):
         descriptors = _Descriptors(self.radius, self.dilation, fixed, mask)
         target = descriptors.describe(fixed, _floor(fixed, mask, self.eps))
         if mask is None:
-            weight = fixed.new_tensor(2 * share / target.numel())
+            weight = fixed.new_full((), 2 * share / target.numel())
         else:
             weight = torch.where(descriptors.known, mask, 0)
             mass = weight.sum()

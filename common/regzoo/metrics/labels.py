@@ -31,7 +31,7 @@ def centroid_distances(y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """
     _check_same_shape(y_pred, y)
     affine = affine_of(y)
-    return (centroids(y_pred, affine) - centroids(y, affine)).norm(dim=1)
+    return (centroids(y_pred, affine) - centroids(y, affine).to(y_pred.device)).norm(dim=1)
 
 
 class TargetRegistrationError(CaseMetric):
@@ -63,7 +63,7 @@ class TargetRegistrationError(CaseMetric):
         """TRE in mm of one case, labels (C, X, Y, Z)."""
         distances = centroid_distances(y_pred, y)
         if self.lost is not None:
-            distances[_emptied(y_pred, y).to(distances.device)] = self.lost
+            distances[_emptied(y_pred, y)] = self.lost
         distances = distances[self.first_label :]
         return distances.square().nanmean().sqrt() if self.reduction == "rms" else distances.nanmean()
 
@@ -264,8 +264,8 @@ def masks(y_pred: torch.Tensor, y: torch.Tensor, label: int | None, threshold: f
 
 
 def _emptied(y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Whether each label (C, X, Y, Z) is empty in `y_pred` but not in `y`, (C,) bool."""
-    return as_tensor(y).flatten(1).any(1) & ~as_tensor(y_pred).flatten(1).any(1)
+    """Whether each label (C, X, Y, Z) is empty in `y_pred` but not in `y`, (C,) bool on the device of `y_pred`."""
+    return as_tensor(y).flatten(1).any(1).to(y_pred.device) & ~as_tensor(y_pred).flatten(1).any(1)
 
 
 def _check_same_shape(y_pred: torch.Tensor, y: torch.Tensor) -> None:

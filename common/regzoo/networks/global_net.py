@@ -103,7 +103,9 @@ def affine_displacement(theta: torch.Tensor, points: torch.Tensor) -> torch.Tens
     Returns:
         (B, 3, X, Y, Z), voxels.
     """
-    half = torch.tensor([max(n - 1, 1) / 2 for n in points.shape[2:]], device=points.device).view(1, 3, 1, 1, 1)
+    # Filled on the device: an upload would make the host wait in every step.
+    half = torch.stack([torch.full([], max(n - 1, 1) / 2, device=points.device) for n in points.shape[2:]])
+    half = half.view(1, 3, 1, 1, 1)
     normalised = points / half - 1
     # Written as sums, because autocast would run a matrix product in half precision.
     columns = theta[:, :, :, None, None, None]

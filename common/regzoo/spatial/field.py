@@ -170,11 +170,11 @@ class DisplacementField:
             yield rows, centres + torch.einsum("ij,jxyz->ixyz", linear, self.displacement[:, rows].double())
 
     def compose(self, then: DisplacementField) -> DisplacementField:
-        """The field x → then(self(x)), on this field's grid."""
+        """The field x → then(self(x)), on this field's grid and device."""
         points = self.points()
         voxels = apply_matrix(torch.as_tensor(np.linalg.inv(then.grid.affine)), points[None])
         return self.from_points(
-            points + sample(then.displacement[None], voxels.float(), padding="border")[0], self.grid
+            points + sample(then.displacement[None].to(points.device), voxels.float(), padding="border")[0], self.grid
         )
 
     def inverse(self, grid: Grid | None = None) -> DisplacementField:

@@ -1,0 +1,400 @@
+"""A GPU that is not there: tensors that report ``cuda:0`` and compute on the CPU, to find device mistakes.
+
+Inside `tracked_device()`, everything moved to or made on ``cuda`` is a `DeviceTensor`. Values, control flow and files
+are real, because the CPU computes them. Each operation is checked before it runs:
+
+* An operation on a tensor of the device and a tensor of the CPU raises ``RuntimeError``, as on a GPU. So does
+  ``.numpy()``, with ``TypeError``. A number (a tensor without axes) may come from the CPU.
+* Everything that makes the host wait for the device is noted with file and line: values that are read, copies to the
+  host, blocking copies from the host, and operations whose result has a size that depends on values.
+* Operations that launch work are counted; their number is about that of the kernels.
+* Autocast casts the operators listed here as CUDA's does.
+
+In C++ the tensors are on ``meta``, which the autograd engine treats like the CPU, so no CUDA build is needed.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.cuda.amp.common
+import torch.optim.optimizer as optimizer
+from monai.data import MetaTensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._mode_utils import no_dispatch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map
+
+aten = torch.ops.aten
+CUDA = torch.device("cuda", 0)
+
+#: Operators whose CUDA kernels wait: the size of the result, or an error, depends on values.
+WAITING = {
+    f"aten::{name}"
+    for name in (
+        "nonzero", "masked_select", "unique_dim", "_unique", "_unique2", "unique_consecutive", "unique_dim_consecutive",
+        "bincount", "histc", "equal", "is_nonzero", "repeat_interleave", "linalg_solve_ex", "linalg_inv_ex",
+        "_linalg_check_errors", "linalg_lstsq",
+    )
+}  # fmt: skip
+#: Operators that only allocate or rename, and launch nothing.
+FREE = {"aten::detach", "aten::alias", "aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty"}
+#: What autocast runs in its own type, what in float32, and what in the widest type of its arguments, as far as the
+#: package uses it: aten/src/ATen/autocast_mode.h.
+LOWER = {
+    torch.conv3d, torch.conv2d, torch.conv_transpose3d, torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__,
+    torch.Tensor.__rmatmul__, torch.mm, torch.bmm, torch.addmm, torch.baddbmm, torch.nn.functional.linear,
+    torch._C._nn.linear, torch.Tensor.mm, torch.Tensor.bmm, torch.einsum, torch.functional.einsum,
+}  # fmt: skip
+FLOAT32 = {
+    torch.sum, torch.Tensor.sum, torch.exp, torch.Tensor.exp, torch.log, torch.Tensor.log, torch.log1p,
+    torch.Tensor.log1p, torch.pow, torch.Tensor.pow, torch.norm, torch.Tensor.norm, torch.cumsum, torch.Tensor.cumsum,
+    torch.prod, torch.Tensor.prod, torch.softmax, torch.Tensor.softmax, torch.reciprocal, torch.rsqrt,
+    torch.nn.functional.mse_loss, torch.nn.functional.binary_cross_entropy_with_logits,
+}  # fmt: skip
+WIDEST = {torch.grid_sampler, torch.linalg.cross, torch.addcmul, torch.Tensor.addcmul, torch.cat, torch.stack}
+#: Files whose lines are named.
+PLACES = ("/regzoo/", "/monai/", "/ignite/", "/torch/amp/", "/torch/optim/", "/torch/utils/data/", "/tests/")
+
+
+@dataclass
+class Log:
+    """What happened on the device.
+
+    Attributes:
+        waits: (kind, place) → how often the host waited for the device.
+        kernels: name of the operation → how often it was launched.
+        uploads: the number of copies from the host that do not wait, and their bytes.
+    """
+
+    waits: Counter[tuple[str, str]] = field(default_factory=Counter)
+    kernels: Counter[str] = field(default_factory=Counter)
+    uploads: list[int] = field(default_factory=list)
+
+    def clear(self) -> None:
+        """Forget everything so far."""
+        self.waits.clear()
+        self.kernels.clear()
+        self.uploads.clear()
+
+    def wait(self, kind: str) -> None:
+        """Note a wait, with the innermost line of the package and that of the library that it called."""
+        frame, found = sys._getframe(1), dict[str, str]()
+        while frame := frame.f_back:  # type: ignore[assignment]
+            path = frame.f_code.co_filename
+            part = next((part for part in PLACES if part in path and path != __file__), None)
+            if part and part not in found:
+                found[part] = f"{path[path.rindex(part) + 1 :]}:{frame.f_lineno} {frame.f_code.co_name}"
+        self.waits[kind, " < ".join(list(found.values())[:2])] += 1
+
+
+LOG = Log()
+_VALUES = "_values_on_the_cpu"
+_DICT = next(c.__dict__["__dict__"] for c in torch.Tensor.__mro__ if "__dict__" in c.__dict__)
+
+
+class DeviceTensor(torch.Tensor):
+    """A tensor that reports ``cuda:0``; `values` are its values, on the CPU."""
+
+    @property
+    def values(self) -> torch.Tensor:  # type: ignore[override]
+        return _DICT.__get__(self)[_VALUES]
+
+    # MONAI copies the attributes of one tensor to another, and the values must not go along.
+    @property
+    def __dict__(self) -> dict[str, Any]:  # type: ignore[override]
+        return {key: value for key, value in _DICT.__get__(self).items() if key != _VALUES}
+
+    @__dict__.setter
+    def __dict__(self, new: dict[str, Any]) -> None:
+        own = _DICT.__get__(self)
+        values = own.get(_VALUES, new.get(_VALUES))
+        own.clear()
+        own.update({**new, _VALUES: values})
+
+    @staticmethod
+    def __new__(cls, values: torch.Tensor) -> DeviceTensor:
+        return on_device(values)
+
+    device = property(lambda self: CUDA)  # type: ignore[assignment]
+    is_cuda = property(lambda self: True)  # type: ignore[assignment]
+    is_cpu = is_meta = property(lambda self: False)  # type: ignore[assignment]
+
+    def get_device(self) -> int:
+        return 0
+
+    def numpy(self, *, force: bool = False) -> Any:
+        raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor first.")
+
+    def __array__(self, dtype: Any = None) -> Any:
+        return self.numpy()
+
+    def tolist(self) -> Any:
+        LOG.wait("value read")
+        return self.values.detach().tolist()
+
+    def __repr__(self, **kwargs: Any) -> str:
+        return f"DeviceTensor({self.values!r})"
+
+    def as_subclass(self, cls: type) -> torch.Tensor:  # type: ignore[override]
+        with torch._C.DisableTorchFunctionSubclass():
+            same = aten.alias(self)
+        if issubclass(cls, MetaTensor):
+            same.__class__ = MetaDeviceTensor
+        return same
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        LOG.wait("saved")
+        return self.values.detach().__reduce_ex__(protocol)
+
+    def __deepcopy__(self, memo: Any) -> torch.Tensor:
+        made = self.detach().clone().requires_grad_(self.requires_grad)
+        if isinstance(self, torch.nn.Parameter):
+            made = torch.nn.Parameter(made, self.requires_grad)
+        memo[id(self)] = made
+        return made
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return [_VALUES], None
+
+    @staticmethod
+    def __tensor_unflatten__(inner: dict[str, torch.Tensor], meta: Any, size: Any, stride: Any) -> DeviceTensor:
+        return on_device(inner[_VALUES])
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.Tensor.new_tensor:  # C++ would make a tensor on meta
+            LOG.wait("copied from the host")
+            return on_device(torch.tensor(args[1], dtype=kwargs.get("dtype", args[0].dtype)))
+        with torch._C.DisableTorchFunctionSubclass():
+            if torch.is_autocast_enabled("cuda"):
+                args, kwargs = _autocast(func, args, kwargs)
+            made = func(*args, **kwargs)
+        if issubclass(cls, MetaTensor) and func not in torch.overrides.get_default_nowrap_functions():
+            made = _with_meta(made)
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _run(func, args, kwargs or {})
+
+
+class MetaDeviceTensor(MetaTensor, DeviceTensor):
+    """A `MetaTensor` on the device."""
+
+    __dict__ = DeviceTensor.__dict__["__dict__"]
+    as_subclass = DeviceTensor.as_subclass  # type: ignore[assignment]
+
+
+def _with_meta(made: Any) -> Any:
+    if isinstance(made, torch.Tensor) and not isinstance(made, MetaTensor):
+        return made.as_subclass(MetaTensor)
+    if isinstance(made, tuple | list):
+        parts = [_with_meta(part) for part in made]
+        return type(made)(*parts) if hasattr(made, "_fields") else type(made)(parts)
+    return made
+
+
+def on_device(values: torch.Tensor) -> DeviceTensor:
+    """A tensor of the device with these values of the CPU."""
+    if isinstance(values, DeviceTensor):
+        return values
+    with torch.inference_mode(values.is_inference()):  # a view is what its base is
+        made = torch.Tensor._make_wrapper_subclass(
+            DeviceTensor,
+            values.size(),
+            strides=values.stride(),
+            storage_offset=values.storage_offset(),
+            dtype=values.dtype,
+            layout=values.layout,
+            device=torch.device("meta"),
+        )
+    _DICT.__get__(made)[_VALUES] = values
+    return made
+
+
+def on_cpu(tensor: torch.Tensor) -> torch.Tensor:
+    """The values of a tensor of either device, without a note of a wait."""
+    return tensor.values if isinstance(tensor, DeviceTensor) else tensor
+
+
+def _autocast(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """The arguments as CUDA's autocast would cast them."""
+    narrow = (torch.float16, torch.bfloat16)
+    floats = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, DeviceTensor) and x.is_floating_point()]
+    if func is torch.nn.functional.binary_cross_entropy:
+        raise RuntimeError("binary_cross_entropy is unsafe to autocast")
+    if func in LOWER:
+        wanted, cast = torch.get_autocast_dtype("cuda"), {torch.float32, *narrow}
+    elif func in FLOAT32 or (func in WIDEST and len({x.dtype for x in floats}) > 1):
+        wanted, cast = torch.float32, set(narrow)
+    else:
+        return args, kwargs
+    return tree_map(lambda x: x.to(wanted) if isinstance(x, DeviceTensor) and x.dtype in cast else x, (args, kwargs))
+
+
+def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Check and run one operation of the dispatcher."""
+    flat = tree_flatten((args, kwargs))[0]
+    ours = [x for x in flat if isinstance(x, DeviceTensor)]
+    device = next((x for x in flat if isinstance(x, torch.device)), None)
+    # In C++ a tensor of the device is on meta, as in `other.to(tensor)`.
+    there = device is not None and device.type in ("cuda", "meta")
+    if not ours and not there:
+        return func(*args, **kwargs)
+    if func is not aten.item.default and func is not aten._to_copy.default and func._can_decompose():
+        with _Mode():
+            made = func.decompose(*args, **kwargs)
+        if made is not NotImplemented:
+            return made
+    cpu_args, cpu_kwargs = tree_map(
+        lambda x: torch.device("cpu") if isinstance(x, torch.device) else on_cpu(x), (args, kwargs)
+    )
+    if func is aten._local_scalar_dense.default:
+        LOG.wait("value read")
+        return func(*cpu_args)
+    if func is aten._to_copy.default:
+        made = func(*cpu_args, **{**cpu_kwargs, "pin_memory": False})
+        return _copied(args[0], made, bool(ours) if device is None else there, kwargs)
+    if func is aten.copy_.default:
+        cpu_args[0].copy_(cpu_args[1])
+        to, source, *rest = args
+        if not isinstance(to, DeviceTensor):
+            LOG.wait("copied to the host")
+        elif not isinstance(source, DeviceTensor) and source.dim() > 0:
+            _upload(source, bool(kwargs.get("non_blocking") or (rest and rest[0])))
+        LOG.kernels["copy"] += 1
+        return to
+    _check(func, args, flat)
+    cpu_kwargs.pop("pin_memory", None)
+    return _results(func, args, kwargs, func(*cpu_args, **cpu_kwargs))
+
+
+def _check(func: Any, args: Any, flat: list[Any]) -> None:
+    """Refuse a mixture of devices; note a wait, and work to do."""
+    name = func._schema.name
+    if name in WAITING and "out" not in func._schema.overload_name:
+        LOG.wait(name)
+    theirs = [x for x in flat if isinstance(x, torch.Tensor) and not isinstance(x, DeviceTensor)]
+    if name in ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"):
+        if not isinstance(args[0], DeviceTensor):
+            raise RuntimeError(f"{name}: indices must be on the CPU or on the device of the indexed tensor (cpu)")
+        for index in (x for x in args[1] if x is not None):
+            if index.dtype in (torch.bool, torch.uint8):
+                LOG.wait("mask as an index")
+            if not isinstance(index, DeviceTensor):
+                LOG.wait("index from the host")
+    elif any(isinstance(x, DeviceTensor) for x in flat):
+        pointwise = torch.Tag.pointwise in func.tags or "_foreach" in name
+        for other in theirs:
+            if other.dim() > 0 or not pointwise:
+                raise RuntimeError(
+                    "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! "
+                    f"({name}: a tensor of {tuple(other.shape)} on the CPU)"
+                )
+    view = any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
+    if not view and name not in FREE:
+        LOG.kernels[name] += 1
+
+
+def _results(func: Any, args: Any, kwargs: Any, made: Any) -> Any:
+    """The results on the device; a result that was written in place is the argument itself."""
+    returns, arguments = func._schema.returns, func._schema.arguments
+    if not any(r.alias_info is not None and r.alias_info.is_write for r in returns):
+        return tree_map(lambda x: on_device(x) if isinstance(x, torch.Tensor) else x, made)
+    given = dict(zip((a.name for a in arguments), args, strict=False)) | kwargs
+    results = []
+    for ret, part in zip(returns, [made] if len(returns) == 1 else made, strict=True):
+        if ret.alias_info is None:
+            results.append(tree_map(lambda x: on_device(x) if isinstance(x, torch.Tensor) else x, part))
+            continue
+        target = next(a for a in arguments if a.alias_info and a.alias_info.before_set & ret.alias_info.before_set)
+        written = given[target.name]
+        if isinstance(written, DeviceTensor) and written.shape != written.values.shape:
+            if torch.Tag.inplace_view not in func.tags:
+                raise NotImplementedError(f"{func._schema.name} changes the shape in place")
+            with no_dispatch():
+                func(*args, **kwargs)
+        results.append(written)
+    return results[0] if len(results) == 1 else tuple(results)
+
+
+def _copied(source: torch.Tensor, made: torch.Tensor, there: bool, kwargs: Any) -> torch.Tensor:
+    """The result of `Tensor.to`."""
+    here = not isinstance(source, DeviceTensor)
+    if not there:
+        if not here:
+            LOG.wait("copied to the host")
+        return made
+    if here:
+        _upload(source, bool(kwargs.get("non_blocking")))
+    if here or made.dtype != source.dtype or kwargs.get("memory_format") is not None:
+        LOG.kernels["copy"] += 1
+    return on_device(made)
+
+
+def _upload(source: torch.Tensor, non_blocking: bool) -> None:
+    if non_blocking:
+        LOG.uploads.append(source.numel() * source.element_size())
+    else:
+        LOG.wait("copied from the host")
+
+
+class _Mode(TorchDispatchMode):
+    """Runs what creates tensors on the device, such as `torch.zeros`."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _run(func, args, kwargs or {})
+
+
+class _Indexed(TorchFunctionMode):
+    """``cuda`` means ``cuda:0``; PyTorch would ask the driver."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def indexed(x: Any) -> Any:
+            bare = x == "cuda" if isinstance(x, str) else isinstance(x, torch.device) and str(x) == "cuda"
+            return CUDA if bare else x
+
+        if func is torch.device:
+            return func(*args, **(kwargs or {}))
+        return func(*map(indexed, args), **{key: indexed(value) for key, value in (kwargs or {}).items()})
+
+
+@contextmanager
+def tracked_device(bf16: bool = True) -> Iterator[Log]:
+    """Make ``cuda`` a device that is tracked; the log says what happens on it.
+
+    Args:
+        bf16: whether the hardware has bfloat16.
+    """
+    LOG.clear()
+    foreach = [*optimizer._foreach_supported_types, DeviceTensor]
+    lifts = torch._C._only_lift_cpu_tensors()
+    with ExitStack() as stack:
+        for module, name, value in (
+            (torch.cuda, "_lazy_init", lambda: None),
+            (torch.cuda, "is_available", lambda: True),
+            (torch.cuda, "device_count", lambda: 1),
+            (torch.cuda, "current_device", lambda: 0),
+            (torch.cuda, "set_device", lambda device: None),
+            (torch.cuda, "get_device_name", lambda device=None: "tracked device"),
+            (torch.cuda, "synchronize", lambda *a: None),
+            # PyTorch counts the emulation of bfloat16 on old GPUs unless it is told not to.
+            (torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16 or including_emulation),
+            (torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
+            (optimizer, "_foreach_supported_types", foreach),
+        ):
+            stack.enter_context(patch.object(module, name, value))
+        torch._C._set_only_lift_cpu_tensors(True)
+        stack.callback(torch._C._set_only_lift_cpu_tensors, lifts)
+        stack.enter_context(_Indexed())
+        stack.enter_context(_Mode())
+        yield LOG
