@@ -60,6 +60,7 @@ FLOAT32 = {
     torch.nn.functional.mse_loss, torch.nn.functional.binary_cross_entropy_with_logits,
 }  # fmt: skip
 WIDEST = {torch.grid_sampler, torch.linalg.cross, torch.addcmul, torch.Tensor.addcmul, torch.cat, torch.stack}
+NARROW = {torch.float16, torch.bfloat16}
 #: Files whose lines are named.
 PLACES = ("/regzoo/", "/monai/", "/ignite/", "/torch/amp/", "/torch/optim/", "/torch/utils/data/", "/tests/")
 
@@ -228,14 +229,13 @@ def on_cpu(tensor: torch.Tensor) -> torch.Tensor:
 
 def _autocast(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
     """The arguments as CUDA's autocast would cast them."""
-    narrow = (torch.float16, torch.bfloat16)
     floats = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, DeviceTensor) and x.is_floating_point()]
     if func is torch.nn.functional.binary_cross_entropy:
         raise RuntimeError("binary_cross_entropy is unsafe to autocast")
     if func in LOWER:
-        wanted, cast = torch.get_autocast_dtype("cuda"), {torch.float32, *narrow}
+        wanted, cast = torch.get_autocast_dtype("cuda"), {torch.float32, *NARROW}
     elif func in FLOAT32 or (func in WIDEST and len({x.dtype for x in floats}) > 1):
-        wanted, cast = torch.float32, set(narrow)
+        wanted, cast = torch.float32, NARROW
     else:
         return args, kwargs
     return tree_map(lambda x: x.to(wanted) if isinstance(x, DeviceTensor) and x.dtype in cast else x, (args, kwargs))
@@ -275,7 +275,20 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return to
     _check(func, args, flat)
     cpu_kwargs.pop("pin_memory", None)
-    return _results(func, args, kwargs, func(*cpu_args, **cpu_kwargs))
+    return _results(func, args, kwargs, _computed(func, cpu_args, cpu_kwargs))
+
+
+def _computed(func: Any, args: Any, kwargs: Any) -> Any:
+    """The result on the CPU. A convolution accumulates in float32, as on a GPU.
+
+    PyTorch's own bfloat16 convolutions on the CPU read memory that nothing has written, in the gradient of the weights
+    of a small volume.
+    """
+    low = next((x.dtype for x in tree_flatten(args)[0] if isinstance(x, torch.Tensor) and x.dtype in NARROW), None)
+    if low is None or "convolution" not in func._schema.name:
+        return func(*args, **kwargs)
+    made = func(*tree_map(lambda x: x.float() if isinstance(x, torch.Tensor) else x, args), **kwargs)
+    return tree_map(lambda x: x.to(low) if isinstance(x, torch.Tensor) else x, made)
 
 
 def _check(func: Any, args: Any, flat: list[Any]) -> None:
