@@ -96,6 +96,7 @@ FILES = {
     "field": "field.nii.gz",
     "statistics": "statistics.json",
     "picture": "quality.png",
+    "viewer": "viewer.html",
 }
 
 
@@ -112,6 +113,7 @@ def shown(folder: Path) -> set[str]:
         ("statistics label", ["label", "statistics"]),
         (["field", "image", "label"], ["image", "label", "field"]),
         (("picture",), ["picture"]),
+        ("viewer", ["viewer"]),
         (None, ["image", "label", "field", "statistics", "picture"]),
         ("", ["image", "label", "field", "statistics", "picture"]),
     ],
