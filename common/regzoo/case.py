@@ -30,6 +30,8 @@ class Key:
     SERVED: Final = "served"
     MOVING_LABEL_IS_MAP: Final = "moving_label_is_map"
     MOVING_LABEL_AXES: Final = "moving_label_axes"
+    MOVING_IMAGE_FORM: Final = "moving_image_form"
+    MOVING_LABEL_FORM: Final = "moving_label_form"
     MOVING_LABEL_VALUES: Final = "moving_label_values"
     MOVING_MASK_VALUES: Final = "moving_mask_values"
     PREALIGNMENT: Final = "prealignment"
@@ -106,6 +108,9 @@ class Case(TypedDict, total=False):
     requested: bool
     #: Whether a server asked for the case; then the unregistered view, only for comparison, is not made.
     served: bool
+    #: The suffixes for results in the form of the moving image and of the moving label.
+    moving_image_form: str
+    moving_label_form: str
     #: The moving label's file: whether it is a map, whose labels exclude each other; its number of axes; the value of
     #: each label in a map; and the value of each label in masks.
     moving_label_is_map: bool

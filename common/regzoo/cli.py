@@ -45,7 +45,8 @@ def register(
     The same command resumes a run that was interrupted. summary.csv lists all pairs, contact_sheet.png shows them.
 
     Writes warped_image.nii.gz, warped_label.nii.gz (if there is a label), field.nii.gz (fixed to moving, LPS mm, for
-    ITK, ANTs and 3D Slicer), statistics.json and quality.png. Some bundles write only some of these files.
+    ITK, ANTs and 3D Slicer), statistics.json and quality.png; .nrrd or .mha instead of .nii.gz for warped images and
+    labels if the moving files are such files. Some bundles write only some of these files.
 
     Args:
         bundle: a bundle's name or folder, or none.

@@ -31,7 +31,7 @@ def apply(
     Args:
         field: the transformation from fixed to moving: a displacement field (.nii.gz, .nrrd, .mha), or a file of ITK,
             ANTs, elastix, greedy or Learn2Reg.
-        out: file to write: NIfTI for images and labels; for points, the form of the input.
+        out: file to write: NIfTI, .nrrd or .mha for images and labels; for points, the form of the input.
         image: image to carry.
         label: labels to carry: a label map, a mask, a 4-D file, or a list "['a.nii.gz','b.nii.gz']".
         points: points to carry: .fcsv or .mrk.json of 3D Slicer, .csv, or a surface (.vtk, .ply).

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 from regzoo.errors import bad_file
 from regzoo.ownership import own_path
-from regzoo.spatial import DisplacementField, Grid, label_values, read_label_file, write_nifti
+from regzoo.spatial import DisplacementField, Grid, LabelFile, label_values, read_label_file
 from regzoo.spatial.carry import carry_held
 from regzoo.spatial.held import hold, in_form_of_file, write_labels
 from regzoo.spatial.point_files import point_suffix, read_points
 from regzoo.spatial.transform_files import WRITTEN, read_transformation, write_transformation
 from regzoo.spatial.transformation import Affine, Transformation, chain, probes, round_trip, within_grid
 from regzoo.spatial.volumes import check_spatial, read_image_values, read_values
+from regzoo.spatial.writing import IMAGE_FORMS, write_image
 
 if TYPE_CHECKING:
     from monai.data import MetaTensor
@@ -35,7 +36,7 @@ def carry(
 
     Args:
         field: the transformation, see `regzoo.spatial.transform_files.read_transformation`.
-        out: NIfTI file to write; labels keep the form and the values of their file.
+        out: NIfTI, NRRD or MetaImage file to write; labels keep the form and the values of their file.
         image, label: exactly one of the two; `label` may be a list of masks.
         reference: an image on whose grid the result lies; None for the grid of the field.
         to_moving: carry from the fixed to the moving image instead, through the inverse.
@@ -44,20 +45,20 @@ def carry(
     Raises:
         RegZooError: a file cannot be used, or the grid of the result is not known.
     """
-    check_out(out, (".nii", ".nii.gz"), field, image, label, reference)
+    check_out(out, IMAGE_FORMS, field, image, label, reference)
     on = sampled(field, reference, to_moving)
     with own_path(out) as temporary:
         if image is not None:
             values, moving = read_image_values(image)
             low = float(values.min()) if background is None else background
-            write_nifti(temporary, on.warp_values(values, moving, background=low)[0].numpy(), on.grid.affine)
+            write_image(temporary, on.warp_values(values, moving, background=low)[0].numpy(), on.grid.affine)
         elif label is not None:
-            write_labels(temporary, carried_labels(on, label))
+            file = read_label_file(label if isinstance(label, str | Path) else list(label))
+            write_labels(temporary, carried_labels(on, file), file.names)
 
 
-def carried_labels(field: DisplacementField, label: File | Sequence[str]) -> MetaTensor:
+def carried_labels(field: DisplacementField, file: LabelFile) -> MetaTensor:
     """The labels of a file on the grid of a field, in the form of the file."""
-    file = read_label_file(label if isinstance(label, str | Path) else list(label))
     values = label_values(file.volume) if file.is_map else None
     count = len(values) if values is not None else len(file.volume)
     carried = carry_held(field, hold(file.volume, values), count)

@@ -17,7 +17,7 @@ from monai.data import MetaTensor
 from regzoo.case import Key
 from regzoo.errors import RegZooError
 from regzoo.inference import RegistrationResult, SaveRegistration
-from regzoo.spatial import DisplacementField, Grid
+from regzoo.spatial import DisplacementField, Grid, read_label_file
 from regzoo.spatial.point_files import read_points
 from regzoo.transforms import AlignPaird, ApplyFieldd, LoadPaird, PropagatedLabelsd, ResamplePaird, SelectLabelsd
 from scipy.ndimage import center_of_mass
@@ -469,3 +469,26 @@ def test_handler_writes_what_is_asked_for_and_warns(tmp_path: Path, caplog: pyte
     with pytest.raises(RegZooError, match="'labels' is not known"):
         SaveRegistration(tmp_path / "other", "labels")
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("form", [".nrrd", ".seg.nrrd", ".mha"])
+def test_the_result_has_the_form_of_the_moving_files(form: str, tmp_path: Path) -> None:
+    image_form = ".mha" if form == ".mha" else ".nrrd"
+    RegistrationResult.of(applied("map")).save(tmp_path / "nifti", ["image", "label"])
+    item = applied("map") | {"moving_image_form": image_form, "moving_label_form": form}
+    item["label_names"] = ["gland", "cyst", "Harnröhre"]
+    RegistrationResult.of(item).save(tmp_path / "other", ["image", "label"])
+    written = {file.name for file in (tmp_path / "other").iterdir() if not file.name.startswith(".")}
+    assert {f"warped_image{image_form}", f"warped_label{form}"} <= written and not any("nii" in n for n in written)
+    for name, suffix in (("image", image_form), ("label", form)):
+        nifti = sitk.ReadImage(str(tmp_path / "nifti" / f"warped_{name}.nii.gz"))
+        other = sitk.ReadImage(str(tmp_path / "other" / f"warped_{name}{suffix}"))
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(other), sitk.GetArrayFromImage(nifti))
+        assert other.GetPixelID() == nifti.GetPixelID()
+        np.testing.assert_allclose(
+            other.TransformIndexToPhysicalPoint((9, 8, 7)), nifti.TransformIndexToPhysicalPoint((9, 8, 7)), atol=1e-4
+        )
+    if form == ".seg.nrrd":
+        label = read_label_file(tmp_path / "other" / "warped_label.seg.nrrd", Grid.of(item["reference_image"]))
+        assert label.names == {2: "gland", 300: "cyst", 301: "Harnröhre"}
+        assert other.GetMetaData("Segment1_LabelValue") == "300"

@@ -122,6 +122,21 @@ def test_labels_keep_their_values_and_meet_the_image(case: Case, monkeypatch: py
     assert (found == nearest)[inside(case, case.fixed)].mean() > 0.9
 
 
+@pytest.mark.parametrize("suffix", [".nrrd", ".mha", ".seg.nrrd"])
+def test_other_forms_hold_the_same_result(case: Case, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = case["field.nii.gz"]
+    for what, file in (("--image", "moving.nii.gz"), ("--label", "labels.nii.gz")):
+        for out in ("out.nii.gz", f"out{suffix}"):
+            call(monkeypatch, "apply", whole, what, case[file], "--out", case[out])
+        nifti, other = (sitk.ReadImage(case[out]) for out in ("out.nii.gz", f"out{suffix}"))
+        np.testing.assert_array_equal(from_sitk(other), from_sitk(nifti))
+        assert other.GetPixelID() == nifti.GetPixelID()
+        for part in ("Origin", "Spacing", "Direction"):
+            np.testing.assert_allclose(getattr(other, f"Get{part}")(), getattr(nifti, f"Get{part}")(), atol=1e-4)
+        for out in ("out.nii.gz", f"out{suffix}"):
+            Path(case[out]).unlink()
+
+
 def test_from_fixed_to_moving_undoes_it(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """A smooth image that goes there and back stays the same, up to two interpolations."""
     field = case["field.nii.gz"]

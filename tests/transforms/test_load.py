@@ -136,6 +136,7 @@ def test_segments_of_slicer_keep_their_names(overlapping: bool, case: Case, capl
     item = LoadPaird()(case.record)
     assert item["label_names"] == ["gland", "lesion"] and item["fixed_label"].shape == (2, *FIXED)
     assert "is called 'lesion' in the fixed image, but 'cyst' in the moving image" in caplog.text
+    assert item["moving_label_form"] == (".nii.gz" if overlapping else ".seg.nrrd")
     assert LoadPaird()(case.record | {"label_names": ["a", "b"], "label_values": [2, 9]})["label_names"] == ["a", "b"]
 
 

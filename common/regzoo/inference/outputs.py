@@ -22,13 +22,14 @@ from regzoo.spatial import DisplacementField, Grid, as_tensor, write_nifti
 from regzoo.spatial.held import as_masks, in_form_of_file, write_labels
 from regzoo.spatial.point_files import PointFile, point_suffix
 from regzoo.spatial.transformation import Transformation, round_trip
+from regzoo.spatial.writing import form_of, write_image
 
 logger = logging.getLogger(__name__)
 
 #: The files of a result, by the name that a user asks for.
 OUTPUTS = {
-    "image": "warped_image.nii.gz",
-    "label": "warped_label.nii.gz",
+    "image": "warped_image",  # with the suffix for the form of the moving image
+    "label": "warped_label",  # with the suffix for the form of the moving label
     "probability": "probability.nii.gz",
     "field": "field.nii.gz",
     "inverse": "field_inverse.nii.gz",
@@ -55,7 +56,8 @@ MISSING = {
 #: The entries of a case that a result needs; all others can be freed.
 KEPT = (
     *(Key.CASE, Key.FIELD, Key.PROBABILITY, Key.LABELS_PREDICTED, Key.LABEL_VALUES, Key.MOVING_LABEL_VALUES),
-    *(Key.MOVING_MASK_VALUES, Key.MOVING_LABEL_IS_MAP, Key.MOVING_LABEL_AXES),
+    *(Key.MOVING_MASK_VALUES, Key.MOVING_LABEL_IS_MAP, Key.MOVING_LABEL_AXES, Key.LABEL_NAMES),
+    *(Key.MOVING_IMAGE_FORM, Key.MOVING_LABEL_FORM),
     *(key for view in VIEWS for key in (view.image, view.label)),
 )
 
@@ -176,13 +178,14 @@ class RegistrationResult:
 
         Args:
             folder: the result's folder.
-            outputs: some of ``image`` (``warped_image.nii.gz``, float32), ``label`` (``warped_label.nii.gz``, in the
-                form of the moving label), ``probability`` (``probability.nii.gz``, last axis = label), ``field``
-                (``field.nii.gz``, the transformation for ITK, ANTs and 3D Slicer, LPS mm), ``inverse``
-                (``field_inverse.nii.gz``, from moving to fixed, on the moving image's grid), ``points``
-                (``warped_points``, in the form of the input), ``statistics`` (``statistics.json``), ``picture``
-                (``quality.png``) and ``viewer`` (``viewer.html``, see `regzoo.report.viewer`); None: all that exist
-                except the probability, the inverse and the viewer.
+            outputs: some of ``image`` (``warped_image.nii.gz``, float32; ``.nrrd`` or ``.mha`` if the moving image is
+                such a file), ``label`` (``warped_label.nii.gz``, in the form of the moving label; ``.nrrd``,
+                ``.seg.nrrd`` or ``.mha`` if that is a map in such a file), ``probability`` (``probability.nii.gz``,
+                last axis = label), ``field`` (``field.nii.gz``, the transformation for ITK, ANTs and 3D Slicer, LPS
+                mm), ``inverse`` (``field_inverse.nii.gz``, from moving to fixed, on the moving image's grid),
+                ``points`` (``warped_points``, in the form of the input), ``statistics`` (``statistics.json``),
+                ``picture`` (``quality.png``) and ``viewer`` (``viewer.html``, see `regzoo.report.viewer`); None: all
+                that exist except the probability, the inverse and the viewer.
             inverse: write ``inverse`` with the others.
             origin: see `regzoo.ownership.sign`.
 
@@ -209,7 +212,10 @@ class RegistrationResult:
         return target
 
     def _file(self, name: str) -> str:
-        return OUTPUTS[name] + (self.points[0].suffix if name == "points" and self.points else "")
+        suffixes = {"points": self.points[0].suffix} if self.points else {}
+        suffixes["image"] = self.kept.get(Key.MOVING_IMAGE_FORM, ".nii.gz")
+        suffixes["label"] = self.kept.get(Key.MOVING_LABEL_FORM, ".nii.gz")
+        return OUTPUTS[name] + suffixes.get(name, "")
 
     def _wanted(self, outputs: Sequence[str] | str | None, inverse: bool = False) -> list[str]:
         values = {"image": WARPED.image, "label": WARPED.label, "probability": Key.PROBABILITY, "field": Key.FIELD}
@@ -236,9 +242,10 @@ class RegistrationResult:
         for name in wanted:
             path = folder / self._file(name)
             if name == "image":
-                write_nifti(path, as_tensor(self.warped_image)[0].cpu().numpy(), affine)
+                write_image(path, as_tensor(self.warped_image)[0].cpu().numpy(), affine)
             elif name == "label" and (labels := self.label_map()) is not None:
-                write_labels(path, labels)
+                names = self.kept.get(Key.LABEL_NAMES) or []
+                write_labels(path, labels, dict(zip(self.label_values or [], names, strict=False)))
             elif name == "probability" and self.probability is not None:
                 write_nifti(path, as_tensor(self.probability).movedim(0, -1).cpu().numpy(), affine)
             elif name == "field":
@@ -281,7 +288,8 @@ def check_target(
     """
     names = requested_outputs(outputs) or [name for name in OUTPUTS if name not in ON_REQUEST]
     inputs = [value for key, value in record.items() if key in PATH_KEYS]
-    files = {OUTPUTS[name] for name in names if name != "points"}
+    forms = {"image": {form_of(record.get(MOVING.image))}, "label": {form_of(record.get(MOVING.label)), ".nii.gz"}}
+    files = {OUTPUTS[name] + suffix for name in names if name != "points" for suffix in forms.get(name, {""})}
     if inverse:
         files.add(OUTPUTS["inverse"])
     if points is not None:

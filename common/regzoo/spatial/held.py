@@ -6,16 +6,18 @@ or masks (C, X, Y, Z), bool. The functions here also take masks of floats, as tr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from regzoo.errors import bad_file
 from regzoo.spatial.grid import Grid
+from regzoo.spatial.labels import label_values
 from regzoo.spatial.volumes import as_tensor, centroids, with_affine
 from regzoo.spatial.warp import slabs
-from regzoo.spatial.writing import write_nifti
+from regzoo.spatial.writing import form_of, write_image, write_nifti
 from scipy.ndimage import find_objects
 
 if TYPE_CHECKING:
@@ -128,8 +130,29 @@ def in_form_of_file(
     return with_affine(array[..., None] if axes > 3 else array, affine)
 
 
-def write_labels(path: str | PathLike[str], labels: MetaTensor) -> None:
-    """Write the labels of `in_form_of_file` as NIfTI, in the smaller of two types that holds them."""
+def write_labels(path: str | PathLike[str], labels: MetaTensor, names: Mapping[int, str] | None = None) -> None:
+    """Write the labels of `in_form_of_file`, in the smaller of two types that holds them; see `write_image`.
+
+    Args:
+        path: a map in a file ``.seg.nrrd`` becomes a segmentation of 3D Slicer.
+        labels: the labels.
+        names: of the values of a map, for 3D Slicer.
+
+    Raises:
+        RegZooError: masks, which only a NIfTI file can hold.
+    """
     array = as_tensor(labels).numpy()
-    small = array.max(initial=0) < 256
-    write_nifti(path, array.astype(np.uint8 if small else np.int32), np.asarray(labels.affine))
+    if array.ndim > 3 and form_of(path) != ".nii.gz":
+        raise bad_file(path, "cannot hold a mask for each label", "let it end in .nii.gz")
+    array = array.astype(np.uint8 if array.max(initial=0) < 256 else np.int32)
+    if array.ndim > 3:
+        write_nifti(path, array, np.asarray(labels.affine))
+        return
+    entries = dict[str, str]()
+    if form_of(path) == ".seg.nrrd":
+        extent = " ".join(f"0 {n - 1}" for n in array.shape)
+        for index, value in enumerate(names or label_values(as_tensor(labels))):
+            segment = {"ID": f"label_{value}", "Name": (names or {}).get(value, f"label_{value}"), "Layer": "0"}
+            segment |= {"LabelValue": str(value), "Extent": extent}
+            entries |= {f"Segment{index}_{key}": text for key, text in segment.items()}
+    write_image(path, array, np.asarray(labels.affine), entries)

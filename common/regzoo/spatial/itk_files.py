@@ -112,6 +112,16 @@ def read_itk(path: Path, file: ItkFile) -> tuple[np.ndarray, np.ndarray, tuple[s
     return values, orthogonal(path, Grid((x, y, z), RAS_LPS @ lps)).affine, _doubt(path, header.fields)
 
 
+def lay(image: Any, grid: Grid) -> None:
+    """Place an image of ITK on a grid."""
+    import itk
+
+    lps = RAS_LPS @ grid.affine
+    image.SetOrigin(lps[:3, 3].tolist())
+    image.SetSpacing(grid.spacing.tolist())
+    image.SetDirection(itk.matrix_from_array(lps[:3, :3] / grid.spacing))
+
+
 def _doubt(path: Path, fields: Mapping[str, str]) -> tuple[str, str] | None:
     """(problem, what to do) if ITK guesses the space of an NRRD file or ignores its units."""
     if not path.name.lower().endswith(ITK_SUFFIXES["NRRD"]):

@@ -15,7 +15,7 @@ from regzoo.errors import bad_file
 from regzoo.files import atomic_path
 from regzoo.spatial.field import DisplacementField
 from regzoo.spatial.grid import RAS_LPS, Grid
-from regzoo.spatial.itk_files import quiet
+from regzoo.spatial.itk_files import lay, quiet
 from regzoo.spatial.nifti import AGAIN, times
 from regzoo.spatial.reading import not_a_file, read_volume
 from regzoo.spatial.transformation import Affine, BSpline, Step, Transformation
@@ -245,15 +245,12 @@ def _itk_transform(itk: Any, path: Path, step: Step, back: bool, grid: Grid | No
 
 def _itk_field(itk: Any, field: DisplacementField, number: Any) -> Any:
     """A field as an image of vectors of ITK, LPS mm."""
-    grid, values = field.grid, field.displacement.cpu().numpy() * _SIGNS.reshape(3, 1, 1, 1)
-    lps, spacing = RAS_LPS @ grid.affine, grid.spacing
+    values = field.displacement.cpu().numpy() * _SIGNS.reshape(3, 1, 1, 1)
     image = itk.Image[itk.Vector[number, 3], 3].New()
-    image.SetRegions(list(grid.shape))
+    image.SetRegions(list(field.grid.shape))
     image.Allocate()
     itk.array_view_from_image(image)[:] = values.transpose(3, 2, 1, 0)
-    image.SetOrigin(lps[:3, 3].tolist())
-    image.SetSpacing(spacing.tolist())
-    image.SetDirection(itk.matrix_from_array(lps[:3, :3] / spacing))
+    lay(image, field.grid)
     return image
 
 

@@ -1,17 +1,56 @@
-"""Write NIfTI files that every reader places at the same position."""
+"""Write images that every reader places at the same position."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 from regzoo.errors import bad_file
 from regzoo.files import atomic_path
 from regzoo.spatial.grid import Grid
+from regzoo.spatial.itk_files import lay, quiet
 
 #: Largest allowed distance between the sform and the qform of a written file at any corner, mm.
 SAME_PLACE = 1e-3
+
+
+#: Suffixes of the files that `write_image` writes.
+IMAGE_FORMS = (".nii", ".nii.gz", ".nrrd", ".mha")
+
+
+def form_of(path: object) -> str:
+    """The suffix for a result in the form of an input: ``.seg.nrrd``, ``.nrrd`` or ``.mha``, otherwise ``.nii.gz``."""
+    if str(path).lower().endswith(".seg.nrrd"):
+        return ".seg.nrrd"
+    forms = {".nrrd": ".nrrd", ".nhdr": ".nrrd", ".mha": ".mha", ".mhd": ".mha"}
+    return forms.get(Path(str(path)).suffix.lower(), ".nii.gz")
+
+
+def write_image(
+    path: str | os.PathLike[str], array: np.ndarray, affine: np.ndarray, entries: Mapping[str, str] | None = None
+) -> None:
+    """Write a volume (X, Y, Z) atomically, in the form that the suffix says: NIfTI, NRRD or MetaImage.
+
+    Other arguments and errors as for `write_nifti`.
+
+    Args:
+        entries: further entries of the header of an NRRD file.
+    """
+    if form_of(path) == ".nii.gz":
+        write_nifti(path, array, affine)
+        return
+    import itk
+
+    x, y, z = array.shape
+    image = itk.image_view_from_array(np.ascontiguousarray(array.T))
+    lay(image, Grid((x, y, z), affine))
+    for key, value in (entries or {}).items():
+        image[key] = value
+    with atomic_path(path) as temporary, quiet():
+        itk.imwrite(image, str(temporary), compression=True)
 
 
 def write_nifti(

@@ -17,6 +17,7 @@ from regzoo.refinement.linear import register_linear
 from regzoo.spatial import Grid, LabelFile, as_tensor, centroids, label_values, read_image, read_label_file, to_channels
 from regzoo.spatial.held import hold, one_mask
 from regzoo.spatial.volumes import FILE
+from regzoo.spatial.writing import form_of
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,8 @@ class LoadPaird(MapTransform):
             if side is MOVING and data.get(MOVING.image) is None:
                 continue
             path = data[side.image]
+            if side is MOVING:
+                item[Key.MOVING_IMAGE_FORM] = form_of(path)
             item[side.image] = read_image(path, self.strict_headers, allow_nan=self.allow_nan)
             if label := item.pop(side.label, None):
                 grid = Grid.of(item[side.image])
@@ -93,6 +96,8 @@ class LoadPaird(MapTransform):
             item[Key.LABEL_NAMES] = names
         if (moving := files.get(MOVING.label)) is not None:
             item[Key.MOVING_LABEL_AXES] = moving.axes
+            is_volume = moving.is_map and moving.axes == 3
+            item[Key.MOVING_LABEL_FORM] = form_of(data[MOVING.label]) if is_volume else ".nii.gz"
             item[Key.MOVING_LABEL_IS_MAP] = moving.is_map
             if moving.is_map:
                 item[Key.MOVING_LABEL_VALUES] = list(values)
