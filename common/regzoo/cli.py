@@ -13,7 +13,7 @@ from typing import Any
 import fire
 from fire.parser import DefaultParseValue
 from regzoo.bundles import as_value, find_bundle, listed
-from regzoo.errors import RegZooError, end_on_signals, one_line, print_error
+from regzoo.errors import READER_GONE, RegZooError, end_on_signals, one_line, print_error, reader_is_gone
 from regzoo.startup import quick_imports, run_again
 
 
@@ -225,6 +225,8 @@ def main() -> None:
         _check_arguments(commands, arguments)
         fire.Fire(commands, command=arguments, name="regzoo")
     except Exception as error:
+        if reader_is_gone(error):
+            sys.exit(READER_GONE)
         if (status := run_again(error)) is not None:
             sys.exit(status)
         print_error(one_line(error))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import logging
 import os
 import re
+import select
 import signal
 import sys
 import tempfile
@@ -15,6 +18,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from os import PathLike
 from types import FrameType, TracebackType
+
+#: The exit status if the reader of standard output has gone: that of a program that SIGPIPE ends, as in a shell.
+READER_GONE = 128 + 13
 
 _collected: ContextVar[list[RegZooError] | None] = ContextVar("collected", default=None)
 
@@ -103,8 +109,11 @@ def one_line_errors() -> None:
     The bundles' ``initialize`` calls this function, so ``python -m monai.bundle run`` reports bad input in one line.
     """
     end_on_signals()
+    logging.raiseExceptions = False  # or each line that cannot be written to a closed pipe would print a traceback
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if reader_is_gone(error):
+            sys.exit(READER_GONE)
         if isinstance(error, Exception):
             print_error(one_line(error))
         else:
@@ -113,12 +122,36 @@ def one_line_errors() -> None:
     sys.excepthook = hook
 
 
+def reader_is_gone(error: BaseException) -> bool:
+    """Whether an exception means that the reader of standard output, such as ``head``, has closed it."""
+    if not any(isinstance(cause, BrokenPipeError) for cause in causes(error)) or not hasattr(select, "poll"):
+        return False
+    poll = select.poll()
+    poll.register(sys.stdout, 0)  # reports only errors
+    return bool(poll.poll(0))
+
+
+def _flush() -> None:
+    """Write out standard output; if its reader has gone, drop the rest, which Python would complain about at its end.
+
+    Source: "Note on SIGPIPE" in Python's documentation of ``signal``.
+    """
+    try:
+        print(end="", flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def end_on_signals() -> None:
     """Make SIGTERM and SIGHUP raise `SystemExit`, so that half-written files are removed.
+
+    A closed standard output, as by ``| head``, causes no message at the end of the program.
 
     The exit status is 128 plus the number of the signal, as in a shell. Does nothing outside the main thread, if the
     signal already has a handler (as in a server) or if it is ignored (as under ``nohup``).
     """
+    atexit.unregister(_flush)
+    atexit.register(_flush)
     if threading.current_thread() is not threading.main_thread():
         return
     for name in ("SIGTERM", "SIGHUP"):
