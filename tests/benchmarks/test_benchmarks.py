@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from bundle_list import NAMES
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
-SCRIPTS = ("run.py", "profile_step.py")
+SCRIPTS = ("run.py", "profile_step.py", "training_step.py")
 
 pytestmark = pytest.mark.slow
 
@@ -47,6 +48,12 @@ def number(cell: str) -> float:
     found = re.search(r"-?\d+(\.\d+)?(e-?\d+)?", cell)
     assert found, cell
     return float(found.group())
+
+
+def test_a_step_of_every_bundle_is_measured(outputs: dict[str, str]) -> None:
+    rows = cells(outputs["training_step.py"])
+    assert [row[0] for row in rows] == NAMES
+    assert all(number(row[4]) > 0 and 0 <= number(row[6]) < 100 for row in rows)
 
 
 def test_all_rows_are_measured(outputs: dict[str, str]) -> None:

@@ -1,0 +1,123 @@
+"""Time and memory of a training step of each bundle: ``python benchmarks/training_step.py [--device cuda] [--save]``.
+
+The steps are those of ``configs/train.json`` with ``configs/variants/paper.json``, on a few phantoms: loading, copying
+to the device, augmentation, forward, loss, backward and optimiser. *rate* is the speed of a training, *waiting for
+data* its share in which the loop waits for the loader. On a GPU, memory is what PyTorch's allocator counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from comparison import markdown
+from ignite.engine import Engine, Events
+from measure import machine, synchronise
+from monai.bundle import ConfigWorkflow
+from regzoo.files import write_text
+from regzoo_phantoms import write_abdomen_phantoms, write_prostate_phantoms
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+sys.path.insert(0, str(ROOT / "tests"))
+
+from bundle_list import NAMES, kind, tiny  # noqa: E402
+
+HEADER = ("bundle", "batch", "size", "precision", "step, ms", "rate, samples/s", "waiting for data", "memory, GiB")
+
+
+class Stopwatch:
+    """Ignite handler of a trainer: the time of each step, and of the wait for its data, s."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.steps, self.waits = device, list[float](), list[float]()
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.GET_BATCH_STARTED, self._begin)
+        engine.add_event_handler(Events.GET_BATCH_COMPLETED, self._loaded)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._end)
+
+    def _begin(self) -> None:
+        self.begin = time.perf_counter()
+
+    def _loaded(self) -> None:
+        self.waits.append(time.perf_counter() - self.begin)
+
+    def _end(self) -> None:
+        synchronise(self.device)
+        self.steps.append(time.perf_counter() - self.begin)
+
+
+def measure(bundle: str, data: Path, device: torch.device, steps: int, quick: bool) -> tuple[str, ...]:
+    """The row of one bundle: the medians over the second half of its steps."""
+    folder = ROOT / "bundles" / bundle
+    settings: dict[str, Any] = tiny(bundle) if quick else {}
+    with tempfile.TemporaryDirectory() as output:
+        workflow = ConfigWorkflow(
+            config_file=[str(folder / "configs" / name) for name in ("train.json", "variants/paper.json")],
+            meta_file=str(folder / "configs" / "metadata.json"),
+            logging_file=False,
+            workflow_type="train",
+            bundle_root=str(folder),
+            dataset_dir=str(data),
+            output_dir=output,
+            **settings | {"device": str(device), "folds": 2, "max_epochs": 1, "val_interval": 2, "show_progress": False},
+        )
+        batch = workflow.parser["batch_size"]
+        workflow.parser["samples_per_epoch"] = steps * batch
+        workflow.initialize()
+        trainer = workflow.parser.get_parsed_content("train#trainer")
+        watch = Stopwatch(device)
+        watch.attach(trainer)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        trainer.run()
+    late = slice(len(watch.steps) // 2, None)
+    step, wait = statistics.median(watch.steps[late]), statistics.median(watch.waits[late])
+    memory = f"{torch.cuda.max_memory_allocated(device) / 2**30:.2f}" if device.type == "cuda" else "—"
+    size = "×".join(str(n) for n in workflow.parser["size"])
+    precision = "bfloat16" if trainer.amp else "float32"
+    rate = f"{batch / step:.2f}"
+    return bundle, str(batch), size, precision, f"{1000 * step:.0f}", rate, f"{100 * wait / step:.0f} %", memory
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure the bundles that the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small volumes and networks: does everything run?")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--steps", type=int, default=30, help="of each bundle; the second half counts")
+    parser.add_argument("--bundles", nargs="+", choices=NAMES, default=NAMES)
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/training_step_<device>.md")
+    options = parser.parse_args(arguments)
+    device = torch.device(options.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        parser.error("there is no GPU that PyTorch can use; leave --device out")
+    if options.quick and options.save:
+        parser.error("times of --quick mean nothing and are not saved; leave one of the two out")
+    writers = {"prostate": (write_prostate_phantoms, "pairs", 1.6), "abdomen": (write_abdomen_phantoms, "cases", 3.0)}
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for bundle in options.bundles:
+            data = Path(folder) / kind(bundle)
+            if not data.exists():
+                write, count, spacing = writers[kind(bundle)]
+                write(data, held_out=2, seed=0, spacing=4 * spacing if options.quick else spacing, workers=1, **{count: 6})
+            rows.append(measure(bundle, data, device, options.steps, options.quick))
+            print(", ".join(rows[-1]), flush=True)
+    text = f"{machine(device, torch.get_num_threads())}; PyTorch {torch.__version__}\n\n{markdown([HEADER, *rows])}\n"
+    print(f"\n{text}")
+    if options.save:
+        path = RESULTS / f"training_step_{device.type}.md"
+        write_text(path, f"# A training step of each bundle\n\n{text}")
+        print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    main()
