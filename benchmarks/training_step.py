@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -25,11 +24,18 @@ from regzoo_phantoms import write_abdomen_phantoms, write_prostate_phantoms
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-sys.path.insert(0, str(ROOT / "tests"))
-
-from bundle_list import NAMES, kind, tiny  # noqa: E402
-
+BUNDLES = sorted(path.name for path in (ROOT / "bundles").iterdir())
+#: What makes a step small, of the bundles on CTs and of the others.
+QUICK: dict[bool, dict[str, Any]] = {
+    True: {"spacing": [16.0] * 3, "size": [20, 14, 13], "channels": [2, 4]},
+    False: {"spacing": [5.0] * 3, "size": [18, 14, 13], "channels": 2},
+}
 HEADER = ("bundle", "batch", "size", "precision", "step, ms", "rate, samples/s", "waiting for data", "memory, GiB")
+
+
+def on_ct(bundle: str) -> bool:
+    """Whether a bundle registers CTs."""
+    return bundle.startswith("abdominal_ct")
 
 
 class Stopwatch:
@@ -57,7 +63,9 @@ class Stopwatch:
 def measure(bundle: str, data: Path, device: torch.device, steps: int, quick: bool) -> tuple[str, ...]:
     """The row of one bundle: the medians over the second half of its steps."""
     folder = ROOT / "bundles" / bundle
-    settings: dict[str, Any] = tiny(bundle) if quick else {}
+    settings: dict[str, Any] = {"device": str(device), "folds": 2, "max_epochs": 1, "val_interval": 2}
+    if quick:
+        settings |= QUICK[on_ct(bundle)] | {"batch_size": 2}
     with tempfile.TemporaryDirectory() as output:
         workflow = ConfigWorkflow(
             config_file=[str(folder / "configs" / name) for name in ("train.json", "variants/paper.json")],
@@ -67,7 +75,8 @@ def measure(bundle: str, data: Path, device: torch.device, steps: int, quick: bo
             bundle_root=str(folder),
             dataset_dir=str(data),
             output_dir=output,
-            **settings | {"device": str(device), "folds": 2, "max_epochs": 1, "val_interval": 2, "show_progress": False},
+            show_progress=False,
+            **settings,
         )
         batch = workflow.parser["batch_size"]
         workflow.parser["samples_per_epoch"] = steps * batch
@@ -93,7 +102,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="small volumes and networks: does everything run?")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--steps", type=int, default=30, help="of each bundle; the second half counts")
-    parser.add_argument("--bundles", nargs="+", choices=NAMES, default=NAMES)
+    parser.add_argument("--bundles", nargs="+", choices=BUNDLES, default=BUNDLES)
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/training_step_<device>.md")
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
@@ -101,14 +110,15 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("there is no GPU that PyTorch can use; leave --device out")
     if options.quick and options.save:
         parser.error("times of --quick mean nothing and are not saved; leave one of the two out")
-    writers = {"prostate": (write_prostate_phantoms, "pairs", 1.6), "abdomen": (write_abdomen_phantoms, "cases", 3.0)}
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for bundle in options.bundles:
-            data = Path(folder) / kind(bundle)
-            if not data.exists():
-                write, count, spacing = writers[kind(bundle)]
-                write(data, held_out=2, seed=0, spacing=4 * spacing if options.quick else spacing, workers=1, **{count: 6})
+            ct, coarser = on_ct(bundle), 4 if options.quick else 1
+            data = Path(folder) / ("ct" if ct else "prostate")
+            if ct and not data.exists():
+                write_abdomen_phantoms(data, cases=6, held_out=2, seed=0, spacing=3.0 * coarser, workers=1)
+            elif not data.exists():
+                write_prostate_phantoms(data, pairs=6, held_out=2, seed=0, spacing=1.6 * coarser, workers=1)
             rows.append(measure(bundle, data, device, options.steps, options.quick))
             print(", ".join(rows[-1]), flush=True)
     text = f"{machine(device, torch.get_num_threads())}; PyTorch {torch.__version__}\n\n{markdown([HEADER, *rows])}\n"
