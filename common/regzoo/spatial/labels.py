@@ -82,12 +82,17 @@ def read_label_file(
         stored = _segment_masks(path, stored, named)
     _check_last_axis(path, stored, image)
     check_spatial(path, stored)
-    check_finite(path, stored, "set them to 0, the background")
+    ones = stored == 1
+    plain = bool((ones | (stored == 0)).all())  # as in most files: no need to search each label for other values
+    if not plain:
+        check_finite(path, stored, "set them to 0, the background")
     if stored.ndim > 4:
         raise bad_file(path, f"has {stored.ndim} axes", "give a 3-D label map or a 4-D file with one label per volume")
     is_map, mask_values = stored.ndim == 3, list[int]()
     if is_map:
-        values = _whole_numbers(path, stored)[None]
+        values = (stored if plain else _whole_numbers(path, stored))[None]
+    elif plain:
+        values, mask_values = ones.movedim(-1, 0).contiguous(), [1] * stored.shape[-1]
     else:
         masks = list[torch.Tensor]()
         for number, mask in enumerate(stored.unbind(-1), 1):
