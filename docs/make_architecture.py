@@ -33,7 +33,7 @@ BOXES: dict[str, tuple[int, int, int, int, str, list[str]]] = {
     "engines": (810, 384, 200, 64, TRAIN, ["checkpoints, schedules,", "logs, records"]),
     "metrics": (630, 466, 140, 50, TRAIN, ["one value per case"]),
     "report": (810, 466, 200, 50, TRAIN, ["tables and pictures"]),
-    "spatial, filters, files, errors, ownership, bundles, case": (
+    "spatial, filters, files, errors, ownership, bundles, case, startup": (
         *(30, 536, 980, 50, BOTH),
         ["grids, frames and fields; filters; safe reading and writing. They use no room above them."],
     ),
