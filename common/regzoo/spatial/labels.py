@@ -87,7 +87,9 @@ def read_label_file(
     if not plain:
         check_finite(path, stored, "set them to 0, the background")
     if stored.ndim > 4:
-        raise bad_file(path, f"has {stored.ndim} axes", "give a 3-D label map or a 4-D file with one label per volume")
+        vectors = stored.ndim == 5 and stored.shape[3] == 1
+        what = f"has {stored.shape[4]} values in each voxel" if vectors else f"has {stored.ndim} axes"
+        raise bad_file(path, what, "give a 3-D label map or a 4-D file with one label per volume")
     is_map, mask_values = stored.ndim == 3, list[int]()
     if is_map:
         values = (stored if plain else _whole_numbers(path, stored))[None]
