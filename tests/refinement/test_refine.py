@@ -10,6 +10,8 @@ import torch
 from regzoo.errors import RegZooError
 from regzoo.refinement import KINDS, RefinementOptions, Volumes, options_for, refine
 from regzoo.refinement.lattice import Lattice
+from regzoo.refinement.levels import make_levels
+from regzoo.refinement.objective import Objective
 from regzoo.spatial import DisplacementField, Grid, jacobian_determinant
 from scipy.ndimage import gaussian_filter, map_coordinates
 
@@ -37,7 +39,7 @@ def moved(image: np.ndarray, ddf: np.ndarray) -> np.ndarray:
     return map_coordinates(image, points, order=1, mode="nearest")
 
 
-def volumes(image: np.ndarray, spacing: float = 2.0, **others: torch.Tensor) -> Volumes:
+def volumes(image: np.ndarray, spacing: float = 2.0, **others: torch.Tensor | None) -> Volumes:
     return Volumes(Grid(SHAPE, np.diag([spacing, spacing, spacing, 1.0])), torch.from_numpy(image)[None], **others)
 
 
@@ -123,6 +125,25 @@ def test_voxels_beyond_the_moving_field_of_view_do_not_count(texture: np.ndarray
     inside = np.linalg.norm(found - truth, axis=0)[6:18, 6:-6, 6:-6].mean()
     assert inside < 0.5 * np.linalg.norm(truth, axis=0)[6:18, 6:-6, 6:-6].mean()
     assert np.linalg.norm(found[:, 28:], axis=0).max() < 4
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_voxels_that_move_out_of_the_moving_image_do_not_count(texture: np.ndarray, masked: bool) -> None:
+    """Both images have the same field of view, which a shift by 7 voxels leaves; the truth is NumPy's correlation."""
+    noise = np.random.default_rng(2).random(SHAPE, dtype=np.float32)
+    mask = np.ones(SHAPE, np.float32)
+    mask[20:, :5] = 1 - masked
+    options = dataclasses.replace(QUICK, similarity={"ncc": 1.0}, steps=(0,))
+    moving = volumes(texture, mask=torch.from_numpy(mask)[None] if masked else None)
+    (level,) = make_levels(volumes(noise), moving, ["image"], 2.0, 1, 10**6)
+    assert level.size == SHAPE
+    objective = Objective(level, options)
+    objective.look(torch.zeros(1, *SHAPE, 3))
+    shift = torch.tensor([0.0, 0.0, 7.0]).expand(1, *SHAPE, 3)
+    objective.look(shift)
+    counts = mask[7:] > 0
+    truth = np.corrcoef(noise[:-7][counts], texture[7:][counts])[0, 1]
+    assert float(objective(shift)) == pytest.approx(1 - truth, abs=1e-4)
 
 
 def test_a_mask_with_a_sharp_edge_counts_for_mind(texture: np.ndarray) -> None:

@@ -25,9 +25,13 @@ from regzoo.refinement.objective import Objective, parts_of
 from regzoo.refinement.options import Linear, RefinementOptions
 from regzoo.spatial import DisplacementField, Grid
 
-#: Squarings of an exponential during the coarse levels (and of what the finest level adds, in the result), at the end
-#: of the finest level, and in the result of the coarse levels.
-COARSE, FINE, RESULT = 3, 1, 6
+#: Squarings of an exponential during the coarse levels and at the end of the finest level.
+COARSE, FINE = 2, 1
+#: Squarings, in the result, of what the coarse levels and the finest level found.
+RESULT, RESULT_FINEST = 6, 3
+#: The Gaussian filter of the gradient on the coarse levels, voxels of the lattice. Adam scales every value of the
+#: lattice on its own, so without the filter the noise of areas without structure moves as far as an edge.
+GRADIENT_SIGMA = 0.7
 #: The share of the steps of the finest level that integrate.
 INTEGRATED = 0.25
 #: Steps between two looks at the objective, which make the host wait for the device.
@@ -103,8 +107,8 @@ class _Refinement:
         )
         self.fixed, self.start = fixed.grid, start
         self.smoothness = 0.0 if options.linear else options.smoothness * (1.0 if start is None else options.trust)
-        self.coarse, self.fine, self.result = (
-            (COARSE, FINE, RESULT) if options.transformation == "velocity" else (0, 0, 0)
+        self.coarse, self.fine, self.result, self.result_finest = (
+            (COARSE, FINE, RESULT, RESULT_FINEST) if options.transformation == "velocity" else (0, 0, 0, 0)
         )
 
     def run(self) -> Refined:
@@ -119,7 +123,7 @@ class _Refinement:
         else:
             after, penalty = self._deformed(before)
         objective.look(after)
-        objective_after = float(objective(after) + penalty)
+        objective_after = float(objective(after) + penalty / objective.share)
         improved = objective_after < objective_before - 1e-6
         statistics = {
             "improved": improved,
@@ -180,7 +184,7 @@ class _Refinement:
         rough = roughness(added)
         if len(self.levels) > 1:
             residual = self._finest_level(finest.warped(after), lattice)
-            after = _composed(finest, self._field(lattice, residual, self.coarse, finest), after)
+            after = _composed(finest, self._field(lattice, residual, self.result_finest, finest), after)
             rough = rough + roughness(residual)
         return after, self.smoothness * rough
 
@@ -193,7 +197,7 @@ class _Refinement:
             lattice = self._lattice(level)
             added = lattice.resized(added, lattice.size)
             field = self._of_velocity(level, lattice, None if base is None else lattice.resized(base, lattice.size))
-            added = self._minimise(level, field, added, [(steps, self.coarse)], self.options.rate)
+            added = self._minimise(level, field, added, [(steps, self.coarse)], self.options.rate, GRADIENT_SIGMA)
         return (added if base is None else base + added), added
 
     def _logarithm(self, start: torch.Tensor, lattice: Lattice) -> torch.Tensor:
@@ -202,7 +206,7 @@ class _Refinement:
         velocity = target
         if self.options.transformation == "velocity":
             for _ in range(LOGARITHM):
-                velocity = velocity + smoothed(target - lattice.exponential(velocity, self.result))
+                velocity = velocity + smoothed(target - lattice.exponential(velocity, self.result), sigma=1.0)
         return velocity
 
     def _finest_level(self, level: Level, lattice: Lattice) -> torch.Tensor:
@@ -232,23 +236,32 @@ class _Refinement:
         return lattice.resized(lattice.exponential(velocity, squarings), level.size)
 
     def _minimise(
-        self, level: Level, field: _Field, parameters: torch.Tensor, phases: list[tuple[int, int]], rate: float
+        self,
+        level: Level,
+        field: _Field,
+        parameters: torch.Tensor,
+        phases: list[tuple[int, int]],
+        rate: float,
+        gradient_sigma: float = 0.0,
     ) -> torch.Tensor:
         """Optimise the parameters of a displacement in phases of so many steps with so many squarings."""
         objective = Objective(level, self.options)
         parameters = parameters.detach().clone().requires_grad_()
         optimizer = torch.optim.Adam([parameters], lr=rate, fused=True)
         for steps, squarings in phases:
-            lowest, since = float("inf"), 0
+            lowest, since, smoothness = float("inf"), 0, 0.0
             for step in range(steps):
                 displacement = field(parameters, squarings)
                 looks = step % LOOK == 0
                 if looks:
                     objective.look(displacement.detach())
+                if not objective.is_informed:
+                    break
                 value = objective(displacement)
                 (gradient,) = torch.autograd.grad(value, parameters)
                 if looks:
-                    penalty = self.smoothness * roughness(parameters.detach()) if self.smoothness else 0.0
+                    smoothness = self.smoothness / objective.share
+                    penalty = smoothness * roughness(parameters.detach()) if smoothness else 0.0
                     total = float(value.detach() + penalty)
                     since = 0 if total < lowest - GAIN else since + LOOK
                     lowest = min(lowest, total)
@@ -256,8 +269,10 @@ class _Refinement:
                         break
                     if step < PATIENCE:
                         lowest, since = total, 0
-                if self.smoothness:
-                    add_roughness_gradient(gradient, parameters.detach(), self.smoothness)
+                if gradient_sigma:
+                    gradient = smoothed(gradient, gradient_sigma)
+                if smoothness:
+                    add_roughness_gradient(gradient, parameters.detach(), smoothness)
                 parameters.grad = gradient
                 optimizer.step()
                 self.steps += 1
@@ -280,6 +295,6 @@ def _composed(level: Level, first: torch.Tensor, then: torch.Tensor) -> torch.Te
     return Lattice(level.size, first.device).compose(first, then)
 
 
-def smoothed(velocity: torch.Tensor) -> torch.Tensor:
-    """A velocity (1, X, Y, Z, 3) after a narrow Gaussian filter."""
-    return gaussian_filter(velocity.movedim(-1, 1), [1.0, 1.0, 1.0], "renormalise").movedim(1, -1)
+def smoothed(velocity: torch.Tensor, sigma: float) -> torch.Tensor:
+    """A velocity (1, X, Y, Z, 3) after a Gaussian filter of `sigma` voxels of its lattice."""
+    return gaussian_filter(velocity.movedim(-1, 1), [sigma] * 3, "renormalise").movedim(1, -1).contiguous()

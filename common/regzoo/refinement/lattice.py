@@ -41,6 +41,13 @@ class Sampler:
         self.identity = torch.stack(torch.meshgrid(*ticks, indexing="ij")[::-1], dim=-1)[None]
         scale = [2 * one / max(count - 1, 1) for one, count in zip(step, image_size, strict=True)]
         self.scale = torch.tensor(scale[::-1], device=device)
+        # Half a voxel of the image beyond its first and last voxel.
+        self.limit = torch.tensor([1 + 1 / max(count - 1, 1) for count in image_size][::-1], device=device)
+
+    def stays(self, displacement: torch.Tensor) -> torch.Tensor:
+        """Where displacements (1, X, Y, Z, 3) lead to a place within the image: (1, 1, X, Y, Z) bool."""
+        places = torch.addcmul(self.identity, displacement, self.scale)
+        return (places.abs_() <= self.limit).all(dim=-1)[:, None]
 
     def __call__(self, image: torch.Tensor, displacement: torch.Tensor) -> torch.Tensor:
         """(1, C, X', Y', Z') at displacements (1, X, Y, Z, 3) → (1, C, X, Y, Z); border values beyond the image."""

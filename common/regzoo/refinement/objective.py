@@ -14,16 +14,30 @@ from regzoo.refinement.options import RefinementOptions
 
 #: Share of the voxels of the smaller mask that must count on both sides.
 OVERLAP = 0.01
+#: The similarities that are means over the voxels that count.
+MEANS = frozenset({"lncc", "ncc", "mind"})
+#: The fewest voxels from which a level of a masked pair learns anything.
+INFORMED = 100
 
 _Term = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Objective:
-    """The similarity of a level at a displacement; `look` must be called before the first evaluation."""
+    """The similarity of a level at a displacement; `look` must be called before the first evaluation.
+
+    Attributes:
+        share: the share of the voxels that counted at the first look, 1 for a similarity that is not a mean over them.
+            A penalty is divided by it, so that the voxels that count weigh as much as they do without a mask.
+        is_informed: whether enough voxels counted at the first look.
+    """
 
     def __init__(self, level: Level, options: RefinementOptions) -> None:
         self.level, self.options = level, options
         self.terms: list[tuple[float, str, _Term]] = []
+        #: Whether the terms were prepared for a displacement at which all voxels of the moving side count.
+        self.all_counted = False
+        self.share = 1.0
+        self.is_informed = True
         masks = [mask for mask in (level.fixed_mask, level.moving_mask) if mask is not None]
         self.fewest = OVERLAP * min((float(mask.sum()) for mask in masks), default=0.0)
 
@@ -36,15 +50,22 @@ class Objective:
             RegZooError: hardly any voxel counts.
         """
         level = self.level
-        if self.terms and level.moving_mask is None:
+        with torch.no_grad():
+            counts = level.sampler.stays(displacement)
+            if level.moving_mask is not None:
+                counts &= level.sampler(level.moving_mask, displacement) > 0.99
+        all_count = bool(counts.all())
+        if self.terms and all_count and self.all_counted:
             return
+        self.all_counted = all_count
         mask = level.fixed_mask
-        if level.moving_mask is not None:
-            with torch.no_grad():
-                moving = (level.sampler(level.moving_mask, displacement) > 0.99).float()
-            mask = moving if mask is None else mask * moving
+        if not all_count:
+            mask = counts.float() if mask is None else mask * counts
         if mask is not None and float(mask.sum()) <= self.fewest:
             raise RegZooError("the images have almost no voxels in common that count; check the masks or align first")
+        if not self.terms and mask is not None and MEANS.intersection(self.options.similarity):
+            self.share = float(mask.mean())
+            self.is_informed = float(mask.sum()) >= INFORMED
         self.terms = [(weight, name, self._term(name, mask)) for name, weight in self.options.similarity.items()]
 
     def _term(self, name: str, mask: torch.Tensor | None) -> _Term:
