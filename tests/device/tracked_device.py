@@ -397,7 +397,6 @@ def tracked_device(bf16: bool = True) -> Iterator[Log]:
             (torch.cuda, "is_available", lambda: True),
             (torch.cuda, "device_count", lambda: 1),
             (torch.cuda, "current_device", lambda: 0),
-            (torch.cuda, "set_device", lambda device: None),
             (torch.cuda, "get_device_name", lambda device=None: "tracked device"),
             (torch.cuda, "synchronize", lambda *a: None),
             # PyTorch counts the emulation of bfloat16 on old GPUs unless it is told not to.
@@ -406,6 +405,8 @@ def tracked_device(bf16: bool = True) -> Iterator[Log]:
             (optimizer, "_foreach_supported_types", foreach),
         ):
             stack.enter_context(patch.object(module, name, value))
+        # PyTorch's own `torch.cuda.set_device` runs: it refuses a device without an index.
+        stack.enter_context(patch.object(torch._C, "_cuda_setDevice", lambda index: None, create=True))
         torch._C._set_only_lift_cpu_tensors(True)
         stack.callback(torch._C._set_only_lift_cpu_tensors, lifts)
         stack.enter_context(_Indexed())

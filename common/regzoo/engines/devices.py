@@ -11,12 +11,13 @@ WORKERS = 4
 def use_device(device: str | torch.device) -> None:
     """Make a GPU the current one, and let cuDNN time its convolutions; nothing for the CPU.
 
-    Pinning memory and PyTorch's queries otherwise use GPU 0, and would make a context on it. All batches of a training
-    have one size, so the fastest convolution is looked for once.
+    ``cuda`` without a number is the current GPU already. Pinning memory and PyTorch's queries otherwise use GPU 0, and
+    would make a context on it. All batches of a training have one size, so cuDNN looks for the fastest convolution once.
     """
     device = torch.device(device)
     if device.type == "cuda":
-        torch.cuda.set_device(device)
+        if device.index is not None:
+            torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = True
 
 
