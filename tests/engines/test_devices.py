@@ -1,4 +1,4 @@
-"""What the device of a training decides, with PyTorch's own `torch.cuda.set_device` above a driver that is not there."""
+"""What the device of a training decides. `torch.cuda.set_device` is PyTorch's; the driver below it is not there."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ def use_device(device: str | torch.device) -> None:
     """Make a GPU the current one, and let cuDNN time its convolutions; nothing for the CPU.
 
     ``cuda`` without a number is the current GPU already. Pinning memory and PyTorch's queries otherwise use GPU 0, and
-    would make a context on it. All batches of a training have one size, so cuDNN looks for the fastest convolution once.
+    would make a context on it. All batches of a training have one size, so the fastest convolution is looked for once.
     """
     device = torch.device(device)
     if device.type == "cuda":
