@@ -45,6 +45,18 @@ def test_a_mistake_is_one_line_and_a_failure(
     assert not (tmp_path / "out").exists()
 
 
+def test_ctrl_c_ends_a_command_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("regzoo.cli.fire.Fire", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        call(monkeypatch, "bundles")
+    assert stop.value.code == 130 and capsys.readouterr().err == ""
+
+
 def test_the_hook_shows_every_error_in_one_line_and_keeps_the_traceback_of_others(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,6 +6,7 @@ import difflib
 import inspect
 import keyword
 import re
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -62,7 +63,8 @@ def register(
         frame: RAS or LPS, for points in a file that does not say so itself.
         inverse: also write field_inverse.nii.gz, from moving to fixed, on the grid of the moving image.
         pairs: list of pairs to register: .csv, .tsv or .json with the columns or keys fixed_image, moving_image and
-            others (moving_label, fixed_label, case, align, refine, ...), or a folder in a known layout.
+            others (moving_label, fixed_label, case, align, refine, ...), or a folder in a known layout; with --split
+            train, val or test, only these pairs.
         outputs: any of image,label,probability,field,inverse,statistics,picture,viewer; by default all except
             probability, inverse and viewer. viewer is a page for a browser (viewer.html).
         fixed_label: file of the fixed labels, for a refinement that compares labels and for bundles that pre-align by
@@ -88,6 +90,7 @@ def register(
         overrides["refine"] = refine
     settings = {name: as_value(name, value) for name, value in overrides.items()}
     if pairs is not None:
+        # Every import, not the quick ones: `run_again` starts a command again only if it fails as a whole.
         from regzoo.inference import register_pairs
 
         rows = register_pairs(bundle, pairs, str(out), outputs, inverse, overlays=listed(overlays), **settings)
@@ -116,9 +119,13 @@ def _check_files(pairs: str | None, alone: Mapping[str, str | None], out: str | 
     if missing:
         fix = "name it" + ("" if pairs is not None or missing == ["out"] else ", or a list of pairs with --pairs")
         raise RegZooError(f"register: --{missing[0]} is missing; {fix}")
+    keys = {"fixed": "fixed_image", "moving": "moving_image", "label": "moving_label", "frame": "points_frame"}
     for name, value in alone.items() if pairs is not None else ():
         if value is not None:
-            raise RegZooError(f"--{name} {value}: has no effect with --pairs; name the file of each pair in {pairs}")
+            fix = f"say it for each pair in {pairs}, as {keys.get(name, name)}"
+            if name == "points":
+                fix = "carry points through the field of each pair with regzoo apply"
+            raise RegZooError(f"--{name} {value}: has no effect with --pairs; {fix}")
 
 
 def _reader(name: str, kind: str) -> Callable[[str], Any]:
@@ -224,6 +231,8 @@ def main() -> None:
             arguments = [*(word for word in words if not word.startswith("-")), "--", "--help"]
         _check_arguments(commands, arguments)
         fire.Fire(commands, command=arguments, name="regzoo")
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
     except Exception as error:
         if reader_is_gone(error):
             sys.exit(READER_GONE)

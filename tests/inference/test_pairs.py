@@ -22,8 +22,11 @@ from helpers import LPS
 from PIL import Image
 from regzoo import Registrar
 from regzoo.cli import main
+from regzoo.inference import register_pairs
+from regzoo.ownership import origin_of
 from regzoo.report import read_csv
 from scipy.ndimage import center_of_mass
+from tqdm import tqdm
 
 WEAK, CT = "prostate_mr_trus_weak_ddf", "abdominal_ct_ddmr"
 IMAGES = ("fixed_image", "moving_image")
@@ -42,7 +45,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 def table(path: Path, records: list[dict[str, Any]]) -> str:
     """A table of records without lists."""
     names = list(dict.fromkeys(name for record in records for name in record if name.startswith(("fixed", "moving"))))
-    names += ["case", *{"points_frame", "align"} & {name for record in records for name in record}]
+    names += ["case", *{"points_frame", "align", "split"} & {name for record in records for name in record}]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, names, extrasaction="ignore")
         writer.writeheader()
@@ -145,13 +148,13 @@ def test_a_run_is_resumed(
         return {name.split("/")[0] for name, stamp in stamps(out).items() if earlier.get(name) != stamp}
 
     assert made_again() == set() and stamps(out) == before and (out / "summary.csv").read_bytes() == summary
-    assert "3 results of an earlier run were kept" in capsys.readouterr().out
+    assert "kept from an earlier run, because nothing has changed: 3 of 3" in capsys.readouterr().out
     (out / "p0" / "field.nii.gz").unlink()
     assert made_again() == {"p0"}
     image = nib.load(records[1]["moving_image"])
     nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[::-1], image.affine), records[1]["moving_image"])
     assert made_again() == {"p1"}
-    assert "p1: its files or the settings have changed, so it is registered again" in capsys.readouterr().out
+    assert f"p1 → {out}/p1, again, because its files or the settings have changed" in capsys.readouterr().out
     table(path, [record | {"align": "center"} if record["case"] == "p2" else record for record in records])
     assert made_again() == {"p2"}
     assert made_again("--inverse") == {"p0", "p1", "p2"} and (out / "p0" / "field_inverse.nii.gz").is_file()
@@ -159,14 +162,15 @@ def test_a_run_is_resumed(
     assert {path.name for path in (out / "p0").iterdir()} == {"field.nii.gz", ".regzoo.json"}
     assert not (out / "contact_sheet.png").exists()
     assert made_again("--outputs", "field") == set() and rows(out)[0]["dsc_after"]
-    # Another order, other paths and other patients change nothing.
+    # Another order, other paths, other patients and another name of the same folder change nothing.
     moved = [record | {"patient": "x"} for record in reversed(records)]
     (tmp_path / "val").rename(tmp_path / "elsewhere")
     for record in moved:
         record |= {key: value.replace("/val/", "/elsewhere/") for key, value in record.items() if "/val/" in str(value)}
+    moved[1]["case"] = "p1."
     table(path, [record | {"align": "center"} if record["case"] == "p2" else record for record in moved])
     assert made_again("--outputs", "field") == set()
-    assert [row["case"] for row in rows(out)] == ["p2", "p1", "p0"]
+    assert [row["case"] for row in rows(out)] == ["p2", "p1.", "p0"]
     # A case that fails now does not leave its earlier result.
     Path(moved[0]["moving_image"]).unlink()
     assert call(monkeypatch, *arguments, "--outputs", "field") == 1
@@ -222,8 +226,12 @@ def test_a_run_that_is_killed(records: list[dict[str, Any]], tmp_path: Path, mon
         (["--pairs", "same.csv"], "is the fixed image of another pair called 'a_b', and their results would overwrite"),
         (["--pairs", "empty.csv"], "empty.csv: lists no pairs; give it at least one entry"),
         (["--pairs", "none.csv"], "none.csv: no such data set"),
-        (["--pairs", "good.csv", "--label", "l.nii.gz"], "--label l.nii.gz: has no effect with --pairs; name the file"),
-        (["--pairs", "good.csv", "--frame", "RAS"], "--frame RAS: has no effect with --pairs"),
+        (
+            ["--pairs", "good.csv", "--label", "l.nii.gz"],
+            "--label l.nii.gz: has no effect with --pairs; say it for each pair in good.csv, as moving_label",
+        ),
+        (["--pairs", "good.csv", "--frame", "RAS"], "--frame RAS: has no effect with --pairs; say it for each pair in"),
+        (["--pairs", "good.csv", "--points", "p.csv"], "--points p.csv: has no effect with --pairs; carry points"),
         (["--pairs", "good.csv", "--outputs", "rubbish"], "outputs: 'rubbish' is not known"),
         (["--moving", "m.nii.gz"], "register: --fixed is missing; name it, or a list of pairs with --pairs"),
         (["--fixed", "f.nii.gz"], "register: --moving is missing"),
@@ -265,6 +273,37 @@ def test_files_that_are_not_ours_are_left_alone(
     assert call(monkeypatch, WEAK, "--pairs", path, "--out", str(out)) == 0
     assert call(monkeypatch, "none", "--pairs", path, "--out", str(out)) == 1
     assert f"{out}: holds a result of {WEAK}" in capsys.readouterr().err and len(rows(out)) == 1
+    # An edited result, and what belongs to it.
+    (out / "p0" / "warped_label.nii.gz").write_bytes(b"mine")
+    before = stamps(out)
+    assert call(monkeypatch, WEAK, "--pairs", path, "--out", str(out)) == 1
+    assert f"p0: {out}/p0/warped_label.nii.gz: already exists, and RegZoo did not" in capsys.readouterr().err
+    assert stamps(out) == before
+
+
+def test_nobody_reads_the_output(
+    records: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with `| head`: the run ends, and its results are complete."""
+
+    def write(line: str, file: Any = None) -> None:
+        if file is None:
+            raise BrokenPipeError
+
+    path, out = table(tmp_path / "t.csv", records), tmp_path / "out"
+    with monkeypatch.context() as patch, pytest.raises(BrokenPipeError):
+        patch.setattr(tqdm, "write", write)
+        register_pairs("none", path, out, "field", align="header", device="cpu")
+    assert origin_of(out / "p0") and not (out / "p1").exists()
+
+
+def test_the_pairs_of_a_split(records: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for record, split in zip(records, ("train", "val", "train"), strict=True):
+        record["split"] = split
+    path, out = table(tmp_path / "t.csv", records), tmp_path / "out"
+    options = ("--split", "val", "--align", "header", "--outputs", "field")
+    assert call(monkeypatch, "none", "--pairs", path, "--out", str(out), *options) == 0
+    assert [row["case"] for row in rows(out)] == ["p1"]
 
 
 def test_keypoints_of_learn2reg(abdomen_phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,20 +40,24 @@ def register_pairs(
     out: str | PathLike[str],
     outputs: Sequence[str] | str | None = None,
     inverse: bool = False,
+    split: str | None = None,
+    direction: str = "mr_to_us",
     **overrides: Any,
 ) -> list[Row]:
     """Register the pairs of a data set one after another, each into ``<out>/<case>/``.
 
-    A pair that fails is reported in one line and passed over; an earlier result of it is removed. A pair whose result
-    is complete, and was made from the same files with the same settings, is not registered again. At the end, also of
-    a run that is interrupted, ``<out>/summary.csv`` gets a row for each pair so far, and ``<out>/contact_sheet.png``
-    the picture of each.
+    A pair that fails is reported in one line and passed over. An earlier result of it is removed, unless a file of that
+    result is not ours or has been edited; then the pair fails, and its folder is left alone. A pair whose result is
+    complete, and was made from the same files with the same settings, is not registered again. At the end, also of a
+    run that is interrupted, ``<out>/summary.csv`` gets a row for each pair so far, and ``<out>/contact_sheet.png`` the
+    picture of each.
 
     Args:
         bundle: a bundle's folder or name.
-        pairs: a datalist, or a folder in a known layout, see `regzoo.datasets.load_records`.
+        pairs: a datalist, or a folder in a known layout.
         out: folder for the results.
         outputs, inverse: see `RegistrationResult.save`.
+        split, direction: see `regzoo.datasets.load_records`.
         overrides: see `Registrar`.
 
     Returns:
@@ -64,7 +68,7 @@ def register_pairs(
         RegZooError: the list of pairs cannot be used, two pairs have one name, the bundle cannot be loaded, or
             somebody else's file has the name of the table or of the contact sheet.
     """
-    records, wanted = load_records(pairs, must_exist=False), requested_outputs(outputs)
+    records, wanted = load_records(pairs, split, direction, must_exist=False), requested_outputs(outputs)
     check_folder(Path(out), (SUMMARY, SHEET), find_bundle(bundle).resolve().name)
     runner = _Runner(Registrar(bundle, **overrides), make_folder(out), wanted, inverse)
     claim(runner.folder, (SUMMARY, SHEET), runner.registrar.bundle)
@@ -77,7 +81,7 @@ def register_pairs(
         _write_sheet(runner.folder, rows)
         settle(runner.folder)
     if runner.kept:
-        tqdm.write(f"{runner.kept} results of an earlier run were kept, because nothing has changed")
+        tqdm.write(f"kept from an earlier run, because nothing has changed: {runner.kept} of {len(rows)}")
     return rows
 
 
@@ -97,36 +101,37 @@ class _Runner:
         """Register a pair, unless its result is there, and return its row of the table."""
         case = name_of(record)
         folder = self.folder / file_name(case)
+        may_write = False
         try:
-            request = self._request(record)
-            origin = origin_of(folder)
+            check_target(folder, self.outputs, self.registrar.bundle, record, inverse=self.inverse)
+            may_write = True
+            request, origin = self._request(record), origin_of(folder)
             if origin is not None and origin.get("request") == request:
                 self.kept += 1
-                return dict(origin["row"])
-            if origin is not None:
-                tqdm.write(f"{case}: its files or the settings have changed, so it is registered again")
-            return self._registered(record, case, folder, request)
+                return origin["row"] | {"case": case}
+            row = self._registered(record, case, folder, request)
         except Exception as error:
             line = one_line(error)
             print_error(f"{case}: {line}")
-            discard(folder, self.registrar.bundle)
+            if may_write:
+                discard(folder, self.registrar.bundle)
             return {"case": case, "status": "failed", "problem": line}
+        again = "" if origin is None else ", again, because its files or the settings have changed"
+        folds = f" (folded voxels: {row['folded_percent']:.3g} %)" if "folded_percent" in row else ""
+        tqdm.write(f"{case} → {folder}{again}{folds}")
+        if row["warnings"]:
+            tqdm.write(f"warning: {case}: {row['warnings']}", file=sys.stderr)
+        return row
 
     def _registered(self, record: Record, case: str, folder: Path, request: str) -> Row:
         start = time.monotonic()
-        check_target(folder, self.outputs, self.registrar.bundle, record, inverse=self.inverse)
         item = self.registrar.run(record)
         seconds = time.monotonic() - start
         result = RegistrationResult.of(item, self.registrar.bundle)
         if measured := accuracy(item):
             result.statistics["accuracy"] = measured
-        row = {"case": case, "status": "registered", "seconds": round(seconds, 2)}
-        row |= _facts(result.statistics)
+        row = {"case": case, "status": "registered", "seconds": round(seconds, 2)} | _facts(result.statistics)
         result.save(folder, self.outputs, self.inverse, {"request": request, "row": row})
-        folds = f" (folded voxels: {row['folded_percent']:.3g} %)" if "folded_percent" in row else ""
-        tqdm.write(f"{case} → {folder}{folds}")
-        for line in result.statistics["warnings"]:
-            tqdm.write(f"warning: {case}: {line}", file=sys.stderr)
         return row
 
     def _request(self, record: Record) -> str:
