@@ -114,7 +114,7 @@ def _is_orphan(name: str) -> bool:
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path beside `path`, renamed to it when the block succeeds and removed when it fails.
 
-    It keeps all suffixes, for libraries that choose a format by suffix.
+    It keeps all suffixes, for libraries that choose a format by suffix; the last one is in lower case, which ITK needs.
 
     Raises:
         RegZooError: the folder cannot be written to, or the disk is full.
@@ -122,7 +122,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(path)
     make_folder(target.parent)
     with partial_folder(target.parent) as folder:
-        temporary = folder / target.name
+        temporary = folder / target.with_suffix(target.suffix.lower()).name
         try:
             yield temporary
         except (OSError, RuntimeError) as error:

@@ -93,7 +93,10 @@ OUTSIDE = [
     "link.nii.gz",
     "way/secret.nii.gz",
     "way",
+    "way#4",
     "..",
+    "..#4",
+    "more/../..#4",
     "/etc/passwd",
     "../no_such_file.nii.gz",
 ]

@@ -1,4 +1,4 @@
-"""Series of DICOM files against the volumes that were written and against SimpleITK, and series that are no grid."""
+"""Series of DICOM files against the volumes that were written and against SimpleITK, and series that are not a grid."""
 
 from __future__ import annotations
 
@@ -244,7 +244,7 @@ def changed_syntax(folder: Path, syntax: str) -> Path:
 
 
 @pytest.mark.parametrize(("make", "words"), BAD.values(), ids=BAD)
-def test_what_is_no_volume(
+def test_what_is_not_a_volume(
     make: Callable[[Path], Path], words: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = make(tmp_path)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
 from helpers import from_sitk, make_grid, smooth_ddf, smooth_noise, to_sitk
 from monai.data import MetaTensor
-from regzoo.spatial import DisplacementField, Grid, carry_labels, centroids, to_channels
+from regzoo.spatial import DisplacementField, Grid, carry_labels, centroids, read_label_file, to_channels
 from regzoo.spatial.carry import carry_held
-from regzoo.spatial.held import as_masks, boxes, hold, is_map, label_map, one_mask, sizes_and_centres
+from regzoo.spatial.held import as_masks, boxes, hold, is_map, label_map, one_mask, sizes_and_centres, write_labels
 from regzoo.transforms import label_masks
 
 MOVING = make_grid((31, 26, 23), (1.3, 1.1, 1.7), (12, -8, 20), (1, 0, 2), (-1, 1, 1), (4, -6, 9))
@@ -101,3 +103,16 @@ def test_more_labels_than_a_byte_can_number() -> None:
     held = hold(volume, values)
     assert held.dtype == torch.int16
     np.testing.assert_array_equal(label_map(held.as_tensor(), values).flatten()[:260], [*range(257), 0, 0, 0])
+
+
+@pytest.mark.parametrize("name", ["a.seg.nrrd", "A.SEG.NRRD", "A.MHA", "A.NRRD"])
+def test_written_labels_name_every_value(name: str, tmp_path: Path) -> None:
+    """3D Slicer drops the voxels of values that the header does not list."""
+    volume = moving_map()
+    labels = MetaTensor(volume.as_tensor()[0].int(), affine=volume.affine)
+    write_labels(tmp_path / name, labels, {500: "left \\ right:=\nHarnröhre", 9: "absent"})
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+    found = read_label_file(tmp_path / name, MOVING)
+    np.testing.assert_array_equal(found.volume.numpy(), volume.numpy())
+    names = {500: "left \\ right:= Harnröhre", 9: "absent", 3: "label_3", 7: "label_7", 21: "label_21"}
+    assert found.names == (names if name.lower().endswith(".seg.nrrd") else {})

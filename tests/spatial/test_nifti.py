@@ -16,6 +16,7 @@ from regzoo.errors import RegZooError
 from regzoo.spatial import Grid, read_image, read_label_file, write_nifti
 from regzoo.spatial.nifti import itk_affine
 from regzoo.spatial.reading import read_header, read_volume
+from regzoo.spatial.writing import write_image
 
 SHAPE = (9, 8, 7)
 SIZE = (1.5, 2.0, 3.0)
@@ -216,7 +217,10 @@ def test_a_sheared_grid_is_refused(amount: float, tmp_path: Path) -> None:
             read(path)
     with pytest.raises(RegZooError, match=r"sheared grid.*; resample"):
         write_nifti(tmp_path / "out.nii", VOXELS, sheared(amount))
-    assert not (tmp_path / "out.nii").exists()
+    for form in (".nrrd", ".mha"):
+        with pytest.raises(RegZooError, match=r"sheared grid.*; resample"):
+            write_image(tmp_path / f"out{form}", VOXELS, sheared(amount))
+    assert [file.name for file in tmp_path.iterdir()] == ["image.nii"]
 
 
 def test_rounding_is_not_a_shear(tmp_path: Path) -> None:

@@ -321,6 +321,15 @@ def test_a_nrrd_header_that_itk_guesses_at_is_told_of(old: bytes, new: bytes, sa
         read_image(path, strict_headers=True)
 
 
+@pytest.mark.parametrize(("space", "doubted"), [(b"right-anterior-superior", True), (b"LAS", True), (b"LPS", False)])
+def test_the_frame_of_the_vectors_of_a_nrrd_file(space: bytes, doubted: bool, tmp_path: Path) -> None:
+    path = changed(by_itk(tmp_path / "a.nrrd", np.stack([VOXELS] * 3, -1)), b"left-posterior-superior", space)
+    doubt = read_volume(path).doubt
+    assert (doubt is not None and "ITK takes its vectors as left, posterior" in doubt[0]) == doubted
+    assert doubted or doubt is None
+    assert read_volume(changed(by_itk(tmp_path / "b.nrrd"), b"left-posterior-superior", space)).doubt is None
+
+
 @pytest.mark.parametrize("space", [b"left-posterior-superior", b"LPS", b"Left-Posterior-Superior"])
 def test_a_nrrd_header_that_says_all_is_not_doubted(space: bytes, tmp_path: Path) -> None:
     path = changed(by_itk(tmp_path / "a.nrrd"), b"left-posterior-superior", space)

@@ -145,6 +145,15 @@ def test_simpleitk_reads_what_is_written(suffix: str, grid: Grid, tmp_path: Path
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+@pytest.mark.parametrize("name", ["X.TFM", "X.H5", "X.MHA"])
+def test_suffixes_in_upper_case(name: str, grid: Grid, tmp_path: Path) -> None:
+    field = DisplacementField(torch.full((3, *grid.shape), 2.0), grid)
+    write_transformation(tmp_path / name, Transformation(field), None)
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+    points = inner_points(grid)
+    np.testing.assert_allclose(read_transformation(tmp_path / name).points(points), points + 2, atol=1e-4)
+
+
 @pytest.mark.parametrize("suffix", [".nrrd", ".mha"])
 def test_simpleitk_reads_a_field_in_its_own_formats(suffix: str, grid: Grid, tmp_path: Path) -> None:
     source, file, points = tmp_path / "in.h5", tmp_path / f"out{suffix}", inner_points(grid)

@@ -15,6 +15,7 @@ from regzoo.case import FIXED, LABEL_KEYS, MASK_KEYS, MOVING, Key
 from regzoo.datasets.records import case_name
 from regzoo.errors import RegZooError
 from regzoo.monai_label.studies import STUDIES_VARIABLE, checked_shape, is_inside
+from regzoo.spatial.dicom import split_series
 from regzoo.spatial.labels import MAX_LABEL_VALUES
 from regzoo.spatial.reading import is_image
 
@@ -99,8 +100,8 @@ def find_file(studies: Path, key: str, value: Any) -> str:
         named = [folder / f"{value}{suffix}" for folder in folders for suffix in ("", *SUFFIXES)]
         candidates = [file for file in named if file.is_symlink() or file.is_file()] or candidates
     for file in candidates:
-        # This comes first, so that nobody learns which files exist elsewhere.
-        if not is_inside(file, studies):
+        # This comes first, so that nobody learns which files exist elsewhere. The folder of "..#4" is "..".
+        if not (is_inside(file, studies) and is_inside(split_series(file)[0] / "slice", studies)):
             raise RegZooError(f"{key}: {value} leads outside the studies folder; give an id, or upload the file first")
         if is_image(file):
             return os.path.realpath(file)

@@ -1,7 +1,7 @@
 """Read series of DICOM files with ITK, and refuse slices that do not make up one regular grid.
 
-ITK decodes the files. Its own reader of series is not used, because it goes on with a missing slice, a tilted gantry or
-two volumes in one series. Nor are its grids of multi-frame files, which are wrong if the frames are not evenly spaced.
+ITK decodes the files. Its own reader of series is not used, because it accepts missing slices, a tilted gantry and two
+volumes in one series. Multi-frame files are refused, because ITK's grid is wrong if their frames are not evenly spaced.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from regzoo.spatial.grid import RAS_LPS, Grid
 from regzoo.spatial.itk_files import quiet
 from regzoo.spatial.nifti import AGAIN, SAME_MM, SAME_VOXELS, orthogonal, times, too_large
 
-#: Most files of a folder and its subfolders that are looked at.
+#: The largest number of files that a folder and its subfolders may hold.
 MOST_FILES = 20000
-#: Most series that an error lists.
+#: The largest number of series that an error lists.
 _MOST_LISTED = 20
 #: The SOP classes of images: radiographs, CT, US, MR, NM, secondary captures, RT images and doses, PET.
 _IMAGES = re.compile(r"1\.2\.840\.10008\.5\.1\.4\.1\.1\.([1-7]|1[23]|20|128|130|481\.[12])(\.|$)")
@@ -34,6 +34,7 @@ _OTHERS = {
 }
 _UID, _NUMBER, _DESCRIPTION, _MODALITY = "0020|000e", "0020|0011", "0008|103e", "0008|0060"
 _POSITION, _ORIENTATION, _SPACING = "0020|0032", "0020|0037", "0028|0030"
+_TAGS = (_UID, _NUMBER, _DESCRIPTION, _MODALITY, _POSITION, _ORIENTATION, _SPACING)
 
 
 class Slice(NamedTuple):
@@ -79,7 +80,7 @@ def is_dicom(start: bytes, name: str) -> bool:
 
 def holds_dicom(path: str | os.PathLike[str]) -> bool:
     """Whether a path is a folder with DICOM files, or ``FOLDER#SERIES``."""
-    folder, _ = _split(Path(path))
+    folder, _ = split_series(Path(path))
     return folder.is_dir() and next(_dicom_files(folder), None) is not None
 
 
@@ -89,7 +90,7 @@ def find_series(path: Path) -> Series:
     Raises:
         RegZooError: there is no such series, there are several, or the slices do not make up one regular grid.
     """
-    folder, wanted = _split(path)
+    folder, wanted = split_series(path)
     deep = folder.is_dir()
     if not deep:
         start = _start(path)
@@ -125,8 +126,8 @@ def read_series(path: Path, series: Series) -> tuple[np.ndarray, np.ndarray]:
     return values, series.grid.affine
 
 
-def _split(path: Path) -> tuple[Path, str]:
-    """The folder and the series of ``FOLDER#SERIES``; a path that exists is taken as it is."""
+def split_series(path: Path) -> tuple[Path, str]:
+    """The folder and the series of ``FOLDER#SERIES``; a path that exists, or without a ``#``, and no series."""
     folder, mark, wanted = str(path).rpartition("#")
     return (Path(folder), wanted) if mark and not path.exists() else (path, "")
 
@@ -154,7 +155,7 @@ def _start(file: Path) -> bytes:
 
 
 def _meta(start: bytes, element: int) -> str:
-    """A UID of the file's preamble: 2 for the SOP class, 16 for the transfer syntax; empty if there is none."""
+    """A UID in group 2 of the header: 2 for the SOP class, 16 for the transfer syntax; empty if it is not there."""
     found = re.search(rb"\x02\x00" + bytes([element]) + rb"\x00UI..([\d.]+)", start, re.DOTALL)
     return found[1].decode() if found else ""
 
@@ -174,8 +175,7 @@ def _slice(file: Path, start: bytes) -> Slice | None:
         except RuntimeError as error:
             raise bad_file(file, "is a DICOM file that is truncated, damaged or without an image", AGAIN) from error
     elements = io.GetMetaDataDictionary()
-    tags = {tag: _text(elements, tag) for tag in (_UID, _NUMBER, _DESCRIPTION, _MODALITY) if elements.HasKey(tag)}
-    tags |= {tag: _text(elements, tag) for tag in (_POSITION, _ORIENTATION, _SPACING) if elements.HasKey(tag)}
+    tags = {tag: _text(elements, tag) for tag in _TAGS if elements.HasKey(tag)}
     x, y, frames = (*(int(io.GetDimensions(axis)) for axis in range(io.GetNumberOfDimensions())), 1)[:3]
     return Slice(file, tags, (x, y, frames), int(io.GetNumberOfComponents()))
 
@@ -219,7 +219,7 @@ def _placed(path: Path, slices: list[Slice]) -> tuple[list[Slice], Grid]:
         if one.components > 1:
             raise bad_file(one.file, "is a colour image", "choose a series with one value in each voxel")
         if one.shape[2] > 1:
-            problem = f"holds {one.shape[2]} frames, whose places ITK does not tell"
+            problem = f"holds {one.shape[2]} frames, whose positions ITK does not report"
             raise bad_file(one.file, problem, _CONVERT)
         if one.shape != first.shape or not np.allclose(one.numbers(_SPACING, 2), first.numbers(_SPACING, 2), rtol=1e-4):
             raise _mixed(path, first, one, "of another size")

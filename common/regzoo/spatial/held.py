@@ -136,7 +136,7 @@ def write_labels(path: str | PathLike[str], labels: MetaTensor, names: Mapping[i
     Args:
         path: a map in a file ``.seg.nrrd`` becomes a segmentation of 3D Slicer.
         labels: the labels.
-        names: of the values of a map, for 3D Slicer.
+        names: of the values of a map, for 3D Slicer; other values are called ``label_7`` and so on.
 
     Raises:
         RegZooError: masks, which only a NIfTI file can hold.
@@ -151,8 +151,9 @@ def write_labels(path: str | PathLike[str], labels: MetaTensor, names: Mapping[i
     entries = dict[str, str]()
     if form_of(path) == ".seg.nrrd":
         extent = " ".join(f"0 {n - 1}" for n in array.shape)
-        for index, value in enumerate(names or label_values(as_tensor(labels))):
-            segment = {"ID": f"label_{value}", "Name": (names or {}).get(value, f"label_{value}"), "Layer": "0"}
-            segment |= {"LabelValue": str(value), "Extent": extent}
+        # 3D Slicer drops the voxels of a value that is not listed.
+        listed = dict(names or {}) | {v: f"label_{v}" for v in label_values(labels) if v not in (names or {})}
+        for index, (value, name) in enumerate(listed.items()):
+            segment = {"ID": f"label_{value}", "Name": name, "Layer": "0", "LabelValue": str(value), "Extent": extent}
             entries |= {f"Segment{index}_{key}": text for key, text in segment.items()}
     write_image(path, array, np.asarray(labels.affine), entries)

@@ -109,7 +109,7 @@ def read_itk(path: Path, file: ItkFile) -> tuple[np.ndarray, np.ndarray, tuple[s
     lps[:3, :3] = (itk.array_from_matrix(image.GetDirection()) * np.asarray(image.GetSpacing()))[:3, :3]
     lps[:3, 3] = np.asarray(image.GetOrigin())[:3]
     x, y, z = values.shape[:3]
-    return values, orthogonal(path, Grid((x, y, z), RAS_LPS @ lps)).affine, _doubt(path, header.fields)
+    return values, orthogonal(path, Grid((x, y, z), RAS_LPS @ lps)).affine, _doubt(path, header.fields, len(shape) == 5)
 
 
 def lay(image: Any, grid: Grid) -> None:
@@ -122,16 +122,20 @@ def lay(image: Any, grid: Grid) -> None:
     image.SetDirection(itk.matrix_from_array(lps[:3, :3] / grid.spacing))
 
 
-def _doubt(path: Path, fields: Mapping[str, str]) -> tuple[str, str] | None:
-    """(problem, what to do) if ITK guesses the space of an NRRD file or ignores its units."""
+def _doubt(path: Path, fields: Mapping[str, str], vectors: bool) -> tuple[str, str] | None:
+    """(problem, what to do) if ITK guesses the space of an NRRD file or its vectors, or ignores its units."""
     if not path.name.lower().endswith(ITK_SUFFIXES["NRRD"]):
         return None
     space = fields.get("space", "")
     # ITK itself writes no space for four axes.
     written_by_itk = not space and fields.get("space dimension") == "4"
-    if not written_by_itk and space.lower().replace("-", "").removesuffix("time") not in _SPACES:
+    known = space.lower().replace("-", "").removesuffix("time")
+    if not written_by_itk and known not in _SPACES:
         what = f"names the space {space}, which has no left and right" if space else "does not say which side is left"
         return f"its header {what}, so ITK takes the axes as left, posterior, superior", _AS_LPS
+    if vectors and known not in ("", "leftposteriorsuperior", "lps"):
+        problem = f"its space is {space}, but ITK takes its vectors as left, posterior, superior"
+        return problem, "write the vectors and the space as left-posterior-superior"
     units = set(re.findall(r'"([^"]*)"', fields.get("space units", ""))) - {"", "mm", "millimeter", "millimetre"}
     if units:
         problem = f"its space units are {', '.join(sorted(units))}, which ITK reads as mm"

@@ -71,9 +71,9 @@ def segments(path: Path) -> list[Segment]:
     found = dict[int, dict[str, str]]()
     for line in _nrrd_lines(path)[0]:
         if entry := re.fullmatch(r"Segment(\d{1,4})_(Name|Layer|LabelValue):=(.*)", line):
-            found.setdefault(int(entry[1]), {})[entry[2]] = (
-                entry[3].encode("latin-1").decode("utf-8", "replace").strip()
-            )
+            # NRRD escapes a backslash and the end of a line.
+            text = re.sub(r"\\(.)", lambda escaped: {"n": " "}.get(escaped[1], escaped[1]), entry[3])
+            found.setdefault(int(entry[1]), {})[entry[2]] = text.encode("latin-1").decode("utf-8", "replace").strip()
     try:
         return [
             Segment(one.get("Name", f"segment_{number}"), int(one.get("Layer", number)), int(one.get("LabelValue", 1)))

@@ -19,6 +19,7 @@ from regzoo.spatial.itk_files import lay, quiet
 from regzoo.spatial.nifti import AGAIN, times
 from regzoo.spatial.reading import not_a_file, read_volume
 from regzoo.spatial.transformation import Affine, BSpline, Step, Transformation
+from regzoo.spatial.writing import write_itk_image
 from scipy.io import loadmat
 from scipy.ndimage import zoom
 
@@ -94,8 +95,7 @@ def write_transformation(path: str | PathLike[str], transformation: Transformati
     elif name.endswith((".nrrd", ".mha")):
         import itk
 
-        with atomic_path(path) as temporary, quiet():
-            itk.imwrite(_itk_field(itk, field, itk.F), str(temporary), compression=True)
+        write_itk_image(path, _itk_field(itk, field, itk.F), grid)
     elif not name.endswith((".nii", ".nii.gz")):
         raise bad_file(path, "has a suffix that names no form of transformation", f"let it end in {', '.join(WRITTEN)}")
     elif name.startswith("disp_"):
@@ -238,19 +238,20 @@ def _itk_transform(itk: Any, path: Path, step: Step, back: bool, grid: Grid | No
         values = (step.coefficients * _SIGNS.reshape(3, 1, 1, 1)).transpose(0, 3, 2, 1)
         spline.SetParameters(itk.OptimizerParameters[itk.D](values.ravel().tolist()))
         return spline
+    image = _itk_field(itk, Transformation((step, back)).on(where), itk.D)
+    lay(image, where)
     field = itk.DisplacementFieldTransform[itk.D, 3].New()
-    field.SetDisplacementField(_itk_field(itk, Transformation((step, back)).on(where), itk.D))
+    field.SetDisplacementField(image)
     return field
 
 
 def _itk_field(itk: Any, field: DisplacementField, number: Any) -> Any:
-    """A field as an image of vectors of ITK, LPS mm."""
+    """The vectors of a field as an image of ITK, LPS mm, not yet placed on its grid."""
     values = field.displacement.cpu().numpy() * _SIGNS.reshape(3, 1, 1, 1)
     image = itk.Image[itk.Vector[number, 3], 3].New()
     image.SetRegions(list(field.grid.shape))
     image.Allocate()
     itk.array_view_from_image(image)[:] = values.transpose(3, 2, 1, 0)
-    lay(image, field.grid)
     return image
 
 

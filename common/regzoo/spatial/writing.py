@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -15,8 +16,6 @@ from regzoo.spatial.itk_files import lay, quiet
 
 #: Largest allowed distance between the sform and the qform of a written file at any corner, mm.
 SAME_PLACE = 1e-3
-
-
 #: Suffixes of the files that `write_image` writes.
 IMAGE_FORMS = (".nii", ".nii.gz", ".nrrd", ".mha")
 
@@ -46,9 +45,17 @@ def write_image(
 
     x, y, z = array.shape
     image = itk.image_view_from_array(np.ascontiguousarray(array.T))
-    lay(image, Grid((x, y, z), affine))
     for key, value in (entries or {}).items():
         image[key] = value
+    write_itk_image(path, image, Grid((x, y, z), affine))
+
+
+def write_itk_image(path: str | os.PathLike[str], image: Any, grid: Grid) -> None:
+    """Place an image of ITK on a grid and write it atomically, compressed; errors as for `write_nifti`."""
+    import itk
+
+    _check_straight(path, grid)
+    lay(image, grid)
     with atomic_path(path) as temporary, quiet():
         itk.imwrite(image, str(temporary), compression=True)
 
@@ -70,8 +77,7 @@ def write_nifti(
     """
     affine = np.asarray(affine, dtype=np.float64)
     grid = Grid((array.shape[0], array.shape[1], array.shape[2]), affine)
-    if not grid.distance(grid.straightened()) <= SAME_PLACE:
-        raise bad_file(path, "would lie on a sheared grid, which ITK cannot hold", "resample to axes at right angles")
+    _check_straight(path, grid)
     image = nib.Nifti1Image(array, affine)
     image.header.set_xyzt_units("mm")
     image.set_sform(affine, code=1)
@@ -82,3 +88,8 @@ def write_nifti(
         image.header.set_intent(intent)
     with atomic_path(path) as temporary:
         nib.save(image, temporary)
+
+
+def _check_straight(path: str | os.PathLike[str], grid: Grid) -> None:
+    if not grid.distance(grid.straightened()) <= SAME_PLACE:
+        raise bad_file(path, "would lie on a sheared grid, which ITK cannot hold", "resample to axes at right angles")
