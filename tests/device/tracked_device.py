@@ -41,7 +41,7 @@ WAITING = {
     for name in (
         "nonzero", "masked_select", "unique_dim", "_unique", "_unique2", "unique_consecutive", "unique_dim_consecutive",
         "bincount", "histc", "equal", "is_nonzero", "repeat_interleave", "linalg_solve_ex", "linalg_inv_ex",
-        "_linalg_check_errors", "linalg_lstsq",
+        "_linalg_check_errors", "linalg_lstsq", "linalg_matrix_exp",
     )
 }  # fmt: skip
 #: Operators that only allocate or rename, and launch nothing.

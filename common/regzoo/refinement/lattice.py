@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from regzoo.filters import separable_filter
+from regzoo.filters import matrix_for, separable_filter
 from regzoo.spatial.warp import grid_sample
 
 
@@ -91,7 +91,7 @@ class Lattice:
             return displacement
         values = F.interpolate(displacement.movedim(-1, 1), size=list(size), mode="trilinear", align_corners=True)
         ratio = [(n - 1) / max(m - 1, 1) for n, m in zip(size, old, strict=True)]
-        return values.movedim(1, -1) * torch.tensor(ratio[::-1], device=self.device)
+        return values.movedim(1, -1) * matrix_for(self.device, torch.tensor, tuple(ratio[::-1]))
 
 
 def roughness(velocity: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from regzoo.errors import bad_file
-from regzoo.filters import gaussian_matrix
+from regzoo.filters import gaussian_matrix, matrix_for
 from regzoo.refinement.lattice import shrunk
 from regzoo.refinement.linear_transform import LinearTransform
 from regzoo.refinement.options import SOFT_TISSUE, Linear
@@ -204,7 +204,7 @@ class _Similarity:
     @staticmethod
     def _look(channels: torch.Tensor, voxels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Values and weights at voxels (B, N, 3): (B, N) each."""
-        sizes = voxels.new_tensor(channels.shape[2:])
+        sizes = matrix_for(voxels.device, torch.tensor, tuple(channels.shape[2:]))
         places = ((2 * voxels + 1) / sizes - 1).flip(-1)[None, ..., None, :]
         found = F.grid_sample(channels, places, align_corners=False)[0, :, :, :, 0]
         return found[0] / found[1].clamp_min(1e-3), found[1]

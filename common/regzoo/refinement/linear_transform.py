@@ -37,7 +37,7 @@ class LinearTransform:
         linear = torch.linalg.matrix_exp(bend)
         center = self.center.expand(len(parameters), 3)
         offset = center + parameters[:, :3] - torch.einsum("bij,bj->bi", linear, center)
-        last = linear.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(len(parameters), 1, 4)
+        last = torch.eye(4, dtype=linear.dtype, device=linear.device)[3:].expand(len(parameters), 1, 4)
         return torch.cat([torch.cat([linear, offset[..., None]], dim=2), last], dim=1)
 
 
@@ -51,10 +51,10 @@ def following(level: Level, start: torch.Tensor) -> Callable[[torch.Tensor], tor
     """The displacement that follows a displacement of a level with a matrix (4, 4), RAS mm, as a function of it."""
     points = voxels(level) + start
     affine = torch.as_tensor(level.grid.affine, device=start.device)
-    back = torch.linalg.inv(affine)
+    back, identity = torch.linalg.inv(affine), torch.eye(4, dtype=affine.dtype, device=start.device)
 
     def displacement(matrix: torch.Tensor) -> torch.Tensor:
-        change = (back @ matrix @ affine - torch.eye(4).to(affine)).float()
+        change = (back @ matrix @ affine - identity).float()
         return start + points @ change[:3, :3].flip(0, 1).T + change[:3, 3].flip(0)
 
     return displacement
