@@ -46,12 +46,6 @@ def test_datalists(phantoms: Path, tmp_path: Path) -> None:
         load_records(table, "test")
 
 
-def test_a_direction_without_effect(tmp_path: Path) -> None:
-    (tmp_path / "datalist.json").write_text("[]")
-    with pytest.raises(RegZooError, match=r"direction: us_to_mr has no effect with .*datalist\.json; leave it out"):
-        load_records(tmp_path, "train", "us_to_mr")
-
-
 def test_two_datalists_in_one_folder(tmp_path: Path) -> None:
     """None of them is passed over."""
     for name in ("datalist.json", "datalist.csv"):

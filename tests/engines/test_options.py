@@ -8,9 +8,10 @@ from pathlib import Path
 
 import fire
 import pytest
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.scripts import run
-from regzoo.errors import user_error
+from regzoo.engines.options import check_effect
+from regzoo.errors import RegZooError, user_error
 
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file")
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
@@ -118,6 +119,16 @@ def test_settings_that_need_another_one(monkeypatch: pytest.MonkeyPatch, tmp_pat
         (WEAK, "inference", ["--direction", "us_to_mr", "--fixed_image", "a"], "without dataset_dir"),
     ):
         assert said in answer(monkeypatch, tmp_path, bundle, kind, *options), options
+
+
+def test_a_direction_beside_a_datalist(tmp_path: Path) -> None:
+    (tmp_path / "datalist.csv").write_text("fixed_image,moving_image\na,b\n")
+    parser = ConfigParser({"direction": "us_to_mr", "dataset_dir": str(tmp_path), "run": "$(@direction, @dataset_dir)"})
+    with pytest.raises(RegZooError, match="or with data that say themselves which image is fixed; leave it out"):
+        check_effect(parser, ["direction"], ["run"])
+    check_effect(parser, [], ["run"])  # as when the weights say it
+    parser["dataset_dir"] = str(tmp_path.parent)
+    check_effect(parser, ["direction"], ["run"])
 
 
 @pytest.mark.parametrize("typed", ["2024", "007", "1e5", "1_2", "True", "None", "a,b", "[1].nii.gz", "x;y z"])

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from helpers import LPS
 from PIL import Image
 from regzoo import Registrar
 from regzoo.cli import main
+from regzoo.engines.weights import ORIGIN
 from regzoo.inference import register_pairs
 from regzoo.ownership import origin_of
 from regzoo.report import read_csv
@@ -191,6 +193,25 @@ def test_other_weights_in_the_same_file(
     torch.save(changed, weights)
     assert call(monkeypatch, *arguments) == 0
     assert (out / "p0" / "field.nii.gz").read_bytes() != before
+
+
+def test_weights_trained_from_ultrasound_to_mr(
+    records: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder is read in the direction of the weights; a table says itself which image is fixed."""
+    weights, out = tmp_path / "model.pt", tmp_path / "out"
+    state = OrderedDict(torch.load(BUNDLES[0].parent / WEAK / "models" / "model.pt", weights_only=True))
+    state._metadata = {ORIGIN: {"config": {"direction": "us_to_mr"}}}  # type: ignore[attr-defined]
+    torch.save(state, weights)
+    options = ("--checkpoint", str(weights), "--outputs", "field", "--align", "center")
+    assert call(monkeypatch, WEAK, "--pairs", str(tmp_path), "--out", str(out / "folder"), *options) == 0
+    path = table(tmp_path / "t.csv", records[:1])
+    assert call(monkeypatch, WEAK, "--pairs", path, "--out", str(out / "table"), *options) == 0
+    (listed,) = rows(out / "table")
+    fields = [next((out / name).glob("*/field.nii.gz")) for name in ("folder", "table")]
+    for field, fixed in zip(fields, (records[0]["moving_image"], records[0]["fixed_image"]), strict=True):
+        assert nib.load(field).shape[:3] == nib.load(fixed).shape
+    assert nib.load(fields[0]).shape != nib.load(fields[1]).shape and listed["status"] == "registered"
 
 
 def test_a_run_that_is_killed(records: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,8 +34,7 @@ def load_records(
         dataset_dir: a folder, or a datalist file.
         split: ``train``, ``val`` or ``test``; None: all pairs. The split is a folder of µ-RegPro, a list of a JSON
             datalist (``training``, ``validation``, ``testing``) or the column ``split`` of a table or plain list.
-        direction: moving to fixed, ``mr_to_us`` or ``us_to_mr``, for layouts that name modalities. A datalist itself
-            says which image is fixed.
+        direction: moving to fixed, ``mr_to_us`` or ``us_to_mr``, for layouts that name modalities, see `names_fixed`.
         must_exist: whether a missing file is an error here.
 
     Raises:
@@ -43,9 +42,6 @@ def load_records(
     """
     root = _existing(dataset_dir, split)
     datalist = _datalist(root)
-    if direction != "mr_to_us" and (datalist is not None or is_learn2reg(root)):
-        fix = "leave it out, the data say themselves which image is fixed"
-        raise RegZooError(f"direction: {direction} has no effect with {datalist or root}; {fix}")
     if datalist is not None:
         records = read_datalist(datalist, split)
     elif is_learn2reg(root):
@@ -59,6 +55,11 @@ def load_records(
         raise bad_file(root, "is in no known layout", f"name {KNOWN_LAYOUTS}")
     check_records(records, must_exist)
     return records
+
+
+def names_fixed(dataset_dir: str | os.PathLike[str]) -> bool:
+    """Whether a data set itself says which image of a pair is fixed, so that a direction has no effect."""
+    return _datalist(Path(dataset_dir)) is not None or is_learn2reg(dataset_dir)
 
 
 def load_single_records(dataset_dir: str | os.PathLike[str], split: str | None = None) -> list[Record]:

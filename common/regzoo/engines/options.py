@@ -14,6 +14,7 @@ from typing import Any
 
 from monai.bundle import ConfigComponent, ConfigParser, ConfigWorkflow
 from regzoo.bundles import NAMES, as_value
+from regzoo.datasets.loading import names_fixed
 from regzoo.engines.option_values import check_value
 from regzoo.engines.running import running_workflow
 from regzoo.errors import RegZooError, bad_file, one_line_errors
@@ -33,7 +34,10 @@ TRACKING = {"tracking_uri", "experiment_name", "run_name", "is_not_rank0", "save
 IDLE: dict[str, tuple[Callable[[Mapping[str, Any]], Any], str]] = {
     "phantoms": (lambda config: config.get("dataset_dir"), "with a data set of your own"),
     "split": (lambda config: "fixed_image" in config and not config["dataset_dir"], "without dataset_dir"),
-    "direction": (lambda config: "fixed_image" in config and not config["dataset_dir"], "without dataset_dir"),
+    "direction": (
+        lambda config: names_fixed(folder) if (folder := config.get("dataset_dir")) else "fixed_image" in config,
+        "without dataset_dir, or with data that say themselves which image is fixed",
+    ),
     "integration_steps": (lambda config: config["diffeomorphic"] is False, "unless diffeomorphic is True"),
 }
 

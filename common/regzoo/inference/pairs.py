@@ -41,7 +41,6 @@ def register_pairs(
     outputs: Sequence[str] | str | None = None,
     inverse: bool = False,
     split: str | None = None,
-    direction: str = "mr_to_us",
     **overrides: Any,
 ) -> list[Row]:
     """Register the pairs of a data set one after another, each into ``<out>/<case>/``.
@@ -57,7 +56,7 @@ def register_pairs(
         pairs: a datalist, or a folder in a known layout.
         out: folder for the results.
         outputs, inverse: see `RegistrationResult.save`.
-        split, direction: see `regzoo.datasets.load_records`.
+        split: see `regzoo.datasets.load_records`. The direction is that of the bundle's weights.
         overrides: see `Registrar`.
 
     Returns:
@@ -68,9 +67,11 @@ def register_pairs(
         RegZooError: the list of pairs cannot be used, two pairs have one name, the bundle cannot be loaded, or
             somebody else's file has the name of the table or of the contact sheet.
     """
-    records, wanted = load_records(pairs, split, direction, must_exist=False), requested_outputs(outputs)
+    wanted = requested_outputs(outputs)
     check_folder(Path(out), (SUMMARY, SHEET), find_bundle(bundle).resolve().name)
-    runner = _Runner(Registrar(bundle, **overrides), make_folder(out), wanted, inverse)
+    registrar = Registrar(bundle, **overrides)
+    records = load_records(pairs, split, registrar.settings.get("direction", "mr_to_us"), must_exist=False)
+    runner = _Runner(registrar, make_folder(out), wanted, inverse)
     claim(runner.folder, (SUMMARY, SHEET), runner.registrar.bundle)
     rows: list[Row] = []
     try:
