@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -107,6 +109,24 @@ def test_one_of_several_series(tmp_path: Path) -> None:
     assert read_header(f"{tmp_path}#12").shape == (9, 8, 4)
     with pytest.raises(RegZooError, match=r"holds 2 series, none of them with the number 7: #4 .*name one"):
         read_image(f"{tmp_path}#7")
+
+
+def test_a_subfolder_that_cannot_be_read_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the slices would be a volume too."""
+    files, scandir = write_series(tmp_path / "a", VOXELS, AFFINE), os.scandir
+    (tmp_path / "b").mkdir()
+    for file in files[4:]:
+        file.rename(tmp_path / "b" / file.name)
+    check(tmp_path)
+
+    def denied(path: str) -> object:
+        if Path(path).name == "b":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(RegZooError, match=r"b: cannot be read \(permission denied\); check"):
+        read_image(tmp_path)
 
 
 def test_a_file_stands_for_the_files_beside_it(tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ def test_keypoints_of_learn2reg_are_voxel_indices(tmp_path: Path) -> None:
         (["apex", "base", "cyst"], ["cyst", "apex", "base"]),
         (["US-1", "US-2", "US-10"], ["MR-10", "MR-1", "MR-2"]),
         (["P10", "P11", "P12"], ["Q12", "Q10", "Q11"]),
+        (["US lesion", "US lesion 2", "US left"], ["MR left", "MR lesion", "MR lesion 2"]),
     ],
 )
 def test_points_with_names_are_paired_by_them(names: list[str], others: list[str], tmp_path: Path) -> None:
@@ -81,6 +82,7 @@ def test_points_without_names_are_paired_by_their_order(tmp_path: Path) -> None:
         ((VOXELS, None), (VOXELS[:2], None), "b.csv: holds 2 points, {}/a.csv holds 3"),
         ((VOXELS, ["a", "b", "c"]), (VOXELS, ["a", "b", "x"]), "b.csv: has no point of the name 'c', which {}/a.csv"),
         ((VOXELS, ["P10", "P11", "P12"]), (VOXELS, ["P1", "P11", "P12"]), "b.csv: has no point of the name 'P10'"),
+        ((VOXELS[:1], ["urethra"]), (VOXELS[:1], ["apex"]), "b.csv: has no point of the name 'urethra'"),
         ((VOXELS, ["a", "a", "c"]), (VOXELS, ["a", "b", "c"]), "a.csv: has points with the same name"),
         ((VOXELS, ["a", "", "c"]), (VOXELS, ["a", "b", "c"]), "a.csv: has points with the same name, or with none"),
         (

@@ -165,10 +165,9 @@ def check_records(records: Sequence[Record], must_exist: bool = True) -> None:
     for record in records:
         image = record[FIXED.image]
         for file in record_files(record) if must_exist else ():
-            if Path(file).is_dir() and not is_image(file):
-                refuse(not_a_file(Path(file)))
-            elif not is_image(file):
-                refuse(bad_file(file, "no such file", "correct the path or take the pair off the list"))
+            if not is_image(file):
+                missing = bad_file(file, "no such file", "correct the path or take the pair off the list")
+                refuse(not_a_file(Path(file)) if Path(file).is_dir() else missing)
         given = [key for key in POINT_KEYS if record.get(key)]
         if len(given) == 1 and not is_single(record):
             problem = f"has {given[0]}, but no points of the other image"

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from regzoo.errors import RegZooError, bad_file
@@ -135,7 +135,7 @@ def split_series(path: Path) -> tuple[Path, str]:
 def _dicom_files(folder: Path, deep: bool = True) -> Iterator[tuple[Path, bytes]]:
     """The DICOM files of a folder and, if `deep`, of its subfolders, with their first bytes."""
     seen = 0
-    for place, folders, names in os.walk(folder):
+    for place, folders, names in os.walk(folder, onerror=_refuse):
         folders[:] = sorted(folders) if deep else []
         for name in sorted(names):
             seen += 1
@@ -150,8 +150,13 @@ def _start(file: Path) -> bytes:
     try:
         with file.open("rb") as stream:
             return stream.read(4096)
-    except PermissionError as error:
-        raise bad_file(file, "cannot be read (permission denied)", "ask for permission to read it") from error
+    except OSError as error:
+        _refuse(error)
+
+
+def _refuse(error: OSError) -> NoReturn:
+    reason = (error.strerror or str(error)).lower()
+    raise bad_file(error.filename, f"cannot be read ({reason})", "check the path and its permissions") from error
 
 
 def _meta(start: bytes, element: int) -> str:

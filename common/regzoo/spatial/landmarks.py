@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Sequence
-from itertools import takewhile
+from os.path import commonprefix
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,8 +34,8 @@ def read_landmarks(
 ) -> Landmarks:
     """Read the corresponding points of two images.
 
-    Points correspond by their names if both files name their points, otherwise by their order. What the names of all
-    points of a file begin with does not count: ``US-1``, ``US-2`` are the same names as ``MR-1``, ``MR-2``.
+    Points correspond by their names if both files name their points, otherwise by their order. The words
+    with which all names of a file begin do not count: ``US-1``, ``US-2`` are the same names as ``MR-1``, ``MR-2``.
 
     Args:
         fixed, moving: files that `regzoo.spatial.point_files.read_points` reads, or ``.csv`` without a header, as in
@@ -93,7 +94,8 @@ def _voxels(path: Path) -> np.ndarray | None:
 
 
 def _bare(names: Sequence[str]) -> list[str]:
-    """Names without their common beginning, which never ends within a number."""
-    shared = takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
-    start = len("".join(letter for letter, *_ in shared).rstrip("0123456789"))
+    """Names without their common beginning, which ends before a number or with a sign such as ``-`` or a blank."""
+    start = len(commonprefix(names).rstrip("0123456789"))  # noqa: RUF071 - these are not paths
+    if not all(name[start:][:1].isdigit() for name in names):
+        start = len(re.sub(r"[^\W_]+$", "", names[0][:start]))
     return [name[start:] for name in names]
