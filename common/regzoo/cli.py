@@ -89,7 +89,7 @@ def register(
     if refine is not None:
         overrides["refine"] = refine
     settings = {name: as_value(name, value) for name, value in overrides.items()}
-    if pairs is not None:
+    if pairs:
         # Every import, not the quick ones: `run_again` starts a command again only if it fails as a whole.
         from regzoo.inference import register_pairs
 
@@ -114,13 +114,13 @@ def register(
 
 def _check_files(pairs: str | None, alone: Mapping[str, str | None], out: str | None) -> None:
     """Refuse a registration that names too few files, or files of one pair beside a list of pairs."""
-    missing = [] if pairs is not None else [name for name in ("fixed", "moving") if alone[name] is None]
+    missing = [] if pairs else [name for name in ("fixed", "moving") if alone[name] is None]
     missing += ["out"] if out is None else []
     if missing:
-        fix = "name it" + ("" if pairs is not None or missing == ["out"] else ", or a list of pairs with --pairs")
+        fix = "name it" + ("" if pairs or missing == ["out"] else ", or a list of pairs with --pairs")
         raise RegZooError(f"register: --{missing[0]} is missing; {fix}")
     keys = {"fixed": "fixed_image", "moving": "moving_image", "label": "moving_label", "frame": "points_frame"}
-    for name, value in alone.items() if pairs is not None else ():
+    for name, value in alone.items() if pairs else ():
         if value is not None:
             fix = f"say it for each pair in {pairs}, as {keys.get(name, name)}"
             if name == "points":

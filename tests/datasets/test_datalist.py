@@ -207,7 +207,7 @@ def test_other_columns_are_named_once_and_left_out(
         ("l.json", '{"training": [],}', "line 1 column 17.*no comma after the last value"),
         ("l.json", '{"training": []} // mine', "line 1 column 18.*JSON has no comments"),
         ("l.json", '{"training": [], "training": []}', "has 'training' twice in one object"),
-        ("l.json", '[{"fixed_image": ["a"], "moving_image": "b"}]', r"has no fixed_image but \['a'\]; give the path"),
+        ("l.json", '[{"fixed_image": ["a"], "moving_image": "b"}]', r"has \['a'\] as its fixed_image; give the path"),
         ("l.json", '[{"fixed_image": "a", "moving_image": "b", "patient": ["p"]}]', "has a patient that is not a name"),
         ("l.json", '[{"fixed_image": "a", "moving_image": "b", "patient": true}]', "has a patient that is not a name"),
         ("l.json", '[{"fixed_image": "a", "moving_image": "b", "patient": NaN}]', "patient is NaN"),
@@ -275,5 +275,5 @@ def test_points(tmp_path: Path) -> None:
     with pytest.raises(RegZooError, match=r"a.nii.gz: has fixed_points, but no points of the other image; give"):
         load_records(datalist)
     datalist.write_text(json.dumps([entry | {"moving_points": ["b.csv", "a.fcsv"]}]))
-    with pytest.raises(RegZooError, match=r"has no moving_points but .*; give the path of one file"):
+    with pytest.raises(RegZooError, match=r"has .* as its moving_points; give the path of one file"):
         load_records(datalist)

@@ -240,7 +240,7 @@ class _Entry:
                 raise self._wrong(f"has no {key}", f"add the path of its {key.replace('_', ' ')}")
         for key in (*IMAGE_KEYS, *POINT_KEYS):
             if key in record and not isinstance(record[key], str):
-                raise self._wrong(f"has no {key} but {str(record[key])[:80]}", "give the path of one file")
+                raise self._wrong(f"has {str(record[key])[:80]} as its {key}", "give the path of one file")
         for key in (Key.LABEL_NAMES, Key.LABEL_VALUES, *(LABEL_KEYS if self.is_table else ())):
             value = record.get(key)
             if isinstance(value, str) and SEPARATOR in value and not self._is_file(key, value):

@@ -167,10 +167,11 @@ def _segment_names(files: Mapping[str, LabelFile], values: Sequence[int] | None)
     for file in files.values():
         for number, name in file.names.items() if file.is_map == (values is not None) else ():
             if found.setdefault(number, name) != name:
-                what = (
-                    f"label {number} is called {found[number]!r} in the fixed image, but {name!r} in the moving image"
+                logger.warning(
+                    "label %d is called %r in the fixed image, but %r in the moving image; give the same structure the "
+                    "same value or place",
+                    *(number, found[number], name),
                 )
-                logger.warning("%s; give the same structure the same value or place", what)
     if values is None:
         values = range(1, max((len(file.volume) for file in files.values()), default=0) + 1)
     return [found.get(value, f"label_{value}") for value in values] if found else []
