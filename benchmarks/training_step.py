@@ -61,7 +61,10 @@ class Stopwatch:
 
 
 def measure(bundle: str, data: Path, device: torch.device, steps: int, quick: bool) -> tuple[str, ...]:
-    """The row of one bundle: the medians over the second half of its steps."""
+    """The row of one bundle: the means over the second half of its steps.
+
+    Processes that load data finish their batches in bursts, so a median would miss the waits.
+    """
     folder = ROOT / "bundles" / bundle
     settings: dict[str, Any] = {"device": str(device), "folds": 2, "max_epochs": 1, "val_interval": 2}
     if quick:
@@ -88,7 +91,7 @@ def measure(bundle: str, data: Path, device: torch.device, steps: int, quick: bo
             torch.cuda.reset_peak_memory_stats(device)
         trainer.run()
     late = slice(len(watch.steps) // 2, None)
-    step, wait = statistics.median(watch.steps[late]), statistics.median(watch.waits[late])
+    step, wait = statistics.mean(watch.steps[late]), statistics.mean(watch.waits[late])
     memory = f"{torch.cuda.max_memory_allocated(device) / 2**30:.2f}" if device.type == "cuda" else "—"
     size = "×".join(str(n) for n in workflow.parser["size"])
     precision = "bfloat16" if trainer.amp else "float32"
