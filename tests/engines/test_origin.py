@@ -270,3 +270,5 @@ def test_a_resumed_training_does_not_start_from_weights_again(
         train(data, tmp_path / "run", max_epochs=2, **start)
     assert "it had started from those of init_weights" in caplog.text
     assert "init_weights" in refusal(lambda: train(data, tmp_path / "run", max_epochs=3))
+    # Masks would mean the opposite in a pre-alignment.
+    assert "another exclude;" in refusal(lambda: train(data, tmp_path / "run", max_epochs=3, exclude=True, **start))
