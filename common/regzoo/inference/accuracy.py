@@ -31,7 +31,7 @@ def accuracy(item: Mapping[Any, Any]) -> dict[str, Any]:
         Each measure before and after registration, such as ``dsc_before`` and ``dsc_after``. With labels of both
         images, ``dsc`` and ``hd95_mm`` are means over the labels of a label map, or those of the first of several
         masks, the gland; ``tre_mm`` is the mean distance of the centroids of the labels of a map, or of all masks but
-        the first. A label that is empty before or after registration counts in ``dsc`` alone. With points,
+        the first. As in an evaluation, a label that is lost has a ``dsc`` of 0 and no distance. With points,
         ``point_tre_mm`` and ``point_tre_median_mm`` are over the points, and ``points`` has an entry for each. None
         where a measure has no value.
     """
@@ -56,17 +56,14 @@ def _of_labels(item: Mapping[Any, Any], warped: MetaTensor) -> dict[str, float]:
     # A label that one of the two images lacks is not measured.
     known = [index for index, (fixed, *moved) in enumerate(found) if fixed and any(moved)]
     is_map = item.get(Key.MOVING_LABEL_IS_MAP, False)
-    measured: dict[str, list[list[float]]] = {}
+    measured: dict[str, list[float]] = {}
     for index in known:
         fixed, *moved = (_cut(view, index, found[index]) for view in views)
         for name, metric in MEASURES.items():
             if is_map or (name == "tre_mm") == (index > 0):
-                measured.setdefault(name, []).append([float(metric.measure(mask, fixed)) for mask in moved])
-    means = {}
-    for name, rows in measured.items():
-        values = torch.tensor(rows)
-        means[f"{name}_before"], means[f"{name}_after"] = values[values.isfinite().all(1)].mean(0).tolist()
-    return means
+                for when, mask in zip(("before", "after"), moved, strict=True):
+                    measured.setdefault(f"{name}_{when}", []).append(float(metric.measure(mask, fixed)))
+    return {name: float(torch.tensor(values).nanmean()) for name, values in measured.items()}
 
 
 def _cut(labels: torch.Tensor, index: int, found: Sequence[Box | None]) -> MetaTensor:
