@@ -14,6 +14,11 @@ from tracked_device import DeviceTensor, on_cpu, tracked_device
 Operation = Callable[[torch.Tensor], object]
 
 
+def step_along_a_transposed_gradient(x: torch.Tensor) -> None:
+    x.grad = torch.ones(3, 2, device="cuda").T
+    torch.optim.Adam([x], fused=True).step()
+
+
 @pytest.mark.parametrize(
     "mistake",
     [
@@ -26,6 +31,7 @@ Operation = Callable[[torch.Tensor], object]
         lambda x: MetaTensor(x) * torch.ones(3),
         lambda x: x.numpy(),
         np.asarray,
+        step_along_a_transposed_gradient,
     ],
 )
 def test_mistakes_are_found(mistake: Operation) -> None:

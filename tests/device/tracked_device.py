@@ -236,6 +236,10 @@ def _check(func: Any, args: Any, flat: list[Any]) -> None:
                     "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! "
                     f"({name}: a tensor of {tuple(other.shape)} on the CPU)"
                 )
+    if name == "aten::_fused_adam_":  # the CPU accepts other layouts
+        for tensors in zip(*args[:4], strict=True):
+            if len({tuple(step for n, step in zip(x.shape, x.stride(), strict=True) if n > 1) for x in tensors}) > 1:
+                raise RuntimeError("params, grads, exp_avgs, and exp_avg_sqs must have same dtype, device, and layout")
     view = any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
     if not view and name not in FREE:
         LOG.kernels[name] += 1
