@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from regzoo.filters import gaussian_filter
+from regzoo.refinement.adam import Adam
 from regzoo.refinement.lattice import Lattice, add_roughness_gradient, roughness
 from regzoo.refinement.levels import Level, Volumes, make_levels
 from regzoo.refinement.linear_transform import LinearTransform, following, voxels
@@ -247,7 +248,7 @@ class _Refinement:
         """Optimise the parameters of a displacement in phases of so many steps with so many squarings."""
         objective = Objective(level, self.options)
         parameters = parameters.detach().clone().requires_grad_()
-        optimizer = torch.optim.Adam([parameters], lr=rate, fused=True)
+        optimizer = Adam(parameters)
         for steps, squarings in phases:
             lowest, since, smoothness = float("inf"), 0, 0.0
             for step in range(steps):
@@ -273,8 +274,7 @@ class _Refinement:
                     gradient = smoothed(gradient, gradient_sigma)
                 if smoothness:
                     add_roughness_gradient(gradient, parameters.detach(), smoothness)
-                parameters.grad = gradient
-                optimizer.step()
+                optimizer.step(gradient, rate)
                 self.steps += 1
                 if self.progress is not None:
                     self.progress()

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from regzoo.errors import bad_file
 from regzoo.filters import gaussian_matrix, matrix_for
+from regzoo.refinement.adam import Adam
 from regzoo.refinement.lattice import shrunk
 from regzoo.refinement.linear_transform import LinearTransform
 from regzoo.refinement.options import SOFT_TISSUE, Linear
@@ -236,8 +237,7 @@ def _climb(similarity: _Similarity, starts: torch.Tensor, kind: Linear, steps: i
     """Improve every transformation (B, 4, 4) by steps of at most about `rate` mm at the corners of the image."""
     transform = LinearTransform(kind, starts[:, :3, :3] @ similarity.center + starts[:, :3, 3], similarity.radius)
     parameters = transform.start().requires_grad_()
-    optimiser = torch.optim.Adam([parameters], lr=rate, betas=(0.8, 0.95))
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps, eta_min=0.03 * rate)
+    optimizer = Adam(parameters, betas=(0.8, 0.95))
     best, highest = parameters.detach().clone(), starts.new_full((len(starts),), -math.inf)
     for step in range(steps + 1):
         value = similarity(transform(parameters) @ starts)
@@ -245,9 +245,8 @@ def _climb(similarity: _Similarity, starts: torch.Tensor, kind: Linear, steps: i
         best = torch.where(better[:, None], parameters.detach(), best)
         highest = torch.where(better, value.detach().double(), highest)
         if step < steps:
-            optimiser.zero_grad()
-            (-value.sum()).backward()
-            optimiser.step()
-            schedule.step()
+            (gradient,) = torch.autograd.grad(-value.sum(), parameters)
+            annealed = (1 + math.cos(math.pi * step / steps)) / 2
+            optimizer.step(gradient, rate * (0.03 + 0.97 * annealed))
     with torch.no_grad():
         return transform(best) @ starts
