@@ -106,7 +106,8 @@ class Peers:
         values = {}
         for name, metric in self.metrics.items():
             for prefix, compared in (("", metric.after), (BEFORE, metric.before)):
-                if compared is not None:
+                # No pair of the table has points.
+                if compared is not None and all(key in item for key in compared):
                     values[prefix + name] = metric.measure(*(item[key] for key in compared))
         return {name: float(value) for name, value in values.items()}
 
