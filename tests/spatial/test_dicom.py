@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import itertools
+import locale
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,15 @@ def test_each_slice_has_its_own_rescaling(tmp_path: Path) -> None:
     check(tmp_path, VOXELS * 0.25 * np.arange(1, 8) - 10.5, AFFINES["axial"])
 
 
+@pytest.fixture
+def kept_locale() -> Iterator[None]:
+    """SimpleITK, which writes the compressed files, sets the locale of the process to C."""
+    before = locale.setlocale(locale.LC_ALL)
+    yield
+    locale.setlocale(locale.LC_ALL, before)
+
+
+@pytest.mark.usefixtures("kept_locale")
 @pytest.mark.parametrize("compression", ["JPEG2000", "JPEG"])
 def test_compressed_files(compression: str, tmp_path: Path) -> None:
     for file in write_series(tmp_path / "plain", VOXELS, AFFINE):

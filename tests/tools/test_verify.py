@@ -14,13 +14,12 @@ from typing import Any
 
 import odd_networks
 import pytest
-import regzoo
 import torch
 from bundle_list import BUNDLES
 from monai.bundle import ConfigWorkflow
 from regzoo import cli
 from regzoo.errors import RegZooError
-from regzoo_tools.bundle import Bundle
+from regzoo_tools.bundle import Bundle, own_code
 from regzoo_tools.verification import CHECKS, FAILED, OK, SKIPPED, as_table, run_check, verify
 
 Copy = Callable[..., Path]
@@ -112,7 +111,9 @@ def large(name: str, size: int) -> Callable[[Path], object]:
 
 def carry_package(change: Callable[[Path], object]) -> Callable[[Path], object]:
     def carry(root: Path) -> None:
-        shutil.copytree(Path(regzoo.__file__).parent, root / "regzoo", ignore=shutil.ignore_patterns("__pycache__"))
+        for name, path in own_code().items():
+            (root / "regzoo" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, root / "regzoo" / name)
         change(root)
 
     return carry
