@@ -218,3 +218,10 @@ def test_two_processes_on_the_command_line(bundle: str, root: Path, dataset: Pat
     for command in (["ls-files", "--others", "--exclude-standard"], ["diff", "--name-only"]):
         listed = subprocess.run(["git", *command], cwd=root.parents[1], capture_output=True, text=True, check=True)
         assert listed.stdout == ""
+
+
+def test_importing_the_engines_turns_the_telemetry_of_mlflow_off() -> None:
+    """Before any part of them that a training may or may not use."""
+    code = "import regzoo.engines, os; assert os.environ['MLFLOW_DISABLE_TELEMETRY'] == 'true'"
+    environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_DISABLE_TELEMETRY"}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)

@@ -1,5 +1,6 @@
 """A thin layer over MONAI's engines and Ignite: data, batches, checkpoints, schedules, logs, settings, run records."""
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +80,9 @@ __all__ = [
     "training_records",
     "use_device",
 ]
+
+# MLflow reports its usage to its developers. With patients' images, that must be opt-in.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 #: Modules that a registration does without; they need Ignite and TensorBoard, which take longer to import than PyTorch.
 _ON_FIRST_USE = ("checkpoint", "logs", "plateau", "record", "tracking")

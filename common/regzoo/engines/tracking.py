@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,6 @@ from regzoo.files import file_name
 from regzoo.ownership import claim, settle
 from regzoo.report import summary_figure
 from regzoo.report.engine import is_writer
-
-# MLflow reports its usage to its developers. With patients' images, that must be opt-in.
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 #: The files of an evaluation, besides the pictures of cases.
 TABLES = ("cases.csv", "labels.csv", "points.csv", "summary.csv", "summary.png", RUN, CONFIG, DATA, LOG)
