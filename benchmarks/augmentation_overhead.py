@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from measure import machine, synchronise
+from measure import checked_device, machine, synchronise
 from monai.networks.nets import VoxelMorphUNet
 from regzoo.augmentation import SingleImageAugmentation
 from regzoo.files import write_text
@@ -189,14 +189,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=60, help="for the rounds")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/augmentation_<device>.md")
     options = parser.parse_args(arguments)
-    device = torch.device(options.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        parser.error("there is no GPU that PyTorch can use; leave --device out")
+    device = checked_device(parser, options)
     if len(options.channels) < 3:
         parser.error("--channels takes at least three numbers, from full resolution to the bottom")
     if options.quick:
-        if options.save:
-            parser.error("times of --quick mean nothing and are not saved; leave one of the two out")
         options.size, options.channels, options.seconds = 32, [4, 8, 16], 0.5
     torch.set_num_threads(options.threads)
     heading = (

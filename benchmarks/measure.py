@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import gc
 import multiprocessing
+import os
 import platform
 import statistics
+import subprocess
+import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from contests import CONTESTS, Run, Side, Size
+
+if TYPE_CHECKING:  # not on Windows
+    import resource
 
 WARM_UP_SIZE: Size = (32, 32, 16)
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -113,6 +122,33 @@ def _status(entry: str) -> int:
     """A size in bytes from the kernel's account of this process."""
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith(f"{entry}:"))
     return int(line.split()[1]) * 1024
+
+
+def checked_device(parser: argparse.ArgumentParser, options: argparse.Namespace) -> torch.device:
+    """The device of ``--device``; ends the program if it is missing, or if times of ``--quick`` are to be saved."""
+    device = torch.device(options.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        parser.error("there is no GPU that PyTorch can use; leave --device out")
+    if options.quick and options.save:
+        parser.error("times of --quick mean nothing and are not saved; leave one of the two out")
+    return device
+
+
+def used_by(command: Sequence[str], folder: Path | None = None, **environment: str) -> resource.struct_rusage:
+    """The CPU time and peak memory of a command that runs on the CPU; what it prints is dropped.
+
+    Raises:
+        RuntimeError: it fails.
+    """
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""} | environment
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=said)
+        _, status, usage = os.wait4(process.pid, 0)
+        said.seek(0)
+        if status != 0:
+            code = os.waitstatus_to_exitcode(status)
+            raise RuntimeError(f"{' '.join(command)}: ended with status {code}: {said.read().strip()}")
+    return usage
 
 
 def machine(device: torch.device, threads: int) -> str:

@@ -9,8 +9,6 @@ whatever the number of labels. 512×512×600 voxels take about 3 GB of disk for 
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,12 +18,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from comparison import markdown, verdict
-from measure import machine
-from regzoo.files import write_text
+from measure import used_by
 from regzoo.spatial import write_nifti
+from trainings import RESULTS, heading, save_result
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 #: Matrix sizes (n, n, m) and numbers of labels.
 ROWS = ((100, 100, 1), (100, 100, 13), (256, 153, 13), (512, 153, 13), (512, 600, 13))
 #: Bytes of each voxel, and beside, that a registration may take.
@@ -65,13 +62,8 @@ def measure(folder: Path, n: int, m: int, labels: int) -> list[str]:
     bundle = ROOT / "bundles" / "abdominal_ct_ddmr"
     command = [sys.executable, "-m", "regzoo", "register", str(bundle), *files, f"--out={folder / 'result'}"]
     start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
-    _, status, usage = os.wait4(process.pid, 0)
+    usage = used_by(command)
     seconds = time.perf_counter() - start
-    if status != 0:
-        raise RuntimeError(
-            f"{n}×{n}×{m} voxels: the registration ended with status {os.waitstatus_to_exitcode(status)}"
-        )
     peak, voxels = 1024 * usage.ru_maxrss, n * n * m
     each = max(peak - BESIDE, 0) / voxels
     return [
@@ -97,13 +89,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with tempfile.TemporaryDirectory() as folder:
             rows.append(measure(Path(folder), *row))
         print(", ".join(rows[-1]), flush=True)
-    where = f"{machine(torch.device('cpu'), torch.get_num_threads())}; PyTorch {torch.__version__}"
-    table = markdown([HEADER, *rows])
-    print(f"{where}\n\n{table}")
+    text = f"{heading('`abdominal_ct_ddmr`', torch.device('cpu'))}\n\n{markdown([HEADER, *rows])}"
+    print(text)
     if options.save:
-        text = f"# Memory and time of a registration\n\n`abdominal_ct_ddmr`; {where}\n\n{table}\n\n"
-        text += "Written by `python benchmarks/memory.py --save`, which says what is measured.\n"
-        write_text(RESULTS / "memory.md", text)
+        note = "The script says what is measured."
+        save_result(RESULTS / "memory.md", "Memory and time of a registration", text, "memory.py", arguments, note)
 
 
 if __name__ == "__main__":

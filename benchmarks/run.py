@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from comparison import verdict
 from contests import CONTESTS, Size, sigmas
-from measure import PeakMemory, alternate, machine
+from measure import PeakMemory, alternate, checked_device, machine
 from regzoo.files import write_text
 
 SIZE: Size = (96, 96, 80)
@@ -99,11 +99,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=list(CONTESTS), default=list(CONTESTS), help="some of the rows")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/<device>.md")
     options = parser.parse_args(arguments)
-    device = torch.device(options.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        parser.error("there is no GPU that PyTorch can use; leave --device out")
-    if options.quick and options.save:
-        parser.error("times of --quick mean nothing and are not saved; leave one of the two out")
+    device = checked_device(parser, options)
     torch.set_num_threads(options.threads)
     torch.backends.cudnn.allow_tf32 = False  # float32 is what the table says
     size, seconds = (QUICK_SIZE, 0.2) if options.quick else (SIZE, options.seconds)

@@ -7,25 +7,21 @@ beside it. Every round runs each command once, in a process of its own with one 
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import monai
 import numpy as np
 import torch
 from comparison import markdown
-from measure import machine
-from regzoo.files import write_text
+from measure import used_by
 from regzoo.spatial import DisplacementField, Grid, write_nifti
 from scipy.ndimage import gaussian_filter
+from trainings import RESULTS, heading, save_result
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 BUNDLE = ROOT / "bundles" / "prostate_mr_trus_weak_ddf"
 IMPORTS = ("import torch", "import monai.bundle")
 PAIR = "--fixed fixed.nii.gz --moving moving.nii.gz --out out"
@@ -57,13 +53,7 @@ def write_files(folder: Path) -> None:
 
 def cpu_seconds(arguments: Sequence[str], folder: Path) -> float:
     """CPU-seconds of a run of Python with the given arguments."""
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, *arguments], cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    _, status, usage = os.wait4(process.pid, 0)
-    if status != 0:
-        raise RuntimeError(f"python {' '.join(arguments)}: ended with {os.waitstatus_to_exitcode(status)}")
+    usage = used_by([sys.executable, *arguments], folder, OMP_NUM_THREADS="1")
     return usage.ru_utime + usage.ru_stime
 
 
@@ -93,14 +83,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5, help="runs of each command")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/start_up.md")
     options = parser.parse_args(arguments)
-    where = f"{machine(torch.device('cpu'), 1)}; PyTorch {torch.__version__}, MONAI {monai.__version__}, "
-    where += f"Python {sys.version.split()[0]}"
-    found = table(measure(options.rounds))
-    print(f"{where}\n\n{found}")
+    torch.set_num_threads(1)
+    text = f"{heading('Commands on small files', torch.device('cpu'))}\n\n{table(measure(options.rounds))}"
+    print(text)
     if options.save:
-        text = f"# Start-up of the commands\n\n{where}\n\n{found}\n\n"
-        text += "Written by `python benchmarks/start_up.py --save`, which says what is measured.\n"
-        write_text(RESULTS / "start_up.md", text)
+        note = "The script says what is measured."
+        save_result(RESULTS / "start_up.md", "Start-up of the commands", text, "start_up.py", arguments, note)
 
 
 if __name__ == "__main__":

@@ -17,13 +17,12 @@ from typing import Any
 import torch
 from comparison import markdown
 from ignite.engine import Engine, Events
-from measure import machine, synchronise
+from measure import checked_device, synchronise
 from monai.bundle import ConfigWorkflow
-from regzoo.files import write_text
 from regzoo_phantoms import write_abdomen_phantoms, write_prostate_phantoms
+from trainings import RESULTS, heading, save_result
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 BUNDLES = sorted(path.name for path in (ROOT / "bundles").iterdir())
 #: What makes a step small, of the bundles on CTs and of the others.
 QUICK: dict[bool, dict[str, Any]] = {
@@ -108,11 +107,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--bundles", nargs="+", choices=BUNDLES, default=BUNDLES)
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/training_step_<device>.md")
     options = parser.parse_args(arguments)
-    device = torch.device(options.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        parser.error("there is no GPU that PyTorch can use; leave --device out")
-    if options.quick and options.save:
-        parser.error("times of --quick mean nothing and are not saved; leave one of the two out")
+    device = checked_device(parser, options)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for bundle in options.bundles:
@@ -124,12 +119,11 @@ def main(arguments: list[str] | None = None) -> None:
                 write_prostate_phantoms(data, pairs=6, held_out=2, seed=0, spacing=1.6 * coarser, workers=1)
             rows.append(measure(bundle, data, device, options.steps, options.quick))
             print(", ".join(rows[-1]), flush=True)
-    text = f"{machine(device, torch.get_num_threads())}; PyTorch {torch.__version__}\n\n{markdown([HEADER, *rows])}\n"
+    text = f"{heading('Training steps', device)}\n\n{markdown([HEADER, *rows])}"
     print(f"\n{text}")
     if options.save:
-        path = RESULTS / f"training_step_{device.type}.md"
-        write_text(path, f"# A training step of each bundle\n\n{text}")
-        print(f"written: {path}")
+        path, note = RESULTS / f"training_step_{device.type}.md", "The script says what is measured."
+        save_result(path, "A training step of each bundle", text, "training_step.py", arguments, note)
 
 
 if __name__ == "__main__":

@@ -76,9 +76,9 @@ def training_seconds(folder: Path) -> float:
     return float(known["seconds"]) + max(0.0, last.stat().st_mtime - known["started"])
 
 
-def heading(work: str) -> str:
-    """What was done, on which machine and with what."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def heading(work: str, device: torch.device | None = None) -> str:
+    """What was done, on which machine (by default its GPU, if there is one) and with what."""
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     software = f"PyTorch {torch.__version__}, MONAI {monai.__version__}, Python {platform.python_version()}"
     return f"{work}; {machine(device, torch.get_num_threads())}; {software}"
 

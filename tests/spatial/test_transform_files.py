@@ -133,12 +133,18 @@ def test_a_warp_then_an_affine_map_as_ants_applies_them(grid: Grid, tmp_path: Pa
     np.testing.assert_allclose(both.points(points), expected, atol=0.01)
 
 
+def rewritten(name: str, on: Grid | None, grid: Grid, folder: Path) -> tuple[sitk.Transform, Path]:
+    """A transformation of SimpleITK, and the file of another form in which we wrote it."""
+    transform, source = sitk_composite(grid), folder / "in.h5"
+    sitk.WriteTransform(transform, str(source))
+    write_transformation(folder / name, read_transformation(source), on)
+    return transform, folder / name
+
+
 @pytest.mark.parametrize("suffix", [".h5", ".tfm"])
 def test_simpleitk_reads_what_is_written(suffix: str, grid: Grid, tmp_path: Path) -> None:
-    source, file, points = tmp_path / "in.h5", tmp_path / f"out{suffix}", inner_points(grid)
-    transform = sitk_composite(grid)
-    sitk.WriteTransform(transform, str(source))
-    write_transformation(file, read_transformation(source), None)
+    transform, file = rewritten(f"out{suffix}", None, grid, tmp_path)
+    points = inner_points(grid)
     written = sitk.ReadTransform(str(file))
     assert sitk.CompositeTransform(written).GetNumberOfTransforms() == 4
     np.testing.assert_allclose(by_sitk(written, points), by_sitk(transform, points), atol=0.01)
@@ -156,10 +162,8 @@ def test_suffixes_in_upper_case(name: str, grid: Grid, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".nrrd", ".mha"])
 def test_simpleitk_reads_a_field_in_its_own_formats(suffix: str, grid: Grid, tmp_path: Path) -> None:
-    source, file, points = tmp_path / "in.h5", tmp_path / f"out{suffix}", inner_points(grid)
-    transform = sitk_composite(grid)
-    sitk.WriteTransform(transform, str(source))
-    write_transformation(file, read_transformation(source), grid)
+    transform, file = rewritten(f"out{suffix}", grid, grid, tmp_path)
+    points = inner_points(grid)
     written = sitk.DisplacementFieldTransform(sitk.ReadImage(str(file), sitk.sitkVectorFloat64))
     ours = read_transformation(file)
     np.testing.assert_allclose(ours.points(points), by_sitk(written, points), atol=0.01)

@@ -138,7 +138,7 @@ def pair_record(fixed: Record, moving: Record) -> Record:
     else:
         record[FIXED.patient], record[MOVING.patient] = patient_of(fixed), patient_of(moving)
     record[Key.CASE] = f"{fixed[Key.CASE]}_from_{moving[Key.CASE]}"
-    if Key.PATIENT in record and {FIXED.points} <= fixed.keys() & moving.keys():
+    if Key.PATIENT in record and FIXED.points in fixed and FIXED.points in moving:
         record[FIXED.points], record[MOVING.points] = fixed[FIXED.points], moving[FIXED.points]
     for key in (Key.LABEL_VALUES, Key.LABEL_NAMES):
         if key in fixed and fixed[key] == moving.get(key, fixed[key]):

@@ -111,7 +111,6 @@ def _is_number(value: Any) -> bool:
 
 #: The defaults for each kind of pair.
 KINDS: dict[str, RefinementOptions] = {
-    # The global term is for areas wider than the window, where the local one sees no contrast.
     "mr": RefinementOptions(spacing=1.0, steps=(40, 20, 20), smoothness=0.3),
     "ct": RefinementOptions(
         spacing=3.0, steps=(100, 60, 20), lattice=6.0, smoothness=0.4, window=7, intensities=SOFT_TISSUE

@@ -17,7 +17,7 @@ from regzoo.spatial.grid import Grid
 from regzoo.spatial.labels import label_values
 from regzoo.spatial.volumes import as_tensor, centroids, with_affine
 from regzoo.spatial.warp import slabs
-from regzoo.spatial.writing import form_of, write_image, write_nifti
+from regzoo.spatial.writing import form_of, write_image
 from scipy.ndimage import find_objects
 
 if TYPE_CHECKING:
@@ -145,9 +145,6 @@ def write_labels(path: str | PathLike[str], labels: MetaTensor, names: Mapping[i
     if array.ndim > 3 and form_of(path) != ".nii.gz":
         raise bad_file(path, "cannot hold a mask for each label", "let it end in .nii.gz")
     array = array.astype(np.uint8 if array.max(initial=0) < 256 else np.int32)
-    if array.ndim > 3:
-        write_nifti(path, array, np.asarray(labels.affine))
-        return
     entries = dict[str, str]()
     if form_of(path) == ".seg.nrrd":
         extent = " ".join(f"0 {n - 1}" for n in array.shape)

@@ -31,7 +31,7 @@ def form_of(path: object) -> str:
 def write_image(
     path: str | os.PathLike[str], array: np.ndarray, affine: np.ndarray, entries: Mapping[str, str] | None = None
 ) -> None:
-    """Write a volume (X, Y, Z) atomically, in the form that the suffix says: NIfTI, NRRD or MetaImage.
+    """Write a volume atomically in the form that the suffix says: (X, Y, Z, …) NIfTI, (X, Y, Z) NRRD or MetaImage.
 
     Other arguments and errors as for `write_nifti`.
 
