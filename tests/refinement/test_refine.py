@@ -115,6 +115,26 @@ def test_excluded_voxels_have_no_influence(texture: np.ndarray) -> None:
     assert float(masked.ddf.norm(dim=0).max()) < 0.1
 
 
+def test_masks_too_thin_for_the_coarse_levels(texture: np.ndarray) -> None:
+    """Two plates of two voxels count on both sides; no voxel of a coarse level is inside of them."""
+    truth = displacement(1.5)
+    plates = np.zeros(SHAPE, np.float32)
+    plates[13:15] = plates[25:27] = 1.0
+    masks = [torch.from_numpy(mask)[None] for mask in (plates, np.float32(moved(plates, -truth) > 0.5))]
+    pair = volumes(moved(texture, truth), mask=masks[0]), volumes(texture, mask=masks[1])
+    options = dataclasses.replace(QUICK, steps=(10, 10, 20), window=5)
+    for level, overlaps in zip(make_levels(*pair, ["image"], 2.0, 3, 10**6), (False, False, True), strict=True):
+        objective = Objective(level, options)
+        objective.look(torch.zeros(1, *level.size, 3))
+        assert objective.overlaps == overlaps
+    result = refine(*pair, options)
+    fixed = pair[0].grid
+    found = DisplacementField.from_ddf(result.ddf, result.grid, fixed).displacement.numpy() / 2
+    inside = plates.astype(bool)
+    inside[:, :6] = inside[:, -6:] = inside[:, :, :6] = inside[:, :, -6:] = False
+    assert np.linalg.norm(found - truth, axis=0)[inside].mean() < 0.8 * np.linalg.norm(truth, axis=0)[inside].mean()
+
+
 def test_voxels_beyond_the_moving_field_of_view_do_not_count(texture: np.ndarray) -> None:
     """A moving image that ends in the middle of the fixed one is not stretched over all of it."""
     truth = displacement(2.0)

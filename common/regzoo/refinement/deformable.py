@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from regzoo.errors import RegZooError
 from regzoo.filters import gaussian_filter
 from regzoo.refinement.adam import Adam
 from regzoo.refinement.lattice import Lattice, add_roughness_gradient, roughness
@@ -117,6 +118,8 @@ class _Refinement:
         before = self._start()
         objective = Objective(finest, options)
         objective.look(before)
+        if not objective.overlaps:
+            raise RegZooError("the images have almost no voxels in common that count; check the masks or align first")
         objective_before = float(objective(before))
         if options.linear:
             matrix = self._matrix(options.linear, before)
@@ -125,7 +128,7 @@ class _Refinement:
             after, penalty = self._deformed(before)
         objective.look(after)
         objective_after = float(objective(after) + penalty / objective.share)
-        improved = objective_after < objective_before - 1e-6
+        improved = objective.overlaps and objective_after < objective_before - 1e-6
         statistics = {
             "improved": improved,
             "steps": self.steps,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from regzoo.errors import RegZooError
 from regzoo.losses import LocalNormalizedCrossCorrelation, MultiScaleDice, NormalizedCrossCorrelation
 from regzoo.losses.distance import LogDistance
 from regzoo.losses.mind import MindSimilarity
@@ -28,7 +27,8 @@ class Objective:
     Attributes:
         share: the share of the voxels that counted at the first look, 1 for a similarity that is not a mean over them.
             A penalty is divided by it, so that the voxels that count weigh as much as they do without a mask.
-        is_informed: whether enough voxels counted at the first look.
+        overlaps: whether voxels counted at the last look: more than hardly any of those that the masks keep.
+        is_informed: whether a level can learn from the voxels that count.
     """
 
     def __init__(self, level: Level, options: RefinementOptions) -> None:
@@ -37,7 +37,7 @@ class Objective:
         #: Whether the terms were prepared for a displacement at which all voxels of the moving side count.
         self.all_counted = False
         self.share = 1.0
-        self.is_informed = True
+        self.overlaps = self.is_informed = True
         masks = [mask for mask in (level.fixed_mask, level.moving_mask) if mask is not None]
         self.fewest = OVERLAP * min((float(mask.sum()) for mask in masks), default=0.0)
 
@@ -45,9 +45,6 @@ class Objective:
         """Find the voxels that count at a displacement (1, X, Y, Z, 3), and prepare the similarities for them.
 
         A voxel counts if both masks keep it and if it goes to a place within the moving field of view.
-
-        Raises:
-            RegZooError: hardly any voxel counts.
         """
         level = self.level
         with torch.no_grad():
@@ -61,8 +58,10 @@ class Objective:
         mask = level.fixed_mask
         if not all_count:
             mask = counts.float() if mask is None else mask * counts
-        if mask is not None and float(mask.sum()) <= self.fewest:
-            raise RegZooError("the images have almost no voxels in common that count; check the masks or align first")
+        self.overlaps = mask is None or float(mask.sum()) > self.fewest
+        if not self.overlaps:
+            self.is_informed = False
+            return
         if not self.terms and mask is not None and MEANS.intersection(self.options.similarity):
             self.share = float(mask.mean())
             self.is_informed = float(mask.sum()) >= INFORMED
