@@ -12,10 +12,13 @@ import torch.distributed as dist
 from regzoo.errors import RegZooError, bad_file
 from regzoo_phantoms.abdomen import AbdomenPhantoms
 from regzoo_phantoms.brain import BrainPhantoms
+from regzoo_phantoms.hippocampus import HippocampusPhantoms
 from regzoo_phantoms.prostate import ProstatePhantoms
 from regzoo_phantoms.writing import PhantomSet
 
-KINDS: dict[str, type[PhantomSet]] = {one.kind: one for one in (ProstatePhantoms, AbdomenPhantoms, BrainPhantoms)}
+KINDS: dict[str, type[PhantomSet]] = {
+    one.kind: one for one in (ProstatePhantoms, AbdomenPhantoms, BrainPhantoms, HippocampusPhantoms)
+}
 
 
 def embedded_phantoms(folder: str | os.PathLike[str], kind: str = "prostate", **parameters: Any) -> Path:
@@ -25,8 +28,8 @@ def embedded_phantoms(folder: str | os.PathLike[str], kind: str = "prostate", **
 
     Args:
         folder: where the phantoms are, or will be written.
-        kind: ``prostate``, ``abdomen`` or ``brain``.
-        parameters: see `ProstatePhantoms`, `AbdomenPhantoms`, `BrainPhantoms`; and ``workers``.
+        kind: ``prostate``, ``abdomen``, ``brain`` or ``hippocampus``.
+        parameters: see the set of phantoms of that kind; and ``workers``.
 
     Returns:
         The folder.

@@ -78,6 +78,18 @@ class Phantom:
         parameters = {"cases": cases, "held_out": held_out, "seed": seed, "spacing": spacing}
         _write_phantoms("brain", folder, **parameters, scalp=scalp)
 
+    def hippocampus(self, folder: str, cases: int = 24, held_out: int = 6, seed: int = 0, spacing: float = 1.0) -> None:
+        """Write MRs of the right hippocampus with label maps in the layout of the Decathlon's Task04_Hippocampus.
+
+        Args:
+            folder: new or empty folder.
+            cases: number of patients in imagesTr/.
+            held_out: number of other patients in imagesTs/.
+            seed: the same seed gives the same files.
+            spacing: voxel size, mm.
+        """
+        _write_phantoms("hippocampus", folder, cases=cases, held_out=held_out, seed=seed, spacing=spacing)
+
 
 def _write_phantoms(kind: str, folder: str, **parameters: Any) -> None:
     from regzoo_phantoms.embedded import KINDS

@@ -214,7 +214,7 @@ def test_command_and_embedded_set(tmp_path: Path, capsys: pytest.CaptureFixture[
         embedded_phantoms(tmp_path / "set", kind="abdomen", **SMALL | {"cases": 2})
     with pytest.raises(RegZooError, match="phantoms of kind 'abdomen', version 1, are not what"):
         embedded_phantoms(tmp_path / "set", kind="brain")
-    with pytest.raises(RegZooError, match="kind 'foot' are unknown; use one of prostate, abdomen, brain"):
+    with pytest.raises(RegZooError, match="kind 'foot' are unknown; use one of prostate, abdomen, brain, hippocampus"):
         embedded_phantoms(tmp_path / "set", kind="foot")
 
 

@@ -1,0 +1,103 @@
+"""Writes a set of hippocampus MR phantoms in the file layout of the Decathlon's Task04_Hippocampus."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from regzoo.files import write_json
+from regzoo.spatial import write_nifti
+from regzoo_phantoms.brain_anatomy import VALUES, random_anatomy
+from regzoo_phantoms.brain_mr import t1_image
+from regzoo_phantoms.scene import world_points
+from regzoo_phantoms.writing import Case, PhantomSet, grid_about
+
+LABELS = {1: "anterior", 2: "posterior"}
+DESCRIPTION = "Phantoms in the layout of Task04_Hippocampus of the Decathlon; drawn, not taken from patients"
+#: Field of view, mm, along axes that lead to R, A and S.
+FIELD = (36.0, 52.0, 40.0)
+#: The middle of the right hippocampus, and the border between its two parts along y, in coordinates of the head, mm.
+MIDDLE, BORDER = (26.0, -20.0, -13.0), -18.0
+PARTS = {"train": "Tr", "val": "Ts"}
+#: The purposes of a patient's random numbers.
+ANATOMY, IMAGE, PLACE = range(3)
+
+
+@dataclass(frozen=True)
+class HippocampusPhantoms(PhantomSet):
+    """T1-weighted MRs around the right hippocampus of random patients, in the layout of Task04_Hippocampus.
+
+    ``images{Tr,Ts}/hippocampus_NNN.nii.gz`` (float32, in units that differ by up to a factor of 1000),
+    ``labels{Tr,Ts}/`` under the same names (uint8, values as in `LABELS`), ``dataset.json`` and ``manifest.json``. The
+    heads are those of `BrainPhantoms`. Patients held out are in ``imagesTs``, and unlike the Decathlon's have labels.
+
+    Attributes:
+        cases: patients to train on.
+        held_out: further patients.
+        seed: of everything random.
+        spacing: voxel size, mm.
+    """
+
+    cases: int = 24
+    held_out: int = 6
+    seed: int = 0
+    spacing: float = 1.0
+
+    kind: ClassVar[str] = "hippocampus"
+    most: ClassVar[int] = 999
+    labels: ClassVar[dict[int, str]] = LABELS
+
+    def folders(self) -> list[str]:
+        return [f"{kind}{part}" for kind in ("images", "labels") for part in PARTS.values()]
+
+    def name(self, case: Case) -> str:
+        return f"hippocampus_{case.number:03d}"
+
+    def path(self, case: Case, kind: str) -> str:
+        """An image or label, as the set's JSON file names it."""
+        return f"./{kind}{PARTS[case.split]}/{self.name(case)}.nii.gz"
+
+    def write_case(self, root: Path, case: Case) -> dict[str, Any]:
+        anatomy = random_anatomy(self.random(case.split, case.patient, ANATOMY))
+        place = self.random(case.split, case.patient, PLACE)
+        middle = anatomy.centre + anatomy.rotation @ (anatomy.scale * MIDDLE) + place.normal(0, 1, 3)
+        grid = grid_about(np.eye(3), FIELD, self.spacing, middle)
+        image, structures = t1_image(anatomy, grid, True, self.random(case.split, case.patient, IMAGE))
+        front = anatomy.to_body(world_points(grid))[1] > BORDER + place.normal(0, 1)
+        labels = np.where(structures == VALUES["hippocampus_right"], np.where(front, 1, 2), 0).astype(np.uint8)
+        unit = np.float32(10 ** place.uniform(-2, 1))
+        write_nifti(root / self.path(case, "images"), image * unit, grid.affine)
+        write_nifti(root / self.path(case, "labels"), labels, grid.affine)
+        return {"volumes_ml": self.volumes(labels)}
+
+    def write_list(self, root: Path, cases: Sequence[Case]) -> None:
+        """Write the JSON file that describes a task of the Decathlon."""
+        lists = {
+            name: [
+                {"image": self.path(case, "images"), "label": self.path(case, "labels")}
+                for case in cases
+                if case.split == split
+            ]
+            for name, split in (("training", "train"), ("test", "val"))
+        }
+        content = {
+            "name": "Hippocampus",
+            "description": DESCRIPTION,
+            "licence": "Apache-2.0",
+            "release": "phantoms",
+            "tensorImageSize": "3D",
+            "modality": {"0": "MRI"},
+            "labels": {"0": "background", **{str(value): name for value, name in LABELS.items()}},
+            "numTraining": len(lists["training"]),
+            "numTest": len(lists["test"]),
+        }
+        write_json(root / "dataset.json", content | lists)
+
+
+def write_hippocampus_phantoms(folder: str | os.PathLike[str], workers: int | None = None, **parameters: Any) -> Path:
+    """Write `HippocampusPhantoms` with these parameters; see `PhantomSet.write`."""
+    return HippocampusPhantoms(**parameters).write(folder, workers)
