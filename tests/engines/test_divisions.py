@@ -101,6 +101,23 @@ def test_dealt_folds_where_the_data_set_has_none(write: Callable[..., Path], pro
     assert split_pairs([], folder=path) == ([], [])
 
 
+@pytest.mark.parametrize("single", [False, True])
+def test_one_fold_holds_nothing_out(
+    write: Callable[..., Path], single: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All records train; the validation uses them too, single images as pairs."""
+    path = write(validation=True, single=single)
+    if single:
+        records = training_images(path)
+        division = split_images(records, None, 1, tmp_path / "pairs.json", folder=path)
+        assert len(division.validation) == 12 and all("moving_image" in record for record in division.validation)
+    else:
+        records = training_records(path)
+        division = split_pairs(records, folds=1, folder=path)
+        assert division.validation == records
+    assert division.training == records and "holds nothing out" in caplog.text
+
+
 def test_contradictions(write: Callable[..., Path]) -> None:
     path = write(fold=True)
     with pytest.raises(RegZooError, match="own folds are 0, 1, 2, not 5; leave folds out"):

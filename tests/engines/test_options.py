@@ -77,7 +77,7 @@ def answer(
         ("train", ["--device", "gpu"], "is not a device"),
         ("train", ["--device", "cuda:77"], "write cpu"),
         ("train", ["--amp", "maybe"], "is neither True nor False"),
-        ("train", ["--folds", "1"], "is less than 2"),
+        ("train", ["--folds", "0"], "is less than 1"),
         ("train", ["--learning_rate", "abc"], "is not a number"),
         ("train", ["--channels", "0"], "channels: 0 is "),
         ("train", ["--cache_rate", "2"], "is more than 1"),

@@ -87,9 +87,10 @@ def split_pairs(
 ) -> Division:
     """Divide pairs into training and validation; without records, both are empty.
 
-    If `fold` or `folds` is given, one fold of the training split is held out for validation. Otherwise, validation uses
-    the data set's validation part or, if there is none, fold 0. The folds are those of the datalist's column ``fold``
-    or, without that column, those of `regzoo.datasets.split_fold`.
+    If `fold` or `folds` is given, one fold of the training split is held out for validation; with one fold, nothing is,
+    and validation uses the training records. Otherwise, validation uses the data set's validation part or, if there is
+    none, fold 0. The folds are those of the datalist's column ``fold`` or, without that column, those of
+    `regzoo.datasets.split_fold`.
 
     Args:
         fold: the fold to hold out, from 0; None: 0, or the validation part.
@@ -120,6 +121,9 @@ def _divided(
     if validation and fold is None and folds is None:
         logger.info("validating on the %d records of the data set's validation part", len(validation))
         return Division(list(records), list(validation))
+    if folds == 1:
+        logger.warning("one fold holds nothing out: validating on the training's own %d records", len(records))
+        return Division(list(records), list(records))
     listed = any(Key.FOLD in record for record in records)
     division = Division(*split_fold(records, fold or 0, folds if listed or folds is not None else default, seed))
     which = "of the data set's own folds" if listed else f"of {folds or default}"

@@ -15,7 +15,7 @@ from regzoo.errors import RegZooError
 LIMITS: dict[str, tuple[float | None, float | None]] = {
     **dict.fromkeys(("batch_size", "max_epochs", "val_interval", "accumulation_steps", "roi_batch_size"), (1, None)),
     **dict.fromkeys(("size", "channels", "kernel", "stride", "passes", "integration_steps"), (1, None)),
-    **dict.fromkeys(("supersampling", "label_values"), (1, None)),
+    **dict.fromkeys(("supersampling", "label_values", "folds"), (1, None)),
     **dict.fromkeys(("labels_per_pair", "labels_per_image", "samples_per_epoch", "max_pairs", "max_images"), (0, None)),
     **dict.fromkeys(("seed", "fold", "num_workers", "warmup_steps", "pictures", "validation_pairs"), (0, None)),
     **dict.fromkeys(("plateau_patience", "early_stop", "sigmas", "margin", "deformation_weight"), (0, None)),
@@ -23,7 +23,6 @@ LIMITS: dict[str, tuple[float | None, float | None]] = {
     **dict.fromkeys(("alpha", "beta"), (0, None)),
     **dict.fromkeys(("cache_rate", "balance", "max_corner_shift", "plateau_factor"), (0, 1)),
     "control_points": (2, None),
-    "folds": (2, None),
     "percentile": (0, 100),
 }
 #: Numbers that must be larger than zero.

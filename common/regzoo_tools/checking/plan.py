@@ -69,7 +69,7 @@ class Plan:
         self.spacing = [float(mm) for mm in parser.get_parsed_content("spacing")]
         self.size = [int(n) for n in parser.get_parsed_content("size")]
         # Only a training on single images has this setting.
-        self.single = "labels_per_image" in parser
+        self.single = "max_images" in parser
         self.direction = str(parser.config.get("direction", "mr_to_us"))
         self.gland_first = not self.single
 
