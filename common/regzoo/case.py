@@ -137,6 +137,9 @@ class Case(TypedDict, total=False):
     #: Signed distance maps on the network grid, (1, X, Y, Z), mm.
     fixed_distance: MetaTensor
     moving_distance: MetaTensor
+    #: The probabilities (C, X, Y, Z) of the labels that the network finds in each image, on the network grid.
+    fixed_outline: torch.Tensor
+    moving_outline: torch.Tensor
     #: The network's input, and its prediction.
     image: torch.Tensor
     pred: torch.Tensor
@@ -190,6 +193,7 @@ class Side(NamedTuple):
     native_label: Literal["fixed_label_native", "moving_label_native"]
     label_in_view: Literal["fixed_label_in_view", "moving_label_in_view"]
     distance: Literal["fixed_distance", "moving_distance"]
+    outline: Literal["fixed_outline", "moving_outline"]
 
 
 class View(NamedTuple):
@@ -214,6 +218,7 @@ FIXED = Side(
     "fixed_label_native",
     "fixed_label_in_view",
     "fixed_distance",
+    "fixed_outline",
 )
 MOVING = Side(
     "moving",
@@ -227,6 +232,7 @@ MOVING = Side(
     "moving_label_native",
     "moving_label_in_view",
     "moving_distance",
+    "moving_outline",
 )
 SIDES = (FIXED, MOVING)
 #: The moving key for each fixed key.

@@ -13,7 +13,7 @@ from monai.data import MetaTensor
 from regzoo.case import FIXED, MOVING, WARPED, Case, Key
 from regzoo.errors import RegZooError
 from regzoo.spatial import DisplacementField, Grid
-from regzoo.transforms import RefinePaird
+from regzoo.transforms import RefinePaird, SplitOutlinesd
 from scipy.ndimage import gaussian_filter
 
 SHAPE = (6, 5, 4)
@@ -111,4 +111,32 @@ def test_predicted_labels_drive_a_field_unless_the_user_draws_some(name: str, dr
     with torch.inference_mode():
         found = conditional_refinement(name)(item)
     assert found[Key.REFINEMENT]["improved"] and not found[Key.LABELS_PREDICTED]
+    np.testing.assert_allclose(shift_of(found), [expected, 0, 0], atol=0.7)
+
+
+def test_a_prediction_with_outlines_is_split() -> None:
+    """The first channels stay the DDF; the others become the probabilities of two labels in each image."""
+    fixed, moving = torch.rand(2, 2, *SHAPE) / 2
+    logits = [torch.cat([1 - side.sum(0, keepdim=True), side]).log() + 3 for side in (fixed, moving)]
+    ddf = torch.rand(3, *SHAPE)
+    found = SplitOutlinesd()({Key.PRED: torch.cat([ddf, *logits])})  # type: ignore[typeddict-item]
+    assert torch.equal(found[Key.PRED], ddf)
+    torch.testing.assert_close(found[FIXED.outline], fixed)
+    torch.testing.assert_close(found[MOVING.outline], moving)
+
+
+@pytest.mark.parametrize(("drawn", "prefer", "expected"), [(False, False, 4.0), (True, False, -4.0), (True, True, 4.0)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_outlines_of_both_images_drive_a_field(drawn: bool, prefer: bool, expected: float, masked: bool) -> None:
+    """The moving ball lies 4 mm behind in the outlines and 4 mm before in the drawn labels."""
+    item: Any = pair() | {Key.PRED: torch.zeros(3, *NATIVE.shape)}
+    for side, shift in ((FIXED, 0.0), (MOVING, 4.0)):
+        item[side.image] = on(NATIVE, torch.zeros(NATIVE.shape))
+        item[side.outline] = torch.from_numpy(gaussian_filter(ball(shift).astype(np.float32), 0.7))[None]
+        if masked:
+            item[side.mask] = on(NATIVE, torch.ones(NATIVE.shape))
+    if drawn:
+        item |= {FIXED.native_label: on(NATIVE, ball()), MOVING.native_label: on(NATIVE, ball(-4.0))}
+    found = RefinePaird("labels", prefer_predicted=prefer)(item)
+    assert found[Key.REFINEMENT]["improved"]
     np.testing.assert_allclose(shift_of(found), [expected, 0, 0], atol=0.7)

@@ -4,6 +4,7 @@ from regzoo.transforms.apply import ApplyFieldd, PropagatedLabelsd, WarpOnNetwor
 from regzoo.transforms.ct import FieldOfViewd, HounsfieldUnitsd
 from regzoo.transforms.distance import SignedDistanced, signed_distance
 from regzoo.transforms.load import AlignPaird, LoadPaird
+from regzoo.transforms.outlines import SplitOutlinesd
 from regzoo.transforms.points import CarryPointsd
 from regzoo.transforms.refine import RefinePaird, StillPaird
 from regzoo.transforms.resample import (
@@ -34,6 +35,7 @@ __all__ = [
     "SelectLabelsd",
     "SignedDistanced",
     "SimulateMovingd",
+    "SplitOutlinesd",
     "StillPaird",
     "WarpOnNetworkGridd",
     "label_masks",

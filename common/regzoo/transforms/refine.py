@@ -12,7 +12,7 @@ from monai.transforms import MapTransform
 from regzoo.case import FIXED, MOVING, SIDES, WARPED, Case, Key, Side
 from regzoo.errors import RegZooError
 from regzoo.refinement import RefinementOptions, Volumes, options_for, refine
-from regzoo.spatial import DisplacementField, Grid, as_tensor
+from regzoo.spatial import DisplacementField, Grid, as_tensor, resample
 from regzoo.spatial.held import boxes, is_map
 from regzoo.transforms.load import aligned, file_of, prealignment
 from tqdm import tqdm
@@ -30,6 +30,9 @@ class RefinePaird(MapTransform):
     from the pre-alignment alone if labels were predicted. It replaces ``pred`` by a DDF on ``pred_grid``, which is
     finer than the network grid. ``refinement`` says what was done.
 
+    If the network has outlined both images (`SplitOutlinesd`), a similarity of labels compares these outlines, unless
+    the case has labels of both images.
+
     Args:
         refine: whether to refine; or for which kind of pair, see `regzoo.refinement.options_for`. A case's own
             ``refine`` takes precedence.
@@ -37,8 +40,8 @@ class RefinePaird(MapTransform):
         options: other values of `RefinementOptions`.
         seconds: time limit; None for none. A case's own ``refine_seconds`` takes precedence.
         labels: the channels of the labels to compare, from 0; None for all that both sides have.
-        prefer_predicted: compare predicted labels even if the case has labels of the fixed image. In an evaluation,
-            those are the truth.
+        prefer_predicted: compare predicted labels, or outlines, even if the case has labels. In an evaluation, those
+            are the truth.
         show_progress: show a progress bar.
 
     Raises:
@@ -79,8 +82,12 @@ class RefinePaird(MapTransform):
             network = data.get(Key.PRED_GRID) or Grid.of(data[FIXED.image])
             start = DisplacementField.from_ddf(prediction, network, network)
         try:
-            labels = self._labels(data) if {"labels", "distance"} & options.similarity.keys() else None
-            fixed, moving = (self._volumes(data, side, options, labels, prediction.device) for side in SIDES)
+            compares_labels = bool({"labels", "distance"} & options.similarity.keys())
+            if compares_labels and self._compares_outlines(data):
+                fixed, moving = (_outlined(data, side, prediction.device) for side in SIDES)
+            else:
+                labels = self._labels(data) if compares_labels else None
+                fixed, moving = (self._volumes(data, side, options, labels, prediction.device) for side in SIDES)
             with tqdm(
                 total=sum(options.steps), desc="refine", leave=False, disable=None if self.show_progress else True
             ) as bar:
@@ -92,6 +99,10 @@ class RefinePaird(MapTransform):
             item[Key.REFINEMENT] |= {"matrix": (np.linalg.inv(prealignment(data)) @ refined.matrix).tolist()}
         item[Key.LABELS_PREDICTED] = False
         return item
+
+    def _compares_outlines(self, data: Case) -> bool:
+        has_labels = FIXED.native_label in data and MOVING.native_label in data
+        return FIXED.outline in data and (self.prefer_predicted or not has_labels)
 
     def _volumes(
         self,
@@ -127,6 +138,15 @@ class RefinePaird(MapTransform):
             fix = "give the same structure the same value, or the same place, in both"
             raise RegZooError(f"labels are compared, but the two label files have no label in common; {fix}")
         return {"fixed": selected(fixed, common), "moving": selected(moving, common)}
+
+
+def _outlined(data: Case, side: Side, device: torch.device) -> Volumes:
+    """What the network sees of an image and finds in it; the network grid already contains the pre-alignment."""
+    grid, mask = Grid.of(data[side.image]), None
+    if side.mask in data:
+        own = aligned(data, data[side.mask]) if side is MOVING else data[side.mask]
+        mask = resample(as_tensor(own).to(device), Grid.of(own), grid, mode="nearest")
+    return Volumes(grid, as_tensor(data[side.image]).to(device), data[side.outline].to(device), mask)
 
 
 def scaled(image: torch.Tensor, intensities: tuple[float, float] | None) -> torch.Tensor:
