@@ -102,8 +102,8 @@ def test_moving_image_and_labels_equal_scipy(seed: int) -> None:
     for label_mode, order in (("nearest", 0), ("bilinear", 1)):
         augment = augmentation(**GEOMETRY, label_mode=label_mode, background=0.25)
         made = augment(batch, seeds(seed))
-        transform = augment.transform(augment.draw(seed), SHAPE)
-        origin = transform.inverse().numpy()
+        transform = augment.transform([augment.draw(seed)], SHAPE)
+        origin = transform.inverse()[0].numpy()
         modes = {
             "image": (1, "grid-constant", 0.25),
             "distance": (1, "nearest", 0),
@@ -136,9 +136,9 @@ def test_ddf_warps_the_moving_image_back_onto_the_fixed(seed: int) -> None:
 def test_image_and_ddf_are_of_one_transformation(spacing: tuple[float, ...], seed: int) -> None:
     # With voxels of 1 mm, 6 mm are most of the way to the next control point: the inverse must hold there as well.
     augment = SingleImageAugmentation(spacing, max_translation=8, control_points=5)
-    transform = augment.transform(augment.draw(seed), SHAPE)
-    ddf = transform.ddf()[None]
-    inverse = (transform.inverse() - torch.from_numpy(np.indices(SHAPE)).float())[None]
+    transform = augment.transform([augment.draw(seed)], SHAPE)
+    ddf = transform.ddf()
+    inverse = transform.inverse() - torch.from_numpy(np.indices(SHAPE)).float()
     residual = compose(inverse, ddf)[0].abs().amax(dim=0)[inside(inverse[0])]
     assert residual.numel() > 0.3 * np.prod(SHAPE)
     assert float(residual.max()) < 0.05
@@ -173,9 +173,9 @@ def test_no_voxel_exceeds_the_limit_and_nothing_folds(spacing: tuple[float, ...]
     millimetres = torch.tensor(spacing).view(3, 1, 1, 1)
     reached = []
     for seed in range(12):
-        ddf = augment.transform(augment.draw(seed), (26, 31, 23)).ddf()
+        ddf = augment.transform([augment.draw(seed)], (26, 31, 23)).ddf()
         reached.append(float((ddf * millimetres).abs().max()))
-        assert float(jacobian_determinant(ddf[None]).min()) > 0.2
+        assert float(jacobian_determinant(ddf).min()) > 0.2
     assert max(reached) <= limit * (1 + 1e-4)
     if count == 4:  # large enough that folds do not limit it further
         assert min(reached) > 0.5 * limit
@@ -184,8 +184,8 @@ def test_no_voxel_exceeds_the_limit_and_nothing_folds(spacing: tuple[float, ...]
 def test_the_total_stays_invertible() -> None:
     augment = SingleImageAugmentation((1.0, 1.5, 1.0), max_displacement=20)
     for seed in range(12):
-        ddf = augment.transform(augment.draw(seed), (26, 31, 23)).ddf()
-        assert float(jacobian_determinant(ddf[None]).min()) > 0.2
+        ddf = augment.transform([augment.draw(seed)], (26, 31, 23)).ddf()
+        assert float(jacobian_determinant(ddf).min()) > 0.2
 
 
 def test_a_sample_depends_on_its_own_seed_alone() -> None:
@@ -267,7 +267,7 @@ def test_what_is_drawn_is_what_is_done() -> None:
     displacements = np.zeros_like(drawn.displacements)
     displacements[1] = 6
     pushed = dataclasses.replace(drawn, rotation=zeros, translation=zeros, displacements=displacements)
-    ddf = augment.transform(pushed, SHAPE).ddf().numpy()
+    ddf = augment.transform([pushed], SHAPE).ddf()[0].numpy()
     np.testing.assert_allclose(ddf[1], 6 / 2.5, atol=1e-3)
     np.testing.assert_allclose(ddf[[0, 2]], 0, atol=1e-3)
 

@@ -1,14 +1,16 @@
-"""What the tracked device knows of CUDA: which operators wait or launch nothing, how autocast casts, and the log."""
+"""What the tracked device knows of CUDA: which operators wait or launch nothing, and how autocast casts; the log."""
 
 from __future__ import annotations
 
 import sys
+import weakref
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils.flop_counter import flop_registry
 
 #: Operators whose CUDA kernels wait: the size of the result, or an error, depends on values.
 WAITING = {
@@ -20,7 +22,10 @@ WAITING = {
     )
 }  # fmt: skip
 #: Operators that only allocate or rename, and launch nothing.
-FREE = {"aten::detach", "aten::alias", "aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty"}
+FREE = {
+    f"aten::{name}"
+    for name in ("detach", "alias", "empty", "empty_like", "empty_strided", "new_empty", "_unsafe_view")
+}  # fmt: skip
 #: What autocast runs in its own type, what in float32, and what in the widest type of its arguments, as far as the
 #: package uses it: aten/src/ATen/autocast_mode.h.
 LOWER = {
@@ -42,25 +47,79 @@ PLACES = ("/regzoo/", "/monai/", "/ignite/", "/torch/amp/", "/torch/optim/", "/t
 OWN = ("/cuda_rules.py", "/tracked_device.py")
 
 
+class Launch(NamedTuple):
+    """One operation that the device runs.
+
+    Attributes:
+        name: of the operation.
+        moved: bytes of the tensors that it reads and writes.
+        flops: floating-point operations of a convolution or a matrix product, otherwise 0; a multiplication and an
+            addition are two.
+        narrow: whether these are in bfloat16 or float16.
+    """
+
+    name: str
+    moved: int
+    flops: int
+    narrow: bool
+
+
 @dataclass
 class Log:
     """What happened on the device.
 
     Attributes:
         waits: (kind, place) → how often the host waited for the device.
-        kernels: name of the operation → how often it was launched.
-        uploads: the number of copies from the host that do not wait, and their bytes.
+        launches: the operations, in order.
+        uploads: the bytes of each copy from the host that does not wait.
+        in_use: bytes of the tensors that are on the device now.
+        peak: the largest `in_use` since the last `clear`.
     """
 
     waits: Counter[tuple[str, str]] = field(default_factory=Counter)
-    kernels: Counter[str] = field(default_factory=Counter)
+    launches: list[Launch] = field(default_factory=list)
     uploads: list[int] = field(default_factory=list)
+    in_use: int = 0
+    peak: int = 0
+    _users: Counter[int] = field(default_factory=Counter)
 
     def clear(self) -> None:
-        """Forget everything so far."""
+        """Forget everything so far, except what is on the device."""
         self.waits.clear()
-        self.kernels.clear()
+        self.launches.clear()
         self.uploads.clear()
+        self.peak = self.in_use
+
+    @property
+    def kernels(self) -> Counter[str]:
+        """The name of an operation → how often it was launched."""
+        return Counter(launch.name for launch in self.launches)
+
+    def launch(self, func: Any, args: Any, kwargs: Any, made: Any) -> None:
+        """Note an operation with its arguments and results."""
+        tensors = [x for x in tree_flatten((args, kwargs, made))[0] if isinstance(x, torch.Tensor)]
+        # What an expanded tensor repeats is read once.
+        moved = sum(min(x.numel() * x.element_size(), x.untyped_storage().nbytes()) for x in tensors)
+        formula = flop_registry.get(func.overloadpacket)
+        flops = formula(*args, **kwargs, out_val=made) if formula else 0
+        narrow = any(x.dtype in NARROW for x in tensors)
+        self.launches.append(Launch(func._schema.name, moved, flops, narrow))
+
+    def hold(self, values: torch.Tensor) -> None:
+        """Count the memory of a tensor until no tensor shares it."""
+        storage = values.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if not self._users[key]:
+            self.in_use += size
+            self.peak = max(self.peak, self.in_use)
+        self._users[key] += 1
+        weakref.finalize(values, self._release, key, size).atexit = False
+
+    def _release(self, key: int, size: int) -> None:
+        self._users[key] -= 1
+        if not self._users[key]:
+            del self._users[key]
+            self.in_use -= size
 
     def wait(self, kind: str) -> None:
         """Note a wait, with the innermost line of the package and that of the library that it called."""

@@ -183,6 +183,28 @@ def test_augmentations_wait_for_nothing(made: Any) -> None:
         torch.testing.assert_close(on_cpu(found[key]), value, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("made", "most"),
+    [
+        (augmentation.RandomAffinePair(), 12),
+        (augmentation.SingleImageAugmentation([2.0] * 3), 300),
+        (augmentation.SingleImageAugmentation([2.0] * 3, background=0.2, augment_fixed_intensity=True), 300),
+    ],
+    ids=["affine", "single", "single all"],
+)
+def test_augmentations_launch_as_many_kernels_for_any_batch(made: Any, most: int) -> None:
+    counts = []
+    with tracked_device(values=False) as log:
+        for samples, size in ((1, 16), (3, 16), (2, 128)):
+            shape = (samples, 1, size, size, size)
+            batch = {f"fixed_{kind}": torch.rand(shape, device="cuda") for kind in ("image", "label")}
+            for _ in range(2):
+                log.clear()
+                made(batch, torch.arange(samples))
+            counts.append(len(log.launches))
+    assert counts[0] == counts[1] == counts[2] <= most
+
+
 def test_fields_of_two_devices_are_composed() -> None:
     grid = spatial.Grid(SIZE, np.diag([*SPACING, 1]))
     rng = np.random.default_rng(0)

@@ -71,6 +71,32 @@ def test_what_does_not_wait() -> None:
         assert sum(log.kernels.values()) == 5  # fill, copy, add, mul, relu
 
 
+def test_bytes_operations_and_memory_are_counted() -> None:
+    """A convolution of 4×10³ voxels to 8×8³ with 27 taps, and its gradients; float32 and bfloat16."""
+    operations = 2 * 8 * 8**3 * 4 * 27
+    for dtype, size in ((torch.float32, 4), (torch.bfloat16, 2)):
+        with tracked_device(values=False) as log:
+            before = log.in_use
+            image = torch.rand(1, 4, 10, 10, 10, device="cuda", dtype=dtype)
+            weight = torch.rand(8, 4, 3, 3, 3, device="cuda", dtype=dtype, requires_grad=True)
+            numbers = 4 * 10**3 + 8 * 4 * 27
+            assert log.in_use - before == size * numbers
+            log.clear()
+            made = torch.nn.functional.conv3d(image, weight)
+            (launch,) = log.launches
+            assert launch == ("aten::convolution", size * (numbers + 8 * 8**3), operations, size == 2)
+            made.backward(torch.ones_like(made))
+            assert [one.flops for one in log.launches if one.flops] == [operations, operations]
+            assert log.peak > log.in_use == before + size * (numbers + 8 * 4 * 27 + 8 * 8**3)
+            del image, weight, made
+            assert log.in_use == before
+
+
+def test_a_value_cannot_be_read_where_nothing_is_computed() -> None:
+    with tracked_device(values=False), pytest.raises((NotImplementedError, RuntimeError), match="meta"):
+        torch.ones(3, device="cuda").sum().item()
+
+
 def test_values_and_gradients_are_those_of_the_cpu() -> None:
     torch.manual_seed(0)
     network, image = torch.nn.Conv3d(1, 2, 3), torch.rand(1, 1, 5, 6, 7)

@@ -7,8 +7,12 @@ are real, because the CPU computes them. Each operation is checked before it run
   ``.numpy()``, with ``TypeError``. A number (a tensor without axes) may come from the CPU.
 * Everything that makes the host wait for the device is noted with file and line: values that are read, copies to the
   host, blocking copies from the host, and operations whose result has a size that depends on values.
-* Operations that launch work are counted; their number is about that of the kernels.
+* Operations that launch work are noted with the bytes that they read and write and their floating-point operations;
+  their number is about that of the kernels. The memory in use is that of all tensors on the device.
 * Autocast casts the operators that `cuda_rules` lists as CUDA's does.
+
+With `tracked_device(values=False)` nothing is computed: tensors of the device have a shape and no values, so a training
+step of any size takes a moment. A value that is read is then an error.
 
 In C++ the tensors are on ``meta``, which the autograd engine treats like the CPU, so no CUDA build is needed.
 """
@@ -34,6 +38,8 @@ aten = torch.ops.aten
 CUDA = torch.device("cuda", 0)
 
 LOG = Log()
+#: Where the values of tensors of the device are: on the CPU, or on ``meta``, nowhere.
+HOME = [torch.device("cpu")]
 _VALUES = "_values_on_the_cpu"
 _DICT = next(c.__dict__["__dict__"] for c in torch.Tensor.__mro__ if "__dict__" in c.__dict__)
 
@@ -156,6 +162,7 @@ def on_device(values: torch.Tensor) -> DeviceTensor:
             device=torch.device("meta"),
         )
     _DICT.__get__(made)[_VALUES] = values
+    LOG.hold(values)
     return made
 
 
@@ -178,9 +185,8 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             made = func.decompose(*args, **kwargs)
         if made is not NotImplemented:
             return made
-    cpu_args, cpu_kwargs = tree_map(
-        lambda x: torch.device("cpu") if isinstance(x, torch.device) else on_cpu(x), (args, kwargs)
-    )
+    home = HOME[0] if there or device is None else device
+    cpu_args, cpu_kwargs = tree_map(lambda x: home if isinstance(x, torch.device) else on_cpu(x), (args, kwargs))
     if func is aten._local_scalar_dense.default:
         LOG.wait("value read")
         return func(*cpu_args)
@@ -194,11 +200,15 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             LOG.wait("copied to the host")
         elif not isinstance(source, DeviceTensor) and source.dim() > 0:
             _upload(source, bool(kwargs.get("non_blocking") or (rest and rest[0])))
-        LOG.kernels["copy"] += 1
+        LOG.launch(func, args, kwargs, ())
         return to
     _check(func, args, flat)
     cpu_kwargs.pop("pin_memory", None)
-    return _results(func, args, kwargs, _computed(func, cpu_args, cpu_kwargs))
+    made = _results(func, args, kwargs, _computed(func, cpu_args, cpu_kwargs))
+    view = any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
+    if not view and func._schema.name not in FREE:
+        LOG.launch(func, args, kwargs, made)
+    return made
 
 
 def _computed(func: Any, args: Any, kwargs: Any) -> Any:
@@ -208,14 +218,14 @@ def _computed(func: Any, args: Any, kwargs: Any) -> Any:
     of a small volume.
     """
     low = next((x.dtype for x in tree_flatten(args)[0] if isinstance(x, torch.Tensor) and x.dtype in NARROW), None)
-    if low is None or "convolution" not in func._schema.name:
+    if low is None or HOME[0].type == "meta" or "convolution" not in func._schema.name:
         return func(*args, **kwargs)
     made = func(*tree_map(lambda x: x.float() if isinstance(x, torch.Tensor) else x, args), **kwargs)
     return tree_map(lambda x: x.to(low) if isinstance(x, torch.Tensor) else x, made)
 
 
 def _check(func: Any, args: Any, flat: list[Any]) -> None:
-    """Refuse a mixture of devices; note a wait, and work to do."""
+    """Refuse a mixture of devices; note a wait."""
     name = func._schema.name
     if name in WAITING and "out" not in func._schema.overload_name:
         LOG.wait(name)
@@ -240,9 +250,6 @@ def _check(func: Any, args: Any, flat: list[Any]) -> None:
         for tensors in zip(*args[:4], strict=True):
             if len({tuple(step for n, step in zip(x.shape, x.stride(), strict=True) if n > 1) for x in tensors}) > 1:
                 raise RuntimeError("params, grads, exp_avgs, and exp_avg_sqs must have same dtype, device, and layout")
-    view = any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
-    if not view and name not in FREE:
-        LOG.kernels[name] += 1
 
 
 def _results(func: Any, args: Any, kwargs: Any, made: Any) -> Any:
@@ -276,9 +283,10 @@ def _copied(source: torch.Tensor, made: torch.Tensor, there: bool, kwargs: Any) 
         return made
     if here:
         _upload(source, bool(kwargs.get("non_blocking")))
+    there_now = on_device(made)
     if here or made.dtype != source.dtype or kwargs.get("memory_format") is not None:
-        LOG.kernels["copy"] += 1
-    return on_device(made)
+        LOG.launch(aten._to_copy.default, (source,), {}, there_now)
+    return there_now
 
 
 def _upload(source: torch.Tensor, non_blocking: bool) -> None:
@@ -309,13 +317,15 @@ class _Indexed(TorchFunctionMode):
 
 
 @contextmanager
-def tracked_device(bf16: bool = True) -> Iterator[Log]:
+def tracked_device(bf16: bool = True, values: bool = True) -> Iterator[Log]:
     """Make ``cuda`` a device that is tracked; the log says what happens on it.
 
     Args:
         bf16: whether the hardware has bfloat16.
+        values: whether to compute.
     """
     LOG.clear()
+    HOME[0] = torch.device("cpu" if values else "meta")
     foreach = [*optimizer._foreach_supported_types, DeviceTensor]
     lifts = torch._C._only_lift_cpu_tensors()
     with ExitStack() as stack:

@@ -26,8 +26,8 @@ def _prefilter(nodes: int) -> np.ndarray:
     return np.linalg.inv(system)[:, :nodes]
 
 
-def _slope_matrix(nodes: int) -> torch.Tensor:
-    return torch.from_numpy(_design(np.arange(nodes), nodes, derivative=1) @ _prefilter(nodes)).float()
+def _slope_matrix(nodes: int, step: float) -> torch.Tensor:
+    return torch.from_numpy(_design(np.arange(nodes), nodes, derivative=1) @ _prefilter(nodes)).float() / step
 
 
 def _voxel_matrix(size: int, cells: int, margin: int) -> torch.Tensor:
@@ -35,11 +35,15 @@ def _voxel_matrix(size: int, cells: int, margin: int) -> torch.Tensor:
     return torch.from_numpy(_design(np.linspace(margin, margin + cells, size), nodes) @ _prefilter(nodes)).float()
 
 
+def _per_axis(*numbers: float) -> torch.Tensor:
+    return torch.tensor(numbers).view(3, 1, 1, 1)
+
+
 class CubicLattice:
     """Equally spaced nodes over an image, the outermost on its outermost voxels, plus a margin of cells around it.
 
-    A field is stored as its values (C, nodes…) at the nodes. Evaluating it at all voxels takes one matrix product per
-    axis; the matrices are computed once per device.
+    A batch of fields is stored as their values (B, C, nodes…) at the nodes. Evaluating them at all voxels takes one
+    matrix product per axis; the matrices are computed once per device.
 
     Args:
         shape: voxels of the image along each axis.
@@ -65,28 +69,28 @@ class CubicLattice:
         ]
 
     def on_voxels(self, values: torch.Tensor, rows: slice = slice(None)) -> torch.Tensor:  # noqa: B008
-        """The field (C, nodes…) on the voxels of some planes along X: (C, rows, Y, Z)."""
+        """The fields (B, C, nodes…) on the voxels of some planes along X: (B, C, rows, Y, Z)."""
         along_x, along_y, along_z = (
             matrix_for(values.device, _voxel_matrix, size, cells, self.margin)
             for size, cells in zip(self.shape, self.cells, strict=True)
         )
         # X first, so that memory only ever holds the slab.
-        slab = (along_x[rows] @ values.flatten(2)).unflatten(2, values.shape[2:])
-        return separable_filter(slab[None], [None, along_y, along_z])[0]
+        slab = (along_x[rows] @ values.flatten(3)).unflatten(3, values.shape[3:])
+        return separable_filter(slab, [None, along_y, along_z])
 
     def gradient(self, values: torch.Tensor) -> torch.Tensor:
-        """Derivatives of the field at the nodes along each axis, per voxel: (C, 3, nodes…)."""
+        """Derivatives of the fields at the nodes along each axis, per voxel: (B, C, 3, nodes…)."""
         slopes = []
         for axis in range(3):
             matrices: list[torch.Tensor | None] = [None, None, None]
-            matrices[axis] = matrix_for(values.device, _slope_matrix, self.nodes[axis]) / self.step[axis]
-            slopes.append(separable_filter(values[None], matrices)[0])
-        return torch.stack(slopes, dim=1)
+            matrices[axis] = matrix_for(values.device, _slope_matrix, self.nodes[axis], self.step[axis])
+            slopes.append(separable_filter(values, matrices))
+        return torch.stack(slopes, dim=2)
 
     def linear(self, values: torch.Tensor, coordinates: torch.Tensor) -> torch.Tensor:
-        """The field (C, nodes…) at voxel coordinates (3, X, Y, Z), by linear interpolation between nodes.
+        """The fields (B, C, nodes…) at voxel coordinates (B, 3, X, Y, Z), by linear interpolation between nodes.
 
         Beyond the lattice, the border values apply.
         """
-        places = [along / step + self.margin for along, step in zip(coordinates, self.step, strict=True)]
-        return sample(values[None], torch.stack(places)[None], padding="border")[0]
+        step = matrix_for(values.device, _per_axis, *self.step)
+        return sample(values, coordinates / step + self.margin, padding="border")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -16,7 +16,7 @@ from regzoo.spatial import sample
 from regzoo.spatial.warp import Mode, slabs
 from scipy.spatial.transform import Rotation
 
-#: Voxels resampled at a time, so that the working memory does not grow with the image.
+#: Voxels that the CPU resamples at a time, so that the working memory does not grow with the image.
 _SLAB = 3 * 2**16
 
 
@@ -132,26 +132,28 @@ class SingleImageAugmentation:
     @torch.no_grad()
     def transform(
         self,
-        drawn: DrawnDeformation,
+        drawn: Sequence[DrawnDeformation],
         shape: Sequence[int],
         device: torch.device | str = "cpu",
         memory: torch.Tensor | None = None,
     ) -> SplineTransform:
-        """The transformation T of a sample on an image of `shape`, stored in `memory` (3, X, Y, Z) if given."""
+        """The transformations T of some samples on images of `shape`, in `memory` (B, 3, X, Y, Z) if given."""
         device = torch.device(device)
         spline = thin_plate_spline(tuple(shape), self.spacing, self.control_points, self.subdivisions)
         millimetres = torch.tensor(self.spacing, dtype=torch.float64)
         limits = (self.max_displacement / millimetres).float().to(device, non_blocking=True)
-        rotation = torch.from_numpy(Rotation.from_euler("xyz", drawn.rotation, degrees=True).as_matrix())
+        angles = np.stack([one.rotation for one in drawn])
+        rotation = torch.from_numpy(Rotation.from_euler("xyz", angles, degrees=True).as_matrix())
         matrix = rotation * millimetres / millimetres[:, None]  # voxels to mm, rotate, back to voxels
-        field = torch.empty(3, *shape, device=device) if memory is None else memory
+        translation = torch.from_numpy(np.stack([one.translation for one in drawn])) / millimetres
+        displacements = torch.from_numpy(np.stack([one.displacements for one in drawn]))
+        field = torch.empty(len(drawn), 3, *shape, device=device) if memory is None else memory
         with torch.autocast(device.type, enabled=False):
-            values = spline(torch.from_numpy(drawn.displacements) / millimetres.view(3, 1, 1, 1), device)
-            for slab in slabs(shape, _SLAB):
-                field[:, slab] = spline.lattice.on_voxels(values, slab)
-            factor = limit_scale(field, limits)
-            factor = factor * unfold_scale(spline.lattice, values * factor, self.min_jacobian)
-            translation = torch.from_numpy(drawn.translation) / millimetres
+            values = spline(displacements / millimetres.view(3, 1, 1, 1), device)
+            for slab in _slabs(shape, device):
+                field[:, :, slab] = spline.lattice.on_voxels(values, slab)
+            factor = _per_sample(limit_scale(field, limits))
+            factor = factor * _per_sample(unfold_scale(spline.lattice, values * factor, self.min_jacobian))
             return SplineTransform(spline.lattice, values * factor, field.mul_(factor), matrix, translation)
 
     @torch.no_grad()
@@ -179,35 +181,38 @@ class SingleImageAugmentation:
             result[Key.DDF] = torch.empty(len(image), 3, *image.shape[2:], device=image.device)
         if self.augment_fixed_intensity:
             result[FIXED.image] = image.clone()
-        # One by one, so that a sample does not depend on its batch and only one sample needs working memory.
-        for index, seed in enumerate(seeds.tolist()):
-            drawn = self.draw(seed)
-            sources = {key: value[index : index + 1] for key, value in fixed.items()}
-            self._fill(sources, {key: value[index] for key, value in result.items()}, drawn)
+        # A GPU makes all samples at once. The CPU makes one by one, so that a sample does not depend on its batch and
+        # only one sample needs working memory.
+        together = 1 if image.device.type == "cpu" else max(len(image), 1)
+        for start in range(0, len(image), together):
+            part = slice(start, start + together)
+            drawn = [self.draw(seed) for seed in seeds[part].tolist()]
+            sources, targets = ({key: value[part] for key, value in one.items()} for one in (fixed, result))
+            self._fill(sources, targets, drawn)
         return result
 
     def _fill(
-        self, fixed: Mapping[str, torch.Tensor], result: Mapping[str, torch.Tensor], drawn: DrawnDeformation
+        self, fixed: Mapping[str, torch.Tensor], result: Mapping[str, torch.Tensor], drawn: Sequence[DrawnDeformation]
     ) -> None:
-        """Fill the moving side of one sample: fixed (1, C, X, Y, Z), result (C, X, Y, Z)."""
+        """Fill the moving side of some samples, (B, C, X, Y, Z)."""
         shape, device = fixed[FIXED.image].shape[2:], fixed[FIXED.image].device
         # The memory of the DDF holds the displacement until the moving image is made.
-        field = result[Key.DDF] if self.with_ddf else torch.empty(3, *shape, device=device)
+        field = result[Key.DDF] if self.with_ddf else None
         transform = self.transform(drawn, shape, device, field)
         sources = {key: value.float() for key, value in fixed.items()}
         if self.background:
             sources[FIXED.image] = sources[FIXED.image] - self.background
         with torch.autocast(device.type, enabled=False):
-            for slab in slabs(shape, _SLAB):
-                origin = transform.inverse(slab)[None]
+            for slab in _slabs(shape, device):
+                origin = transform.inverse(slab)
                 for key, source in sources.items():
-                    moving = result[COUNTERPART[key]]
-                    moving[:, slab] = self._resample(key, source, origin)[0]
-            for slab in slabs(shape, _SLAB) if self.with_ddf else ():
-                field[:, slab] = transform.ddf(slab)
-            _change_intensity(result[MOVING.image], drawn.gamma[0], drawn.brightness[0])
-            if self.augment_fixed_intensity:
-                _change_intensity(result[FIXED.image], drawn.gamma[1], drawn.brightness[1])
+                    result[COUNTERPART[key]][:, :, slab] = self._resample(key, source, origin)
+            if field is not None:
+                for slab in _slabs(shape, device):
+                    field[:, :, slab] = transform.ddf(slab)
+            for turn, side in enumerate((MOVING, FIXED) if self.augment_fixed_intensity else (MOVING,)):
+                numbers = [(one.gamma[turn], one.brightness[turn]) for one in drawn]
+                _change_intensity(result[side.image], torch.tensor(numbers))
 
     def _resample(self, key: str, source: torch.Tensor, origin: torch.Tensor) -> torch.Tensor:
         """The values of an image, label or distance map at voxel coordinates."""
@@ -224,6 +229,17 @@ def _limit(name: str, value: float) -> float:
     return value
 
 
-def _change_intensity(image: torch.Tensor, gamma: float, brightness: float) -> None:
-    """``image ** gamma + brightness``, clipped to [0, 1], in place."""
-    image.clamp_(0, 1).pow_(gamma).add_(brightness).clamp_(0, 1)
+def _slabs(shape: Sequence[int], device: torch.device) -> Iterable[slice]:
+    """The parts of an image that are resampled one after another: only on the CPU more than one."""
+    return slabs(shape, _SLAB) if device.type == "cpu" else [slice(None)]
+
+
+def _per_sample(values: torch.Tensor) -> torch.Tensor:
+    """One number for each sample, to multiply (B, C, X, Y, Z) with."""
+    return values.view(-1, 1, 1, 1, 1)
+
+
+def _change_intensity(image: torch.Tensor, numbers: torch.Tensor) -> None:
+    """``image ** gamma + brightness``, clipped to [0, 1], in place; `numbers` (B, 2) on the CPU are both of them."""
+    gamma, brightness = numbers.to(image.device, non_blocking=True).unbind(1)
+    image.clamp_(0, 1).pow_(_per_sample(gamma)).add_(_per_sample(brightness)).clamp_(0, 1)

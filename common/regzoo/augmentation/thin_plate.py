@@ -12,6 +12,8 @@ from regzoo.augmentation.cubic_lattice import CubicLattice
 from scipy.fft import next_fast_len
 from scipy.spatial.distance import cdist
 
+_AXES = (1, 2, 3)
+
 
 def _kernel(distance: np.ndarray) -> np.ndarray:
     """r² log r, 0 at 0."""
@@ -83,32 +85,34 @@ class ThinPlateSpline:
         """The spline at the nodes of the lattice.
 
         Args:
-            displacements: (3, control points…) on the CPU, in any unit.
+            displacements: (B, 3, control points…) on the CPU, in any unit.
             device: where to evaluate the spline.
 
         Returns:
-            (3, nodes…) float32 on the device, in the same unit.
+            (B, 3, nodes…) float32 on the device, in the same unit.
         """
         device = torch.device(device)
-        if tuple(displacements.shape[1:]) != self.control_points:
-            raise ValueError(f"expected {self.control_points} control points, got {tuple(displacements.shape[1:])}")
-        solution = displacements.double().flatten(1) @ self._solution.T
-        weights = solution[:, :-4].unflatten(1, self.control_points).float().to(device, non_blocking=True)
-        affine = solution[:, -4:].float().to(device, non_blocking=True)
+        if tuple(displacements.shape[2:]) != self.control_points:
+            raise ValueError(f"expected {self.control_points} control points, got {tuple(displacements.shape[2:])}")
+        solution = displacements.double().flatten(2) @ self._solution.T
+        weights = solution[..., :-4].unflatten(2, self.control_points).float().to(device, non_blocking=True)
+        affine = solution[..., -4:].float().to(device, non_blocking=True)
         spectrum, axes = self._constants(device)
-        values = torch.stack([self._convolve(weight, spectrum) for weight in weights])
-        constant, along_x, along_y, along_z = affine.T[..., None, None, None]
+        # On the CPU, memory only ever holds the transforms of one component.
+        parts = weights.flatten(0, 1).split(1 if device.type == "cpu" else weights.shape[:2].numel())
+        values = torch.cat([self._convolve(part, spectrum) for part in parts]).unflatten(0, weights.shape[:2])
+        constant, along_x, along_y, along_z = affine[..., None, None, None].unbind(2)
         x, y, z = axes
         return values + constant + along_x * x[:, None, None] + along_y * y[:, None] + along_z * z
 
     def _convolve(self, weights: torch.Tensor, spectrum: torch.Tensor) -> torch.Tensor:
-        """Sum of kernels around the control points at the nodes: (control points…) → (nodes…)."""
+        """Sum of kernels around the control points at the nodes: (B, control points…) → (B, nodes…)."""
         # Inserting zeros between the weights repeats their transform.
-        coarse = torch.fft.fftn(weights, s=self._coarse)
+        coarse = torch.fft.fftn(weights, s=self._coarse, dim=_AXES)
         last = torch.arange(spectrum.shape[2], device=spectrum.device) % self._coarse[2]
-        transform = coarse[..., last].repeat(self._cells[0], self._cells[1], 1).mul_(spectrum)
+        transform = coarse[..., last].repeat(1, self._cells[0], self._cells[1], 1).mul_(spectrum)
         margin, (x, y, z) = self.lattice.margin, self.lattice.nodes
-        return torch.fft.irfftn(transform, s=self._fine).roll((margin,) * 3, (0, 1, 2))[:x, :y, :z]
+        return torch.fft.irfftn(transform, s=self._fine, dim=_AXES).roll((margin,) * 3, _AXES)[:, :x, :y, :z]
 
     def _constants(self, device: torch.device) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """The kernel's transform and the nodes' coordinates on a device."""
