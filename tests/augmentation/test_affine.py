@@ -121,6 +121,18 @@ def test_distance_maps_move_with_their_label() -> None:
         assert distance[:, :, [0, -1]][:, :, :, [0, -1]].min() > 2
 
 
+def test_half_of_the_samples_are_mirrored() -> None:
+    """Left and right are exchanged, and nothing else: a mirrored sample is the mirrored result without the option."""
+    seeds = torch.arange(40)
+    batch = {key: torch.rand(1, 1, *SHAPE).expand(40, -1, -1, -1, -1) for key in ("fixed_image", "moving_image")}
+    plain, mirrored = (RandomAffinePair(0, mirror=mirror)(batch, seeds) for mirror in (False, True))
+    for key, value in mirrored.items():
+        pairs = list(zip(value, plain[key], strict=True))
+        same = [torch.allclose(found, given, atol=1e-4) for found, given in pairs]
+        flipped = [torch.allclose(found, given.flip(1), atol=1e-4) for found, given in pairs]
+        assert [not other for other in same] == flipped and 10 < sum(flipped) < 30
+
+
 def test_zero_changes_nothing() -> None:
     batch = batch_of()
     for key, value in RandomAffinePair(0)(batch, SEEDS).items():

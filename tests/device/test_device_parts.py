@@ -164,10 +164,11 @@ def test_metrics_measure_wherever_the_labels_are(metric: metrics.base.CaseMetric
     "made",
     [
         augmentation.RandomAffinePair(),
+        augmentation.RandomIntensityPair(),
         augmentation.SingleImageAugmentation([2.0] * 3, with_ddf=False),
         augmentation.SingleImageAugmentation([2.0] * 3, background=0.2, augment_fixed_intensity=True),
     ],
-    ids=["affine", "single", "single all"],
+    ids=["affine", "intensity", "single", "single all"],
 )
 def test_augmentations_wait_for_nothing(made: Any) -> None:
     torch.manual_seed(0)

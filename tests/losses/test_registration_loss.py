@@ -7,7 +7,14 @@ from collections.abc import Mapping
 import pytest
 import torch
 from helpers import ball
-from regzoo.losses import BendingEnergy, Deformation, LabelSimilarity, MultiScaleDice, RegistrationLoss
+from regzoo.losses import (
+    BendingEnergy,
+    Deformation,
+    LabelSimilarity,
+    MultiScaleDice,
+    PredictedOutlines,
+    RegistrationLoss,
+)
 from torch import nn
 
 
@@ -75,3 +82,21 @@ def test_float32_and_trainable_under_autocast() -> None:
     value.backward()
     assert ddf.grad is not None
     assert float(ddf.grad.abs().sum()) > 0
+
+
+def test_outline_term_compares_both_images_with_their_labels() -> None:
+    """Logits that are sure of the labels cost nothing, and the DDF does not count."""
+    shape = (16, 14, 12)
+    fixed, moving = (torch.from_numpy(ball(shape, center, 3))[None, None] for center in ((5, 7, 5), (9, 6, 6)))
+    targets = {
+        "fixed_label": torch.cat([fixed, torch.zeros_like(fixed)], dim=1),
+        "moving_label": torch.cat([torch.zeros_like(fixed), moving], dim=1),
+    }
+    outlines = [torch.cat([1 - label.sum(1, keepdim=True), label], dim=1) for label in targets.values()]
+    term = PredictedOutlines(nn.CrossEntropyLoss())
+    ddf = torch.rand(1, 3, *shape)
+    right = torch.cat([ddf, *(20 * outline for outline in outlines)], dim=1)
+    swapped = torch.cat([ddf, *(20 * outline for outline in reversed(outlines))], dim=1)
+    assert term(right, targets) < 1e-6
+    share = float(((outlines[0] - outlines[1]).abs().sum(1) > 0).float().mean())  # of the voxels that are wrong
+    assert term(swapped, targets).item() == pytest.approx(20 * share, rel=1e-4)

@@ -9,7 +9,14 @@ from regzoo.losses.hausdorff import SoftHausdorff
 from regzoo.losses.intensity import LocalNormalizedCrossCorrelation, NormalizedCrossCorrelation, StructuralSimilarity
 from regzoo.losses.label_overlap import PAPER_SIGMAS, MultiScaleCrossEntropy, MultiScaleDice, WeightedCrossEntropy
 from regzoo.losses.mind import MindSimilarity, mind_ssc
-from regzoo.losses.registration import Deformation, ImageSimilarity, LabelSimilarity, PredictedLabel, RegistrationLoss
+from regzoo.losses.registration import (
+    Deformation,
+    ImageSimilarity,
+    LabelSimilarity,
+    PredictedLabel,
+    PredictedOutlines,
+    RegistrationLoss,
+)
 from regzoo.losses.weighting import LearnedWeights, SoftmaxWeights, UncertaintyWeights
 
 __all__ = [
@@ -27,6 +34,7 @@ __all__ = [
     "MultiScaleDice",
     "NormalizedCrossCorrelation",
     "PredictedLabel",
+    "PredictedOutlines",
     "RegistrationLoss",
     "SignedDistanceSimilarity",
     "SoftHausdorff",

@@ -1,7 +1,8 @@
 """The terms of a registration loss, and their weighted sum.
 
 A term is called with the network's prediction and the batch's targets, a dict with ``fixed_image``, ``moving_image``,
-``fixed_label``, ``moving_label``, all (B, C, X, Y, Z) on the network grid, and returns a scalar.
+``fixed_label``, ``moving_label``, all (B, C, X, Y, Z) on the network grid, and returns a scalar. The first three
+channels of a prediction are the DDF, unless the network only predicts labels.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import torch
-from regzoo.case import FIXED, MOVING
+from regzoo.case import FIXED, MOVING, SIDES
 from regzoo.errors import RegZooError
 from regzoo.losses.weighting import LearnedWeights
 from regzoo.spatial.warp import warp
@@ -31,8 +32,8 @@ class LabelSimilarity(_Term):
         loss: called with (warped, fixed), both (B, C, X, Y, Z).
     """
 
-    def forward(self, ddf: torch.Tensor, targets: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        value: torch.Tensor = self.loss(warp(targets[MOVING.label], ddf), targets[FIXED.label])
+    def forward(self, prediction: torch.Tensor, targets: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        value: torch.Tensor = self.loss(warp(targets[MOVING.label], prediction[:, :3]), targets[FIXED.label])
         return value
 
 
@@ -45,8 +46,9 @@ class ImageSimilarity(_Term):
         loss: called with (warped, fixed), both (B, C, X, Y, Z).
     """
 
-    def forward(self, ddf: torch.Tensor, targets: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        value: torch.Tensor = self.loss(warp(targets[MOVING.image], ddf, padding="border"), targets[FIXED.image])
+    def forward(self, prediction: torch.Tensor, targets: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        warped = warp(targets[MOVING.image], prediction[:, :3], padding="border")
+        value: torch.Tensor = self.loss(warped, targets[FIXED.image])
         return value
 
 
@@ -62,6 +64,22 @@ class PredictedLabel(_Term):
         return value
 
 
+class PredictedOutlines(_Term):
+    """Compare the outlines that a network predicts for both images, after its DDF, with their labels.
+
+    Args:
+        loss: called with (logits, labels), both (B, 1 + C, X, Y, Z) with the background first: in one batch, the fixed
+            and the moving images. The labels exclude each other.
+    """
+
+    def forward(self, prediction: torch.Tensor, targets: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        labels = torch.cat([targets[side.label] for side in SIDES])
+        background = (1 - labels.sum(dim=1, keepdim=True)).clamp(min=0)
+        logits = torch.cat(prediction[:, 3:].chunk(2, dim=1))
+        value: torch.Tensor = self.loss(logits, torch.cat([background, labels], dim=1))
+        return value
+
+
 class Deformation(_Term):
     """A penalty on the predicted DDF alone.
 
@@ -69,8 +87,8 @@ class Deformation(_Term):
         loss: called with the DDF (B, 3, X, Y, Z), voxels.
     """
 
-    def forward(self, ddf: torch.Tensor, targets: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        value: torch.Tensor = self.loss(ddf)
+    def forward(self, prediction: torch.Tensor, targets: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        value: torch.Tensor = self.loss(prediction[:, :3])
         return value
 
 
