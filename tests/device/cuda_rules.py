@@ -30,7 +30,7 @@ FREE = {
 #: package uses it: aten/src/ATen/autocast_mode.h.
 LOWER = {
     torch.conv3d, torch.conv2d, torch.conv_transpose3d, torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__,
-    torch.Tensor.__rmatmul__, torch.mm, torch.bmm, torch.addmm, torch.baddbmm, torch.nn.functional.linear,
+    torch.Tensor.__rmatmul__, torch.mm, torch.bmm, torch.addmm, torch.baddbmm, torch.prelu, torch.nn.functional.linear,
     torch._C._nn.linear, torch.Tensor.mm, torch.Tensor.bmm, torch.einsum, torch.functional.einsum,
 }  # fmt: skip
 FLOAT32 = {
