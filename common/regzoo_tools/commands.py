@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from regzoo.bundles import all_bundles, as_value, find_bundle, listed
+from regzoo_tools.study_commands import Study
 from regzoo_tools.transform_commands import TRANSFORM_COMMANDS
 
 
@@ -255,6 +256,7 @@ COMMANDS = {
     "check": check,
     "datalist": datalist,
     "phantom": Phantom,
+    "study": Study,
     "curves": curves,
     "verify": verify,
     "package": package,

@@ -46,7 +46,7 @@ def read_csv(path: str | PathLike[str]) -> dict[str, list[str]]:
     return {name: [row[i] for row in rows] for i, name in enumerate(header)}
 
 
-class _Table:
+class Table:
     """Handler of a MONAI evaluator that collects one text per case, and writes a table when the run ends."""
 
     def __init__(self, output_dir: str | PathLike[str]) -> None:
@@ -81,7 +81,7 @@ class _Table:
         raise NotImplementedError
 
 
-class CaseTable(_Table):
+class CaseTable(Table):
     """Ignite handler that writes a table of all metrics of an evaluator.
 
     Attach it after the metrics. When the run ends, it writes ``cases.csv`` (a row per case, a column per metric) and
@@ -118,7 +118,7 @@ class CaseTable(_Table):
             print(summary_text(summaries, len(rows)), flush=True)
 
 
-class LabelTable(_Table):
+class LabelTable(Table):
     """Ignite handler that writes ``labels.csv``: a row per case and label, before and after registration.
 
     Each case must have ``reference_label`` and ``warped_label`` and may have ``unregistered_label``, (C, X, Y, Z) on
@@ -169,7 +169,7 @@ def label_rows(item: Mapping[str, Any]) -> dict[str, Any]:
     return {"case": case, "rows": rows}
 
 
-class PointTable(_Table):
+class PointTable(Table):
     """Ignite handler that writes ``points.csv``: a row per case and point, before and after registration.
 
     Each case must have what `regzoo.transforms.CarryPointsd` adds. Without any point, there is no table.

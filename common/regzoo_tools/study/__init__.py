@@ -1,0 +1,1 @@
+"""Studies: many trainings and evaluations, run on this machine or on a cluster, and resumed where they stopped."""

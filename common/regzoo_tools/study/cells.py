@@ -1,0 +1,206 @@
+"""The cells of a study: one training and one evaluation each, kept in a folder with its facts."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from regzoo.files import file_name, write_json
+from regzoo_tools.study.description import Method, Study, config_files, fold_numbers
+
+#: The file with the facts of a cell, in its folder.
+FACTS = "cell.json"
+PACKAGES = Path(__file__).resolve().parents[2]
+#: Parts of a recipe → what they are called when they have changed.
+PARTS = {"study": "settings", "configs": "bundle", "code": "code", "data": "data", "start": "starting weights"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination of a method, a fold, a repeat and a training-set size; None where a study has no such axis."""
+
+    method: str
+    folds: int | None = None
+    fold: int | None = None
+    repeat: int = 0
+    training_size: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+        parts = [file_name(self.method)]
+        parts += [] if self.fold is None else [f"fold{self.fold}of{self.folds}"]
+        parts += [f"repeat{self.repeat}"]
+        parts += [] if self.training_size is None else [f"size{self.training_size}"]
+        return "_".join(parts)
+
+
+def cells_of(study: Study) -> list[Cell]:
+    """All cells of a study; a cell comes after the one whose weights it starts from.
+
+    A baseline has cells only for the first number of folds, and neither repeats nor training-set sizes, because its
+    result for a case does not depend on them.
+    """
+    cells = []
+    for name, method in study.methods.items():
+        numbers: list[int | None] = [*fold_numbers(study)] or [None]
+        sizes: list[int | None] = [*(study.training_sizes or [])] or [None]
+        repeats = range(study.repeats)
+        if method.baseline:
+            numbers, repeats, sizes = numbers[:1], range(1), [None]
+        for number in numbers:
+            folds = [None] if number is None else [*range(min(number, study.run_folds or number))]
+            cells += [Cell(name, number, fold, repeat, size) for repeat in repeats for fold in folds for size in sizes]
+    return sorted(cells, key=lambda cell: (depth(study, cell), cell.repeat, cell.folds or 0, cell.fold or 0))
+
+
+def depth(study: Study, cell: Cell) -> int:
+    """How many trainings come before a cell."""
+    start = start_of(study, cell)
+    return 0 if start is None else 1 + depth(study, start)
+
+
+def start_of(study: Study, cell: Cell) -> Cell | None:
+    """The cell whose weights a cell starts from."""
+    start = study.methods[cell.method].start
+    return Cell(**asdict(cell) | {"method": start}) if start else None
+
+
+def folder_of(study: Study, cell: Cell) -> Path:
+    """The folder of a cell."""
+    return study.folder / "cells" / cell.name
+
+
+def read_facts(study: Study, cell: Cell) -> dict[str, Any]:
+    """The facts of a cell, see docs/studies.md; empty for a cell that was never started."""
+    try:
+        facts: dict[str, Any] = json.loads((folder_of(study, cell) / FACTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return facts
+
+
+def write_facts(study: Study, cell: Cell, facts: dict[str, Any]) -> None:
+    """Write the facts of a cell, atomically."""
+    method = study.methods[cell.method]
+    names: dict[str, Any] = {
+        "cell": cell.name,
+        "method": cell.method,
+        "baseline": method.baseline or None,
+        "bundle": method.bundle,
+    }
+    names |= {"overlays": [*study.overlays, *method.overlays], "data": data_of(study, method)}
+    axes = {key: value for key, value in asdict(cell).items() if key != "method"} | {"seed": cell.repeat}
+    write_json(folder_of(study, cell) / FACTS, names | axes | facts)
+
+
+def data_of(study: Study, method: Method) -> str:
+    """The name of the data set of a method."""
+    return method.data or next(iter(study.data))
+
+
+def outdated(study: Study, cell: Cell, facts: dict[str, Any]) -> list[str]:
+    """What has changed since a cell was run, in words; empty for a cell that is up to date."""
+    before, now = facts.get("recipe", {}), recipe(study, cell)
+    return [word for part, word in PARTS.items() if before.get(part) != now[part]]
+
+
+def finished(study: Study) -> list[dict[str, Any]]:
+    """The facts of the cells that are done and up to date, in the order of the study."""
+    facts = [(cell, read_facts(study, cell)) for cell in cells_of(study)]
+    return [known for cell, known in facts if known.get("status") == "done" and not outdated(study, cell, known)]
+
+
+def recipe(study: Study, cell: Cell) -> dict[str, str]:
+    """The hashes of everything that the result of a cell depends on, see `PARTS`."""
+    method, start = study.methods[cell.method], start_of(study, cell)
+    settings = [study.settings, method.settings, study.evaluation, method.evaluation, study.weights, study.fields]
+    rest = [method.bundle, method.baseline, method.tool, method.measured, study.processes, asdict(cell)]
+    scripts = [path for word in method.tool if (path := Path(word)).suffix == ".py" and path.is_file()]
+    return {
+        "study": _digest(json.dumps([settings, rest], sort_keys=True).encode()),
+        "configs": _files(*config_files(study, method)),
+        "code": _digest(_code().encode(), *(path.read_bytes() for path in scripts)),
+        "data": _data(json.dumps(study.data[data_of(study, method)], sort_keys=True)),
+        "start": _digest(json.dumps(recipe(study, start)).encode()) if start else "",
+    }
+
+
+def _digest(*parts: bytes) -> str:
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:12]
+
+
+@cache
+def _files(*paths: Path) -> str:
+    return _digest(*(path.read_bytes() for path in paths))
+
+
+@cache
+def _code() -> str:
+    """The code that trains and measures."""
+    here = PACKAGES / "regzoo_tools" / "study"
+    return _files(*sorted((PACKAGES / "regzoo").rglob("*.py")), here / "measuring.py", here / "tools.py")
+
+
+@cache
+def _data(source: str) -> str:
+    """A data set: the parameters and the code of phantoms, a datalist, or the names and sizes of files."""
+    described = json.loads(source)
+    if "phantoms" in described:
+        code = _files(*sorted((PACKAGES / "regzoo_phantoms").rglob("*.py")))
+        return _digest(source.encode(), code.encode())
+    path = Path(described["dataset_dir"])
+    if path.is_file():
+        return _files(path)
+    listed = sorted(f"{file.relative_to(path)} {file.stat().st_size}" for file in path.rglob("*") if file.is_file())
+    return _digest("\n".join(listed).encode())
+
+
+@contextmanager
+def locked(path: Path, patience: float = 0.0) -> Iterator[int | None]:
+    """Hold a lock file; yields its file descriptor, or None if another process holds it.
+
+    A process started meanwhile that inherits the descriptor holds the lock until it ends, also if this one is killed.
+
+    Args:
+        patience: how long to wait for the lock, s.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + patience
+    with path.open("w") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= end:
+                    yield None
+                    return
+                time.sleep(0.02)
+            else:
+                yield file.fileno()
+                return
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds a lock file."""
+    if not path.is_file():
+        return False
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def lock_of(study: Study, cell: Cell) -> Path:
+    """The file that a process holds locked while it works on a cell."""
+    return study.folder / "locks" / cell.name

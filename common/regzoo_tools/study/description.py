@@ -1,0 +1,299 @@
+"""The description of a study, a JSON file: what is read, checked and merged with a scale."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import types
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from regzoo.bundles import all_bundles, find_bundle
+from regzoo.errors import RegZooError, bad_file
+from regzoo.files import file_name
+
+#: Methods that need no training → the settings of their evaluation, which a study may override.
+BASELINES: dict[str, dict[str, Any]] = {
+    "identity": {"align": "header"},
+    "centroid": {"align": "label"},
+    "affine": {"align": "affine"},
+    "refinement": {"align": "affine", "refine": True},
+    "tool": {},
+}
+#: What the values of a study are called in an error.
+WORDS = {str: "a text", int: "a whole number", bool: "true or false", list: "a list", dict: "an object"}
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of a study's tables: a way to train a bundle, or a baseline that needs no training.
+
+    Attributes:
+        bundle: name or folder.
+        overlays: names in the bundle's ``configs/variants``, after those of the study.
+        settings: of the training and its evaluation, such as ``{"max_epochs": 9}``.
+        evaluation: further settings of the evaluation, such as ``{"refine": true}``.
+        data: which of the study's data sets; empty for the first.
+        start: the method whose weights this training starts from.
+        measured: whether it is evaluated; not for the first of two steps.
+        baseline: one of `BASELINES`; empty for a training.
+        tool: the command of a registration tool, see `regzoo_tools.study.tools`.
+    """
+
+    bundle: str
+    overlays: list[str] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    data: str = ""
+    start: str = ""
+    measured: bool = True
+    baseline: str = ""
+    tool: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study with one of its scales.
+
+    Attributes:
+        file: the JSON file.
+        folder: where its results go.
+        title, source: in words.
+        data: name → ``{"dataset_dir": …}`` or ``{"phantoms": {…}}``.
+        methods: name → description, in the order of the tables.
+        overlays, settings, evaluation: for all methods, see `Method`.
+        folds: the number of folds, or several numbers, each for a training-set size of its own; None: the part of the
+            data set that it holds out is measured.
+        run_folds: only the first few folds of each.
+        repeats: how often everything is done, each time with another seed.
+        training_sizes: numbers of cases to train on; only without folds.
+        weights: which weights are measured, of the ``last`` epoch or of the ``best`` by the validation.
+        fields: how many displacement fields each evaluation keeps.
+        processes: of a training, with ``torchrun`` if there are several.
+        python: the command that starts Python, such as one in a container.
+        slurm: parameters of submitit, such as ``{"timeout_min": 240, "slurm_partition": "gpu"}``.
+        report: what the report compares; it has no effect on the runs.
+        scales: name → what differs from the study.
+    """
+
+    file: Path
+    folder: Path
+    data: dict[str, dict[str, Any]]
+    methods: dict[str, Method]
+    title: str = ""
+    source: str = ""
+    overlays: list[str] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    folds: int | list[int] | None = None
+    run_folds: int | None = None
+    repeats: int = 1
+    training_sizes: list[int] | None = None
+    weights: str = "last"
+    fields: int = 0
+    processes: int = 1
+    python: list[str] = field(default_factory=list)
+    slurm: dict[str, Any] = field(default_factory=dict)
+    report: dict[str, Any] = field(default_factory=dict)
+    scales: dict[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Its description as plain values, without the scales, which have been merged."""
+        return {key: value for key, value in asdict(self).items() if key not in ("file", "folder", "scales")}
+
+
+def read_study(file: str | Path, scale: str | None = None, out: str | Path | None = None) -> Study:
+    """Read and check a study.
+
+    Args:
+        file: JSON, see `Study`. Paths in it are relative to its folder.
+        scale: one of its ``scales``.
+        out: the folder of the results; by default ``output/NAME`` or ``output/NAME_SCALE`` beside the file.
+
+    Raises:
+        RegZooError: the file cannot be read, or describes no valid study; one line that names the key.
+    """
+    path = Path(file)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise bad_file(path, (error.strerror or str(error)).lower(), "name the JSON file of a study") from error
+    except ValueError as error:
+        raise bad_file(path, f"is not JSON ({error})", "fix the file") from error
+    if not isinstance(content, dict):
+        raise bad_file(path, "is not an object of settings", "see docs/studies.md")
+    scales = content.get("scales", {})
+    if scale is not None:
+        if not isinstance(scales, dict) or scale not in scales:
+            raise _unknown(path, f"--scale {scale}", "no such scale", scale, scales)
+        content = _merged(content, scales[scale])
+    name = path.stem if scale is None else f"{path.stem}_{scale}"
+    folder = Path(out) if out else path.parent / "output" / name
+    values = _checked(path, "", content, Study, {"file", "folder"})
+    methods = {
+        name: Method(**_checked(path, f"methods.{name}.", entry, Method)) for name, entry in values["methods"].items()
+    }
+    study = Study(**values | {"file": path.resolve(), "folder": folder.resolve(), "methods": methods})
+    _check(study)
+    return _with_absolute_paths(study)
+
+
+def _merged(base: Any, changes: Any) -> Any:
+    """A description with changes, object by object; null removes a key."""
+    if not isinstance(base, dict) or not isinstance(changes, dict):
+        return changes
+    merged = {key: _merged(base.get(key), value) for key, value in changes.items()}
+    return {key: value for key, value in (base | merged).items() if value is not None or key not in changes}
+
+
+def _checked(file: Path, place: str, content: Any, kind: type, given: Collection[str] = ()) -> dict[str, Any]:
+    """The entries of an object, which must be fields of a dataclass with values of their types."""
+    if not isinstance(content, dict):
+        raise bad_file(file, f"{place.rstrip('.')} is not an object", "write {…}")
+    hints = {name: hint for name, hint in get_type_hints(kind).items() if name not in given}
+    hints["methods" if kind is Study else ""] = dict[str, Any]
+    for key, value in content.items():
+        if key not in hints:
+            raise _unknown(file, f"{place}{key}", "no such key", key, [name for name in hints if name])
+        if not _fits(value, hints[key]):
+            options = get_args(hints[key]) if get_origin(hints[key]) in (Union, types.UnionType) else (hints[key],)
+            words = [_words(option) for option in options if option is not type(None)]
+            raise bad_file(file, f"{place}{key}: {json.dumps(value)} is not {' or '.join(words)}", "write one")
+    needed = {one.name for one in fields(kind) if one.name in ("bundle", "data", "methods") and one.name in hints}
+    needed -= {"data"} if kind is Method else set()
+    if missing := sorted(needed - content.keys()):
+        raise bad_file(file, f"{place}{missing[0]} is missing", "add it; see docs/studies.md")
+    return dict(content)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value of a JSON file has a type."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, one) for one in arguments)
+    if origin is list:
+        return isinstance(value, list) and all(_fits(one, arguments[0]) for one in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(one, arguments[1]) for one in value.values())
+    return kind is Any or (isinstance(value, kind) and (kind is bool or not isinstance(value, bool)))
+
+
+def _words(kind: Any) -> str:
+    """A type in words."""
+    inner = {str: " of texts", int: " of whole numbers"}.get(get_args(kind)[0], "") if get_origin(kind) is list else ""
+    return WORDS[get_origin(kind) or kind] + inner
+
+
+def _unknown(file: Path, place: str, problem: str, word: str, known: Collection[str]) -> RegZooError:
+    near = difflib.get_close_matches(word, list(known), 1)
+    fix = f"did you mean {near[0]}?" if near else f"use one of {', '.join(known)}" if known else "leave it out"
+    return bad_file(file, f"{place}: {problem}", fix)
+
+
+def _check(study: Study) -> None:
+    """Refuse values that no run could use, before anything is run."""
+    numbers = {"repeats": study.repeats, "processes": study.processes, "run_folds": study.run_folds}
+    numbers |= {"training_sizes": min(study.training_sizes or [1]), "fields": study.fields + 1}
+    for key, number in numbers.items():
+        if number is not None and number < 1:
+            raise bad_file(study.file, f"{key}: is below {0 if key == 'fields' else 1}", "write a larger number")
+    if study.folds is not None and (study.folds == [] or min(fold_numbers(study)) < 2):
+        raise bad_file(study.file, "folds: cross-validation needs at least 2", "write a larger number")
+    if study.folds is not None and study.training_sizes is not None:
+        fix = "leave training_sizes out, and write several numbers as folds: k folds train on (k − 1)/k of the cases"
+        raise bad_file(study.file, "training_sizes: would change the cases that are measured", fix)
+    if study.weights not in ("last", "best"):
+        raise _unknown(study.file, "weights", f"{study.weights!r} is not known", study.weights, ["last", "best"])
+    for name, source in study.data.items():
+        if source.keys() not in ({"dataset_dir"}, {"phantoms"}):
+            raise bad_file(study.file, f"data.{name}: names no data", 'write {"dataset_dir": …} or {"phantoms": {…}}')
+    if not study.data or not study.methods:
+        raise bad_file(study.file, f"{'methods' if study.data else 'data'}: is empty", "name at least one")
+    folders: dict[str, str] = {}
+    for name, method in study.methods.items():
+        if (other := folders.setdefault(file_name(name).lower(), name)) != name:
+            raise bad_file(study.file, f"methods.{name}: has the same folder as {other}", "give it another name")
+        _check_method(study, name, method)
+
+
+def _check_method(study: Study, name: str, method: Method) -> None:
+    file, place = study.file, f"methods.{name}"
+    if method.data and method.data not in study.data:
+        raise _unknown(file, f"{place}.data", f"no data set {method.data}", method.data, study.data)
+    if method.baseline and method.baseline not in BASELINES:
+        raise _unknown(file, f"{place}.baseline", f"no baseline {method.baseline}", method.baseline, BASELINES)
+    if bool(method.tool) != (method.baseline == "tool"):
+        raise bad_file(file, f"{place}.tool: belongs to a baseline tool, and to no other method", "write both or none")
+    if method.start:
+        _check_start(study, name, method)
+    try:
+        folder = find_bundle(method.bundle) / "configs"
+    except RegZooError:
+        bundles = [bundle for bundle in all_bundles() if bundle != "none"]
+        raise _unknown(file, f"{place}.bundle", f"no bundle {method.bundle}", method.bundle, bundles) from None
+    variants = [path.stem for path in sorted((folder / "variants").glob("*.json"))]
+    for overlay in (*study.overlays, *method.overlays):
+        if overlay not in variants:
+            raise _unknown(file, f"{place}.overlays", f"no overlay {overlay}", overlay, variants)
+    contents = [json.loads(path.read_text(encoding="utf-8")) for path in config_files(study, method)]
+    ids = {key for content in contents for key in content}
+    for key in (*study.settings, *study.evaluation, *method.settings, *method.evaluation):
+        first = key.lstrip("+").replace("::", "#").split("#")[0]
+        if first not in ids:
+            raise _unknown(file, f"{place}.settings.{key}", f"no such setting of {method.bundle}", first, ids)
+    if method.baseline and contents[0]["network_def"].get("out_channels") == 1:
+        fix = "name a bundle whose network predicts a field"
+        raise bad_file(file, f"{place}.bundle: {method.bundle} predicts labels, and a baseline finds a field", fix)
+
+
+def _check_start(study: Study, name: str, method: Method) -> None:
+    seen = [name]
+    while method.start:
+        if method.start not in study.methods or study.methods[method.start].baseline:
+            trained = [other for other, one in study.methods.items() if not one.baseline and other != name]
+            problem = f"no trained method {method.start}"
+            raise _unknown(study.file, f"methods.{seen[-1]}.start", problem, method.start, trained)
+        if method.start in seen:
+            raise bad_file(study.file, f"methods.{name}.start: leads back to {method.start}", "name another method")
+        seen.append(method.start)
+        method = study.methods[method.start]
+
+
+def config_files(study: Study, method: Method) -> list[Path]:
+    """The files of a bundle that a method is trained and evaluated with."""
+    folder = find_bundle(method.bundle).resolve() / "configs"
+    overlays = [folder / "variants" / f"{name}.json" for name in (*study.overlays, *method.overlays)]
+    return [folder / "train.json", *overlays, folder / "evaluate.json"]
+
+
+def fold_numbers(study: Study) -> list[int]:
+    """The numbers of folds, see `Study.folds`."""
+    return [study.folds] if isinstance(study.folds, int) else list(study.folds or [])
+
+
+def _with_absolute_paths(study: Study) -> Study:
+    """The study with paths that do not depend on the working folder, and data sets that exist."""
+    home = study.file.parent
+    data = {name: dict(source) for name, source in study.data.items()}
+    for name, source in data.items():
+        if "dataset_dir" in source:
+            source["dataset_dir"] = str((home / source["dataset_dir"]).resolve())
+            if not Path(source["dataset_dir"]).exists():
+                fix = f"name the data set as data.{name}.dataset_dir"
+                raise bad_file(source["dataset_dir"], f"no such folder or file, named in {study.file}", fix)
+    methods = {
+        name: replace(
+            method,
+            bundle=str(find_bundle(method.bundle).resolve()) if Path(method.bundle).is_dir() else method.bundle,
+            tool=[_absolute(home, word) for word in method.tool],
+        )
+        for name, method in study.methods.items()
+    }
+    return replace(study, data=data, methods=methods, python=[_absolute(home, word) for word in study.python])
+
+
+def _absolute(home: Path, word: str) -> str:
+    """A word of a command; a path relative to the study becomes absolute. A link to an interpreter stays a link."""
+    return str(home.resolve() / word) if "/" in word and (word.startswith(".") or (home / word).exists()) else word

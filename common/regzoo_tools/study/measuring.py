@@ -1,0 +1,103 @@
+"""What a study adds to a bundle's evaluation: runtimes, centroids, displacement fields, a network that stays still."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from regzoo.case import REFERENCE, WARPED, Key
+from regzoo.files import file_name, make_folder
+from regzoo.metrics.base import CaseMetric, affine_of
+from regzoo.report.engine import name_of_case
+from regzoo.report.tables import Table, write_csv
+from regzoo.spatial import centroids
+from torch import nn
+
+#: Entries of a case: when its work began, and its seconds, without those that a tool needs to start.
+STARTED, UNTIMED, RUNTIME = "started", "untimed_s", "runtime_s"
+
+
+class Still(nn.Module):
+    """A network that predicts no displacement, for a baseline that is a pre-alignment, a refinement or a tool."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """(B, C, X, Y, Z) → zeros (B, 3, X, Y, Z)."""
+        return torch.zeros_like(image[:, :1]).repeat(1, 3, 1, 1, 1)
+
+
+class StartClock:
+    """Note when the work on a case begins: the first step of its preprocessing."""
+
+    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        return {**data, STARTED: time.monotonic()}
+
+
+class StopClock:
+    """Note how long a case took, from its files to its warped image and labels: the last step of its postprocessing."""
+
+    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds = time.monotonic() - float(data[STARTED]) - data.get(UNTIMED, 0.0)
+        return {**data, RUNTIME: torch.tensor([seconds])}
+
+
+class Runtime(CaseMetric):
+    """The seconds that a case took, see `StopClock`."""
+
+    after: ClassVar[tuple[str, str]] = (RUNTIME, RUNTIME)
+    before = None
+
+    def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """The seconds of one case."""
+        return y_pred
+
+
+class CentroidTable(Table):
+    """Ignite handler that writes ``centroids.csv``: where each label of a case lies, and where it was predicted.
+
+    Columns: case, label (channel), name, and the centroids of the fixed and the warped label, RAS mm; empty cells mean
+    that the warped label has left the image. A label that is empty in the fixed image has no row.
+    """
+
+    HEADER = ("case", "label", "name", *(f"{side}_{axis}_mm" for side in ("fixed", "warped") for axis in "xyz"))
+
+    def _text(self, item: Mapping[str, Any]) -> str:
+        names = list(item.get(Key.LABEL_NAMES) or [])
+        affine = affine_of(item[REFERENCE.label])
+        fixed, warped = (centroids(item[view.label], affine).tolist() for view in (REFERENCE, WARPED))
+        rows = [
+            [label, names[label] if label < len(names) else f"label {label}", *fixed[label], *warped[label]]
+            for label in range(len(fixed))
+            if not math.isnan(fixed[label][0])
+        ]
+        return json.dumps({"case": name_of_case(item), "rows": rows})
+
+    def _write(self, engine: Any, texts: list[str]) -> None:
+        tables = {table["case"]: table["rows"] for table in map(json.loads, texts)}
+        rows = [[case, *row] for case, rows in tables.items() for row in rows]
+        write_csv(self.output_dir / "centroids.csv", self.HEADER, rows)
+
+
+class SaveFields:
+    """Save the displacement fields of the first few cases that have one, see `DisplacementField.save`.
+
+    Args:
+        output_dir: folder to write to.
+        count: how many.
+    """
+
+    def __init__(self, output_dir: str | PathLike[str], count: int) -> None:
+        self.folder, self.left = Path(output_dir), count
+
+    def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
+        if self.left > 0 and Key.FIELD in data:
+            self.left -= 1
+            data[Key.FIELD].save(make_folder(self.folder) / f"{file_name(name_of_case(data))}.nii.gz")
+        return data

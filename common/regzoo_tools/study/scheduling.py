@@ -1,0 +1,244 @@
+"""Running the cells of a study with submitit: on this machine, a few at a time, or as arrays of Slurm."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from regzoo.errors import RegZooError, bad_file
+from regzoo.files import make_folder, write_json
+from regzoo_tools.study.cells import (
+    Cell,
+    cells_of,
+    data_of,
+    depth,
+    folder_of,
+    is_locked,
+    lock_of,
+    locked,
+    outdated,
+    read_facts,
+)
+from regzoo_tools.study.description import Study
+from regzoo_tools.study.work import Work
+
+EXECUTORS = ("local", "slurm")
+#: The largest array of a Slurm with its own defaults.
+LARGEST_ARRAY = 1000
+#: How often submitit starts a job of Slurm again that has reached its time limit.
+STARTS = 100
+#: Minutes after which submitit ends a worker on this machine: a year.
+LIMIT = 525_600
+#: Seconds between two looks at the cells, and until a worker that is cancelled has ended.
+POLL, END = 1.0, 10.0
+
+
+def run_study(study: Study, executor: str = "local", jobs: int = 1, redo: bool = False) -> None:
+    """Run the cells of a study that are not done; prints a line about each.
+
+    Args:
+        executor: ``local`` runs them on this machine and waits; ``slurm`` submits them.
+        jobs: how many run at the same time.
+        redo: also run cells that were made with other settings or code; earlier results are moved, not removed.
+
+    Raises:
+        RegZooError: an unknown executor, missing or wrong parameters, or, after all others, a cell that is not done.
+    """
+    if executor not in EXECUTORS:
+        raise RegZooError(f"--executor {executor}: is not known; use one of {', '.join(EXECUTORS)}")
+    if jobs < 1:
+        raise RegZooError(f"--jobs {jobs}: is below 1; write how many cells run at the same time")
+    _check_submitit(executor)
+    make_folder(study.folder)
+    write_json(study.folder / "study.json", study.as_dict())
+    everything = cells_of(study)
+    old = {cell: words for cell in everything if (words := _outdated(study, cell))}
+    for cell, words in old.items():
+        moved = f"moved to {_set_aside(study, cell)}" if redo and not is_locked(lock_of(study, cell)) else "kept"
+        print(f"{cell.name}: was made with other {', '.join(words)}; {moved}", flush=True)
+    waiting = submitted_cells(study) if executor == "slurm" else set()
+    kept = set() if redo else old.keys()
+    cells = [cell for cell in everything if cell not in kept and not _is_done(study, cell) and cell.name not in waiting]
+    print(f"{study.folder}: {len(cells)} of {len(everything)} cells to run", flush=True)
+    if cells:
+        _write_phantoms(study, cells)
+        start = _submit if executor == "slurm" else _run_here
+        start(study, cells, jobs)
+    if executor == "slurm" and (cells or waiting):
+        print(f"submitted; see: regzoo study status {study.file}")
+        return
+    left = [cell for cell in everything if cell in kept or not _is_ended(study, cell)]
+    if left:
+        fix = "--redo runs them again" if kept else "regzoo study status shows why; run again to go on"
+        raise RegZooError(f"{study.folder}: {len(left)} of {len(everything)} cells are not done; {fix}")
+
+
+def _outdated(study: Study, cell: Cell) -> list[str]:
+    facts = read_facts(study, cell)
+    return outdated(study, cell, facts) if facts else []
+
+
+def _is_done(study: Study, cell: Cell) -> bool:
+    return read_facts(study, cell).get("status") == "done"
+
+
+def _is_ended(study: Study, cell: Cell) -> bool:
+    """Whether a cell is done, or cannot be run on this machine."""
+    return read_facts(study, cell).get("status") in ("done", "skipped")
+
+
+def _set_aside(study: Study, cell: Cell) -> Path:
+    """Move the folder of a cell; returns where it is now."""
+    number = 1
+    while (target := study.folder / "outdated" / f"{cell.name}.{number}").exists():
+        number += 1
+    target.parent.mkdir(exist_ok=True)
+    return folder_of(study, cell).rename(target)
+
+
+def _check_submitit(executor: str) -> None:
+    try:
+        import submitit  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise RegZooError('a study needs submitit; run: pip install "regzoo[study]"') from error
+    if executor == "slurm" and shutil.which("sbatch") is None:
+        raise RegZooError("--executor slurm: there is no sbatch here; run on a machine that submits to Slurm")
+
+
+def _write_phantoms(study: Study, cells: Sequence[Cell]) -> None:
+    """Write the phantoms of some cells, unless they exist.
+
+    Raises:
+        RegZooError: a parameter that these phantoms do not have.
+    """
+    from regzoo_phantoms import embedded_phantoms
+    from regzoo_phantoms.embedded import KINDS
+
+    for name in dict.fromkeys(data_of(study, study.methods[cell.method]) for cell in cells):
+        parameters: dict[str, Any] | None = study.data[name].get("phantoms")
+        if parameters is None:
+            continue
+        place = f"data.{name}.phantoms"
+        kind = parameters.get("kind", "prostate")
+        if kind not in KINDS:
+            raise bad_file(study.file, f"{place}.kind: {kind} is not known", f"use one of {', '.join(KINDS)}")
+        known = ["kind", *inspect.signature(KINDS[kind]).parameters]
+        for key in parameters:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, 1)
+                fix = f"did you mean {near[0]}?" if near else f"use one of {', '.join(known)}"
+                raise bad_file(study.file, f"{place}.{key}: no such parameter", fix)
+        embedded_phantoms(study.folder / "data" / name, **parameters)
+
+
+def _run_here(study: Study, cells: Sequence[Cell], jobs: int) -> None:
+    """Run cells by a few workers, which take the next cell that nobody else has, until none is left."""
+    from submitit import LocalExecutor
+
+    run, count = f"{time.time_ns():x}", min(jobs, len(cells))
+    executor = LocalExecutor(study.folder / "jobs")
+    executor.update_parameters(timeout_min=LIMIT)
+    with locked(alive := study.folder / "locks" / f"run_{run}"):
+        workers = [
+            executor.submit(Work(), study, cells, run, _environment(study, number, count), alive)
+            for number in range(count)
+        ]
+        try:
+            for line in _endings(study, cells, run, workers):
+                print(line, flush=True)
+        finally:
+            for worker in workers:
+                worker.cancel()
+            end = time.monotonic() + END
+            while not all(worker.done() for worker in workers) and time.monotonic() < end:
+                time.sleep(0.05)
+    alive.unlink()
+    for worker in workers:
+        if error := worker.exception():
+            print(f"a worker has failed ({str(error).strip().splitlines()[-1]}); see {worker.paths.stderr}", flush=True)
+
+
+def _environment(study: Study, number: int, workers: int) -> dict[str, str]:
+    """The share of a worker in the processors and the GPUs of this machine."""
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // workers))
+    gpus = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
+    if "CUDA_VISIBLE_DEVICES" not in os.environ:
+        import torch
+
+        gpus = [str(index) for index in range(torch.cuda.device_count())]
+    own = [gpus[(number * study.processes + index) % len(gpus)] for index in range(study.processes)] if gpus else []
+    # A worker of submitit sees no GPU otherwise.
+    return {"OMP_NUM_THREADS": threads, "CUDA_VISIBLE_DEVICES": ",".join(dict.fromkeys(own))}
+
+
+def _endings(study: Study, cells: Sequence[Cell], run: str, workers: Sequence[Any]) -> Iterator[str]:
+    """A line for each cell that has ended in this run, until the workers have ended."""
+    pending, over = list(cells), False
+    while not over:
+        over = all(worker.done() for worker in workers)
+        for cell in pending.copy():
+            facts = read_facts(study, cell)
+            if facts.get("run") == run and facts["status"] != "running":
+                pending.remove(cell)
+                took = f" after {facts['seconds']:.0f} s" if "seconds" in facts else ""
+                yield f"{len(cells) - len(pending)}/{len(cells)} {cell.name}: {facts['status']}{took}"
+        if not over:
+            time.sleep(POLL)
+
+
+def _submit(study: Study, cells: Sequence[Cell], jobs: int) -> None:
+    """Submit cells as arrays of Slurm; those that start from the weights of others wait for them."""
+    from submitit import AutoExecutor
+
+    run = f"{time.time_ns():x}"
+    given = dict(study.slurm)
+    more = given.pop("slurm_additional_parameters", {})
+    names = _submitted(study)
+    earlier: list[str] = []
+    for _, level in groupby(cells, lambda cell: depth(study, cell)):
+        same_level, waits_for, earlier = list(level), earlier, []
+        for part in (same_level[i : i + LARGEST_ARRAY] for i in range(0, len(same_level), LARGEST_ARRAY)):
+            after = {"dependency": f"afterany:{':'.join(waits_for)}"} if waits_for else {}
+            try:
+                executor = AutoExecutor(study.folder / "jobs", cluster="slurm", slurm_max_num_timeout=STARTS)
+                executor.update_parameters(name=study.file.stem, slurm_array_parallelism=jobs, **given)
+                executor.update_parameters(slurm_additional_parameters=more | after)
+            except (AssertionError, NameError, TypeError, ValueError) as error:
+                message = " ".join(str(error).split())
+                raise bad_file(study.file, f"slurm: {message}", "see the parameters of submitit's executors") from error
+            with executor.batch():
+                submitted = [executor.submit(Work(), study, [cell], run, {}) for cell in part]
+            names |= {cell.name: str(job.job_id) for cell, job in zip(part, submitted, strict=True)}
+            write_json(study.folder / SUBMITTED, names)
+            earlier.append(str(submitted[0].job_id).split("_")[0])
+            print(f"{len(part)} cells are array {earlier[-1]}, {jobs} at a time", flush=True)
+
+
+#: The file that says which job of Slurm a cell was submitted as last.
+SUBMITTED = "submitted.json"
+
+
+def _submitted(study: Study) -> dict[str, str]:
+    path = study.folder / SUBMITTED
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def submitted_cells(study: Study) -> set[str]:
+    """The names of the cells whose jobs Slurm has not ended yet."""
+    names = _submitted(study)
+    if not names or shutil.which("squeue") is None:
+        return set()
+    listed = subprocess.run(
+        ["squeue", "--me", "--array", "--noheader", "--format=%i"], capture_output=True, text=True, check=True
+    )
+    active = set(listed.stdout.split())
+    return {name for name, job in names.items() if job in active}

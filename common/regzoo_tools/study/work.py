@@ -1,0 +1,278 @@
+"""The work of a cell: the training and the evaluation of a bundle, in processes of their own."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from regzoo.bundles import find_bundle
+from regzoo.errors import RegZooError, one_line
+from regzoo.files import write_json
+from regzoo_tools.study.cells import (
+    Cell,
+    data_of,
+    folder_of,
+    is_locked,
+    lock_of,
+    locked,
+    outdated,
+    read_facts,
+    recipe,
+    start_of,
+    write_facts,
+)
+from regzoo_tools.study.description import BASELINES, Study, config_files
+
+#: Lines of the log that the facts of a failed cell hold.
+LAST_LINES = 5
+#: How long to wait for a lock: `study status` holds it for a moment, and a start is trained by another worker.
+MOMENT, FOREVER = 0.2, float("inf")
+#: How a bundle calls the number of cases to train on.
+SIZE_SETTINGS = ("max_pairs", "max_images")
+
+
+def training_overlay(study: Study, cell: Cell) -> dict[str, Any]:
+    """The settings of the training of a cell, the last of its configurations."""
+    method, folder = study.methods[cell.method], folder_of(study, cell)
+    settings = {"show_progress": False} | study.settings | method.settings | _shared(study, cell)
+    settings |= {"seed": cell.repeat}
+    if cell.training_size is not None:
+        settings[_size_setting(study, cell)] = cell.training_size
+    if start := start_of(study, cell):
+        settings["init_weights"] = str(_weights(study, start))
+    return settings | {"output_dir": str(folder / "training")}
+
+
+def evaluation_overlay(study: Study, cell: Cell) -> dict[str, Any]:
+    """The settings of the evaluation of a cell, and what a study adds to it, see `regzoo_tools.study.measuring`."""
+    method, folder = study.methods[cell.method], folder_of(study, cell)
+    config = _config(study, cell)
+    settings = study.settings | method.settings | BASELINES.get(method.baseline, {}) | study.evaluation
+    settings |= (method.settings if method.baseline else {}) | method.evaluation | _shared(study, cell)
+    settings |= {"output_dir": str(folder), "evaluation_dir": str(folder / "evaluation"), "pictures": 0}
+    # The cases that a data set holds out are the same for every repeat.
+    settings |= {"seed": cell.repeat if cell.folds else 0}
+    if cell.folds:
+        settings["eval_split"] = "fold"
+    if "pairs_file" in config:
+        drawn = f"fold{cell.fold}of{cell.folds}_seed{cell.repeat}" if cell.folds else settings.get("eval_split", "all")
+        settings["pairs_file"] = str(study.folder / "pairs" / f"{data_of(study, method)}_{drawn}.json")
+    here = "regzoo_tools.study"
+    settings |= {
+        "checkpoint": "" if method.baseline else str(_weights(study, cell)),
+        "validate#dataset#transform": {
+            "_target_": "Compose",
+            "transforms": [{"_target_": f"{here}.measuring.StartClock"}, "@validate#preprocessing"],
+        },
+        "validate#metrics#measures#runtime_s": {"_target_": f"{here}.measuring.Runtime"},
+        "+validate#postprocessing#transforms": [
+            {"_target_": f"{here}.measuring.StopClock"},
+            {
+                "_target_": f"{here}.measuring.SaveFields",
+                "output_dir": str(folder / "evaluation" / "fields"),
+                "count": study.fields,
+            },
+        ],
+        "+validate#handlers": [
+            {"_target_": f"{here}.measuring.CentroidTable", "output_dir": str(folder / "evaluation")}
+        ],
+    }
+    if method.baseline:
+        settings["network"] = {"_target_": f"{here}.measuring.Still"}
+    if method.tool:
+        window = {"window": "@window"} if "window" in config else {}
+        kind = {"kind": config["refinement"]["kind"]} if config["refinement"]["kind"] == "ct" else {}
+        settings["refinement"] = {"_target_": f"{here}.tools.ToolPaird", "command": method.tool, **window, **kind}
+    return settings
+
+
+def _shared(study: Study, cell: Cell) -> dict[str, Any]:
+    """Settings that the training and the evaluation of a cell share."""
+    return {"dataset_dir": str(data_folder(study, cell)), "fold": cell.fold, "folds": cell.folds}
+
+
+def data_folder(study: Study, cell: Cell) -> Path:
+    """The data set of a cell."""
+    name = data_of(study, study.methods[cell.method])
+    return Path(study.data[name].get("dataset_dir") or study.folder / "data" / name)
+
+
+def _config(study: Study, cell: Cell) -> dict[str, Any]:
+    """The top level of the configuration of an evaluation."""
+    config: dict[str, Any] = {}
+    for path in config_files(study, study.methods[cell.method]):
+        config |= json.loads(path.read_text(encoding="utf-8"))
+    return config
+
+
+def _size_setting(study: Study, cell: Cell) -> str:
+    return next(key for key in SIZE_SETTINGS if key in _config(study, cell))
+
+
+def _weights(study: Study, cell: Cell) -> Path:
+    return folder_of(study, cell) / "training" / ("last.pt" if study.weights == "last" else "model.pt")
+
+
+def command(study: Study, cell: Cell, part: str) -> list[str]:
+    """The command of a training or an evaluation, to be run in the folder of the bundle.
+
+    Args:
+        part: ``training`` or ``evaluation``; its settings are in a file of this name in the folder of the cell.
+    """
+    *files, last = config_files(study, study.methods[cell.method])
+    start = [*(study.python or [sys.executable])]
+    if part == "evaluation":
+        files.append(last)
+    elif study.processes > 1:
+        files.append(last.parent / "multi_gpu_train.json")
+        start += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(study.processes)]
+    start += ["-m", "monai.bundle", "run", *(["training"] if part == "training" else [])]
+    return [*start, "--config_file", str([*map(str, files), str(folder_of(study, cell) / f"{part}.json")])]
+
+
+def missing_tool(study: Study, cell: Cell) -> str:
+    """Why a cell cannot be run here, because the program of its tool is missing; empty if it can."""
+    tool = study.methods[cell.method].tool
+    if not tool or shutil.which(tool[0]):
+        return ""
+    return f"{tool[0]} is not installed"
+
+
+def run_cell(study: Study, cell: Cell, run: str = "") -> None:
+    """Do what is not done yet of a cell, unless another process is doing it; its facts say how that went.
+
+    Args:
+        run: names a run of the study; a cell that has failed in this run is not tried again.
+    """
+    if start := start_of(study, cell):
+        with locked(lock_of(study, start), FOREVER):
+            pass
+    with locked(lock_of(study, cell), MOMENT) as lock:
+        facts = read_facts(study, cell)
+        status, tried = facts.get("status"), facts.get("run") == run
+        if lock is None or status == "done" or (tried and status in ("failed", "skipped")):
+            return
+        if facts and outdated(study, cell, facts):
+            return
+        started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        now: dict[str, Any] = {"started": started, "host": socket.gethostname(), "run": run}
+        now |= {"recipe": recipe(study, cell)}
+        now |= {key: facts.get(key) for key in ("trained_on", "training_seconds")}
+        if reason := missing_tool(study, cell):
+            write_facts(study, cell, now | {"status": "skipped", "error": reason})
+            return
+        write_facts(study, cell, now | {"status": "running"})
+        begin = time.monotonic()
+        try:
+            now |= _train(study, cell, now, lock)
+            now |= _evaluate(study, cell, lock)
+        except Exception as error:
+            now |= {"status": "failed", "error": one_line(error)}
+        else:
+            now |= {"status": "done", "error": None}
+        write_facts(study, cell, now | {"seconds": time.monotonic() - begin})
+
+
+def _train(study: Study, cell: Cell, facts: dict[str, Any], lock: int) -> dict[str, Any]:
+    """Train, unless that is done or not needed; the facts that follow from it.
+
+    Raises:
+        RegZooError: the process failed, or the training that this one starts from is not done.
+    """
+    if study.methods[cell.method].baseline or facts["trained_on"] is not None:
+        return {}
+    if (start := start_of(study, cell)) and read_facts(study, start).get("status") != "done":
+        raise RegZooError(f"{start.name}, whose weights it starts from, is not done")
+    folder = folder_of(study, cell)
+    write_json(folder / "training.json", training_overlay(study, cell))
+    _execute(study, cell, "training", lock)
+    data = json.loads((folder / "training" / "data.json").read_text(encoding="utf-8"))
+    with (folder / "training" / "epochs.csv").open(newline="", encoding="utf-8") as file:
+        seconds = sum(float(row["seconds"]) for row in csv.DictReader(file))
+    found = {"trained_on": len(data["training"]), "training_seconds": seconds}
+    write_facts(study, cell, facts | found | {"status": "running"})
+    return found
+
+
+def _evaluate(study: Study, cell: Cell, lock: int) -> dict[str, Any]:
+    """Evaluate, if the method is measured; the facts that follow from it.
+
+    Raises:
+        RegZooError: the process failed.
+    """
+    if not study.methods[cell.method].measured:
+        return {}
+    write_json(folder_of(study, cell) / "evaluation.json", evaluation_overlay(study, cell))
+    begin = time.monotonic()
+    _execute(study, cell, "evaluation", lock)
+    return {"evaluation_seconds": time.monotonic() - begin}
+
+
+def _execute(study: Study, cell: Cell, part: str, lock: int) -> None:
+    """Run the training or the evaluation; it inherits the lock, and ends when this process is interrupted."""
+    log, words = folder_of(study, cell) / "log.txt", command(study, cell, part)
+    with log.open("a", encoding="utf-8") as file:
+        print(shlex.join(words), file=file, flush=True)
+        process = subprocess.Popen(
+            words,
+            cwd=find_bundle(study.methods[cell.method].bundle),
+            env={"OMP_WAIT_POLICY": "passive"} | os.environ,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            pass_fds=[lock],
+            start_new_session=True,
+        )
+        try:
+            status = process.wait()
+        except BaseException:  # an interruption, or a signal of Slurm: the children of torchrun must end, too
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise
+    if status:
+        raise RegZooError(f"the {part} ended with status {status}:\n{last_lines(log)}")
+
+
+def last_lines(log: Path) -> str:
+    """The last lines of a log."""
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return "\n".join(lines[-LAST_LINES:])
+
+
+class Work:
+    """The job of a worker, as submitit runs it: cells one after another.
+
+    Args:
+        study: the study.
+        cells: in order.
+        run: see `run_cell`.
+        environment: of the processes.
+        alive: a file that the process which started this worker holds locked; when that ends, so does the worker after
+            its cell. None for a worker of a cluster.
+    """
+
+    def __call__(
+        self, study: Study, cells: Sequence[Cell], run: str, environment: dict[str, str], alive: Path | None = None
+    ) -> None:
+        os.environ.update(environment)
+        for cell in cells:
+            if alive is None or is_locked(alive):
+                run_cell(study, cell, run)
+
+    def checkpoint(self, *arguments: Any) -> Any:
+        """What Slurm starts again after a time limit or a preemption: the same, which resumes the training."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self, *arguments)

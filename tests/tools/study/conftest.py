@@ -1,0 +1,31 @@
+"""Studies whose bundles are only pretended to run."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+#: ``-S -E``: starts in a few milliseconds.
+PYTHON = [sys.executable, "-S", "-E", str(Path(__file__).with_name("pretend_python.py"))]
+BUNDLE = "prostate_mr_trus_weak_ddf"
+
+
+@pytest.fixture
+def write_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Writes ``study.json`` with two methods on a data set that is there; entries may be changed."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # or PyTorch would be asked for the GPUs
+
+    def write(**changes: Any) -> Path:
+        (tmp_path / "images").mkdir(exist_ok=True)
+        study = {"data": {"prostate": {"dataset_dir": "images"}}, "python": PYTHON, "folds": 3}
+        study["methods"] = {"sum": {"bundle": BUNDLE}, "finest level": {"bundle": BUNDLE, "overlays": ["delta0"]}}
+        path = tmp_path / "study.json"
+        path.write_text(json.dumps({key: value for key, value in (study | changes).items() if value is not None}))
+        return path
+
+    return write
