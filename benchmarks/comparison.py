@@ -11,11 +11,10 @@ from regzoo.errors import RegZooError, bad_file
 from regzoo.report import percentile_summary, read_csv
 from regzoo.report.tables import BEFORE
 from regzoo_tools.statistics import paired_wilcoxon
+from regzoo_tools.study.words import chance, short, title
 
 TESTED = ("tre_mm", "adhoc_tre_mm", "gland_dsc")
 TESTS = "Paired two-sided Wilcoxon signed-rank tests, p not corrected for their number:"
-UNITS = {"_mm": ", mm", "_percent": ", %", "_s": ", s"}
-WORDS = {word.lower(): word for word in ("TRE", "DSC", "HD", "HD95", "NCC", "SSIM", "Jacobian")} | {"adhoc": "ad hoc"}
 Values = dict[str, dict[str, float]]  # metric → case → value; NaN: could not be measured
 
 
@@ -42,21 +41,9 @@ def summary(values: dict[str, float] | None) -> str:
     return f"{short(found['median'])} ({short(found['p10'])}–{short(found['p90'])}){missing}"
 
 
-def short(value: float) -> str:
-    """Three digits."""
-    return "—" if math.isnan(value) else f"{value:#.3g}".rstrip(".") if value else "0"
-
-
 def verdict(met: bool) -> str:
     """The word for a goal that was met, or not."""
     return "met" if met else "missed"
-
-
-def title(metric: str) -> str:
-    """A metric's name and unit."""
-    unit = next((end for end in UNITS if metric.endswith(end)), "")
-    words = metric.removesuffix(unit).split("_")
-    return " ".join(WORDS.get(word, word) for word in words) + UNITS.get(unit, "")
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:
@@ -103,11 +90,6 @@ def same_cases(found: dict[str, Values]) -> list[str]:
     if other := next((name for name in cases if cases[name] != cases[first]), None):
         raise RegZooError(f"{first} and {other} were measured on different cases; remove their runs and start again")
     return cases[first]
-
-
-def chance(p: float) -> str:
-    """A p value."""
-    return "< 0.001" if p < 0.001 else short(p)
 
 
 def report(found: dict[str, Values], minutes: dict[str, float], pairs: Sequence[tuple[str, str]]) -> str:

@@ -1,8 +1,8 @@
-"""The score of the µ-RegPro challenge (MICCAI 2023), from values per case."""
+"""The scores of the challenges µ-RegPro (MICCAI 2023) and Learn2Reg, from values per case."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from regzoo.metrics import centroid_distances
 from regzoo.spatial import centroids
+from scipy.stats import rankdata, wilcoxon
 
 #: Share of cases, or of a case's landmarks, that the robust measures keep.
 ROBUST_SHARE = 0.68
@@ -102,6 +103,50 @@ def challenge_score(registered: Sequence[CaseValues], unregistered: Sequence[Cas
             value = 1 - float(np.clip(np.divide(value, before[name]), 0, 1))
         score += weight * value
     return {**measures, "score": score}
+
+
+def robust_quantile(values: Sequence[float] | np.ndarray, best: Literal["low", "high"]) -> float:
+    """Learn2Reg's robust measure of a metric: its 30th percentile over the cases, or the 70th of an error; NaN ignored.
+
+    Args:
+        values: one per case.
+        best: whether low values (errors) or high values are good.
+    """
+    known = np.asarray(values, dtype=np.float64)
+    known = known[~np.isnan(known)]
+    return float(np.quantile(known, 0.7 if best == "low" else 0.3)) if known.size else float("nan")
+
+
+def rank_scores(methods: Mapping[str, Mapping[str, float]], best: Literal["low", "high"]) -> dict[str, float]:
+    """Learn2Reg's rank score of each method for one metric, 0.1 to 1, where more is better.
+
+    A method wins against another if it is significantly better in a Wilcoxon signed-rank test, p < 0.05. The numbers of
+    wins are ranked, and the ranks are spread evenly over 0.1 to 1; methods with as many wins share their mean. Methods
+    without any value come last.
+
+    Args:
+        methods: method → case → value; NaN where it could not be measured.
+        best: whether low values (errors) or high values are good.
+
+    Source: the ranking of Learn2Reg (Hering et al. 2023; ranking/ in github.com/MDL-UzL/L2R). Its text asks for signed
+    ranks; its script tests rank sums, which ignore that the cases are the same.
+    """
+    wins = [
+        sum(_wins(values, other, best) for other in methods.values()) if not np.isnan(_mean([*values.values()])) else -1
+        for values in methods.values()
+    ]
+    ranks = rankdata(wins)
+    spread = (ranks - 1) / (len(ranks) - 1) if len(ranks) > 1 else np.ones(len(ranks))
+    return dict(zip(methods, (0.1 + 0.9 * spread).tolist(), strict=True))
+
+
+def _wins(first: Mapping[str, float], second: Mapping[str, float], best: Literal["low", "high"]) -> bool:
+    differences = np.array([first[case] - second[case] for case in first if case in second], dtype=np.float64)
+    differences = differences[~np.isnan(differences)]
+    if not differences.any():
+        return False
+    # One side of the two-sided test at 0.05.
+    return bool(wilcoxon(differences, alternative="less" if best == "low" else "greater").pvalue < 0.025)
 
 
 def _best(values: Sequence[float] | np.ndarray, best: Literal["low", "high"], share: float) -> np.ndarray:

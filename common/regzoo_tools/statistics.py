@@ -94,9 +94,13 @@ def hodges_lehmann(differences: np.ndarray, confidence: float = 0.95) -> Estimat
 
 
 def mann_whitney(
-    questions: Sequence[tuple[np.ndarray, np.ndarray]], alternative: Literal["less", "greater"]
+    questions: Sequence[tuple[np.ndarray, np.ndarray]], best: Literal["low", "high"]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One-sided Mann–Whitney U tests: are the first values of each question lower (or greater) than the second?
+    """One-sided Mann–Whitney U tests: are the first values of each question better than the second?
+
+    Args:
+        questions: values of the one that should be better, and of the other.
+        best: whether low values (errors) or high values are good.
 
     Returns:
         p of each question, and p after the correction of Benjamini and Hochberg for the number of questions. NaN, which
@@ -104,9 +108,8 @@ def mann_whitney(
 
     Source: Pérez de Frutos et al. 2023, section "Statistical tests".
     """
-    p = np.array(
-        [mannwhitneyu(a, b, alternative=alternative).pvalue if len(a) and len(b) else np.nan for a, b in questions]
-    )
+    side = "less" if best == "low" else "greater"
+    p = np.array([mannwhitneyu(a, b, alternative=side).pvalue if len(a) and len(b) else np.nan for a, b in questions])
     return p, benjamini_hochberg(p)
 
 

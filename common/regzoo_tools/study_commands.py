@@ -47,3 +47,21 @@ class Study:
         from regzoo_tools.study.status import status_text
 
         print(status_text(read_study(study, scale, out)))
+
+    def report(self, study: str, scale: str | None = None, out: str | None = None) -> None:
+        """Write the tables, tests and figures of a study: one page for a browser, and CSV files.
+
+        A study that is not complete gets a report of what is there, which says what is missing.
+
+        Args:
+            study: JSON file that describes it; its key report says what to compare.
+            scale: one of the scales in the file.
+            out: the folder of the results, as for run.
+        """
+        from regzoo_tools.study.description import read_study
+
+        described = read_study(study, scale, out)
+        from regzoo_tools.study.report import write_report
+
+        page, cells = write_report(described)
+        print(f"{page}: {cells}")

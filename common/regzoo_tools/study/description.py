@@ -6,7 +6,7 @@ import difflib
 import json
 import types
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -127,13 +127,13 @@ def read_study(file: str | Path, scale: str | None = None, out: str | Path | Non
     scales = content.get("scales", {})
     if scale is not None:
         if not isinstance(scales, dict) or scale not in scales:
-            raise _unknown(path, f"--scale {scale}", "no such scale", scale, scales)
+            raise unknown(path, f"--scale {scale}", "no such scale", scale, scales)
         content = _merged(content, scales[scale])
     name = path.stem if scale is None else f"{path.stem}_{scale}"
     folder = Path(out) if out else path.parent / "output" / name
-    values = _checked(path, "", content, Study, {"file", "folder"})
+    values = checked(path, "", content, Study, {"file", "folder"})
     methods = {
-        name: Method(**_checked(path, f"methods.{name}.", entry, Method)) for name, entry in values["methods"].items()
+        name: Method(**checked(path, f"methods.{name}.", entry, Method)) for name, entry in values["methods"].items()
     }
     study = Study(**values | {"file": path.resolve(), "folder": folder.resolve(), "methods": methods})
     _check(study)
@@ -148,7 +148,7 @@ def _merged(base: Any, changes: Any) -> Any:
     return {key: value for key, value in (base | merged).items() if value is not None or key not in changes}
 
 
-def _checked(file: Path, place: str, content: Any, kind: type, given: Collection[str] = ()) -> dict[str, Any]:
+def checked(file: Path, place: str, content: Any, kind: type, given: Collection[str] = ()) -> dict[str, Any]:
     """The entries of an object, which must be fields of a dataclass with values of their types."""
     if not isinstance(content, dict):
         raise bad_file(file, f"{place.rstrip('.')} is not an object", "write {…}")
@@ -156,14 +156,13 @@ def _checked(file: Path, place: str, content: Any, kind: type, given: Collection
     hints["methods" if kind is Study else ""] = dict[str, Any]
     for key, value in content.items():
         if key not in hints:
-            raise _unknown(file, f"{place}{key}", "no such key", key, [name for name in hints if name])
+            raise unknown(file, f"{place}{key}", "no such key", key, [name for name in hints if name])
         if not _fits(value, hints[key]):
             options = get_args(hints[key]) if get_origin(hints[key]) in (Union, types.UnionType) else (hints[key],)
             words = [_words(option) for option in options if option is not type(None)]
             raise bad_file(file, f"{place}{key}: {json.dumps(value)} is not {' or '.join(words)}", "write one")
-    needed = {one.name for one in fields(kind) if one.name in ("bundle", "data", "methods") and one.name in hints}
-    needed -= {"data"} if kind is Method else set()
-    if missing := sorted(needed - content.keys()):
+    needed = {one.name for one in fields(kind) if one.default is MISSING and one.default_factory is MISSING}
+    if missing := sorted(needed - set(given) - content.keys()):
         raise bad_file(file, f"{place}{missing[0]} is missing", "add it; see docs/studies.md")
     return dict(content)
 
@@ -186,7 +185,7 @@ def _words(kind: Any) -> str:
     return WORDS[get_origin(kind) or kind] + inner
 
 
-def _unknown(file: Path, place: str, problem: str, word: str, known: Collection[str]) -> RegZooError:
+def unknown(file: Path, place: str, problem: str, word: str, known: Collection[str]) -> RegZooError:
     near = difflib.get_close_matches(word, list(known), 1)
     fix = f"did you mean {near[0]}?" if near else f"use one of {', '.join(known)}" if known else "leave it out"
     return bad_file(file, f"{place}: {problem}", fix)
@@ -205,7 +204,7 @@ def _check(study: Study) -> None:
         fix = "leave training_sizes out, and write several numbers as folds: k folds train on (k − 1)/k of the cases"
         raise bad_file(study.file, "training_sizes: would change the cases that are measured", fix)
     if study.weights not in ("last", "best"):
-        raise _unknown(study.file, "weights", f"{study.weights!r} is not known", study.weights, ["last", "best"])
+        raise unknown(study.file, "weights", f"{study.weights!r} is not known", study.weights, ["last", "best"])
     for name, source in study.data.items():
         if source.keys() not in ({"dataset_dir"}, {"phantoms"}):
             raise bad_file(study.file, f"data.{name}: names no data", 'write {"dataset_dir": …} or {"phantoms": {…}}')
@@ -221,9 +220,9 @@ def _check(study: Study) -> None:
 def _check_method(study: Study, name: str, method: Method) -> None:
     file, place = study.file, f"methods.{name}"
     if method.data and method.data not in study.data:
-        raise _unknown(file, f"{place}.data", f"no data set {method.data}", method.data, study.data)
+        raise unknown(file, f"{place}.data", f"no data set {method.data}", method.data, study.data)
     if method.baseline and method.baseline not in BASELINES:
-        raise _unknown(file, f"{place}.baseline", f"no baseline {method.baseline}", method.baseline, BASELINES)
+        raise unknown(file, f"{place}.baseline", f"no baseline {method.baseline}", method.baseline, BASELINES)
     if bool(method.tool) != (method.baseline == "tool"):
         raise bad_file(file, f"{place}.tool: belongs to a baseline tool, and to no other method", "write both or none")
     if method.start:
@@ -232,17 +231,17 @@ def _check_method(study: Study, name: str, method: Method) -> None:
         folder = find_bundle(method.bundle) / "configs"
     except RegZooError:
         bundles = [bundle for bundle in all_bundles() if bundle != "none"]
-        raise _unknown(file, f"{place}.bundle", f"no bundle {method.bundle}", method.bundle, bundles) from None
+        raise unknown(file, f"{place}.bundle", f"no bundle {method.bundle}", method.bundle, bundles) from None
     variants = [path.stem for path in sorted((folder / "variants").glob("*.json"))]
     for overlay in (*study.overlays, *method.overlays):
         if overlay not in variants:
-            raise _unknown(file, f"{place}.overlays", f"no overlay {overlay}", overlay, variants)
+            raise unknown(file, f"{place}.overlays", f"no overlay {overlay}", overlay, variants)
     contents = [json.loads(path.read_text(encoding="utf-8")) for path in config_files(study, method)]
     ids = {key for content in contents for key in content}
     for key in (*study.settings, *study.evaluation, *method.settings, *method.evaluation):
         first = key.lstrip("+").replace("::", "#").split("#")[0]
         if first not in ids:
-            raise _unknown(file, f"{place}.settings.{key}", f"no such setting of {method.bundle}", first, ids)
+            raise unknown(file, f"{place}.settings.{key}", f"no such setting of {method.bundle}", first, ids)
     if method.baseline and contents[0]["network_def"].get("out_channels") == 1:
         fix = "name a bundle whose network predicts a field"
         raise bad_file(file, f"{place}.bundle: {method.bundle} predicts labels, and a baseline finds a field", fix)
@@ -254,7 +253,7 @@ def _check_start(study: Study, name: str, method: Method) -> None:
         if method.start not in study.methods or study.methods[method.start].baseline:
             trained = [other for other, one in study.methods.items() if not one.baseline and other != name]
             problem = f"no trained method {method.start}"
-            raise _unknown(study.file, f"methods.{seen[-1]}.start", problem, method.start, trained)
+            raise unknown(study.file, f"methods.{seen[-1]}.start", problem, method.start, trained)
         if method.start in seen:
             raise bad_file(study.file, f"methods.{name}.start: leads back to {method.start}", "name another method")
         seen.append(method.start)

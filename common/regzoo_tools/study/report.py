@@ -1,0 +1,202 @@
+"""``regzoo study report``: the tables, tests and figures of a study, as one page and as CSV files."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from regzoo.errors import bad_file
+from regzoo.files import make_folder, write_text
+from regzoo.report import write_csv
+from regzoo_tools.study import sections, tables
+from regzoo_tools.study.cells import Cell, outdated, read_facts, start_of
+from regzoo_tools.study.description import Study, checked, unknown
+from regzoo_tools.study.maps import CASES, case_maps, kept_cases
+from regzoo_tools.study.page import page
+from regzoo_tools.study.results import Facts, Group, main_setting, read_groups, unregistered
+from regzoo_tools.study.status import STATES, states
+from regzoo_tools.study.tables import Row
+
+#: What is tested unless the study says so.
+TESTED = ("tre_mm", "adhoc_tre_mm", "gland_dsc", "dsc")
+#: The largest number of methods that are all compared with each other on the page.
+METHODS = 5
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence that a study tests: one method is better than another, by a paired test of a metric.
+
+    Attributes:
+        claim: in words.
+        better, than: methods.
+        metric: a column of ``cases.csv``, or ``bias_mm2`` or ``variance_mm2``.
+        percent: by how much the median is better, at least.
+        data: the data set, if both methods were measured on several.
+    """
+
+    claim: str
+    better: str
+    than: str
+    metric: str = "tre_mm"
+    percent: int = 0
+    data: str = ""
+
+
+@dataclass(frozen=True)
+class Options:
+    """The key ``report`` of a study.
+
+    Attributes:
+        metrics: what is tested and drawn; by default `TESTED`.
+        compare: pairs of methods for the table of paired tests, first minus second; by default all pairs of up to
+            `METHODS` methods, else each method with the first.
+        cases: whose deformations are shown; by default the first that most methods kept.
+        claims: see `Claim`.
+    """
+
+    metrics: list[str] = field(default_factory=list)
+    compare: list[list[str]] = field(default_factory=list)
+    cases: list[str] = field(default_factory=list)
+    claims: list[dict[str, Any]] = field(default_factory=list)
+
+
+def write_report(study: Study) -> tuple[Path, str]:
+    """Write ``report/index.html`` and the CSV files into the folder of a study.
+
+    A study that is not complete gets a report of what is there, which says what is missing.
+
+    Returns:
+        The page, and in words how many cells it is made from.
+
+    Raises:
+        RegZooError: no cell is done, or the study's ``report`` is not valid.
+    """
+    options, claims = _options(study)
+    done, progress = _progress(study)
+    if not done:
+        raise bad_file(study.folder, "no cell of this study is done", f"run regzoo study run {study.file}")
+    order = list(study.methods)
+    groups = read_groups(done, study.folder)
+    groups.sort(key=lambda group: (order.index(group.method), group.folds or 0, group.size or 0))
+    found: dict[str, list[Row]] = {}
+    main: list[Group] = []
+    parts: dict[str, str] = {}
+    for name in study.data:
+        if not (here := [group for group in groups if group.data == name]):
+            continue
+        largest = main_setting(here)
+        main += largest
+        suffix = f": {name}" if len(study.data) > 1 else ""
+        for heading, html in _data_sections(study, options, here, largest, found).items():
+            parts[heading + suffix] = html
+    found["claims"] = tables.claims([dataclasses.asdict(claim) for claim in claims], main)
+    found["values"] = tables.values(groups)
+    first = {"Claims": sections.claims(found["claims"]), "What is missing": sections.missing(progress)}
+    complete = f"{len(done)} of {sum(row['cells'] for row in progress)} cells"
+    folder = make_folder(study.folder / "report")
+    for name, rows in found.items():
+        if rows:
+            _write(folder / f"{name}.csv", rows)
+    top = sections.top(study, complete)
+    text = page(study.title or study.file.stem, top, first | parts | {"How it was computed": sections.notes()})
+    write_text(folder / "index.html", text)
+    return folder / "index.html", complete
+
+
+def _write(path: Path, rows: Sequence[Row]) -> None:
+    write_csv(path, list(rows[0]), [["" if value is None else value for value in row.values()] for row in rows])
+
+
+def _options(study: Study) -> tuple[Options, list[Claim]]:
+    """The study's ``report``, checked."""
+    options = Options(**checked(study.file, "report.", study.report, Options))
+    claims = [
+        Claim(**checked(study.file, f"report.claims[{number}].", entry, Claim))
+        for number, entry in enumerate(options.claims)
+    ]
+    named = [("report.compare", name) for pair in options.compare for name in pair]
+    named += [(f"report.claims[{i}]", name) for i, claim in enumerate(claims) for name in (claim.better, claim.than)]
+    for place, name in named:
+        if name not in study.methods:
+            raise unknown(study.file, place, f"no method {name}", name, study.methods)
+    for pair in options.compare:
+        if len(pair) != 2:
+            raise bad_file(study.file, f"report.compare: {pair} is not a pair of methods", "write two names")
+    return options, claims
+
+
+def _progress(study: Study) -> tuple[list[Facts], list[Row]]:
+    """The facts of the cells that are done, and for each method how many are in which state.
+
+    A cell that was run with other code counts; one that was run with other settings or data does not.
+    """
+    done: list[Facts] = []
+    counts: dict[str, Row] = {}
+    found = states(study)
+    used = [state for state in STATES if state in {*found.values(), "done"}]
+    for cell, state in found.items():
+        if not study.methods[cell.method].measured:
+            continue
+        facts = read_facts(study, cell)
+        new_code = state == "outdated" and facts["status"] == "done" and _only_code_changed(study, cell)
+        if state == "done" or new_code:
+            state = "done"
+            done.append(facts)
+        row = counts.setdefault(
+            cell.method, {"method": cell.method, "cells": 0, **dict.fromkeys(used, 0), "with other code": 0}
+        )
+        row["cells"] += 1
+        row[state] += 1
+        row["with other code"] += new_code
+    return done, list(counts.values())
+
+
+def _only_code_changed(study: Study, cell: Cell) -> bool:
+    """Whether nothing but the code has changed since a cell, and the one that it started from, were run."""
+    changed, start = set(outdated(study, cell, read_facts(study, cell))), start_of(study, cell)
+    if "starting weights" in changed and (start is None or not _only_code_changed(study, start)):
+        return False
+    return "code" in changed and changed <= {"code", "starting weights"}
+
+
+def _data_sections(
+    study: Study, options: Options, groups: Sequence[Group], main: Sequence[Group], found: dict[str, list[Row]]
+) -> dict[str, str]:
+    """The sections on one data set; adds the rows of its tables to those of the others."""
+
+    def add(name: str, rows: list[Row]) -> list[Row]:
+        found.setdefault(name, []).extend(rows)
+        return rows
+
+    names = [group.method for group in main]
+    before = unregistered(main)
+    shown = tables.measured(groups)
+    tested = [metric for metric in options.metrics or TESTED if metric in shown]
+    pairs = tables.all_pairs(main)
+    listed = [(a, b) for a, b in options.compare if {a, b} <= set(names)]
+    listed = listed or (pairs if len(main) <= METHODS else [(name, names[0]) for name in names[1:]])
+    every = add("wilcoxon", tables.wilcoxon(main, tested, [*pairs, *(pair for pair in listed if pair not in pairs)]))
+    summary = add("summary", tables.summary([*before, *groups]))
+    sizes = add("training_sizes", tables.training_sizes(groups, tested) if len(groups) > len(main) else [])
+    maps = []
+    for case in options.cases or kept_cases(main, study.folder)[:CASES]:
+        columns, rows = case_maps(main, case, study.folder)
+        maps.append((case, columns))
+        add("deformations", rows)
+    return {
+        "Results": sections.results(study, [*before, *groups], summary, shown),
+        "Box plots": sections.boxes([*before, *main], tested),
+        "Paired Wilcoxon tests": sections.wilcoxon([row for row in every if (row["first"], row["second"]) in listed]),
+        "Mann–Whitney U tests": sections.better(add("mann_whitney", tables.better(main, tested)), names),
+        "Tukey's range tests": sections.ranges(add("tukey", tables.ranges(main, tested)), names),
+        "Kinds of label": sections.kinds(add("labels", tables.kinds(main)), names),
+        "Bias and variance": sections.sizes(sizes, tested),
+        "Scores of challenges": sections.scores(
+            add("muregpro", tables.muregpro(main)), add("learn2reg", tables.learn2reg(main))
+        ),
+        "Deformations": sections.maps(maps),
+    }
