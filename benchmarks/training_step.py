@@ -19,6 +19,7 @@ from comparison import markdown
 from ignite.engine import Engine, Events
 from measure import checked_device, synchronise
 from monai.bundle import ConfigWorkflow
+from monai.engines import SupervisedTrainer
 from regzoo_phantoms import write_abdomen_phantoms, write_prostate_phantoms
 from trainings import RESULTS, heading, save_result
 
@@ -35,6 +36,16 @@ HEADER = ("bundle", "batch", "size", "precision", "step, ms", "rate, samples/s",
 def on_ct(bundle: str) -> bool:
     """Whether a bundle registers CTs."""
     return bundle.startswith("abdominal_ct")
+
+
+def phantoms(bundle: str, folder: Path, coarser: float) -> Path:
+    """A few phantoms for a bundle, written once; their voxels are larger by a factor."""
+    data = folder / ("ct" if on_ct(bundle) else "prostate")
+    if not data.exists() and on_ct(bundle):
+        write_abdomen_phantoms(data, cases=6, held_out=2, seed=0, spacing=3.0 * coarser, workers=1)
+    elif not data.exists():
+        write_prostate_phantoms(data, pairs=6, held_out=2, seed=0, spacing=1.6 * coarser, workers=1)
+    return data
 
 
 class Stopwatch:
@@ -59,31 +70,42 @@ class Stopwatch:
         self.steps.append(time.perf_counter() - self.begin)
 
 
+def training(
+    bundle: str, data: Path, output: str, steps: int, quick: bool, **settings: Any
+) -> tuple[ConfigWorkflow, SupervisedTrainer]:
+    """A training of one epoch, made ready, and its trainer."""
+    folder = ROOT / "bundles" / bundle
+    settings |= {"folds": 2, "max_epochs": 1, "val_interval": 2, "show_progress": False}
+    if quick:
+        settings |= QUICK[on_ct(bundle)] | {"batch_size": 2}
+    workflow = ConfigWorkflow(
+        config_file=[str(folder / "configs" / name) for name in ("train.json", "variants/paper.json")],
+        meta_file=str(folder / "configs" / "metadata.json"),
+        logging_file=False,
+        workflow_type="train",
+        bundle_root=str(folder),
+        dataset_dir=str(data),
+        output_dir=output,
+        **settings,
+    )
+    workflow.parser["samples_per_epoch"] = steps * workflow.parser["batch_size"]
+    workflow.initialize()
+    return workflow, workflow.parser.get_parsed_content("train#trainer")
+
+
+def about(workflow: ConfigWorkflow, trainer: SupervisedTrainer) -> tuple[str, str, str]:
+    """Batch, size and precision of a training."""
+    size = "×".join(str(n) for n in workflow.parser["size"])
+    return str(workflow.parser["batch_size"]), size, "bfloat16" if trainer.amp else "float32"
+
+
 def measure(bundle: str, data: Path, device: torch.device, steps: int, quick: bool) -> tuple[str, ...]:
     """The row of one bundle: the means over the second half of its steps.
 
     Processes that load data finish their batches in bursts, so a median would miss the waits.
     """
-    folder = ROOT / "bundles" / bundle
-    settings: dict[str, Any] = {"device": str(device), "folds": 2, "max_epochs": 1, "val_interval": 2}
-    if quick:
-        settings |= QUICK[on_ct(bundle)] | {"batch_size": 2}
     with tempfile.TemporaryDirectory() as output:
-        workflow = ConfigWorkflow(
-            config_file=[str(folder / "configs" / name) for name in ("train.json", "variants/paper.json")],
-            meta_file=str(folder / "configs" / "metadata.json"),
-            logging_file=False,
-            workflow_type="train",
-            bundle_root=str(folder),
-            dataset_dir=str(data),
-            output_dir=output,
-            show_progress=False,
-            **settings,
-        )
-        batch = workflow.parser["batch_size"]
-        workflow.parser["samples_per_epoch"] = steps * batch
-        workflow.initialize()
-        trainer = workflow.parser.get_parsed_content("train#trainer")
+        workflow, trainer = training(bundle, data, output, steps, quick, device=str(device))
         watch = Stopwatch(device)
         watch.attach(trainer)
         if device.type == "cuda":
@@ -92,10 +114,8 @@ def measure(bundle: str, data: Path, device: torch.device, steps: int, quick: bo
     late = slice(len(watch.steps) // 2, None)
     step, wait = statistics.mean(watch.steps[late]), statistics.mean(watch.waits[late])
     memory = f"{torch.cuda.max_memory_allocated(device) / 2**30:.2f}" if device.type == "cuda" else "—"
-    size = "×".join(str(n) for n in workflow.parser["size"])
-    precision = "bfloat16" if trainer.amp else "float32"
-    rate = f"{batch / step:.2f}"
-    return bundle, str(batch), size, precision, f"{1000 * step:.0f}", rate, f"{100 * wait / step:.0f} %", memory
+    rate = f"{workflow.parser['batch_size'] / step:.2f}"
+    return bundle, *about(workflow, trainer), f"{1000 * step:.0f}", rate, f"{100 * wait / step:.0f} %", memory
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -111,12 +131,7 @@ def main(arguments: list[str] | None = None) -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for bundle in options.bundles:
-            ct, coarser = on_ct(bundle), 4 if options.quick else 1
-            data = Path(folder) / ("ct" if ct else "prostate")
-            if ct and not data.exists():
-                write_abdomen_phantoms(data, cases=6, held_out=2, seed=0, spacing=3.0 * coarser, workers=1)
-            elif not data.exists():
-                write_prostate_phantoms(data, pairs=6, held_out=2, seed=0, spacing=1.6 * coarser, workers=1)
+            data = phantoms(bundle, Path(folder), 4 if options.quick else 1)
             rows.append(measure(bundle, data, device, options.steps, options.quick))
             print(", ".join(rows[-1]), flush=True)
     text = f"{heading('Training steps', device)}\n\n{markdown([HEADER, *rows])}"

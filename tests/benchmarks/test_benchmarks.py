@@ -12,7 +12,7 @@ import pytest
 from bundle_list import NAMES
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
-SCRIPTS = ("run.py", "profile_step.py", "training_step.py")
+SCRIPTS = ("run.py", "profile_step.py", "training_step.py", "kernels.py")
 
 pytestmark = pytest.mark.slow
 
@@ -54,6 +54,15 @@ def test_a_step_of_every_bundle_is_measured(outputs: dict[str, str]) -> None:
     rows = cells(outputs["training_step.py"])
     assert [row[0] for row in rows] == NAMES
     assert all(number(row[4]) > 0 and 0 <= number(row[6]) < 100 for row in rows)
+
+
+def test_a_step_of_every_bundle_is_counted(outputs: dict[str, str]) -> None:
+    rows = cells(outputs["kernels.py"])
+    assert [row[0] for row in rows] == NAMES
+    for row in rows:
+        kernels, augmentation, waits = (int(cell) for cell in row[4:7])
+        assert 0 < augmentation <= min(300, kernels) and waits == 0
+        assert number(row[7]) > 0
 
 
 def test_all_rows_are_measured(outputs: dict[str, str]) -> None:

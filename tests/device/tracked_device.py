@@ -12,7 +12,7 @@ are real, because the CPU computes them. Each operation is checked before it run
 * Autocast casts the operators that `cuda_rules` lists as CUDA's does.
 
 With `tracked_device(values=False)` nothing is computed: tensors of the device have a shape and no values, so a training
-step of any size takes a moment. A value that is read is then an error.
+step of any size takes a moment. Every value that is read is then 1.
 
 In C++ the tensors are on ``meta``, which the autograd engine treats like the CPU, so no CUDA build is needed.
 """
@@ -82,7 +82,7 @@ class DeviceTensor(torch.Tensor):
 
     def tolist(self) -> Any:
         LOG.wait("value read")
-        return self.values.detach().tolist()
+        return read(self).tolist()
 
     def __repr__(self, **kwargs: Any) -> str:
         return f"DeviceTensor({self.values!r})"
@@ -96,7 +96,7 @@ class DeviceTensor(torch.Tensor):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         LOG.wait("saved")
-        return self.values.detach().__reduce_ex__(protocol)
+        return read(self).__reduce_ex__(protocol)
 
     def __deepcopy__(self, memo: Any) -> torch.Tensor:
         made = self.detach().clone().requires_grad_(self.requires_grad)
@@ -166,6 +166,12 @@ def on_device(values: torch.Tensor) -> DeviceTensor:
     return made
 
 
+def read(tensor: DeviceTensor) -> torch.Tensor:
+    """The values of a tensor of the device, on the CPU: ones where nothing is computed."""
+    values = tensor.values.detach()
+    return torch.ones_like(values, device="cpu") if values.is_meta else values
+
+
 def on_cpu(tensor: torch.Tensor) -> torch.Tensor:
     """The values of a tensor of either device, without a note of a wait."""
     return tensor.values if isinstance(tensor, DeviceTensor) else tensor
@@ -189,8 +195,10 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     cpu_args, cpu_kwargs = tree_map(lambda x: home if isinstance(x, torch.device) else on_cpu(x), (args, kwargs))
     if func is aten._local_scalar_dense.default:
         LOG.wait("value read")
-        return func(*cpu_args)
+        return func(read(*args))
     if func is aten._to_copy.default:
+        if ours and device is not None and not there:
+            cpu_args = (read(args[0]),)
         made = func(*cpu_args, **{**cpu_kwargs, "pin_memory": False})
         return _copied(args[0], made, bool(ours) if device is None else there, kwargs)
     if func is aten.copy_.default:
