@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from regzoo.files import file_name, write_json
-from regzoo_tools.study.description import Method, Study, config_files, fold_numbers
+from regzoo_tools.study.description import Study, config_files, data_of, data_settings, fold_numbers
 
 #: The file with the facts of a cell, in its folder.
 FACTS = "cell.json"
@@ -102,11 +102,6 @@ def write_facts(study: Study, cell: Cell, facts: dict[str, Any]) -> None:
     write_json(folder_of(study, cell) / FACTS, names | axes | facts)
 
 
-def data_of(study: Study, method: Method) -> str:
-    """The name of the data set of a method."""
-    return method.data or next(iter(study.data))
-
-
 def outdated(study: Study, cell: Cell, facts: dict[str, Any]) -> list[str]:
     """What has changed since a cell was run, in words; empty for a cell that is up to date."""
     before, now = facts.get("recipe", {}), recipe(study, cell)
@@ -122,14 +117,23 @@ def finished(study: Study) -> list[dict[str, Any]]:
 def recipe(study: Study, cell: Cell) -> dict[str, str]:
     """The hashes of everything that the result of a cell depends on, see `PARTS`."""
     method, start = study.methods[cell.method], start_of(study, cell)
-    settings = [study.settings, method.settings, study.evaluation, method.evaluation, study.weights, study.fields]
-    rest = [method.bundle, method.baseline, method.tool, method.measured, study.processes, asdict(cell)]
+    settings = [study.settings, data_settings(study, method), method.settings, study.evaluation, method.evaluation]
+    rest = [
+        study.weights,
+        study.fields,
+        method.bundle,
+        method.baseline,
+        method.tool,
+        method.measured,
+        study.processes,
+        asdict(cell),
+    ]
     scripts = [path for word in method.tool if (path := Path(word)).suffix == ".py" and path.is_file()]
     return {
         "study": _digest(json.dumps([settings, rest], sort_keys=True).encode()),
         "configs": _files(*config_files(study, method)),
         "code": _digest(_code().encode(), *(path.read_bytes() for path in scripts)),
-        "data": _data(json.dumps(study.data[data_of(study, method)], sort_keys=True)),
+        "data": _data(json.dumps(study.data[data_of(study, method)] | {"settings": None}, sort_keys=True)),
         "start": _digest(json.dumps(recipe(study, start)).encode()) if start else "",
     }
 

@@ -61,7 +61,7 @@ class Study:
         file: the JSON file.
         folder: where its results go.
         title, source: in words.
-        data: name → ``{"dataset_dir": …}`` or ``{"phantoms": {…}}``.
+        data: name → ``{"dataset_dir": …}`` or ``{"phantoms": {…}}``, and ``settings`` of all methods on these data.
         methods: name → description, in the order of the tables.
         overlays, settings, evaluation: for all methods, see `Method`.
         folds: the number of folds, or several numbers, each for a training-set size of its own; None: the part of the
@@ -206,7 +206,7 @@ def _check(study: Study) -> None:
     if study.weights not in ("last", "best"):
         raise unknown(study.file, "weights", f"{study.weights!r} is not known", study.weights, ["last", "best"])
     for name, source in study.data.items():
-        if source.keys() not in ({"dataset_dir"}, {"phantoms"}):
+        if source.keys() - {"settings"} not in ({"dataset_dir"}, {"phantoms"}):
             raise bad_file(study.file, f"data.{name}: names no data", 'write {"dataset_dir": …} or {"phantoms": {…}}')
     if not study.data or not study.methods:
         raise bad_file(study.file, f"{'methods' if study.data else 'data'}: is empty", "name at least one")
@@ -238,7 +238,13 @@ def _check_method(study: Study, name: str, method: Method) -> None:
             raise unknown(file, f"{place}.overlays", f"no overlay {overlay}", overlay, variants)
     contents = [json.loads(path.read_text(encoding="utf-8")) for path in config_files(study, method)]
     ids = {key for content in contents for key in content}
-    for key in (*study.settings, *study.evaluation, *method.settings, *method.evaluation):
+    for key in (
+        *study.settings,
+        *data_settings(study, method),
+        *study.evaluation,
+        *method.settings,
+        *method.evaluation,
+    ):
         first = key.lstrip("+").replace("::", "#").split("#")[0]
         if first not in ids:
             raise unknown(file, f"{place}.settings.{key}", f"no such setting of {method.bundle}", first, ids)
@@ -265,6 +271,16 @@ def config_files(study: Study, method: Method) -> list[Path]:
     folder = find_bundle(method.bundle).resolve() / "configs"
     overlays = [folder / "variants" / f"{name}.json" for name in (*study.overlays, *method.overlays)]
     return [folder / "train.json", *overlays, folder / "evaluate.json"]
+
+
+def data_of(study: Study, method: Method) -> str:
+    """The name of the data set of a method."""
+    return method.data or next(iter(study.data))
+
+
+def data_settings(study: Study, method: Method) -> dict[str, Any]:
+    """The settings of all methods on the data set of a method."""
+    return dict(study.data[data_of(study, method)].get("settings", {}))
 
 
 def fold_numbers(study: Study) -> list[int]:

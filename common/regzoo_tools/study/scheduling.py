@@ -16,19 +16,8 @@ from typing import Any
 
 from regzoo.errors import RegZooError, bad_file
 from regzoo.files import make_folder, write_json
-from regzoo_tools.study.cells import (
-    Cell,
-    cells_of,
-    data_of,
-    depth,
-    folder_of,
-    is_locked,
-    lock_of,
-    locked,
-    outdated,
-    read_facts,
-)
-from regzoo_tools.study.description import Study
+from regzoo_tools.study.cells import Cell, cells_of, depth, folder_of, is_locked, lock_of, locked, outdated, read_facts
+from regzoo_tools.study.description import Study, data_of
 from regzoo_tools.study.work import Work
 
 EXECUTORS = ("local", "slurm")

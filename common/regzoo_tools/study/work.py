@@ -22,7 +22,6 @@ from regzoo.errors import RegZooError, one_line
 from regzoo.files import write_json
 from regzoo_tools.study.cells import (
     Cell,
-    data_of,
     folder_of,
     is_locked,
     lock_of,
@@ -33,7 +32,7 @@ from regzoo_tools.study.cells import (
     start_of,
     write_facts,
 )
-from regzoo_tools.study.description import BASELINES, Study, config_files
+from regzoo_tools.study.description import BASELINES, Study, config_files, data_of, data_settings
 
 #: Lines of the log that the facts of a failed cell hold.
 LAST_LINES = 5
@@ -46,7 +45,8 @@ SIZE_SETTINGS = ("max_pairs", "max_images")
 def training_overlay(study: Study, cell: Cell) -> dict[str, Any]:
     """The settings of the training of a cell, the last of its configurations."""
     method, folder = study.methods[cell.method], folder_of(study, cell)
-    settings = {"show_progress": False} | study.settings | method.settings | _shared(study, cell)
+    settings = {"show_progress": False} | study.settings | data_settings(study, method) | method.settings
+    settings |= _shared(study, cell)
     settings |= {"seed": cell.repeat}
     if cell.training_size is not None:
         settings[_size_setting(study, cell)] = cell.training_size
@@ -59,8 +59,8 @@ def evaluation_overlay(study: Study, cell: Cell) -> dict[str, Any]:
     """The settings of the evaluation of a cell, and what a study adds to it, see `regzoo_tools.study.measuring`."""
     method, folder = study.methods[cell.method], folder_of(study, cell)
     config = _config(study, cell)
-    settings = study.settings | method.settings | BASELINES.get(method.baseline, {}) | study.evaluation
-    settings |= (method.settings if method.baseline else {}) | method.evaluation | _shared(study, cell)
+    settings = study.settings | data_settings(study, method) | BASELINES.get(method.baseline, {}) | method.settings
+    settings |= study.evaluation | method.evaluation | _shared(study, cell)
     settings |= {"output_dir": str(folder), "evaluation_dir": str(folder / "evaluation"), "pictures": 0}
     # The cases that a data set holds out are the same for every repeat.
     settings |= {"seed": cell.repeat if cell.folds else 0}
@@ -242,7 +242,8 @@ def _execute(study: Study, cell: Cell, part: str, lock: int) -> None:
             process.wait()
             raise
     if status:
-        raise RegZooError(f"the {part} ended with status {status}:\n{last_lines(log)}")
+        how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        raise RegZooError(f"the {part} {how}:\n{last_lines(log)}")
 
 
 def last_lines(log: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from regzoo.errors import RegZooError
 from regzoo_tools.study.cells import cells_of
 from regzoo_tools.study.description import read_study
 
+ROOT = Path(__file__).resolve().parents[3]
 DDF, SEG = "prostate_mr_trus_weak_ddf", "prostate_mr_trus_conditional_seg"
 PHANTOMS = {"prostate": {"phantoms": {"pairs": 6}}}
 
@@ -112,3 +114,11 @@ def test_cells_and_their_order(write_study: Callable[..., Path]) -> None:
     assert names.index("first_fold3of4_repeat1") < names.index("tuned_fold0of2_repeat0")
     sizes = cells_of(read_study(write_study(folds=None, training_sizes=[1, 4])))
     assert [cell.name for cell in sizes][:2] == ["sum_repeat0_size1", "sum_repeat0_size4"]
+
+
+def test_every_published_study_is_valid() -> None:
+    files = sorted((ROOT / "studies").glob("*.json"))
+    assert len(files) >= 4
+    for file in files:
+        for scale in (None, *json.loads(file.read_text()).get("scales", {})):
+            assert cells_of(read_study(file, scale))
