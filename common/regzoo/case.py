@@ -34,6 +34,7 @@ class Key:
     MOVING_LABEL_FORM: Final = "moving_label_form"
     MOVING_LABEL_VALUES: Final = "moving_label_values"
     MOVING_MASK_VALUES: Final = "moving_mask_values"
+    LABEL_NUMBERS: Final = "label_numbers"
     PREALIGNMENT: Final = "prealignment"
     VIEW_CENTER: Final = "view_center"
     VIEW_EXTENT: Final = "view_extent"
@@ -117,6 +118,8 @@ class Case(TypedDict, total=False):
     moving_label_axes: int
     moving_label_values: list[int]
     moving_mask_values: list[int]
+    #: In a training, where the labels of both sides are held as maps: the number of each label in them, (C,).
+    label_numbers: torch.Tensor
     #: (4, 4) float64, moving world → aligned moving world, RAS mm.
     prealignment: torch.Tensor
     #: The centre of the field of view, RAS mm, and the extent that it should cover, mm, (3,) each.

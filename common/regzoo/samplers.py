@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import ceil
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed
 from monai.data import CacheDataset
-from regzoo.case import FIXED, IMAGE_KEYS, LABEL_KEYS, MOVING
+from regzoo.case import FIXED, IMAGE_KEYS, LABEL_KEYS, MOVING, Key
 from regzoo.errors import RegZooError
 from regzoo.spatial import as_tensor
 from torch.utils.data import Dataset, DistributedSampler
@@ -71,6 +71,25 @@ class TwoStageSampler(DistributedSampler[Any]):
             yield Draw(pairs[index], seeds[index])
 
 
+def float_masks(labels: torch.Tensor, numbers: torch.Tensor | None) -> torch.Tensor:
+    """The labels of a sample or a batch as masks (…, C, X, Y, Z) float32, see `regzoo.transforms.HoldLabelsd`.
+
+    Args:
+        labels: masks (…, C, X, Y, Z), or maps (…, 1, X, Y, Z).
+        numbers: those of the labels in maps, (…, C); None for masks.
+    """
+    if numbers is None:
+        return labels.to(torch.float32)
+    masks = labels.new_empty(*numbers.shape, *labels.shape[-3:], dtype=torch.float32)
+    return torch.eq(labels, numbers[..., None, None, None], out=masks)
+
+
+def _with_masks(sample: Mapping[str, Any]) -> dict[str, Any]:
+    numbers = sample.get(Key.LABEL_NUMBERS)
+    masks = {key: float_masks(sample[key], numbers) for key in LABEL_KEYS if key in sample}
+    return {key: value for key, value in sample.items() if key != Key.LABEL_NUMBERS} | masks
+
+
 class CaseCache(CacheDataset):  # type: ignore[misc]
     """MONAI's `CacheDataset`, but all loading threads end before an error is raised.
 
@@ -122,15 +141,19 @@ class LabelPairDataset(CaseCache):
             return super().__getitem__(index)
         pair = super().__getitem__(index.pair)
         sample: dict[str, Any] = {key: as_tensor(pair[key]) for key in SAMPLE_KEYS if key in pair}
-        for key in (key for key in LABEL_KEYS if key in pair):
-            labels = sample[key]
-            if self.labels_per_pair:
-                # The same seed chooses the same labels on both sides.
-                generator = torch.Generator().manual_seed(index.seed)
-                labels = labels[_shuffled(len(labels), self.labels_per_pair, generator)]
-            # Labels filtered in advance have an axis of scales, which joins the channels.
-            sample[key] = labels.flatten(0, -4)
+        if Key.LABEL_NUMBERS in pair:
+            sample[Key.LABEL_NUMBERS] = self._drawn(pair[Key.LABEL_NUMBERS], index.seed)
+        else:
+            for key in (key for key in LABEL_KEYS if key in pair):
+                # Labels filtered in advance have an axis of scales, which joins the channels.
+                sample[key] = self._drawn(sample[key], index.seed).flatten(0, -4)
         return sample | {"seed": index.seed}
+
+    def _drawn(self, labels: torch.Tensor, seed: int) -> torch.Tensor:
+        """Some of the labels; one seed chooses the same labels on both sides."""
+        if not self.labels_per_pair:
+            return labels
+        return labels[_shuffled(len(labels), self.labels_per_pair, torch.Generator().manual_seed(seed))]
 
     def __getitems__(self, indices: Sequence[Any]) -> list[Any]:
         """The items of one batch, for PyTorch's `DataLoader`; labels are left out unless every item has them.
@@ -139,9 +162,11 @@ class LabelPairDataset(CaseCache):
             RegZooError: the items have different numbers of labels, so they cannot form a batch.
         """
         items = [self[index] for index in indices]
+        if len({item[key].dtype for item in items for key in LABEL_KEYS if key in item}) > 1:
+            items = [_with_masks(item) for item in items]
         shared = set.intersection(*(set(item) for item in items))
         items = [{key: value for key, value in item.items() if key in shared} for item in items]
-        counts = {len(item[key]) for item in items for key in LABEL_KEYS if key in item}
+        counts = {len(item.get(Key.LABEL_NUMBERS, item[key])) for item in items for key in LABEL_KEYS if key in item}
         if self.labels_per_pair == 0 and len(counts) > 1:
             raise RegZooError(
                 f"images with {min(counts)} and with {max(counts)} labels cannot share a batch; set batch_size to 1, "

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from regzoo.case import IMAGE_KEYS
-from regzoo.samplers import SAMPLE_KEYS
+from regzoo.case import IMAGE_KEYS, LABEL_KEYS, Key
+from regzoo.samplers import SAMPLE_KEYS, float_masks
 from regzoo.spatial import as_tensor
 
 Augmentation = Callable[[Mapping[str, torch.Tensor], torch.Tensor], dict[str, torch.Tensor]]
@@ -35,11 +35,13 @@ class PreparePair:
         non_blocking: bool = False,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        pair = {
-            key: as_tensor(batch[key]).to(device=device, dtype=torch.float32, non_blocking=non_blocking)
-            for key in SAMPLE_KEYS
+        there = {
+            key: as_tensor(batch[key]).to(device=device, non_blocking=non_blocking)
+            for key in (*SAMPLE_KEYS, Key.LABEL_NUMBERS)
             if key in batch
         }
+        numbers = there.pop(Key.LABEL_NUMBERS, None)
+        pair = {key: float_masks(value, numbers if key in LABEL_KEYS else None) for key, value in there.items()}
         if self.augmentation is not None:
             pair = self.augmentation(pair, batch["seed"])
         return torch.cat([pair[key] for key in self.inputs], dim=1), pair

@@ -3,6 +3,7 @@
 from regzoo.transforms.apply import ApplyFieldd, PropagatedLabelsd, WarpOnNetworkGridd, label_masks, warped_masks
 from regzoo.transforms.ct import FieldOfViewd, HounsfieldUnitsd
 from regzoo.transforms.distance import SignedDistanced, signed_distance
+from regzoo.transforms.hold import HoldLabelsd
 from regzoo.transforms.load import AlignPaird, LoadPaird
 from regzoo.transforms.outlines import SplitOutlinesd
 from regzoo.transforms.points import CarryPointsd
@@ -25,6 +26,7 @@ __all__ = [
     "CarryPointsd",
     "FieldOfViewd",
     "FilterLabelsd",
+    "HoldLabelsd",
     "HounsfieldUnitsd",
     "LoadPaird",
     "MatchLabelsd",
