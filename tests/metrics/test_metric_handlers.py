@@ -33,14 +33,14 @@ NAMES = {
     (SDM, "evaluate"): f"{THIRDS} tre_mm before_tre_mm gland_hd95_mm before_gland_hd95_mm {POINTS} lost_labels "
     f"{FIELD} "
     "jacobian_gradient",
-    (DDMR, "evaluate"): f"{CT} {POINTS} lost_labels {FIELD}",
+    (DDMR, "evaluate"): f"{CT} {POINTS} lost_labels {FIELD} sdlogj",
 }
 
 
 def compared(name: str) -> tuple[str, str]:
     """What a metric of a bundle compares, by its name."""
     metric = name.removeprefix("before_")
-    if metric in ("folded_percent", "log_jacobian_std", "jacobian_gradient"):
+    if metric in ("folded_percent", "log_jacobian_std", "sdlogj", "jacobian_gradient"):
         return "ddf", "ddf"
     if metric == "lost_labels":
         return "warped_label", "unregistered_label"

@@ -88,6 +88,8 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Cell]], texts: int = 1,
         cells = []
         for i, (cell, kind) in enumerate(zip(row, kinds, strict=True)):
             main, below = (cell, "") if isinstance(cell, str) else cell
+            if not kind:
+                main, below = main.replace("-", "−"), below.replace("-", "−")
             small = f"<small>{escape(below)}</small>" if below else ""
             mark = "marked" if (number, i) in marked else ""
             cells.append(f"<td{_class(kind, mark)}>{escape(main)}{small}</td>")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,8 +53,9 @@ class Options:
 
     Attributes:
         metrics: what is tested and drawn; by default `TESTED`.
-        compare: pairs of methods for the table of paired tests, first minus second; by default all pairs of up to
-            `METHODS` methods, else each method with the first.
+        compare: pairs of methods. Paired tests take the second from the first, Mann–Whitney tests ask whether the
+            first is better, range tests take all methods named here. By default, all pairs; of more than `METHODS`
+            methods, the page then shows only the paired tests with the first method.
         cases: whose deformations are shown; by default the first that most methods kept.
         claims: see `Claim`.
     """
@@ -175,13 +177,17 @@ def _data_sections(
     names = [group.method for group in main]
     before = unregistered(main)
     shown = tables.measured(groups)
-    tested = [metric for metric in options.metrics or TESTED if metric in shown]
-    pairs = tables.all_pairs(main)
-    listed = [(a, b) for a, b in options.compare if {a, b} <= set(names)]
-    listed = listed or (pairs if len(main) <= METHODS else [(name, names[0]) for name in names[1:]])
-    every = add("wilcoxon", tables.wilcoxon(main, tested, [*pairs, *(pair for pair in listed if pair not in pairs)]))
+    metrics = [metric for metric in options.metrics or TESTED if metric in shown]
+    asked = [(a, b) for a, b in options.compare if {a, b} <= set(names)]
+    # Of two methods, the later one comes first, so that a difference says what it changes.
+    pairs = asked or [(b, a) for a, b in itertools.combinations(names, 2)]
+    tested = [group for group in main if not asked or any(group.method in pair for pair in asked)]
+    paired = add("wilcoxon", tables.wilcoxon(main, metrics, pairs))
+    if not asked and len(names) > METHODS:
+        paired = [row for row in paired if row["second"] == names[0]]
+    ordered = asked or list(itertools.permutations(names, 2))
     summary = add("summary", tables.summary([*before, *groups]))
-    sizes = add("training_sizes", tables.training_sizes(groups, tested) if len(groups) > len(main) else [])
+    sizes = add("training_sizes", tables.training_sizes(groups, metrics) if len(groups) > len(main) else [])
     maps = []
     for case in options.cases or kept_cases(main, study.folder)[:CASES]:
         columns, rows = case_maps(main, case, study.folder)
@@ -189,12 +195,12 @@ def _data_sections(
         add("deformations", rows)
     return {
         "Results": sections.results(study, [*before, *groups], summary, shown),
-        "Box plots": sections.boxes([*before, *main], tested),
-        "Paired Wilcoxon tests": sections.wilcoxon([row for row in every if (row["first"], row["second"]) in listed]),
-        "Mann–Whitney U tests": sections.better(add("mann_whitney", tables.better(main, tested)), names),
-        "Tukey's range tests": sections.ranges(add("tukey", tables.ranges(main, tested)), names),
+        "Box plots": sections.boxes([*before, *main], metrics),
+        "Paired Wilcoxon tests": sections.wilcoxon(paired),
+        "Mann–Whitney U tests": sections.better(add("mann_whitney", tables.better(main, metrics, ordered)), names),
+        "Tukey's range tests": sections.ranges(add("tukey", tables.ranges(tested, metrics)), names),
         "Kinds of label": sections.kinds(add("labels", tables.kinds(main)), names),
-        "Bias and variance": sections.sizes(sizes, tested),
+        "Bias and variance": sections.sizes(sizes, metrics),
         "Scores of challenges": sections.scores(
             add("muregpro", tables.muregpro(main)), add("learn2reg", tables.learn2reg(main))
         ),

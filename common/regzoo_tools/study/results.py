@@ -190,9 +190,9 @@ def main_setting(groups: Sequence[Group]) -> list[Group]:
 
 
 def unregistered(groups: Sequence[Group]) -> list[Group]:
-    """The cases before registration, as groups; several if methods pre-align differently."""
+    """The cases before registration, as groups; several if trained methods pre-align differently."""
     found: list[Group] = []
-    for group in groups:
+    for group in [group for group in groups if not np.isnan(group.trained_on)] or groups:
         before = {m.removeprefix(BEFORE): dict(v) for m, v in group.metrics.items() if m.startswith(BEFORE)}
         same = next((other for other in found if _agree(before, other.metrics)), None)
         if same is not None:

@@ -117,10 +117,10 @@ def results(study: Study, groups: Sequence[Group], rows: Sequence[Row], metrics:
             part = metrics[first : first + COLUMNS]
             lines: list[list[Cell]] = []
             for group in groups:
-                runs, minutes = str(len(group.cells) or "—"), short(group.training_minutes)
                 found = [known.get((group.method, group.folds, group.size, metric)) for metric in part]
                 cells: list[Cell] = ["—" if row is None else shown(row) for row in found]
-                lines.append([_name(study, setting(group)), runs, minutes, *cells])
+                runs = str(len(group.cells) or "—")
+                lines.append([_name(study, setting(group)), runs, short(group.training_minutes), *cells])
             text += table(["method", "runs", "training, min", *map(title, part)], lines)
     return text
 
@@ -256,8 +256,12 @@ def _name(study: Study, row: Mapping[str, Any]) -> str:
 
 
 def _percentiles(row: Row) -> Cell:
-    lacking = f"; {row['missing']} missing" if row["missing"] else ""
-    return short(row["median"]), " · ".join(short(row[name]) for name in PERCENTILES) + f" (n = {row['n']}{lacking})"
+    return f"{short(row['median'])}{_number(row)}", " · ".join(short(row[name]) for name in PERCENTILES)
+
+
+def _number(row: Row) -> str:
+    """The number of values, and how many are missing."""
+    return f" (n = {row['n']}{', ' + str(row['missing']) + ' missing' if row['missing'] else ''})"
 
 
 def _mean_and_sd(row: Row) -> Cell:
@@ -265,7 +269,7 @@ def _mean_and_sd(row: Row) -> Cell:
 
 
 def _quartiles(row: Row) -> Cell:
-    return short(row["median"]), f"{short(row['p25'])} – {short(row['p75'])} (n = {row['n']})"
+    return f"{short(row['median'])}{_number(row)}", f"{short(row['p25'])} – {short(row['p75'])}"
 
 
 def _interval(row: Row, key: str) -> str:

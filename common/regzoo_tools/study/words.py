@@ -6,7 +6,8 @@ import math
 from typing import Literal
 
 _UNITS = {"_mm2": ", mm²", "_mm": ", mm", "_percent": ", %", "_s": ", s"}
-_WORDS = {word.lower(): word for word in ("TRE", "DSC", "HD", "HD95", "NCC", "SSIM", "Jacobian")} | {"adhoc": "ad hoc"}
+_WORDS = {word.lower(): word for word in ("TRE", "DSC", "HD", "HD95", "NCC", "SSIM", "SDlogJ", "Jacobian")}
+_WORDS |= {"adhoc": "ad hoc"}
 
 
 def title(metric: str) -> str:

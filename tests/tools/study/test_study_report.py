@@ -225,6 +225,19 @@ def test_an_incomplete_study(tmp_path: Path) -> None:
     assert (row["n"], row["runs"]) == ("12", "11")
 
 
+def test_a_study_may_ask_for_some_comparisons(tmp_path: Path) -> None:
+    asked = {"compare": [["conditional", "ddf"], ["ddf", "conditional"]], "metrics": ["tre_mm"]}
+    study = study_of(tmp_path, folds=2, repeats=1, report=asked)
+    write_report(study)
+    pairs = [("conditional", "ddf"), ("ddf", "conditional")]
+    assert [(row["first"], row["second"]) for row in table(study, "wilcoxon")] == pairs
+    rows = table(study, "mann_whitney")
+    assert [(row["better"], row["than"]) for row in rows] == pairs
+    p = float(rows[0]["p"])
+    assert float(rows[0]["p_corrected"]) == pytest.approx(2 * p, rel=1e-5)  # of two tests, the other has 1 − p
+    assert [(row["first"], row["second"]) for row in table(study, "tukey")] == [("ddf", "conditional")]
+
+
 def test_methods_on_two_data_sets_are_never_compared(tmp_path: Path) -> None:
     methods = {"ddf": {"bundle": DDF, "data": "a"}, "identity": {"bundle": DDF, "baseline": "identity", "data": "b"}}
     data = {"a": {"dataset_dir": "data"}, "b": {"dataset_dir": "data"}}
