@@ -25,11 +25,12 @@ step() { # name, seconds, command
     timeout "$limit" "$PYTHON" "$@" >"$LOGS/$name.log" 2>&1 && tail -n 15 "$LOGS/$name.log" || failed="$failed $name"
 }
 
-step machine 60 -m torch.utils.collect_env
-step training_step 200 benchmarks/training_step.py --device "$device" --steps 20 $size
-step components 150 benchmarks/run.py --device "$device" --seconds 3 $size
+step machine 20 -m torch.utils.collect_env
+step training_step 180 benchmarks/training_step.py --device "$device" --steps 20 $size
+step components 140 benchmarks/run.py --device "$device" --seconds 3 $size
 step profile 60 benchmarks/profile_step.py --device "$device" $size
-step augmentation 60 benchmarks/augmentation_overhead.py --device "$device" --seconds 20 $size
+step augmentation 50 benchmarks/augmentation_overhead.py --device "$device" --seconds 20 $size
+step inference 90 benchmarks/inference.py --device "$device" $size
 
 if [ -n "$failed" ]; then
     echo "failed:$failed; see $LOGS/" >&2
