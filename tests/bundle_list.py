@@ -10,7 +10,14 @@ from typing import Any
 BUNDLES = sorted(path.parents[1] for path in Path(__file__).parents[1].glob("bundles/*/configs/train.json"))
 NAMES = [path.name for path in BUNDLES]
 #: A coarse grid over the phantoms of a kind: voxel size (mm) and size.
-GRIDS = {"prostate": (5.0, [18, 14, 13]), "abdomen": (16.0, [20, 14, 13]), "brain": (12.0, [14, 18, 13])}
+GRIDS = {
+    "prostate": (5.0, [18, 14, 13]),
+    "abdomen": (16.0, [20, 14, 13]),
+    "brain": (12.0, [14, 18, 13]),
+    "hippocampus": (3.0, [12, 17, 13]),
+}
+#: Widths of the levels of a network, if the setting is a list.
+LEVELS = [2, 4]
 
 
 def config(bundle: str | Path, name: str) -> dict[str, Any]:
@@ -40,36 +47,35 @@ def needs_label(bundle: str | Path) -> bool:
 def pairs(phantoms: Path) -> list[dict[str, str]]:
     """The pairs held out of a data set of phantoms; of single images, each with the next one."""
     from regzoo.datasets import load_records, load_single_records
+    from regzoo.datasets.records import pair_record
     from regzoo.errors import RegZooError
 
     try:
         return [dict(record) for record in load_records(phantoms, "val")]
     except RegZooError:
         ones = load_single_records(phantoms, "val")
-        return [
-            dict(first) | {key.replace("fixed", "moving"): second[key] for key in second if key.startswith("fixed")}
-            for first, second in pairwise(ones)
-        ]
+        return [dict(pair_record(*two)) for two in pairwise(ones)]
 
 
 def kind(bundle: str | Path) -> str:
-    """The kind of phantoms that a bundle trains on: ``prostate``, ``abdomen`` or ``brain``."""
+    """The kind of phantoms that a bundle trains on, see `GRIDS`."""
     return str(training(bundle)["phantoms"].get("kind", "prostate"))
 
 
 def on_single_images(bundle: str | Path) -> bool:
-    """Whether a bundle trains on single images, of which it takes a few labels each."""
-    return "labels_per_image" in training(bundle)
+    """Whether a bundle trains on single images."""
+    return "max_images" in training(bundle)
 
 
 def tiny(bundle: str | Path) -> dict[str, Any]:
     """Settings for a training of a few seconds."""
     spacing, size = GRIDS[kind(bundle)]
-    channels = training(bundle)["channels"]
+    settings = training(bundle)
+    widths = {"channels": settings["channels"]}
     return {
         "spacing": [spacing] * 3,
         "size": size,
-        "channels": [2, 4] if isinstance(channels, list) else 2,
+        **{key: LEVELS if isinstance(width, list) else LEVELS[0] for key, width in widths.items()},
         "batch_size": 2,
         "samples_per_epoch": 6,
         "max_epochs": 2,

@@ -42,6 +42,16 @@ def brain_phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
+@pytest.fixture(scope="session")
+def hippocampus_phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of 8 + 4 coarse phantoms of the hippocampus in the layout of Learn2Reg's HippocampusMR."""
+    from regzoo_phantoms import write_hippocampus_phantoms
+
+    return write_hippocampus_phantoms(
+        tmp_path_factory.mktemp("phantoms") / "hippocampus", cases=8, held_out=4, seed=3, spacing=2.0, workers=1
+    )
+
+
 @pytest.fixture
 def dataset(bundle: str | Path, request: pytest.FixtureRequest) -> Path:
     """What the bundle, a parameter of the test by name or folder, trains on."""

@@ -73,9 +73,9 @@ def register(
             with --exclude, of those that do not.
         moving_mask: the same for the moving image.
         refine: refine the result on this pair. --refine alone takes the pair for what the bundle is made for; --refine
-            KIND says what it is: mr or ct (two images of that modality), other (two modalities) or labels (structures
-            outlined on both images). --refine_seconds N limits the time. --refine_options "{'smoothness': 0.2}" sets
-            options.
+            KIND says what it is: mr or ct (two images of that modality), other (two modalities), labels (structures
+            outlined on both images) or outlines (the same for small ones). --refine_seconds N limits the time.
+            --refine_options "{'smoothness': 0.2}" sets options.
         overlays: further configurations of the bundle, such as configs/variants/onnx.json, separated by commas; write
             a list, "['a.json']", if a name contains a comma.
         overrides: any setting in the bundle's configs/inference.json, such as --checkpoint FILE.

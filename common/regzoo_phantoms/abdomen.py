@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from regzoo.files import write_json
 from regzoo.spatial import DisplacementField, Grid, write_nifti
 from regzoo_phantoms.abdomen_anatomy import LABELS, random_anatomy
 from regzoo_phantoms.abdomen_breathing import random_breathing
 from regzoo_phantoms.abdomen_ct import ct_image, random_contrast
-from regzoo_phantoms.writing import Case, PhantomSet, grid_about
+from regzoo_phantoms.learn2reg_set import PARTS, Learn2RegSet
+from regzoo_phantoms.writing import Case, grid_about
 
-TASK = "AbdomenCTCT"
-DESCRIPTION = "Phantoms in the layout of the AbdomenCTCT task of Learn2Reg; drawn, not taken from patients"
 #: Field of view along left-right, front-back, up-down, mm, and the direction of the axes: to L, P and S.
 FIELD = (352.0, 288.0, 256.0)
 DIRECTIONS = ((-1.0, 0.0, 0.0), (0.0, -1.0, 0.0), (0.0, 0.0, 1.0))
-PARTS = {"train": "Tr", "val": "Ts"}
 #: The purposes of a patient's random numbers.
 ANATOMY, CONTRAST, BREATH, IMAGE, BREATHED_IN_IMAGE = range(5)
 #: Displacements are rounded to this, mm, which halves their files.
@@ -31,7 +26,7 @@ PRECISION = np.float32(1 / 64)
 
 
 @dataclass(frozen=True)
-class AbdomenPhantoms(PhantomSet):
+class AbdomenPhantoms(Learn2RegSet):
     """Contrast-enhanced CTs of random patients, with label maps, in the layout of Learn2Reg's AbdomenCTCT.
 
     ``images{Tr,Ts}/AbdomenCTCT_NNNN_0000.nii.gz`` (Hounsfield units, int16), ``labels{Tr,Ts}/`` under the same names
@@ -56,6 +51,8 @@ class AbdomenPhantoms(PhantomSet):
     breathing: bool = False
 
     kind: ClassVar[str] = "abdomen"
+    task: ClassVar[str] = "AbdomenCTCT"
+    modality: ClassVar[str] = "CT"
     most: ClassVar[int] = 9999
     labels: ClassVar[dict[int, str]] = LABELS
 
@@ -64,17 +61,13 @@ class AbdomenPhantoms(PhantomSet):
         """The grid of all images."""
         return grid_about(DIRECTIONS, FIELD, self.spacing)
 
+    @property
+    def states(self) -> int:
+        """Breathed out, and breathed in."""
+        return 1 + self.breathing
+
     def folders(self) -> list[str]:
-        kinds = ("images", "labels", *(["ddf"] if self.breathing else []))
-        return [f"{kind}{part}" for kind in kinds for part in PARTS.values()]
-
-    def name(self, case: Case, modality: int = 0) -> str:
-        """The name of a patient's files: modality 0 is breathed out, 1 is breathed in."""
-        return f"{TASK}_{case.number:04d}_{modality:04d}"
-
-    def path(self, case: Case, kind: str, modality: int = 0) -> str:
-        """An image, label or ddf, as the set's JSON file names it."""
-        return f"./{kind}{PARTS[case.split]}/{self.name(case, modality)}.nii.gz"
+        return super().folders() + [f"ddf{part}" for part in PARTS.values() if self.breathing]
 
     def write_case(self, root: Path, case: Case) -> dict[str, Any]:
         def rng(purpose: int) -> np.random.Generator:
@@ -103,49 +96,6 @@ class AbdomenPhantoms(PhantomSet):
                 "least_jacobian": round(breath.least_jacobian(self.grid), 4),
             }
         return entry
-
-    def write_list(self, root: Path, cases: Sequence[Case]) -> None:
-        """Write the JSON file that describes a Learn2Reg task."""
-        states = range(1 + self.breathing)
-        splits = {split: [case for case in cases if case.split == split] for split in PARTS}
-
-        def images(split: str) -> list[dict[str, str]]:
-            return [
-                {"image": self.path(case, "images", state), "label": self.path(case, "labels", state)}
-                for case in splits[split]
-                for state in states
-            ]
-
-        def breaths(split: str) -> list[dict[str, str]]:
-            found = splits[split] if self.breathing else []
-            return [{"fixed": self.path(case, "images"), "moving": self.path(case, "images", 1)} for case in found]
-
-        pairs = combinations((self.path(case, "images") for case in splits["val"]), 2)
-        lists: dict[str, list[dict[str, str]]] = {
-            "training": images("train"),
-            "test": images("val"),
-            "training_paired_images": breaths("train"),
-            "test_paired_images": breaths("val"),
-            "registration_val": [{"fixed": fixed, "moving": moving} for fixed, moving in pairs],
-            "registration_test": [],
-        }
-        counts = ("Training", "Test", "PairedTraining", "PairedTest", "Registration_val", "Registration_test")
-        content = {
-            "name": TASK,
-            "release": "phantoms",
-            "description": DESCRIPTION,
-            "licence": "Apache-2.0",
-            "pairings": "hybrid" if self.breathing else "unpaired",
-            "provided_data": {str(i): ["image", "label"] for i in states},
-            "registration_direction": {"fixed": 0, "moving": states[-1]},
-            "modality": {str(i): "CT" for i in states},
-            "labels": {"0": "background", **{str(value): name for value, name in LABELS.items()}},
-            "tensorImageSize": {str(i): "3D" for i in states},
-            "tensorImageShape": {str(i): list(self.grid.shape) for i in states},
-            **{f"num{count}": len(entries) for count, entries in zip(counts, lists.values(), strict=True)},
-            **lists,
-        }
-        write_json(root / f"{TASK}_dataset.json", content)
 
 
 def write_abdomen_phantoms(folder: str | os.PathLike[str], workers: int | None = None, **parameters: Any) -> Path:

@@ -1,39 +1,37 @@
-"""Writes a set of hippocampus MR phantoms in the file layout of the Decathlon's Task04_Hippocampus."""
+"""Writes a set of hippocampus MR phantoms in the file layout of Learn2Reg's HippocampusMR task."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from regzoo.files import write_json
-from regzoo.spatial import write_nifti
+from regzoo.spatial import Grid, write_nifti
 from regzoo_phantoms.brain_anatomy import VALUES, random_anatomy
 from regzoo_phantoms.brain_mr import t1_image
+from regzoo_phantoms.learn2reg_set import Learn2RegSet
 from regzoo_phantoms.scene import world_points
-from regzoo_phantoms.writing import Case, PhantomSet, grid_about
+from regzoo_phantoms.writing import Case, grid_about
 
 LABELS = {1: "anterior", 2: "posterior"}
-DESCRIPTION = "Phantoms in the layout of Task04_Hippocampus of the Decathlon; drawn, not taken from patients"
 #: Field of view, mm, along axes that lead to R, A and S.
 FIELD = (36.0, 52.0, 40.0)
 #: The middle of the right hippocampus, and the border between its two parts along y, in coordinates of the head, mm.
 MIDDLE, BORDER = (26.0, -20.0, -13.0), -18.0
-PARTS = {"train": "Tr", "val": "Ts"}
 #: The purposes of a patient's random numbers.
 ANATOMY, IMAGE, PLACE = range(3)
 
 
 @dataclass(frozen=True)
-class HippocampusPhantoms(PhantomSet):
-    """T1-weighted MRs around the right hippocampus of random patients, in the layout of Task04_Hippocampus.
+class HippocampusPhantoms(Learn2RegSet):
+    """T1-weighted MRs around the right hippocampus of random patients, in the layout of Learn2Reg's HippocampusMR.
 
-    ``images{Tr,Ts}/hippocampus_NNN.nii.gz`` (float32, in units that differ by up to a factor of 1000),
-    ``labels{Tr,Ts}/`` under the same names (uint8, values as in `LABELS`), ``dataset.json`` and ``manifest.json``. The
-    heads are those of `BrainPhantoms`. Patients held out are in ``imagesTs``, and unlike the Decathlon's have labels.
+    ``images{Tr,Ts}/HippocampusMR_NNNN_0000.nii.gz`` (float32, in units that differ by up to a factor of 1000),
+    ``labels{Tr,Ts}/`` under the same names (uint8, values as in `LABELS`), ``HippocampusMR_dataset.json`` and
+    ``manifest.json``. The heads are those of `BrainPhantoms`. The grids differ in place, as the images do that the
+    Decathlon has cropped out of larger ones.
 
     Attributes:
         cases: patients to train on.
@@ -48,18 +46,14 @@ class HippocampusPhantoms(PhantomSet):
     spacing: float = 1.0
 
     kind: ClassVar[str] = "hippocampus"
-    most: ClassVar[int] = 999
+    task: ClassVar[str] = "HippocampusMR"
+    modality: ClassVar[str] = "MRI"
+    most: ClassVar[int] = 9999
     labels: ClassVar[dict[int, str]] = LABELS
 
-    def folders(self) -> list[str]:
-        return [f"{kind}{part}" for kind in ("images", "labels") for part in PARTS.values()]
-
-    def name(self, case: Case) -> str:
-        return f"hippocampus_{case.number:03d}"
-
-    def path(self, case: Case, kind: str) -> str:
-        """An image or label, as the set's JSON file names it."""
-        return f"./{kind}{PARTS[case.split]}/{self.name(case)}.nii.gz"
+    @property
+    def grid(self) -> Grid:
+        return grid_about(np.eye(3), FIELD, self.spacing)
 
     def write_case(self, root: Path, case: Case) -> dict[str, Any]:
         anatomy = random_anatomy(self.random(case.split, case.patient, ANATOMY))
@@ -73,29 +67,6 @@ class HippocampusPhantoms(PhantomSet):
         write_nifti(root / self.path(case, "images"), image * unit, grid.affine)
         write_nifti(root / self.path(case, "labels"), labels, grid.affine)
         return {"volumes_ml": self.volumes(labels)}
-
-    def write_list(self, root: Path, cases: Sequence[Case]) -> None:
-        """Write the JSON file that describes a task of the Decathlon."""
-        lists = {
-            name: [
-                {"image": self.path(case, "images"), "label": self.path(case, "labels")}
-                for case in cases
-                if case.split == split
-            ]
-            for name, split in (("training", "train"), ("test", "val"))
-        }
-        content = {
-            "name": "Hippocampus",
-            "description": DESCRIPTION,
-            "licence": "Apache-2.0",
-            "release": "phantoms",
-            "tensorImageSize": "3D",
-            "modality": {"0": "MRI"},
-            "labels": {"0": "background", **{str(value): name for value, name in LABELS.items()}},
-            "numTraining": len(lists["training"]),
-            "numTest": len(lists["test"]),
-        }
-        write_json(root / "dataset.json", content | lists)
 
 
 def write_hippocampus_phantoms(folder: str | os.PathLike[str], workers: int | None = None, **parameters: Any) -> Path:

@@ -148,7 +148,7 @@ def _pair(phantoms: Path) -> dict[str, Any]:
         record = load_records(phantoms, "val")[0]
         return {name: record[name] for name in ("fixed_image", "moving_image")}
     except RegZooError:  # a data set of single images
-        first, second = load_single_records(phantoms, "val")[:2]
+        first, second = load_single_records(phantoms)[:2]
         return {"fixed_image": first["fixed_image"], "moving_image": second["fixed_image"]}
 
 

@@ -80,12 +80,12 @@ class Phantom:
         _write_phantoms("brain", folder, **parameters, scalp=scalp)
 
     def hippocampus(self, folder: str, cases: int = 24, held_out: int = 6, seed: int = 0, spacing: float = 1.0) -> None:
-        """Write MRs of the right hippocampus with label maps in the layout of the Decathlon's Task04_Hippocampus.
+        """Write MRs of the right hippocampus with label maps in the layout of Learn2Reg's HippocampusMR.
 
         Args:
             folder: new or empty folder.
             cases: number of patients in imagesTr/.
-            held_out: number of other patients in imagesTs/.
+            held_out: number of other patients in imagesTs/; all pairs of these are for validation.
             seed: the same seed gives the same files.
             spacing: voxel size, mm.
         """

@@ -15,6 +15,7 @@ from helpers import ball, make_affine, write
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks"
 SHAPE = (30, 44, 36)
+WEIGHTS = SCRIPT.parent / "bundles/hippocampus_mr_weak_ddf/models/model.pt"
 
 
 @pytest.fixture(scope="module")
@@ -47,54 +48,43 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_known_labels_are_matched(script: ModuleType, task: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a network that is always right, 2.7 mm between two subjects are found, and centres alone miss them."""
-    fixed, moving = (script.load(record) for record in (script.load_single_records(task)[i] for i in (0, 9)))
-    assert tuple(fixed.image.shape[1:]) == script.SIZE and float(fixed.image.max()) == pytest.approx(1)
-    assert fixed.labels.sum() == fixed.native.sum() > 1000
-    monkeypatch.setattr(script, "outlined", lambda network, subject: subject.labels)
-    before, images, after = (script.measure(method, fixed, moving, None) for method in script.METHODS)
-    assert before["anterior"] < 0.75 and before["CPU, s"] < images["CPU, s"]
-    assert min(after["anterior"], after["posterior"], images["anterior"]) > 0.93
-    assert after["HD95, mm"] <= 1 and after["folds, %"] == 0 and before["SDlogJ"] == pytest.approx(0, abs=1e-3)
-
-
-def test_the_network_learns(script: ModuleType, task: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A subject that the training did not see is outlined, although its intensities are of another size."""
-    monkeypatch.setattr(script, "SIZE", (16, 32, 16))
-    monkeypatch.setattr(script, "CHANNELS", (8, 16, 32))
-    monkeypatch.setattr(script, "WARM_UP", 10)
-    monkeypatch.setattr(script, "RATE", 0.006)
-    subjects = [script.load(record) for record in script.load_single_records(task)[:9]]
-    network = script.train(subjects[1:], 100)
-    found = (script.outlined(network, subjects[0]) > 0.5).float()
-    expected = subjects[0].labels
-    overlap = 2 * (found * expected).sum((1, 2, 3)) / (found + expected).sum((1, 2, 3))
-    assert overlap.min() > 0.6
-
-
-def test_augmentation_keeps_labels_on_their_image(script: ModuleType, task: Path) -> None:
-    subjects = [script.load(record) for record in script.load_single_records(task)[:4]]
-    images, labels = script.augmented(subjects, torch.tensor([4, 5, 1002, 2003]))
-    inside = labels[:, 1:].sum(1, keepdim=True)
-    for image, mask in zip(images, inside, strict=True):
-        assert image[mask > 0.99].min() > image[mask < 0.01].max()
-    assert torch.allclose(labels.sum(1), torch.ones(()), atol=1e-5)
-
-
-def test_table_and_start_again(
+def test_methods_are_measured_and_a_second_start_reads_what_is_known(
     script: ModuleType, task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """All folds, each pair within its fold; a second start reads what is known."""
-    monkeypatch.setattr(script, "METHODS", (script.UNREGISTERED,))
-    out = tmp_path / "table.md"
-    arguments = [str(task), "--steps", "1", "--pairs", "2", "--work", str(tmp_path / "work"), "--out", str(out)]
+    """Each pair lies within its fold. The intensities, of other sizes in each image, show the labels."""
+    monkeypatch.setattr(script, "train", lambda fold, options: WEIGHTS)
+    out, work = tmp_path / "table.md", tmp_path / "work"
+    arguments = [str(task), "--fold", "0", "3", "--pairs", "1", "--work", str(work), "--out", str(out)]
     script.main(arguments)
     text = out.read_text()
-    pairs = [json.loads((tmp_path / f"work/fold{k}_pairs.json").read_text())["testing"] for k in range(5)]
-    named = [{Path(pair[side]).name for pair in fold for side in ("fixed_image", "moving_image")} for fold in pairs]
-    assert all(len(names) == 2 for names in named) and len(set.union(*named)) == 10
-    assert "10 pairs" in text and "centres aligned" in text and ".796" in text
-    monkeypatch.setattr(script, "train", None)
+    named = [json.loads((work / f"fold{k}_pairs.json").read_text())["testing"][0]["case"] for k in (0, 3)]
+    assert len(set(named)) == 2 and "2 pairs" in text and "0.796" in text
+    found = [json.loads((work / f"fold{k}.json").read_text()) for k in (0, 3)]
+    means = {name: np.mean([rows[name][0]["anterior"] for rows in found]) for name in found[0]}
+    assert list(means) == ["centres aligned", "refinement alone", "network alone", "network and refinement"]
+    assert means["refinement alone"] > means["centres aligned"] and means["refinement alone"] > 0.93
+    assert all(rows["centres aligned"][0]["SDlogJ"] < 1e-3 for rows in found)
+    monkeypatch.setattr(script, "registrars", None)
     script.main(arguments)
     assert out.read_text() == text and "fold 0" in capsys.readouterr().out
+
+
+def test_a_fold_is_trained_once(
+    script: ModuleType, task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the bundle, without the fold, up to the wanted epoch."""
+    commands: list[list[str]] = []
+
+    def execute(command: list[str], bundle: str, log: Path) -> None:
+        commands.append([bundle, *command])
+        folder = Path(command[command.index("--output_dir") + 1])
+        folder.mkdir()
+        torch.save({"epoch": 3}, folder / "last.pt")
+
+    monkeypatch.setattr(script, "execute", execute)
+    options = script.parse([str(task), "--epochs", "3", "--work", str(tmp_path)])
+    assert script.train(2, options) == script.train(2, options) == tmp_path / "fold2/last.pt"
+    (command,) = commands
+    given = dict(zip(command[6::2], command[7::2], strict=True))
+    assert command[0] == script.BUNDLE and given["--dataset_dir"] == str(task)
+    assert (given["--fold"], given["--folds"], given["--max_epochs"]) == ("2", "5", "3")

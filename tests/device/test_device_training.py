@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from bundle_list import BUNDLES, NAMES, on_single_images, tiny
+from bundle_list import BUNDLES, NAMES, tiny, training
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 from regzoo.report import read_csv
@@ -73,7 +73,7 @@ def unexpected(seen: Log, documented: set[str]) -> Mapping[tuple[str, str], int]
 
 @pytest.mark.parametrize("bundle", NAMES)
 def test_a_training_its_resumption_and_its_evaluation(bundle: str, dataset: Path, tmp_path: Path) -> None:
-    more = {"accumulation_steps": 2} if on_single_images(bundle) else {}
+    more = {"accumulation_steps": 2} if "accumulation_steps" in training(bundle) else {}
     with tracked_device() as log:
         for epochs in (1, 2):
             seen = waits_of_a_step(bundle, dataset, tmp_path, log, max_epochs=epochs, **more)

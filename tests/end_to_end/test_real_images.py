@@ -16,7 +16,7 @@ from regzoo.datasets import load_single_records
 from regzoo.report import read_csv
 
 ROOT = Path(__file__).resolve().parents[2]
-BUNDLE = ROOT / "bundles" / "abdominal_ct_ddmr"
+BUNDLE = ROOT / "bundles" / "hippocampus_mr_weak_ddf"
 HIPPOCAMPUS = ROOT.parent / "shared" / "data" / "hippocampus_mr" / "Task04_Hippocampus"
 
 
@@ -43,13 +43,13 @@ def test_hippocampus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "channels": [4, 4],
         "device": "cpu",
     }
-    run(["train.json", "variants/hippocampus.json"], values)
+    run(["train.json"], values)
     state = torch.load(tmp_path / "last.pt", weights_only=True)
     assert state["iteration"] == 2
     cases, held_out = state["settings"]["data"], held(tmp_path)
     assert sorted([*cases, *held_out]) == [record["case"] for record in records[:8]] and len(held_out) == 2
     values |= {"eval_split": "rest", "eval_pairs": 2, "pictures": 1, "checkpoint": str(tmp_path / "last.pt")}
-    run(["train.json", "variants/hippocampus.json", "evaluate.json"], values)
+    run(["train.json", "evaluate.json"], values)
     table = read_csv(tmp_path / "evaluation" / "cases.csv")
     seen = {record["case"] for record in records[:8]}
     assert len(table["case"]) == 2

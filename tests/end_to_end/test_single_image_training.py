@@ -7,8 +7,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
-import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
@@ -67,38 +65,19 @@ def test_one_labelled_image_is_enough(abdomen_phantoms: Path, tmp_path: Path) ->
     assert len(values) == 1 and 0 < values[0].value < 1
 
 
-def test_a_decathlon_task_trains_and_its_other_images_measure(abdomen_phantoms: Path, tmp_path: Path) -> None:
-    """As the hippocampus overlay is used: the first images train, pairs of the others are measured."""
-    task = tmp_path / "Task04_Hippocampus"
-    for folder in ("images", "labels"):
-        (task / f"{folder}Tr").mkdir(parents=True)
-        for number, path in enumerate(sorted((abdomen_phantoms / f"{folder}Tr").glob("*.nii.gz"))):
-            volume = nib.load(path)
-            values = np.asarray(volume.dataobj)
-            if folder == "labels":
-                values = np.where(np.isin(values, (1, 6)), np.where(values == 6, 1, 2), 0).astype(np.uint8)
-            else:
-                values = (values.astype(np.float32) + 1000).clip(0)
-            nib.save(nib.Nifti1Image(values, volume.affine), task / f"{folder}Tr" / f"hippocampus_{number:03d}.nii.gz")
-    shared = {"max_images": 5, "folds": 5, "pictures": 0} | SHORT
-    train(
-        DDMR,
-        task,
-        tmp_path / "out",
-        "variants/hippocampus.json",
-        **{k: v for k, v in shared.items() if k != "pictures"},
-    )
-    parser = settled(DDMR, "hippocampus")
-    parser.read_config(
-        [str(BUNDLES / DDMR / "configs" / n) for n in ("train.json", "variants/hippocampus.json", "evaluate.json")]
-    )
-    given = small(DDMR) | shared | {"dataset_dir": str(task), "output_dir": str(tmp_path / "out"), "eval_split": "rest"}
-    for key, value in given.items():
+def test_the_first_images_train_and_the_others_measure(hippocampus_phantoms: Path, tmp_path: Path) -> None:
+    bundle = BUNDLES / "hippocampus_mr_weak_ddf"
+    given = {"max_images": 5, "folds": 5, "max_epochs": 1, "samples_per_epoch": 4}
+    train(bundle.name, hippocampus_phantoms, tmp_path, **given)
+    parser = ConfigParser()
+    parser.read_config([str(bundle / "configs" / name) for name in ("train.json", "evaluate.json")])
+    given |= {"dataset_dir": str(hippocampus_phantoms), "output_dir": str(tmp_path), "eval_split": "rest"}
+    for key, value in (small(bundle.name) | given | {"pictures": 0}).items():
         parser[key] = value
     parser.get_parsed_content("initialize")
     parser.get_parsed_content("run")
-    cases = read_csv(tmp_path / "out/evaluation/cases.csv")["case"]
-    assert len(cases) == 3 and all(name[len("hippocampus_") :][:3] in ("005", "006", "007") for name in cases)
+    cases = read_csv(tmp_path / "evaluation/cases.csv")["case"]
+    assert len(cases) == 3 and all(name.split("_")[1] in ("0006", "0007", "0008") for name in cases)
 
 
 @pytest.mark.parametrize(("variant", "kind"), [("uw_nsd", UncertaintyWeights), ("softmax_weights", SoftmaxWeights)])

@@ -15,7 +15,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from bundle_list import NAMES, logged, on_single_images, tiny
+from bundle_list import NAMES, logged, on_single_images, tiny, training
 from monai.bundle import ConfigParser, ConfigWorkflow
 from regzoo.engines import save_weights
 from regzoo.errors import user_error
@@ -29,7 +29,7 @@ BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 WEAK, SEG, SDM = "prostate_mr_trus_weak_ddf", "prostate_mr_trus_conditional_seg", "prostate_mr_trus_sdm"
 DDMR = "abdominal_ct_ddmr"
 #: Those that need other images or the weights of another training; `test_single_image_training` tries them.
-TRANSFER = {"pretrain_brain", "finetune", "finetune_decoder", "hippocampus"}
+TRANSFER = {"pretrain_brain", "finetune", "finetune_decoder"}
 #: Those that run an exported file, which is for inference.
 EXPORTED = {"torchscript", "onnx", "tensorrt"}
 VARIANTS = sorted(
@@ -43,8 +43,8 @@ SMALL: dict[str, Any] = tiny(WEAK) | {"max_epochs": 3}
 
 def small(bundle: str) -> dict[str, Any]:
     """What makes a training of a bundle tiny. A learned weight is accumulated over steps as well."""
-    more = {"accumulation_steps": 2, "labels_per_image": 3} if on_single_images(bundle) else {}
-    return tiny(bundle) | {"max_epochs": 3} | more
+    more = {"accumulation_steps": 2, "labels_per_image": 3}
+    return tiny(bundle) | {"max_epochs": 3} | {key: value for key, value in more.items() if key in training(bundle)}
 
 
 def train(bundle: str, dataset: Path, output: Path, *overlays: str, **overrides: Any) -> dict[str, torch.Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -108,14 +109,15 @@ def test_a_measure_or_picture_of_one_case(
     bad, good = pairs(dataset)[:2]
     settings: dict[str, Any] = {}
     if failing == "metric":  # of the third label, where the bad case has two
-        for key in ("fixed_label", "moving_label"):
-            file = nib.load(bad[key])
+        for case, key in product((bad, good), ("fixed_label", "moving_label")):
+            count = 2 if case is bad else 3
+            file = nib.load(case[key])
             labels = np.asarray(file.dataobj)
-            kept = labels[..., :2] if labels.ndim == 4 else np.stack([labels == 1, labels == 2], -1).astype(np.uint8)
-            bad[key] = str(tmp_path / f"{key}.nii.gz")
-            nib.save(nib.Nifti1Image(kept, file.affine), bad[key])
-        for key in ("label_names", "label_values"):
-            bad.pop(key, None)
+            masks = labels if labels.ndim == 4 else np.stack([labels == n for n in range(1, 4)], -1).astype(np.uint8)
+            case[key] = str(tmp_path / f"{case['case']}_{key}.nii.gz")
+            nib.save(nib.Nifti1Image(masks[..., :count], file.affine), case[key])
+        for case, key in product((bad, good), ("label_names", "label_values")):
+            case.pop(key, None)
         settings["validate#metrics#measures#lost_labels"] = "$regzoo.metrics.LabelDice(label=2)"
     else:
         draw = figures.case_figure

@@ -72,7 +72,6 @@ def answer(
         ("train", ["--size", "32"], "size: 32 is not a list"),
         ("train", ["--size", "[32,24]"], "has 2 values, not 3"),
         ("train", ["--spacing", "[1,-1,2]"], "is not above 0"),
-        ("train", ["--norm", "bacth"], "norm: 'bacth' is not known; use one of batch, instance"),
         ("train", ["--align", "centre"], "use one of header, center, label, region, rigid, similarity, affine"),
         ("train", ["--device", "gpu"], "is not a device"),
         ("train", ["--device", "cuda:77"], "write cpu"),
@@ -116,6 +115,7 @@ def test_settings_that_need_another_one(monkeypatch: pytest.MonkeyPatch, tmp_pat
         (DDMR, "train", ["--window", "[3,1]"], "does not increase"),
         *((bundle, "train", ["--sigmas", "2"], "sigmas: 2 is not a list") for bundle in ALL if "_seg" not in bundle),
         (DDMR, "train", ["--eval_split", "val"], "eval_split: has no effect"),
+        (DDMR, "train", ["--norm", "bacth"], "norm: 'bacth' is not known; use one of batch, instance"),
         (WEAK, "inference", ["--direction", "us_to_mr", "--fixed_image", "a"], "without dataset_dir"),
     ):
         assert said in answer(monkeypatch, tmp_path, bundle, kind, *options), options

@@ -13,6 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from bundle_list import config
 from monai.bundle import ConfigParser, ConfigWorkflow
 from regzoo.engines import load_weights
 from regzoo.engines.origin import adopt
@@ -241,7 +242,7 @@ def test_released_weights_start_a_training_whose_encoder_may_be_frozen(bundle: s
     assert frozen and len(frozen) < len(list(network.parameters()))
     # As a training does, in the mode in which normalisation gathers statistics; one more step moves the rest.
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    channels = next(network.parameters()).shape[1] // getattr(network, "stride", 1) ** 3
+    channels = config(bundle, "metadata")["network_data_format"]["inputs"]["image"]["num_channels"]
     network.train()
     network(torch.rand(2, channels, 32, 32, 32)).square().mean().backward()
     optimiser.step()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from bundle_list import BUNDLES, NAMES, on_single_images, pairs, predicts_field
+from bundle_list import BUNDLES, NAMES, on_single_images, pairs, predicts_field, training
 from helpers import LPS, line_of_failing, make_grid, rigid
 from monai.bundle import ConfigWorkflow
 from monai.data import MetaTensor
@@ -79,7 +79,7 @@ def test_evaluation(bundle: str, dataset: Path, tmp_path: Path) -> None:
         return
     names = {"fixed_image": "fixed", "moving_image": "moving", "moving_label": "label"}
     files = {names[key]: records[0][key] for key in names}
-    if on_single_images(bundle):
+    if training(bundle)["align"] == "region":
         files["fixed_label"] = records[0]["fixed_label"]
     registrar = Registrar(bundle, device="cpu")
     registrar.register(**files).field.save(tmp_path / "field.nii.gz")

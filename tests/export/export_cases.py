@@ -36,7 +36,6 @@ FORMS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
         "diffeomorphic",
         {"channels": [2, 4], "size": [18, 14, 13], "integration_steps": 3},
     ),
-    "hippocampus": (DDMR, "hippocampus", {"channels": [2, 4], "size": [13, 16, 14]}),
 }
 
 
@@ -55,7 +54,7 @@ KINDS = FORMS | {
     f"{bundle}, {overlay}" if overlay else bundle: (
         bundle,
         overlay,
-        {"channels": tiny(bundle)["channels"], "size": [18, 14, 13]},
+        {key: value for key, value in tiny(bundle).items() if "channels" in key} | {"size": [18, 14, 13]},
     )
     for bundle, overlay in others()
 }

@@ -1,4 +1,4 @@
-"""Hippocampus phantoms: the layout of the Decathlon, anatomy, and units that differ."""
+"""Hippocampus phantoms: the layout of Learn2Reg, anatomy, and units that differ."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def hippocampi(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_layout(hippocampi: Path) -> None:
-    """The reader of the Decathlon finds both splits, each image with a map of two named labels."""
-    for split, count in (("train", 6), ("test", 2)):
+    """The reader of Learn2Reg finds both splits, each image with a map of two named labels."""
+    for split, count in (("train", 6), ("val", 2)):
         records = load_single_records(hippocampi, split)
         assert len(records) == len({record["patient"] for record in records}) == count
         for record in records:

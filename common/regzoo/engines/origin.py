@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 #: Settings that must equal those of the training: direction, grid, intensities, labels held out, and the network.
 FIXED = (
     *("direction", "spacing", "size", "interpolation", "binarise", "percentile", "window", "inputs", "holdout"),
-    *("channels", "outline_channels", "labels", "kernel", "norm"),
+    *("channels", "labels", "kernel", "norm"),
     *("stride", "passes", "diffeomorphic", "integration_steps"),
 )
 #: Settings that depend on the images at hand: those of the training are used unless the user sets others.

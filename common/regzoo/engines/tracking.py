@@ -12,28 +12,32 @@ from regzoo.engines.running import bundle_name, running_workflow
 from regzoo.engines.streams import name_of
 from regzoo.files import file_name
 from regzoo.ownership import claim, settle
-from regzoo.report import summary_figure
+from regzoo.report import field_files, summary_figure
 from regzoo.report.engine import is_writer
 
-#: The files of an evaluation, besides the pictures of cases.
+#: The files of an evaluation, besides the pictures and fields of cases.
 TABLES = ("cases.csv", "labels.csv", "points.csv", "summary.csv", "summary.png", RUN, CONFIG, DATA, LOG)
 
 
-def claim_evaluation(folder: str | Path, evaluator: Engine, pictures: int | None = None) -> None:
+def claim_evaluation(
+    folder: str | Path, evaluator: Engine, pictures: int | None = None, learn2reg: bool = False
+) -> None:
     """Claim the files of an evaluation before it runs; it may overwrite only an earlier evaluation of the same bundle.
 
     Args:
         folder: the folder of the tables, the pictures and the record.
         evaluator: MONAI evaluator that is about to run.
         pictures: the largest number of pictures; None for a picture of each case.
+        learn2reg: whether there will be fields, see `regzoo.report.Learn2RegFields`.
 
     Raises:
         RegZooError: see `regzoo.ownership.check_folder`.
     """
     if is_writer():
-        cases = evaluator.data_loader.dataset.data if pictures != 0 else []
-        drawn = [f"{file_name(name_of(record))}.png" for record in cases]
-        claim(Path(folder), [*TABLES, *drawn], bundle_name(running_workflow()))
+        cases = evaluator.data_loader.dataset.data
+        drawn = [f"{file_name(name_of(record))}.png" for record in cases] if pictures != 0 else []
+        fields = field_files(cases).values() if learn2reg else ()
+        claim(Path(folder), [*TABLES, *drawn, *fields], bundle_name(running_workflow()))
 
 
 def finish_evaluation(evaluator: Engine, handlers: Iterable[Any], folder: str | Path) -> None:

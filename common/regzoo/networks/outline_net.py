@@ -1,56 +1,57 @@
-"""A network that outlines the labels in both images and registers the images with the help of these outlines."""
+"""A network that outlines the labels in both images and registers the images by these outlines."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from monai.networks.nets import UNet
-from regzoo.networks.voxelmorph import VoxelMorphNet
+from regzoo.networks.voxelmorph import integrate
 from regzoo.spatial import warp
 from torch import nn
 
 
-class OutlineNet(VoxelMorphNet):
-    """Outlines the labels with MONAI's U-Net, then predicts a velocity field with a `VoxelMorphNet`.
+class OutlineNet(nn.Module):
+    """Outlines the labels with MONAI's U-Net, then matches the outlines of both images by demons.
 
-    One U-Net outlines both images, each on its own. Its probabilities are shown to the registration as further channels
-    of the images; no gradient flows back through them. The network is antisymmetric: the velocity is half the
-    difference between the predictions for the pair and for the pair with its images swapped. So an image that is
-    registered to itself stays where it is, and swapped images give the inverse transformation, up to discretisation.
-    Each pass adds to the velocity; it sees both images as half the velocity so far warps them to the middle.
+    One U-Net outlines both images, each on its own. The registration has no parameters: a stationary velocity field
+    begins as the shift between the centres of the outlines, and each iteration adds the force of the demons that pulls
+    the outlines of the moving image, as warped so far, to those of the fixed image. So an image that is registered to
+    itself stays where it is. The iterations run at half resolution first, then at full resolution. In training, only
+    those at half resolution run; the loss of the warped labels flows back through them into the outlines.
 
     Args:
         labels: number of labels, which exclude each other.
-        outline_channels: width of each level of the U-Net that outlines; each level has half the resolution.
-        channels, norm, stride, passes, steps: of the registration, see `VoxelMorphNet`.
+        channels: width of each level of the U-Net; each level has half the resolution of the one before.
+        iterations: of the demons, at half and at full resolution.
 
-    Source: label-driven training, Hu et al. 2018; outlines as input, Xu and Niethammer 2019 ("DeepAtlas", where the two
-    networks learn jointly); middle, Avants et al. 2008.
+    Source: label-driven training, Hu et al. 2018; registration by predicted outlines, Xu and Niethammer 2019
+    ("DeepAtlas"); forces, Thirion 1998; on velocity fields, Vercauteren et al. 2008 ("log-demons").
     """
 
     def __init__(
-        self,
-        labels: int = 2,
-        outline_channels: Sequence[int] = (16, 32, 64, 128),
-        channels: Sequence[int] = (32, 32, 32),
-        norm: str | None = "instance",
-        stride: int = 2,
-        passes: int = 2,
-        steps: int = 5,
+        self, labels: int = 2, channels: Sequence[int] = (16, 32, 64, 128), iterations: Sequence[int] = (15, 15)
     ) -> None:
-        super().__init__(
-            2 * (1 + labels), channels, norm=norm, stride=stride, passes=passes, diffeomorphic=True, steps=steps
-        )
-        strides = [2] * (len(outline_channels) - 1)
-        self.multiple = math.lcm(self.multiple, 2 ** len(strides))
-        self.outliner = UNet(3, 1, labels + 1, outline_channels, strides, num_res_units=1, norm="instance")
+        super().__init__()
+        if len(iterations) != 2 or min(iterations) < 0:
+            raise ValueError(f"iterations must be two whole numbers of at least 0, not {list(iterations)}")
+        self.coarse, self.fine = int(iterations[0]), int(iterations[1])
+        strides = [2] * (len(channels) - 1)
+        self.multiple = max(2 ** len(strides), 2)
+        self.outliner = UNet(3, 1, labels + 1, channels, strides, num_res_units=1, norm="instance")
+
+    def extra_repr(self) -> str:
+        """The settings for the repr, because checkpoints tell networks apart by it."""
+        return f"iterations=({self.coarse}, {self.fine})"
 
     def contracting_path(self) -> list[nn.Module]:
-        """The modules that ``freeze_encoder`` freezes: those that outline, and the encoder of the registration."""
-        return [self.outliner, *super().contracting_path()]
+        """The modules that ``freeze_encoder`` freezes: the encoder of the U-Net, without the bottom."""
+        parts, block = [], self.outliner.model
+        while isinstance(block, nn.Sequential) and len(block) == 3:
+            parts.append(block[0])
+            block = block[1].submodule
+        return parts
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """(B, 2, X, Y, Z), fixed image first → (B, 3 + 2 (labels + 1), X, Y, Z) float32.
@@ -62,21 +63,70 @@ class OutlineNet(VoxelMorphNet):
         extra = [-z % self.multiple, -y % self.multiple, -x % self.multiple]
         if sum(extra) > 0:
             image = F.pad(image, [0, extra[0], 0, extra[1], 0, extra[2]], mode="replicate")
-        # Both sides are one batch: the fixed images, then the moving ones.
-        sides = torch.cat([image[:, :1], image[:, 1:]])
-        logits = self.outliner(sides).float()
-        sides = torch.cat([sides.float(), logits.detach().softmax(dim=1)[:, 1:]], dim=1)
-        velocity = self.velocity(sides)
-        for _ in range(self.passes - 1):
-            half = 0.5 * velocity.detach()
-            moved = warp(sides, self.displacement(torch.cat([-half, half])), padding="border")
-            velocity = velocity + self.velocity(moved)
-        fixed, moving = logits.chunk(2)
-        return torch.cat([self.displacement(velocity), fixed, moving], dim=1)[:, :, :x, :y, :z]
+        # Both sides are one batch: the fixed images, then the moving ones. `chunk` would make ONNX keep one size.
+        logits = self.outliner(torch.cat([image[:, :1], image[:, 1:]])).float()
+        outlines, count = logits.softmax(dim=1)[:, 1:], image.shape[0]
+        coarse = F.avg_pool3d(outlines, 2)
+        shift = centres(coarse[count:]) - centres(coarse[:count])
+        velocity = shift.view(-1, 3, 1, 1, 1).expand(-1, -1, coarse.shape[2], coarse.shape[3], coarse.shape[4])
+        velocity = demons(velocity, coarse[:count], coarse[count:], self.coarse, 1.0)
+        velocity = 2 * F.interpolate(velocity, scale_factor=2.0, mode="trilinear")
+        if not self.training:
+            velocity = demons(velocity, outlines[:count], outlines[count:], self.fine, 1.5)
+        ddf = integrate(velocity, 5)
+        return torch.cat([ddf, logits[:count], logits[count:]], dim=1)[:, :, :x, :y, :z]
 
-    def velocity(self, sides: torch.Tensor) -> torch.Tensor:
-        """The velocity that takes the first half of a batch of sides to the second, on every `stride`-th voxel."""
-        fixed, moving = sides.chunk(2)
-        pairs = torch.cat([torch.cat([fixed, moving], dim=1), torch.cat([moving, fixed], dim=1)])
-        there, back = self.coarse_field(pairs).chunk(2)
-        return 0.5 * (there - back)
+
+def demons(
+    velocity: torch.Tensor,
+    fixed: torch.Tensor,
+    moving: torch.Tensor,
+    iterations: int,
+    step: float,
+    momentum: float = 0.7,
+) -> torch.Tensor:
+    """The velocity (B, 3, …), voxels, after iterations that match the moving to the fixed outlines (B, labels, …)."""
+    update = torch.zeros_like(velocity)
+    for _ in range(iterations):
+        warped = warp(moving, integrate(velocity, 4), padding="border")
+        difference = fixed - warped
+        slopes = gradient(warped)
+        force = torch.stack([(difference * slope).sum(dim=1) for slope in slopes], dim=1)
+        scale = difference.square().sum(dim=1, keepdim=True)
+        for slope in slopes:
+            scale = scale + slope.square().sum(dim=1, keepdim=True)
+        update = momentum * update + step * smooth(force / (scale + 1e-3))
+        velocity = velocity + update
+    return velocity
+
+
+def centres(outlines: torch.Tensor) -> torch.Tensor:
+    """The centre of all labels of each image, (B, labels, X, Y, Z) → (B, 3), voxels from the centre of the grid."""
+    # Squares leave little of faint probabilities far away.
+    inside = outlines.sum(dim=1).square()
+    mass = inside.sum(dim=(1, 2, 3)).clamp(min=1)
+    parts: list[torch.Tensor] = []
+    for axis, others in ((0, (2, 3)), (1, (1, 3)), (2, (1, 2))):
+        n = inside.shape[1 + axis]
+        voxels = torch.arange(n, device=inside.device, dtype=torch.float32) - 0.5 * (n - 1)
+        parts.append((inside.sum(dim=others) * voxels).sum(dim=1) / mass)
+    return torch.stack(parts, dim=1)
+
+
+def gradient(image: torch.Tensor) -> list[torch.Tensor]:
+    """Central differences along the three axes; beyond the border, the border values apply."""
+    padded = F.pad(image, [1, 1, 1, 1, 1, 1], mode="replicate")
+    return [
+        0.5 * (padded[:, :, 2:, 1:-1, 1:-1] - padded[:, :, :-2, 1:-1, 1:-1]),
+        0.5 * (padded[:, :, 1:-1, 2:, 1:-1] - padded[:, :, 1:-1, :-2, 1:-1]),
+        0.5 * (padded[:, :, 1:-1, 1:-1, 2:] - padded[:, :, 1:-1, 1:-1, :-2]),
+    ]
+
+
+def smooth(field: torch.Tensor) -> torch.Tensor:
+    """A binomial filter along each axis, which has a standard deviation of one voxel."""
+    # Not a convolution, which mixed precision would round.
+    p = F.pad(field, [2, 2, 2, 2, 2, 2], mode="replicate")
+    p = (p[:, :, :-4] + p[:, :, 4:] + 4 * (p[:, :, 1:-3] + p[:, :, 3:-1]) + 6 * p[:, :, 2:-2]) / 16
+    p = (p[:, :, :, :-4] + p[:, :, :, 4:] + 4 * (p[:, :, :, 1:-3] + p[:, :, :, 3:-1]) + 6 * p[:, :, :, 2:-2]) / 16
+    return (p[..., :-4] + p[..., 4:] + 4 * (p[..., 1:-3] + p[..., 3:-1]) + 6 * p[..., 2:-2]) / 16

@@ -121,11 +121,16 @@ KINDS: dict[str, RefinementOptions] = {
     "labels": RefinementOptions(
         similarity={"labels": 1.0}, spacing=2.0, steps=(60, 40, 20), lattice=4.0, smoothness=1.0
     ),
+    "outlines": RefinementOptions(
+        similarity={"labels": 1.0}, spacing=1.0, steps=(40, 40, 20), smoothness=0.03, sigmas=(0.0, 1.0)
+    ),
 }
 
 
 def options_for(kind: str, **changes: Any) -> RefinementOptions:
-    """The options for a kind of pair: ``mr`` or ``ct`` (both images), ``other`` (two modalities) or ``labels``.
+    """The options for a kind of pair: ``mr`` or ``ct`` (both images), ``other`` (two modalities), or labels of both.
+
+    For those, ``labels`` suits organs, and ``outlines`` structures of a few centimetres.
 
     Args:
         kind: see above.
