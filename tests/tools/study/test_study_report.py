@@ -225,6 +225,12 @@ def test_an_incomplete_study(tmp_path: Path) -> None:
     assert (row["n"], row["runs"]) == ("12", "11")
 
 
+@pytest.mark.parametrize("file", sorted((Path(__file__).parents[3] / "studies").glob("*.json")), ids=lambda f: f.stem)
+def test_the_studies_of_the_papers_ask_for_what_a_report_knows(file: Path, tmp_path: Path) -> None:
+    with pytest.raises(RegZooError, match="no cell of this study is done"):
+        write_report(read_study(file, "small", tmp_path))
+
+
 def test_a_study_may_ask_for_some_comparisons(tmp_path: Path) -> None:
     asked = {"compare": [["conditional", "ddf"], ["ddf", "conditional"]], "metrics": ["tre_mm"]}
     study = study_of(tmp_path, folds=2, repeats=1, report=asked)
