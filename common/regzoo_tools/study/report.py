@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,9 +123,11 @@ def _options(study: Study) -> tuple[Options, list[Claim]]:
     ]
     named = [("report.compare", name) for pair in options.compare for name in pair]
     named += [(f"report.claims[{i}]", name) for i, claim in enumerate(claims) for name in (claim.better, claim.than)]
+    # A scale may leave methods out; what is asked of them is then not measured.
+    known = [*study.methods, *json.loads(study.file.read_text(encoding="utf-8"))["methods"]]
     for place, name in named:
-        if name not in study.methods:
-            raise unknown(study.file, place, f"no method {name}", name, study.methods)
+        if name not in known:
+            raise unknown(study.file, place, f"no method {name}", name, known)
     for pair in options.compare:
         if len(pair) != 2:
             raise bad_file(study.file, f"report.compare: {pair} is not a pair of methods", "write two names")
