@@ -116,6 +116,8 @@ def test_each_pass_adds_to_the_ones_before() -> None:
     expected = compose(once(moved), first)
     assert (expected - first).abs().max() > 1e-3
     torch.testing.assert_close(twice(image), expected)
+    with pytest.raises(ValueError, match="more than one pass"):
+        VoxelMorphNet(4, WIDTHS, passes=2)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ class VoxelMorphNet(nn.Module):
     values to a multiple of ``stride · 2^levels``.
 
     Args:
-        in_channels: channels of the stacked input, an even number: half of them show the fixed image.
+        in_channels: channels of the stacked input; MONAI requires an even number.
         channels: width of each level of the encoder; the decoder has the same.
         head: widths of the convolutions at full resolution between the last skip connection and the field.
         norm: ``batch`` or ``instance`` normalisation after each convolution; None, as in the paper, for none.
@@ -56,6 +56,8 @@ class VoxelMorphNet(nn.Module):
             raise ValueError(f"norm must be None, 'batch' or 'instance', not {norm!r}")
         if stride < 1 or passes < 1:
             raise ValueError(f"stride and passes must be at least 1, not {stride} and {passes}")
+        if passes > 1 and in_channels != 2:
+            raise ValueError(f"more than one pass needs a fixed and a moving image, not {in_channels} channels")
         self.stride = int(stride)
         self.passes = int(passes)
         self.diffeomorphic = bool(diffeomorphic)
@@ -94,26 +96,17 @@ class VoxelMorphNet(nn.Module):
         if sum(extra) > 0:
             image = F.pad(image, [0, extra[0], 0, extra[1], 0, extra[2]], mode="replicate")
         ddf = self.predict(image)
-        fixed, moving = image.chunk(2, dim=1)
         for _ in range(self.passes - 1):
-            moved = torch.cat([fixed, warp(moving, ddf, padding="border").to(image.dtype)], dim=1)
+            moved = torch.cat([image[:, :1], warp(image[:, 1:], ddf, padding="border").to(image.dtype)], dim=1)
             ddf = compose(self.predict(moved), ddf)
         return ddf[:, :, :x, :y, :z]
 
     def predict(self, image: torch.Tensor) -> torch.Tensor:
         """One pass on an image whose sizes are multiples of `multiple`."""
-        return self.displacement(self.coarse_field(image))
-
-    def coarse_field(self, image: torch.Tensor) -> torch.Tensor:
-        """The prediction of one pass on every `stride`-th voxel, in these voxels."""
         if self.stride > 1:
             image = space_to_channels(image, self.stride)
         # Convolutions are fastest in the channels-last layout, on the CPU and on tensor cores.
-        field: torch.Tensor = self.unet(image.contiguous(memory_format=torch.channels_last_3d))
-        return field
-
-    def displacement(self, field: torch.Tensor) -> torch.Tensor:
-        """The DDF at full resolution for a prediction of `coarse_field`."""
+        field = self.unet(image.contiguous(memory_format=torch.channels_last_3d))
         if self.diffeomorphic:
             field = integrate(field, self.steps)
         if self.stride > 1:
