@@ -56,9 +56,9 @@ def test_hippocampus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not any(name in case for case in table["case"] for name in seen)
     assert all(0.2 < float(value) < 0.95 for value in table["before_dsc"])
     assert all(float(value) < 8 for value in table["before_tre_mm"])
-    # Two steps of a network that begins with nothing change next to nothing.
-    for before, after in zip(table["before_dsc"], table["dsc"], strict=True):
-        assert float(after) == pytest.approx(float(before), abs=0.1)
+    # Outlines after two steps match little, and may not fold anything.
+    assert all(0.1 < float(value) < 0.95 for value in table["dsc"])
+    assert all(float(value) < 0.1 for value in table["folded_percent"])
 
 
 def run(configs: list[str], values: dict[str, Any]) -> None:

@@ -93,7 +93,7 @@ class Studies:
 
     def _oblique_pair(self, anatomy: str) -> Pair:
         """Odd sizes, other axes, turned, voxels up to four times as long as wide; smooth noise with balls as labels."""
-        scale = 1.0 if anatomy == "prostate" else 4.0
+        scale = 4.0 if anatomy == "abdomen" else 1.0
         shapes = {"fixed": (37, 29, 11), "moving": (23, 41, 33)}
         affines = {
             "fixed": make_affine(

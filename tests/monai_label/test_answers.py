@@ -65,7 +65,7 @@ def test_labels_are_those_of_an_independent_warp(
     labels = np.asarray(nib.load(pair.label_file).dataobj)
     if labels.ndim == 3:  # a map, whose values come back
         assert set(np.unique(found)) <= {0, *masks_of(labels)}
-        assert found.max() > (255 if which else 10)
+        assert found.max() > (255 if which else labels.max() // 2)
 
 
 @pytest.mark.parametrize("bundle", [name for name in NAMES if not needs_label(name)])

@@ -38,7 +38,7 @@ USUAL = ("align", "region_label", "margin", "label_values")
 STEPS = ("units", "field_of_view", "resample", "intensity", "region_input")
 #: Arguments of a step that may differ from those of the training: they select cases, labels and data to keep, and do
 #: not change the network's input.
-OF_ONE_USE = {"need", "without", "keep_native"}
+OF_ONE_USE = {"need", "label_values", "without", "keep_native"}
 #: Parts of a configuration that overlays replace. They are compared but not adopted, because a file of weights must not
 #: be able to run code.
 PARTS = ("network_def", *STEPS)
