@@ -1,5 +1,7 @@
 """Stands in for the Python that a study starts bundles with: notes each start, and writes what a bundle would write.
 
+What that takes of the processor is noted, too.
+
 A learning rate below 0 fails; above 1, the first start of a training is killed by Slurm's time limit, and the second
 goes on.
 """
@@ -33,3 +35,5 @@ if part == "training":
 else:
     assert not settings["checkpoint"] or Path(settings["checkpoint"]).exists()
     (folder / "cases.csv").write_text("case,tre_mm\na,1.0\n")
+with (cell.parents[1] / "seconds.txt").open("a") as log:
+    log.write(f"{time.process_time()}\n")
