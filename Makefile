@@ -13,11 +13,11 @@ RUN := cd bundles/$(BUNDLE) && $(BIN)/python -m monai.bundle run
 
 # Tests run several at a time: threads that wait for others have to sleep. A training has the machine to itself: there it
 # is a quarter faster to spin for some microseconds first.
-test test-slow test-label lowest bench: export OMP_WAIT_POLICY := passive
+test test-slow test-slurm test-label lowest bench: export OMP_WAIT_POLICY := passive
 demo weights: export GOMP_SPINCOUNT := 2000
 
 .DEFAULT_GOAL := help
-.PHONY: help bundles demo test test-slow test-label test-zoo lowest lint docs bench peers weights niivue clean
+.PHONY: help bundles demo test test-slow test-slurm test-label test-zoo lowest lint docs bench peers weights niivue clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -42,6 +42,9 @@ test: $(STAMP) ## run the tests; fails below the coverage that pyproject.toml as
 
 test-slow: $(STAMP) ## run the slow tests: several processes, resumed trainings, benchmarks, memory (minutes)
 	$(BIN)/python -m pytest -n 2 -m slow
+
+test-slurm: $(STAMP) ## run studies on a Slurm of one node, as root (apt-get install slurm-wlm munge; minutes)
+	REGZOO_SLURM=1 tests/tools/study/one_node_slurm.sh $(BIN)/python -m pytest tests/tools/study/test_study_on_slurm.py
 
 test-label: ## run the tests against a MONAI Label server, in a separate environment (.venv-label)
 	PYTHON=$(PYTHON) tests/monai_label/make_environment.sh .venv-label

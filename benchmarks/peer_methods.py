@@ -191,7 +191,7 @@ class Entry:
         kinds: of pair that it is for; empty: all.
         moving: the image that it warps.
         phantoms: whether it runs on phantoms too; not where that would take hours.
-        listed: has a row in the tables; otherwise only ``ablation.py`` runs it.
+        listed: has a row in the tables; otherwise only a study runs it.
     """
 
     run: Method

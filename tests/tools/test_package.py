@@ -161,7 +161,7 @@ def test_a_zip_alone_says_what_it_lacks(unpacked: Path, tmp_path: Path) -> None:
 
 def test_pages_come_along_and_their_links_stay_inside(unpacked: Path) -> None:
     pages = {path.name for path in (unpacked / "docs").glob("*.md")}
-    assert {"README.md", "data.md", "conventions.md", "phantoms.md", "ablation.md"} <= pages
+    assert {"README.md", "data.md", "conventions.md", "phantoms.md", "studies.md"} <= pages
     assert (unpacked / "docs/images/ddmr_case.png").is_file()
     count = 0
     for page in unpacked.rglob("*.md"):

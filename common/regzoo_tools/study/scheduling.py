@@ -7,6 +7,7 @@ import inspect
 import json
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -59,7 +60,7 @@ def run_study(study: Study, executor: str = "local", jobs: int = 1, redo: bool =
     cells = [cell for cell in everything if cell not in kept and not _is_done(study, cell) and cell.name not in waiting]
     print(f"{study.folder}: {len(cells)} of {len(everything)} cells to run", flush=True)
     if cells:
-        _write_phantoms(study, cells)
+        write_phantoms(study, cells)
         start = _submit if executor == "slurm" else _run_here
         start(study, cells, jobs)
     if executor == "slurm" and (cells or waiting):
@@ -103,7 +104,7 @@ def _check_submitit(executor: str) -> None:
         raise RegZooError("--executor slurm: there is no sbatch here; run on a machine that submits to Slurm")
 
 
-def _write_phantoms(study: Study, cells: Sequence[Cell]) -> None:
+def write_phantoms(study: Study, cells: Sequence[Cell]) -> None:
     """Write the phantoms of some cells, unless they exist.
 
     Raises:
@@ -146,7 +147,8 @@ def _run_here(study: Study, cells: Sequence[Cell], jobs: int) -> None:
                 print(line, flush=True)
         finally:
             for worker in workers:
-                worker.cancel()
+                if not worker.done():
+                    os.kill(int(worker.job_id), signal.SIGTERM)
             end = time.monotonic() + END
             while not all(worker.done() for worker in workers) and time.monotonic() < end:
                 time.sleep(0.05)

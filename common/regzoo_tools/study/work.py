@@ -268,6 +268,8 @@ class Work:
         self, study: Study, cells: Sequence[Cell], run: str, environment: dict[str, str], alive: Path | None = None
     ) -> None:
         os.environ.update(environment)
+        if alive is not None:  # submitit ignores SIGTERM, and a shell makes its background jobs ignore SIGINT
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         for cell in cells:
             if alive is None or is_locked(alive):
                 run_cell(study, cell, run)

@@ -1,0 +1,77 @@
+"""The studies of the papers, with little data and one short epoch: every method trains and is measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from monai.bundle import ConfigWorkflow
+from regzoo.report import read_csv
+from regzoo_tools.study import work
+from regzoo_tools.study.cells import Cell, cells_of, finished, folder_of, read_facts
+from regzoo_tools.study.description import Study, config_files, read_study
+from regzoo_tools.study.scheduling import write_phantoms
+
+STUDIES = Path(__file__).resolve().parents[3] / "studies"
+SHORT = {"max_epochs": 1, "samples_per_epoch": 4, "num_workers": 0}
+PROSTATE = {
+    "data": {"prostate": {"phantoms": {"pairs": 8, "spacing": 4.0}}},
+    "settings": SHORT | {"batch_size": 2, "val_interval": 1, "channels": 4},
+    "evaluation": {"refine_seconds": 0.1},
+    "run_folds": 1,
+}
+SINGLE = {"cases": 4, "held_out": 2, "spacing": 6.0}
+#: Changes of the small scales.
+TINY: dict[str, dict[str, Any]] = {
+    "hu2018": PROSTATE | {"folds": 2},
+    "hu2019": PROSTATE | {"folds": [2, 3], "repeats": 2},
+    "bashkanov2021": PROSTATE | {"folds": 2},
+    "perezdefrutos2023": {
+        "data": {"CT": {"phantoms": SINGLE}, "brain": {"phantoms": SINGLE}},
+        "settings": SHORT | {"channels": [4, 8, 8]},
+        "evaluation": {"refine_seconds": 0.1},
+    },
+}
+
+
+def in_this_process(study: Study, cell: Cell, part: str, lock: int) -> None:
+    """What the command of a training or an evaluation does, without the seconds that a process takes to start."""
+    *files, last = config_files(study, study.methods[cell.method])
+    files = [*files, *([last] if part == "evaluation" else []), folder_of(study, cell) / f"{part}.json"]
+    workflow = ConfigWorkflow(
+        config_file=[str(file) for file in files],
+        workflow_type="train",
+        logging_file=False,
+        bundle_root=str(last.parents[1]),
+    )
+    workflow.initialize()
+    workflow.run()
+    workflow.finalize()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TINY)
+def test_every_method_of_a_paper(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from regzoo_tools.study.description import _merged
+
+    content = json.loads((STUDIES / f"{name}.json").read_text())
+    content["scales"]["tiny"] = _merged(content["scales"]["small"], TINY[name])
+    path = tmp_path / f"{name}.json"
+    path.write_text(json.dumps(content))
+    study = read_study(path, "tiny")
+    monkeypatch.setattr(work, "_execute", in_this_process)
+    cells = cells_of(study)
+    write_phantoms(study, cells)
+    for cell in cells:
+        work.run_cell(study, cell)
+    facts = {cell: read_facts(study, cell) for cell in cells}
+    assert {cell.name: one["error"] for cell, one in facts.items() if one["status"] == "failed"} == {}
+    assert {one["method"] for one in facts.values() if one["status"] == "skipped"} <= {"SyN", "greedy", "SyN brain"}
+    for one in finished(study):
+        folder = study.folder / "cells" / one["cell"] / "evaluation"
+        assert folder.is_dir() == study.methods[one["method"]].measured
+        if folder.is_dir():
+            table = read_csv(folder / "cases.csv")
+            assert all(table["runtime_s"]) and table["case"] and table.keys() & {"tre_mm", "dsc"}
