@@ -128,7 +128,7 @@ def read_study(file: str | Path, scale: str | None = None, out: str | Path | Non
     if scale is not None:
         if not isinstance(scales, dict) or scale not in scales:
             raise unknown(path, f"--scale {scale}", "no such scale", scale, scales)
-        content = _merged(content, scales[scale])
+        content = merged(content, scales[scale])
     name = path.stem if scale is None else f"{path.stem}_{scale}"
     folder = Path(out) if out else path.parent / "output" / name
     values = checked(path, "", content, Study, {"file", "folder"})
@@ -140,11 +140,11 @@ def read_study(file: str | Path, scale: str | None = None, out: str | Path | Non
     return _with_absolute_paths(study)
 
 
-def _merged(base: Any, changes: Any) -> Any:
+def merged(base: Any, changes: Any) -> Any:
     """A description with changes, object by object; null removes a key."""
     if not isinstance(base, dict) or not isinstance(changes, dict):
         return changes
-    merged = {key: _merged(base.get(key), value) for key, value in changes.items()}
+    merged = {key: merged(base.get(key), value) for key, value in changes.items()}
     return {key: value for key, value in (base | merged).items() if value is not None or key not in changes}
 
 

@@ -11,7 +11,7 @@ from monai.bundle import ConfigWorkflow
 from regzoo.report import read_csv
 from regzoo_tools.study import work
 from regzoo_tools.study.cells import Cell, cells_of, finished, folder_of, read_facts
-from regzoo_tools.study.description import Study, config_files, read_study
+from regzoo_tools.study.description import Study, config_files, merged, read_study
 from regzoo_tools.study.scheduling import write_phantoms
 
 STUDIES = Path(__file__).resolve().parents[3] / "studies"
@@ -54,10 +54,8 @@ def in_this_process(study: Study, cell: Cell, part: str, lock: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_every_method_of_a_paper(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from regzoo_tools.study.description import _merged
-
     content = json.loads((STUDIES / f"{name}.json").read_text())
-    content["scales"]["tiny"] = _merged(content["scales"]["small"], TINY[name])
+    content["scales"]["tiny"] = merged(content["scales"]["small"], TINY[name])
     path = tmp_path / f"{name}.json"
     path.write_text(json.dumps(content))
     study = read_study(path, "tiny")
