@@ -144,8 +144,8 @@ def merged(base: Any, changes: Any) -> Any:
     """A description with changes, object by object; null removes a key."""
     if not isinstance(base, dict) or not isinstance(changes, dict):
         return changes
-    merged = {key: merged(base.get(key), value) for key, value in changes.items()}
-    return {key: value for key, value in (base | merged).items() if value is not None or key not in changes}
+    whole = {key: merged(base.get(key), value) for key, value in changes.items()}
+    return {key: value for key, value in (base | whole).items() if value is not None or key not in changes}
 
 
 def checked(file: Path, place: str, content: Any, kind: type, given: Collection[str] = ()) -> dict[str, Any]:
