@@ -1,28 +1,54 @@
-"""Where benchmarks keep their data and write their results."""
+"""Trainings that a benchmark runs one after another in processes of their own, and goes on with when started again."""
 
 from __future__ import annotations
 
+import os
 import platform
 import shlex
+import subprocess
 import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import monai
 import regzoo
 import torch
 from measure import machine
+from regzoo.engines.weights import read_checkpoint
+from regzoo.errors import bad_file
 from regzoo.files import write_text
 
 HERE = Path(__file__).resolve().parent
-DATA, RESULTS = HERE / "data", HERE / "results"
+BUNDLES, DATA, RESULTS = HERE.parent / "bundles", HERE / "data", HERE / "results"
+RUN = [sys.executable, "-m", "monai.bundle", "run"]
+
+
+def execute(command: Sequence[str], bundle: str, log: Path) -> None:
+    """Run a command in a bundle's folder; what it prints goes to the end of a file."""
+    environment = os.environ | {"OMP_WAIT_POLICY": "passive"}
+    with log.open("a", encoding="utf-8") as file:
+        ended = subprocess.run(command, cwd=BUNDLES / bundle, env=environment, stdout=file, stderr=file)
+    if ended.returncode:
+        last = log.read_text(encoding="utf-8").strip().rpartition("\n")[2]
+        raise bad_file(log, f"the run ended with status {ended.returncode} ({last})", "mend that and start again")
+
+
+def words(options: Mapping[str, object]) -> list[str]:
+    """Settings as a bundle's command line takes them."""
+    return [word for key, value in options.items() for word in (f"--{key}", str(value))]
 
 
 def fingerprint(*parts: bytes) -> str:
     """A short name for a recipe, by its content and that of the package: another recipe is another run."""
     package = sorted(Path(regzoo.__file__).parent.rglob("*.py"))
     return f"{zlib.crc32(b''.join([*parts, *(path.read_bytes() for path in package)])):08x}"
+
+
+def is_trained(folder: Path, epochs: int) -> bool:
+    """Whether a training has come to its last epoch."""
+    last = folder / "last.pt"
+    return last.is_file() and bool(read_checkpoint(last).get("epoch") == epochs)
 
 
 def heading(work: str, device: torch.device | None = None) -> str:
