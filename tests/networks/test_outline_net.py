@@ -71,8 +71,8 @@ def test_each_image_is_outlined_without_the_other() -> None:
     assert not torch.equal(network()(image)[:, :3], network()(other)[:, :3])
 
 
-@pytest.mark.parametrize("channels", [slice(0, 3), slice(3, 6), slice(6, 9)])
-def test_the_field_and_both_outlines_train_the_network(channels: slice) -> None:
+@pytest.mark.parametrize("channels", [slice(3, 6), slice(6, 9)])
+def test_both_outlines_train_the_network(channels: slice) -> None:
     trained = network().train()
     trained(pair())[:, channels].square().sum().backward()
     assert all(bool(value.grad.any()) for value in trained.parameters() if value.dim() > 1)

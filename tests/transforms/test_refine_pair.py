@@ -140,3 +140,12 @@ def test_outlines_of_both_images_drive_a_field(drawn: bool, prefer: bool, expect
     found = RefinePaird("labels", prefer_predicted=prefer)(item)
     assert found[Key.REFINEMENT]["improved"]
     np.testing.assert_allclose(shift_of(found), [expected, 0, 0], atol=0.7)
+
+
+def test_a_network_that_finds_no_label_drives_nothing() -> None:
+    item: Any = pair() | {Key.PRED: torch.zeros(3, *NATIVE.shape)}
+    for side, found in ((FIXED, [0.9, 0.4]), (MOVING, [0.4, 0.9])):
+        item[side.image] = on(NATIVE, torch.zeros(NATIVE.shape))
+        item[side.outline] = torch.tensor(found).view(2, 1, 1, 1).expand(2, *NATIVE.shape)
+    with pytest.raises(RegZooError, match="finds no label in both images"):
+        RefinePaird("labels")(item)

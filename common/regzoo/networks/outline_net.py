@@ -18,8 +18,8 @@ class OutlineNet(nn.Module):
     One U-Net outlines both images, each on its own. The registration has no parameters: a stationary velocity field
     begins as the shift between the centres of the outlines, and each iteration adds the force of the demons that pulls
     the outlines of the moving image, as warped so far, to those of the fixed image. So an image that is registered to
-    itself stays where it is. The iterations run at half resolution first, then at full resolution. In training, only
-    those at half resolution run; the loss of the warped labels flows back through them into the outlines.
+    itself stays where it is. The iterations run at half resolution first, then at full resolution. Labels train the
+    outlines only, so in training the demons do not run, and the DDF is the shift between the centres.
 
     Args:
         labels: number of labels, which exclude each other.
@@ -65,14 +65,14 @@ class OutlineNet(nn.Module):
             image = F.pad(image, [0, extra[0], 0, extra[1], 0, extra[2]], mode="replicate")
         # Both sides are one batch: the fixed images, then the moving ones. `chunk` would make ONNX keep one size.
         logits = self.outliner(torch.cat([image[:, :1], image[:, 1:]])).float()
-        outlines, count = logits.softmax(dim=1)[:, 1:], image.shape[0]
+        outlines, count = logits.detach().softmax(dim=1)[:, 1:], image.shape[0]
         coarse = F.avg_pool3d(outlines, 2)
         shift = centres(coarse[count:]) - centres(coarse[:count])
         velocity = shift.view(-1, 3, 1, 1, 1).expand(-1, -1, coarse.shape[2], coarse.shape[3], coarse.shape[4])
-        velocity = demons(velocity, coarse[:count], coarse[count:], self.coarse, 1.0)
+        half, full = (0, 0) if self.training else (self.coarse, self.fine)
+        velocity = demons(velocity, coarse[:count], coarse[count:], half, 1.0)
         velocity = 2 * F.interpolate(velocity, scale_factor=2.0, mode="trilinear")
-        if not self.training:
-            velocity = demons(velocity, outlines[:count], outlines[count:], self.fine, 1.5)
+        velocity = demons(velocity, outlines[:count], outlines[count:], full, 1.5)
         ddf = integrate(velocity, 5)
         return torch.cat([ddf, logits[:count], logits[count:]], dim=1)[:, :, :x, :y, :z]
 

@@ -84,7 +84,7 @@ class RefinePaird(MapTransform):
         try:
             compares_labels = bool({"labels", "distance"} & options.similarity.keys())
             if compares_labels and self._compares_outlines(data):
-                fixed, moving = (_outlined(data, side, prediction.device) for side in SIDES)
+                fixed, moving = _outlined(data, prediction.device)
             else:
                 labels = self._labels(data) if compares_labels else None
                 fixed, moving = (self._volumes(data, side, options, labels, prediction.device) for side in SIDES)
@@ -140,13 +140,21 @@ class RefinePaird(MapTransform):
         return {"fixed": selected(fixed, common), "moving": selected(moving, common)}
 
 
-def _outlined(data: Case, side: Side, device: torch.device) -> Volumes:
-    """What the network sees of an image and finds in it; the network grid already contains the pre-alignment."""
-    grid, mask = Grid.of(data[side.image]), None
-    if side.mask in data:
-        own = aligned(data, data[side.mask]) if side is MOVING else data[side.mask]
-        mask = resample(as_tensor(own).to(device), Grid.of(own), grid, mode="nearest")
-    return Volumes(grid, as_tensor(data[side.image]).to(device), data[side.outline].to(device), mask)
+def _outlined(data: Case, device: torch.device) -> list[Volumes]:
+    """What the network sees of both images and finds in them; the network grid already contains the pre-alignment."""
+    # As masks: probabilities would leave the boundary of a label as vague as the network is about it.
+    outlines = [(data[side.outline] > 0.5).to(device) for side in SIDES]
+    common = torch.stack([masks.flatten(1).any(dim=1) for masks in outlines]).all(dim=0)
+    if not common.any():
+        raise RegZooError("labels are compared, but the network finds no label in both images; refine with another kind")
+    sides = []
+    for side, masks in zip(SIDES, outlines, strict=True):
+        grid, mask = Grid.of(data[side.image]), None
+        if side.mask in data:
+            own = aligned(data, data[side.mask]) if side is MOVING else data[side.mask]
+            mask = resample(as_tensor(own).to(device), Grid.of(own), grid, mode="nearest")
+        sides.append(Volumes(grid, as_tensor(data[side.image]).to(device), masks[common], mask))
+    return sides
 
 
 def scaled(image: torch.Tensor, intensities: tuple[float, float] | None) -> torch.Tensor:
