@@ -15,7 +15,7 @@ from regzoo.datasets.records import is_of_kind
 from regzoo.errors import RegZooError, bad_file
 from regzoo.filters import gaussian_filter, voxel_sigmas
 from regzoo.spatial import Grid, as_tensor, resample
-from regzoo.spatial.held import boxes, is_map, one_mask, part_of, sizes_and_centres
+from regzoo.spatial.held import Box, boxes, is_map, one_mask, part_of, sizes_and_centres
 from regzoo.spatial.volumes import FILE
 from regzoo.transforms.load import aligned, file_of, overlap
 
@@ -184,7 +184,7 @@ class SelectLabelsd(MapTransform):
 
 
 def _labels_on(target: Grid, labels: MetaTensor, count: int) -> torch.Tensor:
-    """Labels (C, X, Y, Z) float32 on the network grid, each resampled from the part of its volume that holds it."""
+    """Labels (C, X, Y, Z) float32 on the network grid, each resampled only from and to where it is."""
     grid = Grid.of(labels)
     steps = np.abs(np.linalg.solve(grid.affine, target.affine))[:3, :3].max(axis=1)
     margin = np.ceil(REACH * np.maximum(steps - 1, 0) / 2) + 1
@@ -193,9 +193,20 @@ def _labels_on(target: Grid, labels: MetaTensor, count: int) -> torch.Tensor:
         if box is not None:
             ends = zip(box, margin.astype(int).tolist(), grid.shape, strict=True)
             x, y, z = (slice(max(side.start - more, 0), min(side.stop + more, n)) for side, more, n in ends)
-            mask = one_mask(labels, index, (x, y, z)).float()
-            values[index] = resample(mask[None], part_of(grid, (x, y, z)), target, anti_alias=True)[0]
+            part, mask = part_of(grid, (x, y, z)), one_mask(labels, index, (x, y, z)).float()
+            reached = _reached(target, part)
+            if all(side.start < side.stop for side in reached):
+                values[(index, *reached)] = resample(mask[None], part, part_of(target, reached), anti_alias=True)[0]
     return values
+
+
+def _reached(target: Grid, part: Grid) -> Box:
+    """The box of a grid's voxels outside which none lies in another grid; it may be empty."""
+    ends = np.stack(np.meshgrid(*[(-0.5, n - 0.5) for n in part.shape], indexing="ij"), -1).reshape(-1, 3)
+    voxels = target.to_voxels(part.to_world(ends))
+    low, high = (np.clip(limit, 0, target.shape) for limit in (np.floor(voxels.min(0)), np.ceil(voxels.max(0)) + 1))
+    x, y, z = (slice(int(first), int(last)) for first, last in zip(low, high, strict=True))
+    return x, y, z
 
 
 def of_kind(item: Case, kinds: Sequence[str], count: int) -> list[bool]:
