@@ -47,11 +47,11 @@ def small(bundle: str) -> dict[str, Any]:
     return tiny(bundle) | {"max_epochs": 3} | {key: value for key, value in more.items() if key in training(bundle)}
 
 
-def train(bundle: str, dataset: Path, output: Path, *overlays: str, **overrides: Any) -> dict[str, torch.Tensor]:
-    """Train in this process; returns the weights of the last epoch."""
+def finish(bundle: str, dataset: Path, output: Path, *files: str, **overrides: Any) -> None:
+    """Run a workflow in this process."""
     configs = BUNDLES / bundle / "configs"
     workflow = ConfigWorkflow(
-        config_file=[str(configs / name) for name in ("train.json", *overlays)],
+        config_file=[str(configs / name) for name in files],
         meta_file=str(configs / "metadata.json"),
         logging_file=False,
         workflow_type="train",
@@ -63,6 +63,11 @@ def train(bundle: str, dataset: Path, output: Path, *overlays: str, **overrides:
     workflow.initialize()
     workflow.run()
     workflow.finalize()
+
+
+def train(bundle: str, dataset: Path, output: Path, *overlays: str, **overrides: Any) -> dict[str, torch.Tensor]:
+    """Train in this process; returns the weights of the last epoch."""
+    finish(bundle, dataset, output, "train.json", *overlays, **overrides)
     return torch.load(output / "last.pt", weights_only=True)["network"]
 
 
@@ -146,19 +151,16 @@ def test_resume_after_each_epoch_gives_the_same_weights(prostate_phantoms: Path,
 
 
 @pytest.mark.parametrize("bundle", NAMES)
-def test_command_line_trains_and_evaluates(bundle: str, dataset: Path, tmp_path: Path) -> None:
-    done = run(bundle, command(bundle, dataset, tmp_path, "--optimizer#lr", "0.002", "--max_epochs", "2"))
-    assert done.returncode == 0, done.stderr[-2000:]
+def test_a_training_and_its_evaluation(
+    bundle: str, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(bundle, dataset, tmp_path, max_epochs=2, **{"optimizer#lr": 0.002})
     assert {"last.pt", "model.pt"} <= {path.name for path in tmp_path.iterdir()}
     tags = EventAccumulator(str(tmp_path)).Reload().Tags()
     assert {"loss/total", "learning_rate"} | logged(bundle) <= set(tags["scalars"])
     assert tags["images"]
-    arguments = command(bundle, dataset, tmp_path, "--pictures", "1")
-    arguments.remove("training")
-    arguments[arguments.index("configs/train.json")] = "['configs/train.json','configs/evaluate.json']"
-    done = run(bundle, arguments)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "median" in done.stdout
+    finish(bundle, dataset, tmp_path, "train.json", "evaluate.json", pictures=1)
+    assert "median" in capsys.readouterr().out
     names = {path.name for path in (tmp_path / "evaluation").iterdir()}
     assert {"cases.csv", "labels.csv", "summary.csv", "summary.png"} <= names
     assert len([name for name in names if name.endswith(".png")]) == 2
@@ -171,6 +173,19 @@ def test_command_line_trains_and_evaluates(bundle: str, dataset: Path, tmp_path:
         assert {"ssim", "ncc", "dsc", "hd_mm", "hd95_mm", "tre_mm"} <= table.keys()
     if bundle == SDM:
         assert {"base_dsc", "mid_dsc", "apex_dsc", "jacobian_gradient", "tre_mm"} <= table.keys()
+
+
+def test_command_line_trains_and_evaluates(prostate_phantoms: Path, tmp_path: Path) -> None:
+    done = run(WEAK, command(WEAK, prostate_phantoms, tmp_path, "--optimizer#lr", "0.002", "--max_epochs", "2"))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "; 0:00:00 left" in done.stderr + done.stdout
+    arguments = command(WEAK, prostate_phantoms, tmp_path, "--pictures", "1")
+    arguments.remove("training")
+    arguments[arguments.index("configs/train.json")] = "['configs/train.json','configs/evaluate.json']"
+    done = run(WEAK, arguments)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "median" in done.stdout
+    assert {"cases.csv", "summary.png"} <= {path.name for path in (tmp_path / "evaluation").iterdir()}
 
 
 @pytest.mark.parametrize("bundle", [WEAK, SEG])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -123,7 +124,9 @@ class LossTerms:
             for kind in ("loss/", "weight/")
         )
         text = losses + ("; weights: " + weights if weights else "")
-        logger.info("epoch %d/%d: loss %s", engine.state.epoch, engine.state.max_epochs, text)
+        done, wanted = engine.state.epoch, engine.state.max_epochs
+        left = timedelta(seconds=round((wanted - done) * engine.state.times[Events.EPOCH_COMPLETED.name]))
+        logger.info("epoch %d/%d: loss %s; %s left", done, wanted, text, left)
 
 
 def learning_rate(engine: Engine) -> float:
