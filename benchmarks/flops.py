@@ -2,7 +2,7 @@
 
 A step is the forward and the backward pass of a bundle's network in float32, with the size and the batch of
 ``train.json`` and an overlay. PyTorch counts the operations. The peak is the faster of a large matrix product and a
-large 3³ convolution of 128 channels, in the same run: on some processors, PyTorch's matrix products use only half of the
+large 3³ convolution of 128 channels, in the same run: on some processors, PyTorch's matrix products use only half the
 width of the registers.
 """
 
