@@ -16,11 +16,12 @@ from pathlib import Path
 import torch
 from comparison import markdown
 from monai.bundle import ConfigParser
+from regzoo.case import IMAGE_KEYS
 from torch.nn.functional import conv3d
 from torch.utils.flop_counter import FlopCounterMode
 from trainings import BUNDLES, RESULTS, heading, save_result
 
-ROUNDS = 5
+ROUNDS = 3
 HEADER = ("network", "settings", "batch", "GFLOP a step", "step, CPU-ms", "GFLOP/s", "of the peak")
 
 
@@ -57,8 +58,7 @@ def measure(bundle: Path, overlay: str, most: float, quick: bool) -> tuple[str, 
     parser = ConfigParser()
     parser.read_config([str(bundle / "configs" / name) for name in files])
     network, batch = parser.get_parsed_content("network_def"), 1 if quick else int(parser["batch_size"])
-    channels = parser.get_parsed_content("network_def#in_channels")
-    image = torch.randn(batch, channels, *parser["size"])
+    image = torch.randn(batch, len(parser.config.get("inputs", IMAGE_KEYS)), *parser["size"])
 
     def step() -> None:
         network(image).square().mean().backward()
