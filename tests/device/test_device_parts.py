@@ -49,8 +49,8 @@ LOSSES: list[tuple[torch.nn.Module, list[int]]] = [
 ]
 #: Tested through the trainings; `SoftHausdorff` waits, and says so.
 ELSEWHERE = {
-    "Deformation", "ImageSimilarity", "LabelSimilarity", "PredictedLabel", "RegistrationLoss", "LearnedWeights",
-    "SoftmaxWeights", "UncertaintyWeights", "SignedDistanceSimilarity", "SoftHausdorff",
+    "Deformation", "ImageSimilarity", "LabelSimilarity", "PredictedLabel", "PredictedOutlines", "RegistrationLoss",
+    "LearnedWeights", "SoftmaxWeights", "UncertaintyWeights", "SignedDistanceSimilarity", "SoftHausdorff",
 }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import fire
 import pytest
+from bundle_list import training
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.scripts import run
 from regzoo.engines.options import check_effect
@@ -113,7 +114,11 @@ def test_settings_that_need_another_one(monkeypatch: pytest.MonkeyPatch, tmp_pat
         (DDMR, "train", ["--diffeomorphic", "true", "--integration_steps", "3"], READ),
         (DDMR, "train", ["--norm", "null"], READ),
         (DDMR, "train", ["--window", "[3,1]"], "does not increase"),
-        *((bundle, "train", ["--sigmas", "2"], "sigmas: 2 is not a list") for bundle in ALL if "_seg" not in bundle),
+        *(
+            (bundle, "train", ["--sigmas", "2"], "sigmas: 2 is not a list")
+            for bundle in ALL
+            if "sigmas" in training(bundle)
+        ),
         (DDMR, "train", ["--eval_split", "val"], "eval_split: has no effect"),
         (DDMR, "train", ["--norm", "bacth"], "norm: 'bacth' is not known; use one of batch, instance"),
         (WEAK, "inference", ["--direction", "us_to_mr", "--fixed_image", "a"], "without dataset_dir"),

@@ -207,7 +207,14 @@ def test_mistakes_in_the_command(write_study: WriteStudy, monkeypatch: pytest.Mo
 
 def start_run(study: Path, jobs: int = 2) -> subprocess.Popen[bytes]:
     words = [sys.executable, "-m", "regzoo", "study", "run", str(study), "--jobs", str(jobs)]
-    return subprocess.Popen(words, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(
+        words,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        # A shell lets its background jobs ignore it, and they pass that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
