@@ -24,7 +24,8 @@ from regzoo_phantoms import write_abdomen_phantoms, write_prostate_phantoms
 from trainings import RESULTS, heading, save_result
 
 ROOT = Path(__file__).resolve().parents[1]
-BUNDLES = sorted(path.name for path in (ROOT / "bundles").iterdir())
+#: The bundles of papers, which have settings of a paper's size.
+BUNDLES = sorted(path.parents[2].name for path in ROOT.glob("bundles/*/configs/variants/paper.json"))
 #: What makes a step small, of the bundles on CTs and of the others.
 QUICK: dict[bool, dict[str, Any]] = {
     True: {"spacing": [16.0] * 3, "size": [20, 14, 13], "channels": [2, 4]},
