@@ -53,7 +53,6 @@ class AbdomenPhantoms(Learn2RegSet):
     kind: ClassVar[str] = "abdomen"
     task: ClassVar[str] = "AbdomenCTCT"
     modality: ClassVar[str] = "CT"
-    most: ClassVar[int] = 9999
     labels: ClassVar[dict[int, str]] = LABELS
 
     @property

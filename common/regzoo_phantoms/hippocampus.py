@@ -48,7 +48,6 @@ class HippocampusPhantoms(Learn2RegSet):
     kind: ClassVar[str] = "hippocampus"
     task: ClassVar[str] = "HippocampusMR"
     modality: ClassVar[str] = "MRI"
-    most: ClassVar[int] = 9999
     labels: ClassVar[dict[int, str]] = LABELS
 
     @property

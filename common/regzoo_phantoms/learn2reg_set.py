@@ -27,6 +27,7 @@ class Learn2RegSet(PhantomSet):
 
     task: ClassVar[str]
     modality: ClassVar[str]
+    most: ClassVar[int] = 9999
 
     @property
     def states(self) -> int:

@@ -67,13 +67,14 @@ class OutlineNet(nn.Module):
         logits = self.outliner(torch.cat([image[:, :1], image[:, 1:]])).float()
         outlines, count = logits.detach().softmax(dim=1)[:, 1:], image.shape[0]
         coarse = F.avg_pool3d(outlines, 2)
-        shift = centres(coarse[count:]) - centres(coarse[:count])
-        velocity = shift.view(-1, 3, 1, 1, 1).expand(-1, -1, coarse.shape[2], coarse.shape[3], coarse.shape[4])
-        half, full = (0, 0) if self.training else (self.coarse, self.fine)
-        velocity = demons(velocity, coarse[:count], coarse[count:], half, 1.0)
-        velocity = 2 * F.interpolate(velocity, scale_factor=2.0, mode="trilinear")
-        velocity = demons(velocity, outlines[:count], outlines[count:], full, 1.5)
-        ddf = integrate(velocity, 5)
+        shift = (centres(coarse[count:]) - centres(coarse[:count])).view(-1, 3, 1, 1, 1)
+        if self.training:
+            ddf = (2 * shift).expand(-1, -1, image.shape[2], image.shape[3], image.shape[4])
+        else:
+            velocity = shift.expand(-1, -1, coarse.shape[2], coarse.shape[3], coarse.shape[4])
+            velocity = demons(velocity, coarse[:count], coarse[count:], self.coarse, 1.0)
+            velocity = 2 * F.interpolate(velocity, scale_factor=2.0, mode="trilinear")
+            ddf = integrate(demons(velocity, outlines[:count], outlines[count:], self.fine, 1.5), 5)
         return torch.cat([ddf, logits[:count], logits[count:]], dim=1)[:, :, :x, :y, :z]
 
 
@@ -126,7 +127,10 @@ def gradient(image: torch.Tensor) -> list[torch.Tensor]:
 def smooth(field: torch.Tensor) -> torch.Tensor:
     """A binomial filter along each axis, which has a standard deviation of one voxel."""
     # Not a convolution, which mixed precision would round.
-    p = F.pad(field, [2, 2, 2, 2, 2, 2], mode="replicate")
-    p = (p[:, :, :-4] + p[:, :, 4:] + 4 * (p[:, :, 1:-3] + p[:, :, 3:-1]) + 6 * p[:, :, 2:-2]) / 16
-    p = (p[:, :, :, :-4] + p[:, :, :, 4:] + 4 * (p[:, :, :, 1:-3] + p[:, :, :, 3:-1]) + 6 * p[:, :, :, 2:-2]) / 16
-    return (p[..., :-4] + p[..., 4:] + 4 * (p[..., 1:-3] + p[..., 3:-1]) + 6 * p[..., 2:-2]) / 16
+    field = F.pad(field, [2, 2, 2, 2, 2, 2], mode="replicate")
+    for axis in range(2, 5):
+        n = field.shape[axis] - 4
+        ends = field.narrow(axis, 0, n) + field.narrow(axis, 4, n)
+        sides = field.narrow(axis, 1, n) + field.narrow(axis, 3, n)
+        field = (ends + 4 * sides + 6 * field.narrow(axis, 2, n)) / 16
+    return field

@@ -68,18 +68,24 @@ class Learn2RegFields:
 
     def __init__(self, output_dir: str | PathLike[str], wanted: bool = True) -> None:
         self.output_dir, self.wanted = Path(output_dir), wanted
+        self.files: dict[str, str] = {}
 
     def attach(self, engine: Engine) -> None:
+        from ignite.engine import Events
+
         if self.wanted:
+            engine.add_event_handler(Events.STARTED, self._start)
             engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self._write)
 
+    def _start(self, engine: Engine) -> None:
+        self.files = field_files(engine.data_loader.dataset.data)
+
     def _write(self, engine: Engine) -> None:
-        files = field_files(engine.data_loader.dataset.data)
         for item in cases_of(engine):
             case = name_of_case(item)
             if Key.FIELD not in item:
                 fix = "refine the case, or use a bundle that predicts a field"
                 raise bad_file(case, "its labels were predicted without a field to write for Learn2Reg", fix)
             values = voxel_displacement(item[Key.FIELD], Grid.of(item[MOVING.native_image]))
-            with atomic_path(self.output_dir / files[case]) as temporary:
+            with atomic_path(self.output_dir / self.files[case]) as temporary:
                 np.savez_compressed(temporary, values.astype(np.float16))

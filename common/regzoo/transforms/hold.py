@@ -34,10 +34,11 @@ class HoldLabelsd(MapTransform):
         numbers = torch.arange(1, count + 1, dtype=torch.uint8 if count < 256 else torch.int16)
         exclusive = all(bool((masks.sum(0) <= 1).all()) for masks in labels.values())
         for key, masks in labels.items():
-            held = hold(item[key], None)
             if exclusive:
                 held = (masks * numbers.view(-1, 1, 1, 1)).amax(0, keepdim=True).to(numbers.dtype)
-            item[key] = MetaTensor(as_tensor(held), meta=item[key].meta)
+            else:
+                held = as_tensor(hold(item[key], None))
+            item[key] = MetaTensor(held, meta=item[key].meta)
         if exclusive:
             item[Key.LABEL_NUMBERS] = numbers
         return item
