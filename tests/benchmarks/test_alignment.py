@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks"
+SCRIPT = "alignment"
 
 
 @pytest.fixture(scope="module")
-def script(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
-    sys.path.insert(0, str(SCRIPT))
-    import alignment
-
-    alignment.DATA = tmp_path_factory.mktemp("phantoms")
-    yield alignment
-    sys.path.remove(str(SCRIPT))
+def script(script: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    script.DATA = tmp_path_factory.mktemp("phantoms")
+    return script
 
 
 def test_as_precise_as_itk_and_more_robust(script: ModuleType) -> None:

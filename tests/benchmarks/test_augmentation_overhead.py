@@ -3,27 +3,11 @@
 from __future__ import annotations
 
 import re
-import sys
-from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 
 import pytest
-import torch
 
-FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
-
-
-@pytest.fixture(scope="module")
-def script() -> Iterator[ModuleType]:
-    """The script as a module; it imports its neighbours, and sets the threads of PyTorch."""
-    threads = torch.get_num_threads()
-    sys.path.insert(0, str(FOLDER))
-    import augmentation_overhead
-
-    yield augmentation_overhead
-    sys.path.remove(str(FOLDER))
-    torch.set_num_threads(threads)
+SCRIPT = "augmentation_overhead"
 
 
 @pytest.mark.parametrize("network", ["voxelmorph", "localnet"])

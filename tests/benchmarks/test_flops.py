@@ -2,28 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 
 import pytest
-import torch
 from bundle_list import NAMES
 
-FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
-
-
-@pytest.fixture(scope="module")
-def script() -> Iterator[ModuleType]:
-    """The script as a module; it imports its neighbours, and sets the threads of PyTorch."""
-    threads = torch.get_num_threads()
-    sys.path.insert(0, str(FOLDER))
-    import flops
-
-    yield flops
-    sys.path.remove(str(FOLDER))
-    torch.set_num_threads(threads)
+SCRIPT = "flops"
 
 
 def test_every_network_has_a_row(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -13,18 +11,9 @@ import pytest
 import torch
 from helpers import ball, make_affine, write
 
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks"
+SCRIPT = "hippocampus"
 SHAPE = (30, 44, 36)
-WEIGHTS = SCRIPT.parent / "bundles/hippocampus_mr_weak_ddf/models/model.pt"
-
-
-@pytest.fixture(scope="module")
-def script() -> Iterator[ModuleType]:
-    sys.path.insert(0, str(SCRIPT))
-    import hippocampus
-
-    yield hippocampus
-    sys.path.remove(str(SCRIPT))
+WEIGHTS = Path(__file__).resolve().parents[2] / "bundles/hippocampus_mr_weak_ddf/models/model.pt"
 
 
 def subject(root: Path, number: int, shift: float, shape: tuple[int, int, int] = SHAPE) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -15,19 +13,10 @@ from helpers import ball, make_affine, make_grid, smooth_noise, write
 from monai.data import MetaTensor
 from regzoo.spatial import DisplacementField
 
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks"
+SCRIPT = "identity"
 SHAPE, SPACING = (20, 18, 16), (2.0, 2.0, 2.0)
 AFFINE = make_affine(SHAPE, SPACING)
 GLAND, CYST = ball(SHAPE, (9, 9, 8), 5), ball(SHAPE, (8, 8, 8), 2)
-
-
-@pytest.fixture(scope="module")
-def script() -> Iterator[ModuleType]:
-    sys.path.insert(0, str(SCRIPT))
-    import identity
-
-    yield identity
-    sys.path.remove(str(SCRIPT))
 
 
 def registrar(voxels: int, has_field: bool = True) -> Any:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -26,17 +24,8 @@ RELEASED = BUNDLE / "models" / "model.pt"
 #: Centre and radius of the labels, RAS mm.
 LABELS = {1: ((70, 10, 20), 22), 2: ((-45, -20, -10), 30), 6: ((-20, 35, 45), 26)}
 IMAGE_GRID = ((60, 46, 38), (5.0, 5.0, 5.5))
+SCRIPT = "real_pair"
 NETWORK = {"spacing": [10.0, 10.0, 10.0], "size": [36, 28, 24], "channels": [4, 4], "stride": 1, "passes": 1}
-
-
-@pytest.fixture(scope="module")
-def script() -> Iterator[ModuleType]:
-    """The script as a module; it imports its neighbours."""
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    import real_pair
-
-    yield real_pair
-    sys.path.remove(str(ROOT / "benchmarks"))
 
 
 def scene(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
