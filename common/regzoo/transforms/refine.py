@@ -146,7 +146,8 @@ def _outlined(data: Case, device: torch.device) -> list[Volumes]:
     outlines = [(data[side.outline] > 0.5).to(device) for side in SIDES]
     common = torch.stack([masks.flatten(1).any(dim=1) for masks in outlines]).all(dim=0)
     if not common.any():
-        raise RegZooError("labels are compared, but the network finds no label in both images; name one")
+        problem = "labels are compared, but the network finds no label in both images"
+        raise RegZooError(f"{problem}; set refine to another kind, such as mr, or give the labels of both")
     sides = []
     for side, masks in zip(SIDES, outlines, strict=True):
         grid, mask = Grid.of(data[side.image]), None
