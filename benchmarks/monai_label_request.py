@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,10 +40,16 @@ from regzoo.spatial import (
     to_channels,
     write_nifti,
 )
-from regzoo_phantoms import write_abdomen_phantoms, write_prostate_phantoms
+from regzoo_phantoms import embedded_phantoms
 
 RESULTS = Path(__file__).resolve().parent / "results"
 GOAL = 1.5
+#: Kind → how few phantoms make a pair, and their voxel size.
+PHANTOMS: dict[str, dict[str, Any]] = {
+    "prostate": {"pairs": 1, "spacing": 1.6},
+    "abdomen": {"cases": 2, "spacing": 4.0},
+    "hippocampus": {"cases": 2, "spacing": 1.0},
+}
 HEADER = ("bundle", "labels", "request, s", "network, s", "difference, s", f"goal ≤ {GOAL} s")
 
 
@@ -114,10 +121,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "studies" / "labels" / "final").mkdir(parents=True)
-        prostate = write_prostate_phantoms(folder / "prostate", pairs=1, held_out=0, seed=4, spacing=1.6, workers=1)
-        abdomen = write_abdomen_phantoms(folder / "abdomen", cases=2, held_out=0, seed=4, spacing=4.0, workers=1)
-        for kind, source in (("prostate", prostate), ("abdomen", abdomen)):
-            place(load_records(source, "train")[0], folder / "studies", kind, shape)
+        for kind, parameters in PHANTOMS.items():
+            embedded_phantoms(folder / kind, kind, held_out=0, seed=4, workers=1, **parameters)
+            place(load_records(folder / kind, "train")[0], folder / "studies", kind, shape)
         # As the page on MONAI Label starts it.
         environment = {"OMP_WAIT_POLICY": "passive"}
         bundles = BUNDLES[-1:] if options.load else BUNDLES

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from monai.networks.nets import UNet
-from regzoo.networks.voxelmorph import integrate
-from regzoo.spatial import warp
+from regzoo.networks.voxelmorph import identity_grid, integrate, square, to_grid
+from regzoo.spatial.warp import grid_sample
 from torch import nn
 
 
@@ -87,15 +87,15 @@ def demons(
     momentum: float = 0.7,
 ) -> torch.Tensor:
     """The velocity (B, 3, …), voxels, after iterations that match the moving to the fixed outlines (B, labels, …)."""
-    update = torch.zeros_like(velocity)
+    update, identity = torch.zeros_like(velocity), identity_grid(velocity)
     for _ in range(iterations):
-        warped = warp(moving, integrate(velocity, 4), padding="border")
-        difference = fixed - warped
+        # Computed in the sampler's own units, because a graph of all iterations takes minutes to export to ONNX.
+        field = square(to_grid(velocity), identity, 4)
+        warped = grid_sample(moving, (identity + field).movedim(1, -1), "bilinear", "border")
+        difference = (fixed - warped)[:, None]
         slopes = gradient(warped)
-        force = torch.stack([(difference * slope).sum(dim=1) for slope in slopes], dim=1)
-        scale = difference.square().sum(dim=1, keepdim=True)
-        for slope in slopes:
-            scale = scale + slope.square().sum(dim=1, keepdim=True)
+        force = (difference * slopes).sum(dim=2)
+        scale = difference.square().sum(dim=2) + slopes.square().sum(dim=(1, 2))[:, None]
         update = momentum * update + step * smooth(force / (scale + 1e-3))
         velocity = velocity + update
     return velocity
@@ -114,14 +114,15 @@ def centres(outlines: torch.Tensor) -> torch.Tensor:
     return torch.stack(parts, dim=1)
 
 
-def gradient(image: torch.Tensor) -> list[torch.Tensor]:
-    """Central differences along the three axes; beyond the border, the border values apply."""
-    padded = F.pad(image, [1, 1, 1, 1, 1, 1], mode="replicate")
-    return [
-        0.5 * (padded[:, :, 2:, 1:-1, 1:-1] - padded[:, :, :-2, 1:-1, 1:-1]),
-        0.5 * (padded[:, :, 1:-1, 2:, 1:-1] - padded[:, :, 1:-1, :-2, 1:-1]),
-        0.5 * (padded[:, :, 1:-1, 1:-1, 2:] - padded[:, :, 1:-1, 1:-1, :-2]),
-    ]
+def gradient(image: torch.Tensor) -> torch.Tensor:
+    """Central differences, (B, C, X, Y, Z) → (B, 3, C, X, Y, Z); beyond the border, the border values apply."""
+    parts: list[torch.Tensor] = []
+    for axis in range(3):
+        pad, n = [0, 0, 0, 0, 0, 0], image.shape[2 + axis]
+        pad[4 - 2 * axis] = pad[5 - 2 * axis] = 1
+        padded = F.pad(image, pad, mode="replicate")
+        parts.append(padded.narrow(2 + axis, 2, n) - padded.narrow(2 + axis, 0, n))
+    return 0.5 * torch.stack(parts, dim=1)
 
 
 def smooth(field: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ from monai.networks.layers.simplelayers import SkipConnection
 from monai.networks.nets import VoxelMorphUNet
 from regzoo.networks.blocks import FieldHead, initialise
 from regzoo.spatial import compose, warp
+from regzoo.spatial.warp import grid_sample
 from torch import nn
 
 
@@ -142,7 +143,37 @@ def integrate(velocity: torch.Tensor, steps: int = 7) -> torch.Tensor:
 
     Source: Arsigny et al. 2006; Dalca et al. 2018.
     """
-    ddf = velocity / 2**steps
+    identity = identity_grid(velocity)
+    return from_grid(square(to_grid(velocity), identity, steps))
+
+
+def square(velocity: torch.Tensor, identity: torch.Tensor, steps: int) -> torch.Tensor:
+    """`integrate` in the units of `to_grid`, where a squaring is two additions and one sampling."""
+    field = velocity / 2**steps
     for _ in range(steps):
-        ddf = compose(ddf, ddf)
-    return ddf
+        field = field + grid_sample(field, (identity + field).movedim(1, -1), "bilinear", "border")
+    return field
+
+
+def identity_grid(ddf: torch.Tensor) -> torch.Tensor:
+    """The place of each voxel of a DDF's grid in `grid_sample`'s units, (1, 3, X, Y, Z), last array axis first."""
+    parts: list[torch.Tensor] = []
+    for axis in range(3):
+        n = ddf.shape[2 + axis]
+        along = [1, 1, 1, 1, 1]
+        along[2 + axis] = n
+        places = torch.arange(n, device=ddf.device, dtype=torch.float32) * (2.0 / float(max(n - 1, 1))) - 1.0
+        parts.insert(0, places.view(along).expand(1, 1, ddf.shape[2], ddf.shape[3], ddf.shape[4]))
+    return torch.cat(parts, dim=1)
+
+
+def to_grid(ddf: torch.Tensor) -> torch.Tensor:
+    """A DDF (B, 3, X, Y, Z) in voxels → `grid_sample`'s units, in which an image is 2 wide, last array axis first."""
+    x, y, z = max(ddf.shape[2] - 1, 1), max(ddf.shape[3] - 1, 1), max(ddf.shape[4] - 1, 1)
+    return torch.cat([ddf[:, 2:] * (2.0 / z), ddf[:, 1:2] * (2.0 / y), ddf[:, :1] * (2.0 / x)], dim=1).float()
+
+
+def from_grid(field: torch.Tensor) -> torch.Tensor:
+    """The opposite of `to_grid`."""
+    x, y, z = max(field.shape[2] - 1, 1), max(field.shape[3] - 1, 1), max(field.shape[4] - 1, 1)
+    return torch.cat([field[:, 2:] * (x / 2.0), field[:, 1:2] * (y / 2.0), field[:, :1] * (z / 2.0)], dim=1)
