@@ -79,7 +79,9 @@ peers: $(STAMP) ## run other registration tools beside ours, in an environment o
 	-CMAKE_POLICY_VERSION_MINIMUM=3.5 .venv-peers/bin/python -m pip install --quiet --disable-pip-version-check niftyreg==1.5.70rc1
 	$(BIN)/python benchmarks/peers.py $(PEERS)
 
+ON_PATIENTS := hippocampus_mr_weak_ddf
 weights: $(RUNTIME) ## train the released weights on phantoms, resuming if stopped (an hour on two cores; BUNDLE=name)
+	$(if $(filter $(ON_PATIENTS),$(BUNDLE)),$(error The weights of $(BUNDLE) are from patients: see its docs/README.md))
 	$(RUN) training --config_file configs/train.json --output_dir output/weights
 	$(RUN) --config_file "['configs/train.json','configs/evaluate.json']" --output_dir output/weights
 	cp bundles/$(BUNDLE)/output/weights/model.pt bundles/$(BUNDLE)/models/model.pt

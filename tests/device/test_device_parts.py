@@ -78,7 +78,7 @@ NETWORKS: list[Callable[[], torch.nn.Module]] = [
     lambda: networks.PyramidNet(2, 3, 4),
     lambda: networks.VoxelMorphNet(2, (4, 4, 4)),
     lambda: networks.VoxelMorphNet(2, (4, 4), norm="instance", stride=2, passes=2, diffeomorphic=True),
-    lambda: networks.OutlineNet(2, (4, 4)),
+    lambda: networks.OutlineNet(2, (4, 4, 4, 4, 4, 4), (1, 1)),
     lambda: networks.GlobalNet(2, 2),
     lambda: networks.CompositeNet(4, 2),
 ]

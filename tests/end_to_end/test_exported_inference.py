@@ -27,7 +27,7 @@ from torch import nn
 
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 WEAK, SEG, SDM = "prostate_mr_trus_weak_ddf", "prostate_mr_trus_conditional_seg", "prostate_mr_trus_sdm"
-DDMR = "abdominal_ct_ddmr"
+DDMR, OUTLINES = "abdominal_ct_ddmr", "hippocampus_mr_weak_ddf"
 FORMATS = ["torchscript", "onnx"]
 Exported = Callable[[str, str], str]
 
@@ -68,8 +68,15 @@ def check_in_onnx_runtime(path: str, network: nn.Module) -> None:
         assert np.quantile(difference, 0.9999) <= 1e-4 and difference.max() <= 1e-3
 
 
-@pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("bundle", NAMES)
+#: The export of 24 iterations of the demons to ONNX takes more than a minute.
+EACH = [
+    pytest.param(name, format, marks=pytest.mark.slow if (name, format) == (OUTLINES, "onnx") else [])
+    for name in NAMES
+    for format in FORMATS
+]
+
+
+@pytest.mark.parametrize(("bundle", "format"), EACH)
 def test_registration_is_the_same(bundle: str, format: str, dataset: Path, exported: Exported) -> None:
     pair = pair_of(dataset)
     eager = Registrar(BUNDLES / bundle, device="cpu")

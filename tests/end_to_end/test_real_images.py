@@ -40,7 +40,7 @@ def test_hippocampus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "batch_size": 2,
         "samples_per_epoch": 4,
         "max_epochs": 1,
-        "channels": [4, 4],
+        "channels": [4] * 6,
         "device": "cpu",
     }
     run(["train.json"], values)

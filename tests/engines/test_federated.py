@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from bundle_list import on_single_images
+from bundle_list import narrow, on_single_images
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
 from monai.fl.client import MonaiAlgo, MonaiAlgoStats
@@ -62,7 +62,7 @@ def small(bundle: str) -> dict[str, Any]:
     """What makes a local epoch tiny."""
     tiny = {"batch_size": 2, "samples_per_epoch": 2 * STEPS, "folds": 2, "device": "cpu"}
     if on_single_images(bundle):
-        return tiny | {"spacing": [16.0] * 3, "size": [20, 14, 13], "channels": [2, 4], "learning_rate": 0.01}
+        return tiny | {"spacing": [16.0] * 3, "size": [20, 14, 13], "channels": narrow(bundle), "learning_rate": 0.01}
     if bundle == SEG:  # nothing is found, and no distance measured, by a network that knows nothing
         return tiny | {"learning_rate": 1e-4}
     return tiny | {"spacing": [5.0] * 3, "size": [18, 14, 13], "channels": 2}

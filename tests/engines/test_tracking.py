@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bundle_list import NAMES, logged, on_single_images
+from bundle_list import NAMES, logged, narrow, on_single_images
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from monai.bundle import ConfigWorkflow
@@ -63,7 +63,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def small(bundle: str) -> dict[str, Any]:
     if on_single_images(bundle):
-        return {"spacing": [16.0] * 3, "size": [20, 14, 13], "channels": [2, 4]}
+        return {"spacing": [16.0] * 3, "size": [20, 14, 13], "channels": narrow(bundle)}
     return {"spacing": [5.0] * 3, "size": [18, 14, 13], "channels": 2}
 
 

@@ -13,7 +13,7 @@ from regzoo.spatial import jacobian_determinant
 from scipy.ndimage import map_coordinates
 from torch import nn
 
-SMALL: dict[str, Any] = {"channels": [4, 6, 8], "iterations": [4, 3]}
+SMALL: dict[str, Any] = {"channels": [4, 4, 6, 8, 8, 4], "iterations": [4, 3]}
 
 
 def network(**options: Any) -> OutlineNet:
@@ -95,7 +95,7 @@ def test_torchscript(shape: tuple[int, int, int]) -> None:
 
 def test_what_is_frozen() -> None:
     frozen = {id(value) for part in network().contracting_path() for value in part.parameters()}
-    assert frozen and len(network().contracting_path()) == 2
+    assert frozen and len(network().contracting_path()) == 4
 
 
 @pytest.mark.parametrize("iterations", [[3], [3, -1]])

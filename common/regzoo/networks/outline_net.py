@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from monai.networks.nets import UNet
+from monai.networks.nets import BasicUNet
 from regzoo.networks.voxelmorph import identity_grid, integrate, square, to_grid
 from regzoo.spatial.warp import grid_sample
 from torch import nn
@@ -23,7 +23,7 @@ class OutlineNet(nn.Module):
 
     Args:
         labels: number of labels, which exclude each other.
-        channels: width of each level of the U-Net; each level has half the resolution of the one before.
+        channels: width of each level of the U-Net, the image's resolution first, and of its last convolutions.
         iterations: of the demons, at half and at full resolution.
 
     Source: label-driven training, Hu et al. 2018; registration by predicted outlines, Xu and Niethammer 2019
@@ -31,15 +31,13 @@ class OutlineNet(nn.Module):
     """
 
     def __init__(
-        self, labels: int = 2, channels: Sequence[int] = (16, 32, 64, 128), iterations: Sequence[int] = (15, 15)
+        self, labels: int = 2, channels: Sequence[int] = (16, 16, 32, 64, 64, 16), iterations: Sequence[int] = (20, 4)
     ) -> None:
         super().__init__()
         if len(iterations) != 2 or min(iterations) < 0:
             raise ValueError(f"iterations must be two whole numbers of at least 0, not {list(iterations)}")
         self.coarse, self.fine = int(iterations[0]), int(iterations[1])
-        strides = [2] * (len(channels) - 1)
-        self.multiple = max(2 ** len(strides), 2)
-        self.outliner = UNet(3, 1, labels + 1, channels, strides, num_res_units=1, norm="instance")
+        self.outliner = BasicUNet(3, 1, labels + 1, channels, norm=("instance", {"affine": True}))
 
     def extra_repr(self) -> str:
         """The settings for the repr, because checkpoints tell networks apart by it."""
@@ -47,11 +45,8 @@ class OutlineNet(nn.Module):
 
     def contracting_path(self) -> list[nn.Module]:
         """The modules that ``freeze_encoder`` freezes: the encoder of the U-Net, without the bottom."""
-        parts, block = [], self.outliner.model
-        while isinstance(block, nn.Sequential) and len(block) == 3:
-            parts.append(block[0])
-            block = block[1].submodule
-        return parts
+        unet = self.outliner
+        return [unet.conv_0, unet.down_1, unet.down_2, unet.down_3]
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """(B, 2, X, Y, Z), fixed image first → (B, 3 + 2 (labels + 1), X, Y, Z) float32.
@@ -60,7 +55,8 @@ class OutlineNet(nn.Module):
         same in the moving image.
         """
         x, y, z = image.shape[2], image.shape[3], image.shape[4]
-        extra = [-z % self.multiple, -y % self.multiple, -x % self.multiple]
+        # Half of the size has to be whole, and instances need more than one voxel at the bottom of the U-Net.
+        extra = [max(n + n % 2, 32) - n for n in (z, y, x)]
         if sum(extra) > 0:
             image = F.pad(image, [0, extra[0], 0, extra[1], 0, extra[2]], mode="replicate")
         # Both sides are one batch: the fixed images, then the moving ones. `chunk` would make ONNX keep one size.
