@@ -9,6 +9,8 @@ from typing import Any
 
 BUNDLES = sorted(path.parents[1] for path in Path(__file__).parents[1].glob("bundles/*/configs/train.json"))
 NAMES = [path.name for path in BUNDLES]
+#: One bundle that trains on single images and one that trains on pairs: for what networks and losses have no part in.
+REPRESENTATIVES = ["abdominal_ct_ddmr", "prostate_mr_trus_weak_ddf"]
 #: A coarse grid over the phantoms of a kind: voxel size (mm) and size.
 GRIDS = {
     "prostate": (5.0, [18, 14, 13]),

@@ -28,9 +28,7 @@ def read_until(text: str, arguments: list[str], unbuffered: bool, folder: Path) 
 
 
 @pytest.mark.parametrize(("unbuffered", "status"), [(True, 141), (False, 0)])
-@pytest.mark.parametrize(
-    "arguments", [["bundles"], ["verify", str(BUNDLES[0])], ["phantom", "brain", "new", "--cases=1", "--spacing=16"]]
-)
+@pytest.mark.parametrize("arguments", [["bundles"], ["phantom", "brain", "new", "--cases=1", "--spacing=16"]])
 def test_regzoo(arguments: list[str], unbuffered: bool, status: int, tmp_path: Path) -> None:
     assert read_until("", ["-m", "regzoo", *arguments], unbuffered, tmp_path) == (status, "")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 COMMON = Path(__file__).resolve().parents[1] / "common"
@@ -75,6 +76,7 @@ def imports(file: Path) -> Iterator[tuple[str, bool]]:
                 yield name, id(node) not in inside
 
 
+@cache
 def graph(package: str) -> set[tuple[str, str, bool]]:
     """Edges (module, imported, at once) of a package, such as ``("engines/data", "regzoo.datasets", True)``."""
     home = COMMON / package

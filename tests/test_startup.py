@@ -39,9 +39,11 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def test_a_registration_imports_monai_without_what_it_does_not_use(pair: list[str], tmp_path: Path) -> None:
-    imported = imported_by("register", "none", *pair, "--align", "header", "--out", str(tmp_path / "out"))
-    assert "monai.transforms" in imported
-    assert not imported & {*UNUSED, "torch.distributed.fsdp", "torch.utils.tensorboard"}
+    refined = ["--refine", "mr", "--refine_options", "{'steps': [2, 2], 'spacing': 2, 'lattice': 4}"]
+    imported = imported_by("register", "none", *pair, "--align", "header", *refined, "--out", str(tmp_path / "out"))
+    assert {"monai.transforms", "regzoo.refinement.adam"} <= imported
+    # Nor PyTorch's compiler, which PyTorch's own Adam imports.
+    assert not imported & {*UNUSED, "torch._dynamo", "torch.distributed.fsdp", "torch.utils.tensorboard"}
     # matplotlib.pyplot is hidden from MONAI; pictures need matplotlib and get it.
     assert (tmp_path / "out" / "quality.png").stat().st_size > 10_000
 

@@ -10,9 +10,8 @@ import pytest
 SCRIPT = "augmentation_overhead"
 
 
-@pytest.mark.parametrize("network", ["voxelmorph", "localnet"])
-def test_times_are_printed(network: str, script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    script.main(["--quick", "--network", network])
+def test_times_are_printed(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    script.main(["--quick"])
     printed = capsys.readouterr().out
     times = [float(number) for number in re.findall(r"\| ([\d.]+) ms \|", printed)]
     assert len(times) == 3

@@ -280,6 +280,7 @@ def test_real_copies_are_put_where_they_belong(script: ModuleType) -> None:
     np.testing.assert_allclose(found, expected, atol=0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not REAL.is_dir(), reason="no ../shared/data/abdomen_ct")
 @pytest.mark.skipif(not RELEASED.is_file(), reason="no released weights")
 def test_real_abdomens(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""A federation of two sites on every bundle, with MONAI's own client; the server's part is played here."""
+"""A federation of two sites, with MONAI's own client; the server's part is played here."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import bundle_list
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from bundle_list import narrow, on_single_images
+from bundle_list import REPRESENTATIVES, config, narrow, on_single_images
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
 from monai.fl.client import MonaiAlgo, MonaiAlgoStats
@@ -25,10 +24,7 @@ from regzoo.datasets import load_records, load_single_records
 
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 SEG = "prostate_mr_trus_conditional_seg"
-KEY_METRICS = {
-    path.name: json.loads((path / "configs/evaluate.json").read_text(encoding="utf-8"))["validate#metrics"]["key"]
-    for path in bundle_list.BUNDLES
-}
+KEY_METRICS = {name: config(name, "evaluate")["validate#metrics"]["key"] for name in [*REPRESENTATIVES, SEG]}
 #: Steps of a local epoch.
 STEPS = 3
 State = dict[str, torch.Tensor]

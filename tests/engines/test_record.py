@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from bundle_list import NAMES, tiny
+from bundle_list import REPRESENTATIVES, tiny
 from dicom_files import write_series
 from ignite.engine import Engine
 from monai.bundle import ConfigWorkflow
@@ -97,7 +97,7 @@ def test_an_image_in_several_files_is_identified_by_all_of_them(kind: str, tmp_p
         whole_hash(tmp_path / "gone.nii.gz")
 
 
-@pytest.mark.parametrize("bundle", NAMES)
+@pytest.mark.parametrize("bundle", REPRESENTATIVES)
 def test_a_training_and_its_evaluation(bundle: str, dataset: Path, tmp_path: Path) -> None:
     run(bundle, dataset, tmp_path, learning_rate=1e-3)
     assert {path.name for path in tmp_path.iterdir()} >= RECORD

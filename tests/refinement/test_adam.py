@@ -1,9 +1,6 @@
-"""Adam against PyTorch's, and without PyTorch's compiler."""
+"""Adam against PyTorch's."""
 
 from __future__ import annotations
-
-import subprocess
-import sys
 
 import torch
 from regzoo.refinement.adam import Adam
@@ -21,15 +18,3 @@ def test_the_steps_are_those_of_pytorch() -> None:
         truth.step()
     assert not torch.equal(parameters, start)
     torch.testing.assert_close(parameters, theirs)
-
-
-def test_a_refinement_does_not_import_the_compiler() -> None:
-    code = """
-import sys, numpy as np, torch
-from regzoo.refinement import Volumes, options_for, refine
-from regzoo.spatial import Grid
-volumes = [Volumes(Grid((12, 12, 12), np.eye(4)), torch.rand(1, 12, 12, 12)) for _ in range(2)]
-assert refine(*volumes, options_for("mr", steps=(2, 2))).statistics["steps"] == 4
-assert "torch._dynamo" not in sys.modules
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)

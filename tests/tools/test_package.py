@@ -89,8 +89,10 @@ def test_what_is_inside(name: str, tmp_path: Path) -> None:
     packages = json.loads((bundle / "configs/metadata.json").read_text(encoding="utf-8"))["required_packages_version"]
     assert "regzoo" not in packages and "itk" in packages
     assert (bundle / "models/model.pt").read_bytes() == (Path("bundles") / name / "models/model.pt").read_bytes()
-    # What looks at the files alone; the whole of it runs from the zip in an environment of its own.
-    assert [row for row in verify(bundle, OF_FILES) if row.result != OK] == []
+    # What looks at the files alone; the whole of it runs from the zip in an environment of its own. The code is
+    # the same in each zip: its style is checked once.
+    checks = [check for check in OF_FILES if check != "Python style" or name == NAMES[0]]
+    assert [row for row in verify(bundle, checks) if row.result != OK] == []
 
 
 def test_packing_what_was_unpacked_gives_the_same_zip(unpacked: Path, tmp_path: Path) -> None:
