@@ -110,7 +110,11 @@ def test_the_gland_comes_nearer(bundle: str, server: LabelServer, studies: Studi
     assert dice(found == 1, truth) > dice(before, truth) + 0.05
 
 
-@pytest.mark.parametrize("bundle", [name for name in NAMES if name not in PROSTATE])
+#: Its weights are from patients; these images are phantoms, which it has never seen.
+ON_PATIENTS = "hippocampus_mr_weak_ddf"
+
+
+@pytest.mark.parametrize("bundle", [name for name in NAMES if name not in (*PROSTATE, ON_PATIENTS)])
 def test_organs_come_nearer(bundle: str, server: LabelServer, studies: Studies) -> None:
     pair = studies.pairs(bundle)[0]
     answer = server.infer(bundle, pair.fixed, moving_image=pair.moving, moving_label=pair.moving)
