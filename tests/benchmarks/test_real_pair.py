@@ -81,6 +81,7 @@ class Pair:
             ]
             write(folder / f"{side}.nii.gz", volumes[0], affine)
             write(folder / f"{side}_label.nii.gz", volumes[1], label_affine)
+        torch.manual_seed(0)
         network = untrained()
         network.load_state_dict(network.state_dict() | (weights or {}))
         save_weights(network, folder / "model.pt")
