@@ -110,11 +110,14 @@ def test_the_gland_comes_nearer(bundle: str, server: LabelServer, studies: Studi
     assert dice(found == 1, truth) > dice(before, truth) + 0.05
 
 
-#: Its weights are from patients; these images are phantoms, which it has never seen.
-ON_PATIENTS = "hippocampus_mr_weak_ddf"
+#: Phantoms are outside what its weights were trained on.
+ON_PATIENTS = pytest.param(
+    "hippocampus_mr_weak_ddf", marks=pytest.mark.xfail(strict=True, reason="trained on patients, measured on phantoms")
+)
+ON_PHANTOMS = [name for name in NAMES if name not in (*PROSTATE, *ON_PATIENTS.values)]
 
 
-@pytest.mark.parametrize("bundle", [name for name in NAMES if name not in (*PROSTATE, ON_PATIENTS)])
+@pytest.mark.parametrize("bundle", [*ON_PHANTOMS, ON_PATIENTS])
 def test_organs_come_nearer(bundle: str, server: LabelServer, studies: Studies) -> None:
     pair = studies.pairs(bundle)[0]
     answer = server.infer(bundle, pair.fixed, moving_image=pair.moving, moving_label=pair.moving)
