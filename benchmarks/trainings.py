@@ -15,7 +15,6 @@ import monai
 import regzoo
 import torch
 from measure import machine
-from regzoo.engines.weights import read_checkpoint
 from regzoo.errors import bad_file
 from regzoo.files import write_text
 
@@ -43,12 +42,6 @@ def fingerprint(*parts: bytes) -> str:
     """A short name for a recipe, by its content and that of the package: another recipe is another run."""
     package = sorted(Path(regzoo.__file__).parent.rglob("*.py"))
     return f"{zlib.crc32(b''.join([*parts, *(path.read_bytes() for path in package)])):08x}"
-
-
-def is_trained(folder: Path, epochs: int) -> bool:
-    """Whether a training has come to its last epoch."""
-    last = folder / "last.pt"
-    return last.is_file() and bool(read_checkpoint(last).get("epoch") == epochs)
 
 
 def heading(work: str, device: torch.device | None = None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from regzoo.errors import bad_file
 DESCRIPTION = "dataset.json"
 #: Lists of ``dataset.json``, and folders of images and labels, by split.
 LISTS = {"train": ("training", "imagesTr", "labelsTr"), "test": ("test", "imagesTs", "labelsTs")}
+#: Images of Task04_Hippocampus, with nnU-Net's number of the channel or without.
+HIPPOCAMPUS = re.compile(r"hippocampus_(?P<number>\d+)(_0000)?")
 
 
 def is_decathlon(folder: str | os.PathLike[str]) -> bool:
@@ -28,7 +31,9 @@ def read_decathlon(folder: str | os.PathLike[str], split: str | None = None) -> 
 
     ``{imagesTr,labelsTr,imagesTs}/<name>`` in any format and ``dataset.json`` with the list of images and the names of
     the labels. Without ``dataset.json``, or without its lists, the images are those in the folders and labels have no
-    names. Test images come without labels. Every image counts as its own patient.
+    names. Test images come without labels. Every image counts as its own patient, but images 2n - 1 and 2n of
+    Task04_Hippocampus are of one patient: both were cut from one scan. The Decathlon put some of these patients into
+    both splits.
 
     Args:
         folder: of the task.
@@ -50,7 +55,12 @@ def read_decathlon(folder: str | os.PathLike[str], split: str | None = None) -> 
     listed = [record for name in ([split] if split else LISTS) for record in parts[name]]
     if not listed:
         raise bad_file(root, f"holds no images{f' of the split {split}' if split else ''}", "download the task again")
-    return [record | labels if FIXED.label in record else record for record in listed]
+    return [record | _patient(record) | (labels if FIXED.label in record else {}) for record in listed]
+
+
+def _patient(record: Record) -> Record:
+    match = HIPPOCAMPUS.fullmatch(record[Key.CASE])
+    return {} if match is None else {Key.PATIENT: f"hippocampus_{(int(match['number']) + 1) // 2}"}
 
 
 def _images(root: Path, description: Mapping[str, Any], split: str) -> list[Record]:
