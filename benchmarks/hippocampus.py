@@ -10,6 +10,8 @@ fifth. If it is started again, a finished training is not repeated.
 from __future__ import annotations
 
 import argparse
+import shutil
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -66,7 +68,9 @@ def measure(registrar: Registrar, pair: Record) -> Row:
     start, used = time.perf_counter(), time.process_time()
     field = registrar.register(pair[FIXED.image], pair[MOVING.image]).field
     seconds, used = time.perf_counter() - start, time.process_time() - used
-    still = registrar.register(pair[FIXED.image], pair[FIXED.image]).field.displacement.norm(dim=0)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = shutil.copy(pair[FIXED.image], folder)
+        still = registrar.register(pair[FIXED.image], copy).field.displacement.norm(dim=0)
     reference, moving = (to_channels(read_label_file(pair[side.label]).volume, list(LABELS.values())) for side in SIDES)
     warped, ddf = field.warp(moving, mode="nearest"), field.ddf()
     return dict(zip(LABELS, dice(warped, reference).tolist(), strict=True)) | {

@@ -1,9 +1,12 @@
 """Data sets of single images: the Decathlon, IXI, and datalists of single images."""
 
 import json
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
 from regzoo.datasets import (
     check_records,
@@ -126,7 +129,34 @@ def test_real_decathlon() -> None:
     records = load_single_records(HIPPOCAMPUS)
     count = len(list((HIPPOCAMPUS / "imagesTr").glob("hippocampus_*.nii.gz")))
     assert len(records) == count >= 126 and all("fixed_label" in record for record in records)
-    assert len({record["patient"] for record in records}) == count
+    assert count / 2 <= len({record["patient"] for record in records}) < count
+
+
+def test_patients_of_the_hippocampi(tmp_path: Path) -> None:
+    """Images 2n - 1 and 2n are of one patient, which may be in both splits; other tasks have an image a patient."""
+    names = ("hippocampus_001", "hippocampus_003", "hippocampus_004_0000", "liver_3", "liver_4")
+    touch(tmp_path, *(f"imagesTr/{name}.nii.gz" for name in names), "imagesTs/hippocampus_002.nii.gz")
+    patients = {record["case"]: record["patient"] for record in load_single_records(tmp_path)}
+    assert patients["hippocampus_001"] == patients["hippocampus_002"]
+    assert patients["hippocampus_003"] == patients["hippocampus_004_0000"]
+    assert len(set(patients.values())) == 4
+
+
+@pytest.mark.skipif(not HIPPOCAMPUS.is_dir(), reason=f"the Decathlon's hippocampi are not at {HIPPOCAMPUS}")
+def test_two_images_of_a_patient_have_intensities_of_one_scan() -> None:
+    """The scanners' scaled values are as good as a fingerprint: no other two images of a sample share them."""
+    scans: dict[str, list[set[float]]] = {}
+    for record in load_single_records(HIPPOCAMPUS)[:80]:
+        values = np.asarray(nib.load(record["fixed_image"]).dataobj)
+        if values.dtype == np.float32:
+            scans.setdefault(record["patient"], []).append(set(values.ravel().tolist()))
+
+    def shared(first: set[float], second: set[float]) -> float:
+        return len(first & second) / min(len(first), len(second))
+
+    assert all(shared(*pair) > 0.2 for pair in scans.values() if len(pair) == 2)
+    apart = [pair[0] for pair in scans.values()]
+    assert all(shared(first, second) < 0.1 for first, second in combinations(apart, 2))
 
 
 def test_ixi(tmp_path: Path) -> None:

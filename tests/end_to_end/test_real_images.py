@@ -24,7 +24,7 @@ HIPPOCAMPUS = ROOT.parent / "shared" / "data" / "hippocampus_mr" / "Task04_Hippo
 def test_hippocampus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The reader, two steps of training, and the evaluation on pairs of images that the training did not see."""
     records = load_single_records(HIPPOCAMPUS, "train")
-    assert len(records) == len({record["patient"] for record in records}) == 200
+    assert (len(records), len({record["patient"] for record in records})) == (200, 131)
     first = nib.load(records[0]["fixed_image"])
     label = nib.load(records[0]["fixed_label"])
     assert first.shape == label.shape
@@ -36,7 +36,7 @@ def test_hippocampus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "dataset_dir": str(HIPPOCAMPUS),
         "output_dir": str(tmp_path),
         "max_images": 8,
-        "folds": 4,
+        "folds": 2,
         "batch_size": 2,
         "samples_per_epoch": 4,
         "max_epochs": 1,
@@ -47,11 +47,12 @@ def test_hippocampus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state = torch.load(tmp_path / "last.pt", weights_only=True)
     assert state["iteration"] == 2
     cases, held_out = state["settings"]["data"], held(tmp_path)
-    assert sorted([*cases, *held_out]) == [record["case"] for record in records[:8]] and len(held_out) == 2
+    assert sorted([*cases, *held_out]) == [record["case"] for record in records[:8]] and len(held_out) == 4
     values |= {"eval_split": "rest", "eval_pairs": 2, "pictures": 1, "checkpoint": str(tmp_path / "last.pt")}
     run(["train.json", "evaluate.json"], values)
     table = read_csv(tmp_path / "evaluation" / "cases.csv")
-    seen = {record["case"] for record in records[:8]}
+    patients = {record["patient"] for record in records[:8]}
+    seen = {record["case"] for record in records if record["patient"] in patients}
     assert len(table["case"]) == 2
     assert not any(name in case for case in table["case"] for name in seen)
     assert all(0.2 < float(value) < 0.95 for value in table["before_dsc"])

@@ -234,8 +234,8 @@ def evaluation_pairs(
     Args:
         folder: the data set.
         split: ``val`` or ``test`` of the data set; ``fold`` for the validation pairs of a training with the same
-            settings, see `split_images`; ``rest`` for the training images beyond the training's limit; ``listed`` or
-            ``listed_test`` for the pairs that the data set lists for validation or test.
+            settings, see `split_images`; ``rest`` for the images beyond the training's limit, of patients that it did
+            not see; ``listed`` or ``listed_test`` for the pairs that the data set lists for validation or test.
         pairs_file: the file that stores the pairs, see `regzoo.datasets.draw_pairs`; if it is missing, pairs are drawn.
         count: the number of pairs; for 0 or None, all listed pairs, or one pair for each image.
         images: the training's limit on the number of images, for ``fold`` and ``rest``.
@@ -252,7 +252,9 @@ def evaluation_pairs(
         if not any(map(is_single, records)):
             return records[: count or None]
     elif split == "rest":
-        records = training_images(folder)[images or 0 :]
+        everything = training_images(folder)
+        seen = {patient_of(record) for record in everything[: images or 0]}
+        records = [record for record in everything[images or 0 :] if patient_of(record) not in seen]
         if not images or not records:
             raise RegZooError(f"{folder}: training on {images or 'all'} images leaves none over; lower max_images")
     else:
