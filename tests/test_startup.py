@@ -115,3 +115,24 @@ def test_what_was_hidden_works_afterwards(tmp_path: Path) -> None:
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
     assert next(tmp_path.glob("events.*")).stat().st_size
+
+
+def test_freed_memory_is_kept() -> None:
+    """Blocks of 64 MB after the first one find pages that are there already."""
+    code = """
+import resource, sys
+import numpy as np
+from regzoo.startup import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+np.ones(1 << 23)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    np.ones(1 << 23)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    default, kept = (
+        int(subprocess.run([sys.executable, "-c", code, how], capture_output=True, text=True, check=True).stdout)
+        for how in ("default", "keep")
+    )
+    assert default > 100 and kept < default / 10

@@ -15,7 +15,7 @@ import fire
 from fire.parser import DefaultParseValue
 from regzoo.bundles import as_value, find_bundle, listed
 from regzoo.errors import READER_GONE, RegZooError, end_on_signals, one_line, print_error, reader_is_gone
-from regzoo.startup import quick_imports, run_again
+from regzoo.startup import keep_freed_memory, quick_imports, run_again
 
 
 def register(
@@ -216,6 +216,7 @@ def _commands() -> dict[str, Any]:
 def main() -> None:
     """Run a command. An error prints one line on standard error; the exit status is 1."""
     end_on_signals()
+    keep_freed_memory()
     commands = _commands()
     for command in commands.values():
         for function in vars(command).values() if inspect.isclass(command) else [command]:

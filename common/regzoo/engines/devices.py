@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import torch
+from regzoo.startup import keep_freed_memory
 
 #: Processes that load data for a GPU, so that it does not wait for them.
 WORKERS = 4
 
 
 def use_device(device: str | torch.device) -> None:
-    """Make a GPU the current one, and let cuDNN time its convolutions; nothing for the CPU.
+    """Make a GPU the current one, and let cuDNN time its convolutions; on the CPU, keep freed memory for later tensors.
 
     ``cuda`` without a number is the current GPU already. Pinning memory and PyTorch's queries otherwise use GPU 0, and
     would make a context on it. All batches of a training have one size, so the fastest convolution is looked for once.
@@ -19,6 +20,8 @@ def use_device(device: str | torch.device) -> None:
         if device.index is not None:
             torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = True
+    elif device.type == "cpu":
+        keep_freed_memory()
 
 
 def mixed_precision(device: str | torch.device) -> bool:
