@@ -16,10 +16,16 @@ from regzoo.case import SIDES
 from regzoo.datasets import load_records
 from regzoo.inference import Registrar
 from regzoo.spatial import Grid, as_tensor, centroids, label_values, read_image, read_label_file, to_channels
-from regzoo_phantoms import write_abdomen_phantoms, write_prostate_phantoms
+from regzoo_phantoms import embedded_phantoms
+from trainings import BUNDLES, phantom_kind
 
-BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
-PROSTATE, ABDOMEN = ("TRUS", "MR"), ("CT",)
+#: Kind of phantoms → the parameter that counts those to train on, the voxel size (mm), and the images of a pair that
+#: are of different modalities.
+PHANTOMS = {
+    "prostate": ("pairs", 1.6, ("TRUS", "MR")),
+    "abdomen": ("cases", 3.0, ("CT",)),
+    "hippocampus": ("cases", 1.0, ("MR",)),
+}
 #: Not the seed of the trainings.
 SEED = 1
 
@@ -29,24 +35,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Displacement of an image that is registered to itself.")
     parser.add_argument("--bundles", nargs="*", default=sorted(path.name for path in BUNDLES.iterdir()))
     parser.add_argument("--cases", type=int, default=6, help="phantoms of each kind (default: 6)")
-    parser.add_argument("--prostate-spacing", type=float, default=1.6, help="voxel size, mm (default: 1.6)")
-    parser.add_argument("--abdomen-spacing", type=float, default=3.0, help="voxel size, mm (default: 3)")
+    parser.add_argument("--coarser", type=float, default=1.0, help="factor of the phantoms' voxel size (default: 1)")
     options = parser.parse_args()
     print("| Bundle | Image | Displacement, mm: median | 90 % | Dice with itself | Centroids move, mm |")
     print("|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_prostate_phantoms(
-            folder / "prostate", pairs=2, held_out=options.cases, seed=SEED, spacing=options.prostate_spacing
-        )
-        write_abdomen_phantoms(
-            folder / "abdomen", cases=2, held_out=options.cases, seed=SEED, spacing=options.abdomen_spacing
-        )
         for bundle in options.bundles:
-            abdominal = bundle.startswith("abdominal")
-            records = load_records(folder / ("abdomen" if abdominal else "prostate"), "val")
+            kind = phantom_kind(bundle)
+            count, spacing, images = PHANTOMS[kind]
+            parameters = {count: 2, "held_out": options.cases, "seed": SEED, "spacing": spacing * options.coarser}
+            records = load_records(embedded_phantoms(folder / kind, kind, **parameters), "val")
             registrar = Registrar(BUNDLES / bundle, device="cpu")
-            for side, image in zip(SIDES, ABDOMEN if abdominal else PROSTATE, strict=False):
+            for side, image in zip(SIDES, images, strict=False):
                 files = {str(r[side.image]): str(r[side.label]) for r in records[: options.cases]}
                 rows = [measure(registrar, path, label, folder) for path, label in files.items()]
                 shown = [f"{value:.2f}" if np.isfinite(value) else "no field" for value in np.mean(rows, axis=0)]

@@ -10,7 +10,6 @@ With ``--load`` it measures instead how one bundle bears its clients, see `label
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -41,6 +40,7 @@ from regzoo.spatial import (
     write_nifti,
 )
 from regzoo_phantoms import embedded_phantoms
+from trainings import phantom_kind
 
 RESULTS = Path(__file__).resolve().parent / "results"
 GOAL = 1.5
@@ -82,15 +82,9 @@ def _on(volume: MetaTensor, target: Grid) -> np.ndarray:
     return resample(as_tensor(volume).float(), Grid.of(volume), target).numpy()
 
 
-def anatomy(bundle: str) -> str:
-    """The kind of phantoms that a bundle trains on."""
-    config = json.loads((BUNDLES[0].parent / bundle / "configs" / "train.json").read_text(encoding="utf-8"))
-    return str(config["phantoms"].get("kind", "prostate"))
-
-
 def measure(server: LabelServer, bundle: str, label: str, rounds: int) -> list[str]:
     """One row: medians over `rounds`, after two that warm it up."""
-    kind = anatomy(bundle)
+    kind = phantom_kind(bundle)
     requests, networks, count = [], [], 0
     for _ in range(rounds + 2):
         start = time.perf_counter()

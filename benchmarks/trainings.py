@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shlex
@@ -21,6 +22,12 @@ from regzoo.files import write_text
 HERE = Path(__file__).resolve().parent
 BUNDLES, DATA, RESULTS = HERE.parent / "bundles", HERE / "data", HERE / "results"
 RUN = [sys.executable, "-m", "monai.bundle", "run"]
+
+
+def phantom_kind(bundle: str) -> str:
+    """The kind of phantoms that a bundle trains on."""
+    config = json.loads((BUNDLES / bundle / "configs" / "train.json").read_text(encoding="utf-8"))
+    return str(config["phantoms"].get("kind", "prostate"))
 
 
 def execute(command: Sequence[str], bundle: str, log: Path) -> None:

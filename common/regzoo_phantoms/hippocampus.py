@@ -30,8 +30,8 @@ class HippocampusPhantoms(Learn2RegSet):
 
     ``images{Tr,Ts}/HippocampusMR_NNNN_0000.nii.gz`` (float32, in units that differ by up to a factor of 1000),
     ``labels{Tr,Ts}/`` under the same names (uint8, values as in `LABELS`), ``HippocampusMR_dataset.json`` and
-    ``manifest.json``. The heads are those of `BrainPhantoms`. The grids differ in place, as the images do that the
-    Decathlon has cropped out of larger ones.
+    ``manifest.json``. The heads are those of `BrainPhantoms`. Each grid lies elsewhere in the head, like the
+    crops of the Decathlon.
 
     Attributes:
         cases: patients to train on.

@@ -65,7 +65,7 @@ class PredictedLabel(_Term):
 
 
 class PredictedOutlines(_Term):
-    """Compare the outlines that a network predicts for both images, after its DDF, with their labels.
+    """Compare the outlines of both images, which follow the DDF in the prediction, with their labels.
 
     Args:
         loss: called with (logits, labels), both (B, 1 + C, X, Y, Z) with the background first: in one batch, the fixed

@@ -142,7 +142,7 @@ class RefinePaird(MapTransform):
 
 def _outlined(data: Case, device: torch.device) -> list[Volumes]:
     """What the network sees of both images and finds in them; the network grid already contains the pre-alignment."""
-    # As masks: probabilities would leave the boundary of a label as vague as the network is about it.
+    # As masks: probabilities would blur the boundary of a label.
     outlines = [(data[side.outline] > 0.5).to(device) for side in SIDES]
     common = torch.stack([masks.flatten(1).any(dim=1) for masks in outlines]).all(dim=0)
     if not common.any():
