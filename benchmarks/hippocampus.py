@@ -105,12 +105,9 @@ def train(fold: int, options: argparse.Namespace) -> Path:
     """The weights of a fold's last epoch; the training itself sees whether it is done, and with which settings."""
     folder = options.work / f"fold{fold}"
     given = {"dataset_dir": options.data.resolve(), "fold": fold, "folds": FOLDS, "output_dir": folder.resolve()}
+    given |= {"max_epochs": options.epochs} if options.epochs else {}
     command = [*RUN, "training", "--config_file", "configs/train.json", *words(given)]
-    execute(
-        [*command, *(["--max_epochs", str(options.epochs)] if options.epochs else [])],
-        BUNDLE,
-        folder.with_suffix(".log"),
-    )
+    execute(command, BUNDLE, folder.with_suffix(".log"))
     return Path(folder / "last.pt")
 
 

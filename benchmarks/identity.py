@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from comparison import markdown
 from regzoo.case import SIDES
 from regzoo.datasets import load_records
 from regzoo.inference import Registrar
@@ -19,8 +20,7 @@ from regzoo.spatial import Grid, as_tensor, centroids, label_values, read_image,
 from regzoo_phantoms import embedded_phantoms
 from trainings import BUNDLES, phantom_kind
 
-#: Kind of phantoms → the parameter that counts those to train on, the voxel size (mm), and the images of a pair that
-#: are of different modalities.
+#: Kind of phantoms → the parameter that counts those to train on, the voxel size (mm), and the modalities in a pair.
 PHANTOMS = {
     "prostate": ("pairs", 1.6, ("TRUS", "MR")),
     "abdomen": ("cases", 3.0, ("CT",)),
@@ -37,8 +37,7 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=6, help="phantoms of each kind (default: 6)")
     parser.add_argument("--coarser", type=float, default=1.0, help="factor of the phantoms' voxel size (default: 1)")
     options = parser.parse_args()
-    print("| Bundle | Image | Displacement, mm: median | 90 % | Dice with itself | Centroids move, mm |")
-    print("|---|---|---|---|---|---|")
+    lines = [["Bundle", "Image", "Displacement, mm: median", "90 %", "Dice with itself", "Centroids move, mm"]]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for bundle in options.bundles:
@@ -51,7 +50,8 @@ def main() -> None:
                 files = {str(r[side.image]): str(r[side.label]) for r in records[: options.cases]}
                 rows = [measure(registrar, path, label, folder) for path, label in files.items()]
                 shown = [f"{value:.2f}" if np.isfinite(value) else "no field" for value in np.mean(rows, axis=0)]
-                print(f"| `{bundle}` | {image} | {' | '.join(shown)} |", flush=True)
+                lines.append([f"`{bundle}`", image, *shown])
+    print(markdown(lines))
 
 
 def measure(registrar: Registrar, image: str, label: str, folder: Path) -> tuple[float, float, float, float]:

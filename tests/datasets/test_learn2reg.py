@@ -43,6 +43,19 @@ def ends(records: list[dict[str, Any]]) -> list[tuple[str, str]]:
     return [tuple(Path(r[f"{side}_image"]).name[5:9] for side in ("fixed", "moving")) for r in records]
 
 
+def test_patients_of_the_hippocampi(tmp_path: Path) -> None:
+    """The challenge of 2020 keeps the Decathlon's names, of which two consecutive ones are one patient."""
+    names = [f"./imagesTr/hippocampus_{number:03d}.nii.gz" for number in (1, 2, 3, 311, 313)]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    content = {"training": [{"image": name} for name in names], "registration_val": [pair(*names[3:])]}
+    (tmp_path / "Task_dataset.json").write_text(json.dumps(content))
+    first, second, third = load_single_records(tmp_path, "train")
+    assert first["patient"] == second["patient"] != third["patient"]
+    assert len(load_records(tmp_path, "train")) == 4
+
+
 def test_pairs_of_different_patients(tmp_path: Path) -> None:
     """Without a list, pairs to train on are all of different patients that are not for validation."""
     path = write_task(tmp_path)

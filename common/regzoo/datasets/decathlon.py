@@ -55,12 +55,14 @@ def read_decathlon(folder: str | os.PathLike[str], split: str | None = None) -> 
     listed = [record for name in ([split] if split else LISTS) for record in parts[name]]
     if not listed:
         raise bad_file(root, f"holds no images{f' of the split {split}' if split else ''}", "download the task again")
-    return [record | _patient(record) | (labels if FIXED.label in record else {}) for record in listed]
+    named = [record | {Key.PATIENT: patient_in(record[Key.CASE])} for record in listed]
+    return [record | labels if FIXED.label in record else record for record in named]
 
 
-def _patient(record: Record) -> Record:
-    match = HIPPOCAMPUS.fullmatch(record[Key.CASE])
-    return {} if match is None else {Key.PATIENT: f"hippocampus_{(int(match['number']) + 1) // 2}"}
+def patient_in(case: str) -> str:
+    """The patient of an image by its name: two images of Task04_Hippocampus have one, any other has its own."""
+    match = HIPPOCAMPUS.fullmatch(case)
+    return case if match is None else f"hippocampus_{(int(match['number']) + 1) // 2}"
 
 
 def _images(root: Path, description: Mapping[str, Any], split: str) -> list[Record]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from regzoo.case import FIXED, MOVING, Key, Record
-from regzoo.datasets.decathlon import image_record, named_labels, read_description
+from regzoo.datasets.decathlon import image_record, named_labels, patient_in, read_description
 from regzoo.datasets.records import check_splits, pair_record
 from regzoo.errors import RegZooError, bad_file
 
@@ -109,7 +109,7 @@ class _Task:
         """A single image with its patient, and with its label even if the file only names the image."""
         record = image_record(self.path, entry)
         match = NAME.fullmatch(record[Key.CASE])
-        record[Key.PATIENT] = match["patient"] if match else record[Key.CASE]
+        record[Key.PATIENT] = patient_in(match["patient"] if match else record[Key.CASE])
         image = Path(record[FIXED.image])
         label = image.parent.with_name(image.parent.name.replace("images", "labels")) / image.name
         if FIXED.label not in record and label != image and label.is_file():

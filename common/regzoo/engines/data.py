@@ -256,7 +256,8 @@ def evaluation_pairs(
         seen = {patient_of(record) for record in everything[: images or 0]}
         records = [record for record in everything[images or 0 :] if patient_of(record) not in seen]
         if not images or not records:
-            raise RegZooError(f"{folder}: training on {images or 'all'} images leaves none over; lower max_images")
+            problem = f"training on {images or 'all'} images leaves none over of other patients"
+            raise RegZooError(f"{folder}: {problem}; lower max_images")
     else:
         records = load_single_records(folder, split)
     return draw_pairs(records, pairs_file, count or None, seed)
