@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
 import pytest
 import regzoo
 from bundle_list import BUNDLES, config
-from regzoo.cli import main
+from regzoo.cli import _commands, _members, main
 from regzoo.errors import RegZooError, one_line_errors, user_error
 
 
@@ -98,6 +101,60 @@ def test_help_of_a_command_is_no_failure(
     assert stop.value.code == 0
     shown = capsys.readouterr()
     assert arguments[0] in shown.out + shown.err and "ERROR" not in shown.out + shown.err
+
+
+def _functions() -> list[tuple[str, Callable[..., None]]]:
+    """Every command with its words."""
+    groups = {name: _members(one) for name, one in _commands().items() if not inspect.isfunction(one)}
+    alone = [(name, one) for name, one in _commands().items() if name not in groups]
+    return alone + [(f"{group} {name}", one) for group, members in groups.items() for name, one in members.items()]
+
+
+@pytest.mark.parametrize(("words", "function"), _functions())
+def test_help_shows_every_word_of_the_documentation(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: str, function: Callable[..., None]
+) -> None:
+    with pytest.raises(SystemExit):
+        call(monkeypatch, *words.split(), "--help")
+    shown = " ".join("".join(capsys.readouterr()).split())
+    text, _, arguments = (inspect.getdoc(function) or "").partition("Args:")
+    for paragraph in text.strip().split("\n\n"):
+        assert " ".join(paragraph.split()) in shown
+    for argument in re.split(r"\n    (?=\w+: )", arguments.rstrip())[1:]:
+        assert " ".join(argument.partition(": ")[2].split()) in shown
+    assert "GROUP" not in shown and "FIRE" not in shown
+
+
+@pytest.mark.parametrize("group", ["phantom", "study"])
+def test_help_of_a_group_lists_its_commands(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], group: str
+) -> None:
+    with pytest.raises(SystemExit):
+        call(monkeypatch, group, "--help")
+    shown = "".join(capsys.readouterr())
+    assert all(f" {name}\n" in shown for name in _members(_commands()[group]))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("phantoms", "regzoo phantoms: no such command; did you mean phantom?"),
+        ("phantom prostat folder", "regzoo phantom prostat: no such command; did you mean prostate?"),
+        ("study zzz", "regzoo study zzz: no such command; use one of report, run, status"),
+        ("register --fixed image", "regzoo register: BUNDLE is missing; see regzoo register --help"),
+        ("apply field --image a", "regzoo apply: OUT is missing; see regzoo apply --help"),
+        ("apply -i a field", "regzoo apply: OUT is missing; see regzoo apply --help"),
+        ("datalist folder", "regzoo datalist: --fixed is missing; see regzoo datalist --help"),
+        ("study run a.json --job 3", "--job: no such option of regzoo study run; did you mean --jobs?"),
+    ],
+)
+def test_mistyped_and_missing_words(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], line: str, message: str
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        call(monkeypatch, *line.split())
+    assert stop.value.code == 1
+    assert capsys.readouterr().err == f"error: {message}\n"
 
 
 def test_bundles_lists_what_each_is_for_and_its_folder(

@@ -72,10 +72,10 @@ def register(
         fixed_mask: mask of the fixed voxels that count in a refinement and with --align rigid, similarity or affine;
             with --exclude, of those that do not.
         moving_mask: the same for the moving image.
-        refine: refine the result on this pair. --refine alone takes the pair for what the bundle is made for; --refine
-            KIND says what it is: mr or ct (two images of that modality), other (two modalities), labels (structures
-            outlined on both images) or outlines (the same for small ones). --refine_seconds N limits the time.
-            --refine_options "{'smoothness': 0.2}" sets options.
+        refine: refine the result on this pair. --refine alone takes the pair for what the bundle is made for. A word
+            after it says what the pair is, mr or ct (two images of that modality), other (two modalities), labels
+            (structures outlined on both images) or outlines (the same for small ones). --refine_seconds N limits the
+            time. --refine_options changes how it works, see docs/refinement.md.
         overlays: further configurations of the bundle, such as configs/variants/onnx.json, separated by commas; write
             a list, "['a.json']", if a name contains a comma.
         overrides: any setting in the bundle's configs/inference.json, such as --checkpoint FILE.
@@ -151,6 +151,7 @@ def _keep_names(command: Callable[..., None]) -> None:
     """Stop fire from parsing names: 2024, 007 and a,b can be names of files."""
     parameters = inspect.signature(command).parameters.values()
     named = {p.name: _reader(p.name, str(p.annotation)) for p in parameters if p.kind is not p.VAR_KEYWORD}
+    fire.decorators.FIRE_METADATA = "_fire"  # help lists attributes as commands unless their names begin so
     fire.decorators.SetParseFns(**named)(command)
     fire.decorators.SetParseFn(str)(command)
 
@@ -169,19 +170,35 @@ def _joined(arguments: Sequence[str]) -> list[str]:
     return joined
 
 
-def _check_arguments(commands: Mapping[str, Any], arguments: Sequence[str]) -> None:
-    """Refuse unknown options before the command runs; fire would refuse them only afterwards.
+def _members(group: Any) -> Mapping[str, Any]:
+    """The commands of a group by name: of all of `regzoo`, or of an object such as that of ``regzoo study``."""
+    return group if isinstance(group, Mapping) else dict(inspect.getmembers(group, inspect.ismethod))
+
+
+def _find(commands: Mapping[str, Any], arguments: Sequence[str]) -> tuple[Any, list[str]]:
+    """The command, or the group of commands, that the first words name, and the words after it.
 
     Raises:
-        RegZooError: one line that names the option and the nearest valid one.
+        RegZooError: one line that names the word and the nearest command.
     """
-    command, rest = commands.get(arguments[0] if arguments else ""), list(arguments[1:])
-    if inspect.isclass(command) and rest:
-        command = getattr(command, rest.pop(0), None)
-    if not inspect.isfunction(command) or {"--help", "-h", "--"} & set(rest):
-        return
-    parameters = dict(inspect.signature(command).parameters)
-    parameters.pop("self", None)
+    command, rest, named = commands, list(arguments), "regzoo"
+    while rest and not inspect.isroutine(command) and not rest[0].startswith("-"):
+        names, word = _members(command), rest.pop(0)
+        if word not in names:
+            near = difflib.get_close_matches(word, names, 1)
+            fix = f"did you mean {near[0]}?" if near else f"use one of {', '.join(names)}"
+            raise RegZooError(f"{named} {word}: no such command; {fix}")
+        command, named = names[word], f"{named} {word}"
+    return command, rest
+
+
+def _check_options(command: Callable[..., None], rest: Sequence[str], named: str) -> None:
+    """Refuse unknown and missing options before the command runs; fire would refuse unknown ones only afterwards.
+
+    Raises:
+        RegZooError: one line that names the option, and the nearest valid one.
+    """
+    parameters = inspect.signature(command).parameters
     anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     several = any(p.kind is p.VAR_POSITIONAL for p in parameters.values())
     names = [name for name, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
@@ -191,15 +208,24 @@ def _check_arguments(commands: Mapping[str, Any], arguments: Sequence[str]) -> N
         if option is None:
             positional, takes = positional + (not takes), False
             if positional > len(free) and not several:
-                raise RegZooError(f"{argument}: one argument too many; see regzoo {arguments[0]} --help")
+                raise RegZooError(f"{argument}: one argument too many; see {named} --help")
             continue
         name, takes = option[1].replace("-", "_"), option[2] is None
+        if len(name) == 1:  # fire takes -o for the only option that begins with o
+            begin = [one for one in names if one.startswith(name)]
+            name = begin[0] if len(begin) == 1 else name
         if name in free:
             free.remove(name)
         elif name not in names and name.removeprefix("no") not in names and len(name) > 1 and not anything:
             near = difflib.get_close_matches(name, names, 1)
             fix = f"did you mean --{near[0]}?" if near else f"use one of --{', --'.join(names)}"
-            raise RegZooError(f"--{name}: no such option of {command.__name__}; {fix}")
+            raise RegZooError(f"--{name}: no such option of {named}; {fix}")
+    options = [name for name in free if parameters[name].kind is inspect.Parameter.KEYWORD_ONLY]
+    words = [name for name in free if name not in options][positional:]
+    for name in (*words, *options):
+        if parameters[name].default is inspect.Parameter.empty:
+            shown = f"--{name}" if name in options else name.upper()
+            raise RegZooError(f"{named}: {shown} is missing; see {named} --help")
 
 
 def _commands() -> dict[str, Any]:
@@ -219,18 +245,19 @@ def main() -> None:
     keep_freed_memory()
     commands = _commands()
     for command in commands.values():
-        for function in vars(command).values() if inspect.isclass(command) else [command]:
-            if inspect.isfunction(function):
-                _keep_names(function)
+        for function in [command] if inspect.isfunction(command) else _members(command).values():
+            _keep_names(getattr(function, "__func__", function))
     try:
         arguments = _joined(sys.argv[1:])
         if len(commands) == 1 and arguments and re.match(r"\w", arguments[0]) and arguments[0] not in commands:
             problem = f"regzoo {arguments[0]}: is not part of a packaged bundle"
             raise RegZooError(f'{problem}; install regzoo: pip install "regzoo[zoo]"')
-        if {"--help", "-h"} & set(arguments):  # fire would take --help for one of register's overrides
-            words = arguments[: 2 if inspect.isclass(commands.get(arguments[0])) else 1]
-            arguments = [*(word for word in words if not word.startswith("-")), "--", "--help"]
-        _check_arguments(commands, arguments)
+        command, rest = _find(commands, arguments)
+        words = arguments[: len(arguments) - len(rest)]
+        if {"--help", "-h"} & set(rest):  # fire would take --help for one of register's overrides
+            arguments = [*words, "--", "--help"]
+        elif inspect.isroutine(command) and "--" not in rest:
+            _check_options(command, rest, " ".join(["regzoo", *words]))
         fire.Fire(commands, command=arguments, name="regzoo")
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
