@@ -185,6 +185,12 @@ def test_a_batch_has_labels_only_if_all_have() -> None:
     assert "fixed_label" in next(iter(DataLoader(images, batch_size=2, sampler=[Draw(0, 1), Draw(0, 2)])))
 
 
+def test_loading_is_announced(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "regzoo"):
+        dataset()
+    assert caplog.messages == [f"loading {len(LABELS)} cases into memory"]
+
+
 def test_no_thread_is_left_when_a_case_cannot_be_loaded() -> None:
     """The others would still be at work when Python exits, which aborts it (status 134) in some runs."""
     begun, ended = [], []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,8 @@ from regzoo.case import FIXED, IMAGE_KEYS, LABEL_KEYS, MOVING, Key
 from regzoo.errors import RegZooError
 from regzoo.spatial import as_tensor
 from torch.utils.data import Dataset, DistributedSampler
+
+logger = logging.getLogger(__name__)
 
 #: The entries of a sample, on the network grid: images, labels, and the distance maps of labels.
 SAMPLE_KEYS = (*IMAGE_KEYS, *LABEL_KEYS, FIXED.distance, MOVING.distance)
@@ -104,6 +107,8 @@ class CaseCache(CacheDataset):  # type: ignore[misc]
 
     def _fill_cache(self, indices: Sequence[int] | None = None) -> list[Any]:
         wanted = range(self.cache_num) if indices is None else indices
+        if wanted:
+            logger.info("loading %d cases into memory", len(wanted))
         with ThreadPoolExecutor(self.num_workers or os.cpu_count()) as pool:
             return list(pool.map(self._load_cache_item, wanted))
 
