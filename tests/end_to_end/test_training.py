@@ -119,6 +119,14 @@ def test_a_killed_training_resumes_to_the_same_weights(bundle: str, dataset: Pat
     assert_same(whole, train(bundle, dataset, output, **longer))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("bundle", NAMES)
+def test_a_compiled_network_trains_alike(bundle: str, dataset: Path, tmp_path: Path) -> None:
+    compiled = {"train#trainer#compile": True, "train#trainer#compile_kwargs": {"backend": "eager"}}  # needs no compiler
+    weights = train(bundle, dataset, tmp_path / "compiled", **compiled)
+    torch.testing.assert_close(weights, train(bundle, dataset, tmp_path / "eager"), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("form", ["mask", "map"])
 @pytest.mark.parametrize("bundle", [WEAK, SEG])
 def test_a_set_of_glands_alone_chooses_its_epoch_by_their_overlap(
