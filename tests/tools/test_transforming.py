@@ -199,6 +199,21 @@ def test_every_form_holds_the_same_field(case: Case, out: str, monkeypatch: pyte
     np.testing.assert_allclose(again.displacement, case.whole.on(case.fixed).displacement, atol=1e-3)
 
 
+@pytest.mark.parametrize("what", ["--image", "--label"])
+def test_what_leaves_the_field_of_view_is_told_of(
+    what: str, case: Case, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = case["moving.nii.gz" if what == "--image" else "labels.nii.gz"]
+    call(monkeypatch, "apply", case["field.nii.gz"], what, file, "--out", case["o.nii.gz"])
+    assert capsys.readouterr().err == ""
+    image = nib.load(file)
+    image.affine[:3, 3] += 500
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), image.affine), file)
+    call(monkeypatch, "apply", case["field.nii.gz"], what, file, "--out", case["o.nii.gz"])
+    assert f"o.nii.gz: shows nothing of {file}; check that it lies in" in capsys.readouterr().err
+    assert len(np.unique(nib.load(case["o.nii.gz"]).dataobj)) == 1
+
+
 def test_an_existing_file_of_somebody_else_stays(
     case: Case, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
