@@ -49,7 +49,7 @@ def itk_header(path: Path, kind: str) -> ItkFile:
 
     itk.Object.GlobalWarningDisplayOff()
     io = (itk.NrrdImageIO if kind == "NRRD" else itk.MetaImageIO).New()
-    io.SetFileName(str(path))
+    io.SetFileName(itk_name(path))
     stamp = _stamp([path])
     header = nrrd_header(path) if kind == "NRRD" else metaimage_header(path)
     for file in header.named:
@@ -92,7 +92,7 @@ def read_itk(path: Path, file: ItkFile) -> tuple[np.ndarray, np.ndarray, tuple[s
         raise bad_file(path, f"is a {axes}-D image", "give a 3-D volume with at least two slices")
     check_complete(path, header, shape, int(io.GetComponentSize()))
     kind = itk.VectorImage if vectors else itk.Image
-    reader = itk.ImageFileReader[kind[itk.F, axes]].New(FileName=str(path), ImageIO=io)
+    reader = itk.ImageFileReader[kind[itk.F, axes]].New(FileName=itk_name(path), ImageIO=io)
     with quiet():
         try:
             reader.Update()
@@ -110,6 +110,18 @@ def read_itk(path: Path, file: ItkFile) -> tuple[np.ndarray, np.ndarray, tuple[s
     lps[:3, 3] = np.asarray(image.GetOrigin())[:3]
     x, y, z = values.shape[:3]
     return values, orthogonal(path, Grid((x, y, z), RAS_LPS @ lps)).affine, _doubt(path, header.fields, len(shape) == 5)
+
+
+def itk_name(path: str | os.PathLike[str]) -> str:
+    """The name of a file for ITK, which takes only names in UTF-8.
+
+    Raises:
+        RegZooError: the name is in another encoding.
+    """
+    try:
+        return os.fsencode(path).decode("utf-8")
+    except UnicodeDecodeError:
+        raise bad_file(path, "its name or folder is not UTF-8, which ITK cannot open", "rename it") from None
 
 
 def lay(image: Any, grid: Grid) -> None:

@@ -14,7 +14,7 @@ from regzoo.errors import bad_file
 from regzoo.files import atomic_path
 from regzoo.spatial.field import DisplacementField
 from regzoo.spatial.grid import RAS_LPS, Grid
-from regzoo.spatial.itk_files import lay, quiet
+from regzoo.spatial.itk_files import itk_name, lay, quiet
 from regzoo.spatial.nifti import AGAIN, times
 from regzoo.spatial.reading import not_a_file, read_volume
 from regzoo.spatial.transformation import Affine, BSpline, Step, Transformation
@@ -147,7 +147,7 @@ def _read_itk(path: Path, suffix: str) -> Transformation:
     import itk  # its transforms take eight seconds
 
     reader = itk.TransformFileReaderTemplate[itk.D].New()
-    reader.SetFileName(str(path))
+    reader.SetFileName(itk_name(path))
     reader.SetTransformIO(_transform_io(itk, suffix))
     with quiet():
         try:
@@ -218,7 +218,7 @@ def _write_itk(path: Path, transformation: Transformation, grid: Grid | None) ->
     writer = itk.TransformFileWriterTemplate[itk.D].New()
     writer.SetUseCompression(True)
     with atomic_path(path) as temporary, quiet():
-        writer.SetFileName(str(temporary))
+        writer.SetFileName(itk_name(temporary))
         writer.SetInput(composite)
         writer.Update()
 
