@@ -137,6 +137,15 @@ def test_negative_spacing_of_metaimage(tmp_path: Path) -> None:
     np.testing.assert_allclose(read_image(content(path, b"\n".join(lines))).affine.numpy(), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize(("unit", "said"), [("um", True), ("cm", True), ("mm", False), ("?", False)])
+def test_the_units_of_metaimage(unit: str, said: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """ITK ignores them, so a file in other units is 10 or 1000 times too large or too small."""
+    path = changed(by_itk(tmp_path / "a.mha"), b"ElementSpacing", f"DistanceUnits = {unit}\nElementSpacing".encode())
+    spacing = np.linalg.norm(read_image(path).affine[:3, :3].numpy(), axis=0)
+    np.testing.assert_allclose(spacing, sitk.ReadImage(str(path)).GetSpacing(), atol=1e-6)
+    assert (f"{path}: its distance units are {unit}, which ITK reads as mm; write" in caplog.text) == said
+
+
 def colour(path: Path) -> Path:
     array = np.zeros(SHAPE, np.dtype([(channel, "u1") for channel in "RGB"]))
     nib.save(nib.Nifti1Image(array, AFFINE), path)

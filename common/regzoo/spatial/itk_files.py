@@ -135,9 +135,12 @@ def lay(image: Any, grid: Grid) -> None:
 
 
 def _doubt(path: Path, fields: Mapping[str, str], vectors: bool) -> tuple[str, str] | None:
-    """(problem, what to do) if ITK guesses the space of an NRRD file or its vectors, or ignores its units."""
+    """(problem, what to do) if ITK guesses the space of an NRRD file or its vectors, or ignores the units of a file."""
     if not path.name.lower().endswith(ITK_SUFFIXES["NRRD"]):
-        return None
+        unit = fields.get("DistanceUnits", "mm")
+        if unit.lower() in ("mm", "?", ""):
+            return None
+        return f"its distance units are {unit}, which ITK reads as mm", "write its voxel size and offset in mm"
     space = fields.get("space", "")
     # ITK itself writes no space for four axes.
     written_by_itk = not space and fields.get("space dimension") == "4"
