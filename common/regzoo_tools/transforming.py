@@ -179,5 +179,5 @@ def check_out(out: File, suffixes: Sequence[str], *inputs: File | Sequence[str] 
     if not str(out).lower().endswith(tuple(suffixes)):
         raise bad_file(out, "has a suffix that cannot be written here", f"let it end in {', '.join(suffixes)}")
     flat = [one for given in inputs if given for one in ([given] if isinstance(given, str | Path) else given)]
-    if any(Path(one).exists() and Path(out).exists() and Path(one).samefile(out) for one in flat):
+    if any(Path(str(one)).exists() and Path(out).exists() and Path(str(one)).samefile(out) for one in flat):
         raise bad_file(out, "is also an input", "name another file")

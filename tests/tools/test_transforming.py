@@ -259,6 +259,8 @@ MISTAKES = {
     "nothing in a composite": ("convert nothing.tfm o.h5", "empty composite"),
     "a field without points": ("convert pointless.tfm o.h5", "0×0×0"),
     "no grid for a field": ("convert affine.mat o.nii.gz", "error: o.nii.gz: is a field"),
+    "an empty list of labels": ("apply field.nii.gz --label [] --out o.nii.gz", "[]: is not a list of files"),
+    "numbers for labels": ("apply field.nii.gz --label [1,2] --out o.nii.gz", "[1, 2]: is not a list of files"),
     "masks that overlap": ("apply field.nii.gz --label masks.nii.gz --out o.nrrd", "error: o.nrrd: cannot hold a mask"),
     "an archive that is none": ("convert cut.npz o.h5 --reference moving.nii.gz", "NumPy"),
     "Learn2Reg without a grid": ("convert disp_1_2.npz o.h5", "as reference"),
