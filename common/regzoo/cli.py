@@ -29,7 +29,7 @@ def register(
     fixed_label: str | None = None,
     fixed_mask: str | None = None,
     moving_mask: str | None = None,
-    refine: str | None = None,
+    refine: str | bool | None = None,
     points: str | None = None,
     frame: str | None = None,
     inverse: bool = False,
@@ -202,10 +202,18 @@ def _check_options(command: Callable[..., None], rest: Sequence[str], named: str
     anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     several = any(p.kind is p.VAR_POSITIONAL for p in parameters.values())
     names = [name for name, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-    free, positional, takes = list(names), 0, False
-    for argument in rest:
+    free, positional, takes, last = list(names), 0, False, ""
+    for argument in [*rest, None]:
+        if takes and (argument is None or argument.startswith("-")):
+            kind = str(parameters[last].annotation) if last in parameters else ""
+            if kind.startswith("str") and "bool" not in kind:  # fire would take True for its value
+                raise RegZooError(f"--{last.rstrip('_')}: has no value; write one after it")
+        if argument is None:
+            break
         option = re.fullmatch(r"--?([A-Za-z][\w#-]*)(=.*)?", argument, re.DOTALL)
         if option is None:
+            if re.match(r"--?[A-Za-z][\w-]*[./ ]", argument):  # fire would take it for an option
+                raise RegZooError(f"{argument}: begins like an option; if it is a file, write ./{argument}")
             positional, takes = positional + (not takes), False
             if positional > len(free) and not several:
                 raise RegZooError(f"{argument}: one argument too many; see {named} --help")
@@ -214,6 +222,7 @@ def _check_options(command: Callable[..., None], rest: Sequence[str], named: str
         if len(name) == 1:  # fire takes -o for the only option that begins with o
             begin = [one for one in names if one.startswith(name)]
             name = begin[0] if len(begin) == 1 else name
+        last = name
         if name in free:
             free.remove(name)
         elif name not in names and name.removeprefix("no") not in names and len(name) > 1 and not anything:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from regzoo.errors import bad_file
+from regzoo.errors import RegZooError, bad_file
 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:
@@ -125,6 +125,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary = folder / target.with_suffix(target.suffix.lower()).name
         try:
             yield temporary
+        except RegZooError as error:  # it may name the file that is being written
+            raise RegZooError(str(error).replace(str(temporary), str(target))) from error
         except (OSError, RuntimeError) as error:
             # PyTorch raises a plain RuntimeError if the disk is full.
             full = shutil.disk_usage(folder).free < 1 << 20

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator
 from functools import cached_property
@@ -13,6 +12,7 @@ from typing import Any
 import regzoo
 from monai.bundle import ConfigParser
 from regzoo.bundles import find_bundle
+from regzoo.datasets.text import read_json
 from regzoo.errors import RegZooError, bad_file
 
 #: Folders that a bundle is released without: results, phantoms, files that Python compiled.
@@ -69,7 +69,7 @@ class Bundle:
     @cached_property
     def metadata(self) -> dict[str, Any]:
         """``configs/metadata.json``."""
-        return json.loads(self.path("configs/metadata.json").read_text(encoding="utf-8"))
+        return read_json(self.path("configs/metadata.json"))
 
     @cached_property
     def large_files(self) -> dict[str, dict[str, Any]]:

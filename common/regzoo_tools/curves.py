@@ -41,6 +41,8 @@ def read_curves(folder: str | PathLike[str]) -> dict[str, Curve]:
     """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    if not Path(folder).is_dir():
+        raise bad_file(folder, "is not a folder", "name the --output_dir of a training")
     # Reads all files of the folder, without the epochs that a resumed training repeated.
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
     curves = {

@@ -12,6 +12,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from regzoo.datasets.text import read_json
 from regzoo.errors import RegZooError, bad_file
 from regzoo.files import file_hash
 from regzoo.ownership import check_file, own_path
@@ -68,7 +69,7 @@ def stage(bundle: Bundle, folder: Path, large_files: str | None = None) -> Path:
         if inside.parts[0] in {"configs", "docs"} and not any(part.startswith(".") for part in inside.parts):
             copy(source, target / inside)
     for path in sorted((target / "configs").rglob("*.json")):
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(bundle.root / path.relative_to(target))
         if path.name == "metadata.json":
             adapt_requirements(config, fetches=large_files is not None)
         else:

@@ -112,7 +112,7 @@ def _matches(roots: Sequence[Path], key: str, pattern: str) -> dict[tuple[str, .
             expression += re.escape(piece)
     found: dict[tuple[str, ...], Match] = {}
     for root in roots:
-        for file in sorted(root.glob(re.sub(r"\{\w+\}", "*", pattern).replace("[", "[[]"))):
+        for file in sorted(root.glob(re.sub(r"(\{\w+\}|\*)+", "*", pattern).replace("[", "[[]"))):
             match = re.fullmatch(expression, file.relative_to(root).as_posix())
             if match is None or is_junk(file) or not file.is_file():
                 continue

@@ -61,7 +61,10 @@ def apply(
 
             if label is not None:
                 import_module("monai.data")  # only labels need it
-        carry(field, out, image, as_value("moving_label", label), reference, backwards, background)
+        if not carry(field, out, image, as_value("moving_label", label), reference, backwards, background):
+            source = "fixed" if backwards else "moving"
+            problem = f"shows nothing of {image or label}; check that it lies in the world of the {source} image"
+            print(f"warning: {out}: {problem}", file=sys.stderr)
     print(out)
 
 

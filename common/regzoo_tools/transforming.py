@@ -31,7 +31,7 @@ def carry(
     reference: File | None = None,
     to_moving: bool = False,
     background: float | None = None,
-) -> None:
+) -> bool:
     """Carry an image or labels through a saved transformation, with one interpolation from the file's own voxels.
 
     Args:
@@ -42,6 +42,9 @@ def carry(
         to_moving: carry from the fixed to the moving image instead, through the inverse.
         background: the value where `image` is not known; None for its lowest value.
 
+    Returns:
+        Whether anything of the image or the labels lies on the grid of the result.
+
     Raises:
         RegZooError: a file cannot be used, or the grid of the result is not known.
     """
@@ -51,10 +54,14 @@ def carry(
         if image is not None:
             values, moving = read_image_values(image)
             low = float(values.min()) if background is None else background
-            write_image(temporary, on.warp_values(values, moving, background=low)[0].numpy(), on.grid.affine)
-        elif label is not None:
-            file = read_label_file(label if isinstance(label, str | Path) else list(label))
-            write_labels(temporary, carried_labels(on, file), file.names)
+            carried = on.warp_values(values, moving, background=low)[0]
+            write_image(temporary, carried.numpy(), on.grid.affine)
+            return bool(carried.min() < carried.max())
+        assert label is not None
+        file = read_label_file(label if isinstance(label, str | Path) else list(label))
+        labels = carried_labels(on, file)
+        write_labels(temporary, labels, file.names)
+        return bool(labels.any())
 
 
 def carried_labels(field: DisplacementField, file: LabelFile) -> MetaTensor:
@@ -172,5 +179,5 @@ def check_out(out: File, suffixes: Sequence[str], *inputs: File | Sequence[str] 
     if not str(out).lower().endswith(tuple(suffixes)):
         raise bad_file(out, "has a suffix that cannot be written here", f"let it end in {', '.join(suffixes)}")
     flat = [one for given in inputs if given for one in ([given] if isinstance(given, str | Path) else given)]
-    if any(Path(one).exists() and Path(out).exists() and Path(one).samefile(out) for one in flat):
+    if any(Path(str(one)).exists() and Path(out).exists() and Path(str(one)).samefile(out) for one in flat):
         raise bad_file(out, "is also an input", "name another file")

@@ -226,6 +226,11 @@ def test_other_columns_are_named_once_and_left_out(
             '[{"fixed_image": "a", "moving_image": "b", "label_values": [1.5]}]',
             "label_values are not integers",
         ),
+        ("l.csv", "fixed_image,moving_image,label_values\na,b,1;2;1\n", "entry 1 has the label_values 1, 2, 1; write"),
+        ("l.csv", "fixed_image,moving_image,label_values\na,b,0;1\n", "0, 1; write each value once; 0 is the back"),
+        ("l.csv", "fixed_image,moving_image,points_frame\na,b,LPI\n", "entry 1 has the points_frame LPI; write RAS or"),
+        ("l.json", '[{"fixed_image": "a", "moving_image": "b", "points_frame": ["RAS"]}]', "write RAS or LPS"),
+        ("l.json", "[" * 100000, "is not valid JSON"),
         ("l.csv", "fixed_image,moving_image,align\na,b,\nc,d,centre\n", "entry 2: align: unknown method 'centre'; use"),
         ("l.csv", "fixed_image,moving_image,refine\na,b,yes\n", "entry 1: refine: 'yes' is not a valid value; use one"),
         ("l.json", '[{"fixed_image": "a", "moving_image": "b", "refine": 1}]', "refine: 1 is not a valid value"),
@@ -260,6 +265,20 @@ def test_lists_of_paths_are_single_images(tmp_path: Path, rows: Rows) -> None:
     (tmp_path / "list.json").write_text(json.dumps({"training": entries, "test": [rows[4]["fixed_image"]]}))
     (record,) = load_single_records(tmp_path / "list.json", "test")
     assert record == {"fixed_image": str(tmp_path / rows[4]["fixed_image"]), "case": "case4"}
+
+
+def test_a_tilde_that_names_no_user(tmp_path: Path) -> None:
+    """It belongs to the name of the file."""
+    for name in ("~backup~.nii.gz", "b.nii.gz"):
+        (tmp_path / name).touch()
+    (record,) = loads(tmp_path / "list.csv", "fixed_image,moving_image\n~backup~.nii.gz,b.nii.gz\n")
+    assert record["fixed_image"] == str(tmp_path / "~backup~.nii.gz")
+
+
+def test_a_name_that_is_too_long(tmp_path: Path) -> None:
+    """As a list of files in one cell, with another separator, makes it."""
+    with pytest.raises(RegZooError, match=r"b.nii.gz: cannot be opened \(file name too long\); check the path$"):
+        loads(tmp_path / "list.csv", f"fixed_image,moving_image\n{'|'.join(['b.nii.gz'] * 40)},b.nii.gz\n")
 
 
 def test_points(tmp_path: Path) -> None:

@@ -83,6 +83,13 @@ def test_mistakes(tmp_path: Path, fixed: str, moving: str, patient: str | None, 
     assert not (tmp_path / "d.csv").exists()
 
 
+def test_a_star_beside_a_place(tmp_path: Path) -> None:
+    touch(tmp_path, "us/a-1.nii", "us/b-1.nii", "mr/a.nii", "mr/b.nii")
+    patterns = {"fixed_image": "us/{case}-*.nii", "moving_image": "mr/{case}*.nii"}
+    assert write_datalist([tmp_path], tmp_path / "d.csv", patterns) == (2, [])
+    assert [record["case"] for record in load_records(tmp_path / "d.csv")] == ["a", "b"]
+
+
 def test_nothing_is_overwritten_and_nothing_unusable_left(tmp_path: Path) -> None:
     touch(tmp_path, "us/a.nii", "mr/a.nii", "d.csv")
     patterns = {"fixed_image": "us/*.nii", "moving_image": "mr/*.nii"}

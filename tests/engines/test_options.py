@@ -82,6 +82,7 @@ def answer(
         ("train", ["--channels", "0"], "channels: 0 is "),
         ("train", ["--cache_rate", "2"], "is more than 1"),
         ("train", ["--label_values", "tumour"], "is not a list"),
+        ("train", ["--label_values", "[1,2,1]"], "label_values: [1, 2, 1] has a value twice"),
         ("train", ["--phantoms", "3"], "is not a dictionary"),
         # Read as what they are: the next thing that is wrong is the data set.
         ("train", ["--label_values", "null"], READ),

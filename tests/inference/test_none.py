@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from regzoo import RegZooError
+from regzoo import Registrar, RegZooError
 from regzoo.inference import register
 from scipy.ndimage import gaussian_filter
 
@@ -19,6 +19,21 @@ QUICK = {"align": "header", "refine_options": {"spacing": 2.0, "steps": [10, 10]
 def write(path: Path, array: np.ndarray) -> str:
     nib.save(nib.Nifti1Image(array, np.diag([2.0, 2.0, 2.0, 1.0])), path)
     return str(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"device": "cpu",}', "overlay.json: is not valid JSON or YAML"),
+        ("[1]", "overlay.json: is not a configuration"),
+    ],
+)
+def test_an_overlay_that_is_none(text: str, message: str, tmp_path: Path) -> None:
+    overlay = tmp_path / "overlay.json"
+    overlay.write_text(text)
+    with pytest.raises(RegZooError, match=message) as error:
+        Registrar("none", overlays=[str(overlay)])
+    assert "\n" not in str(error.value)
 
 
 @pytest.fixture(scope="module")

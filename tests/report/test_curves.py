@@ -64,4 +64,6 @@ def test_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 def test_no_log(tmp_path: Path) -> None:
     with pytest.raises(RegZooError, match="no log of a training"):
         training_figure(tmp_path / "none.png", tmp_path)
+    with pytest.raises(RegZooError, match="nowhere: is not a folder; name the --output_dir"):
+        training_figure(tmp_path / "none.png", tmp_path / "nowhere")
     assert list(tmp_path.iterdir()) == []

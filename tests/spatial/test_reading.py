@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import os
 import struct
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from dicom_files import write_series
 from helpers import make_affine, to_sitk, write
 from regzoo.errors import RegZooError
 from regzoo.spatial import read_image, read_label_file
@@ -134,6 +137,15 @@ def test_negative_spacing_of_metaimage(tmp_path: Path) -> None:
     np.testing.assert_allclose(read_image(content(path, b"\n".join(lines))).affine.numpy(), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize(("unit", "said"), [("um", True), ("cm", True), ("mm", False), ("?", False)])
+def test_the_units_of_metaimage(unit: str, said: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """ITK ignores them, so a file in other units is 10 or 1000 times too large or too small."""
+    path = changed(by_itk(tmp_path / "a.mha"), b"ElementSpacing", f"DistanceUnits = {unit}\nElementSpacing".encode())
+    spacing = np.linalg.norm(read_image(path).affine[:3, :3].numpy(), axis=0)
+    np.testing.assert_allclose(spacing, sitk.ReadImage(str(path)).GetSpacing(), atol=1e-6)
+    assert (f"{path}: its distance units are {unit}, which ITK reads as mm; write" in caplog.text) == said
+
+
 def colour(path: Path) -> Path:
     array = np.zeros(SHAPE, np.dtype([(channel, "u1") for channel in "RGB"]))
     nib.save(nib.Nifti1Image(array, AFFINE), path)
@@ -252,6 +264,22 @@ def test_values_are_those_of_nibabel(tmp_path: Path) -> None:
         np.testing.assert_allclose(
             read_volume(tmp_path / "a.nii.gz").values, nib.load(tmp_path / "a.nii.gz").get_fdata(), atol=1e-5
         )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+@pytest.mark.parametrize("suffix", [".nii.gz", ".mha", ".nrrd", ".dcm"])
+def test_a_name_that_is_not_utf8(suffix: str, tmp_path: Path) -> None:
+    """NIfTI is read under any name; ITK takes only names in UTF-8."""
+    path = tmp_path / os.fsdecode(b"caf\xe9" + suffix.encode())
+    if suffix == ".nii.gz":
+        assert read_image(nifti(tmp_path / "a.nii.gz").rename(path)).shape == (1, *SHAPE)
+        return
+    if suffix == ".dcm":
+        write_series(tmp_path, (100 * VOXELS).astype(np.int16), AFFINE)[0].rename(path)
+    else:
+        by_itk(tmp_path / f"a{suffix}").rename(path)
+    with pytest.raises(RegZooError, match="its name or folder is not UTF-8, which ITK cannot open; rename it"):
+        read_image(path)
 
 
 def test_files_that_a_header_names(tmp_path: Path) -> None:

@@ -205,6 +205,23 @@ def test_points_outside_are_marked(
     np.testing.assert_allclose(found, by_sitk(kept), atol=0.01)
 
 
+def test_a_table_as_spreadsheets_write_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blanks after commas, a cell of two lines, a character that is no end of a line, short and empty rows."""
+    points = np.vstack([fixed_points(3), FIXED.to_world(np.array([[50.0, 5, 5]]))])
+    places = [", ".join(map(str, point)) for point in points]
+    rows = [f'{places[0]}, "a, ""b""\nc", 1', f"{places[1]},d\u2028e,", places[2], f"{places[3]}", ",,,,", "  "]
+    Path("p.csv").write_bytes("\r\n".join(["x, y, z, name, grade", *rows, ""]).encode("utf-8-sig"))
+    way = ["--frame", "RAS", "--from", "fixed", "--to", "moving", "--out", "out.csv"]
+    call(monkeypatch, "apply", "field.nii.gz", "--points", "p.csv", *way)
+    with Path("out.csv").open(newline="", encoding="utf-8") as file:
+        found = list(csv.DictReader(file))
+    assert [row["name"] for row in found] == ['a, "b"\nc', "d\u2028e", "", ""]
+    assert [row["grade"] for row in found] == ["1", "", "", ""]
+    assert [row["note"] for row in found] == ["", "", "", OUTSIDE]
+    moved = [[float(row[axis]) for axis in "xyz"] for row in found[:3]]
+    np.testing.assert_allclose(moved, by_sitk(points[:3]), atol=0.01)
+
+
 def test_points_beyond_the_moving_image_are_marked(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -216,10 +233,21 @@ def test_points_beyond_the_moving_image_are_marked(
     assert "5 of 6 points" in capsys.readouterr().err
 
 
+def marked(position: object) -> dict[str, Any]:
+    return {"markups": [{"coordinateSystem": "LPS", "controlPoints": [{"position": position}]}]}
+
+
 MISTAKES: dict[str, tuple[str, str | bytes, str]] = {
     "no frame of a table": ("p.csv", "x,y,z\n1,2,3\n", "set frame to RAS or LPS"),
     "no columns": ("p.csv", "a,b,c\n1,2,3\n", "columns"),
     "a short row": ("p.csv --frame RAS", "x,y,z\n1,2\n", "three numbers"),
+    "a long row": ("p.csv --frame RAS", "name,x,y,z\nlesion, 2,1,2,3\n", "quotes"),
+    "a quote that stays open": ("p.csv --frame RAS", 'x,y,z,name\n1,2,3,"a\n4,5,6,b\n', "cannot be read as a table"),
+    "a quote that stays open in a list": ("p.fcsv", '# CoordinateSystem = LPS\n1,1,2,3,"a\n2,1,2,3\n', "as a table"),
+    "semicolons": ("p.csv --frame RAS", "x;y;z\n1,5;2;3\n", "'x;y;z'); separate cells by commas"),
+    "voxels without a header": ("p.csv --frame RAS", "1,2,3\n", "(mm)"),
+    "only commas": ("p.csv --frame RAS", ",,\n", "columns"),
+    "Latin-1": ("p.csv --frame RAS", "x,y,z,name\n1,2,3,é\n".encode("latin-1"), "save it in UTF-8"),
     "a word for a number": ("p.csv --frame RAS", "x,y,z\n1,two,3\n", "three numbers"),
     "NaN": ("p.csv --frame RAS", "x,y,z\n1,nan,3\n", "NaN"),
     "no rows": ("p.csv --frame RAS", "x,y,z\n", "no points"),
@@ -265,6 +293,17 @@ MISTAKES: dict[str, tuple[str, str | bytes, str]] = {
         ply(np.ones((6, 3)), "RAS").replace(b"element vertex", b"element edge 1\nelement vertex"),
         "vertices first",
     ),
+    "a position of two numbers": ("p.mrk.json", json.dumps(marked([1, 2])), "markups"),
+    "a position of six numbers": ("p.mrk.json", json.dumps(marked([1, 2, 3, 4, 5, 6])), "markups"),
+    "a VTK file of too many points": ("p.vtk", vtk(np.ones((6, 3)), "RAS").replace(b"6 f", b"9999999999 f"), "ends"),
+    "a PLY file of too many points": ("p.ply", ply(np.ones((6, 3)), "RAS").replace(b"x 6", b"x 1" + b"0" * 30), "ends"),
+    "a PLY file cut within a line": (
+        "p.ply",
+        ply(np.ones((6, 3)), "RAS").partition(b"\n5 ")[0],
+        "ends before its 6 vertices",
+    ),
+    "whole numbers": ("p.ply", ply(np.ones((6, 3)), "RAS", "<").replace(b"double", b"int"), "as float"),
+    "an axis twice": ("p.ply", ply(np.ones((6, 3)), "RAS", "<").replace(b"uchar red", b"uchar x"), "PLY"),
     "a list in a vertex": (
         "p.ply",
         ply(np.ones((6, 3)), "RAS").replace(b"element face 1\n", b""),

@@ -271,6 +271,15 @@ def test_no_weights_and_no_metadata(copy_bundle: Copy, tmp_path: Path) -> None:
         package(root, tmp_path / "bundle.zip")
 
 
+@pytest.mark.parametrize("name", ["evaluate", "metadata"])
+def test_a_configuration_that_is_no_json(name: str, copy_bundle: Copy, tmp_path: Path) -> None:
+    root = copy_bundle("abdominal_ct_ddmr")
+    (root / f"configs/{name}.json").write_text('{"a": 1,}')
+    with pytest.raises(RegZooError, match=rf"{root}/configs/{name}.json: is not valid JSON"):
+        package(root, tmp_path / "bundle.zip")
+    assert not (tmp_path / "bundle.zip").exists()
+
+
 def test_command(
     copy_bundle: Copy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,6 +15,7 @@ from regzoo.cli import main
 from regzoo.spatial import DisplacementField, Grid
 from regzoo.spatial.transform_files import read_transformation, write_transformation
 from regzoo.spatial.transformation import Affine, Transformation
+from scipy.io import savemat
 
 #: Fixed grid, moving grid, and another grid, on which a user wants the result.
 GRIDS = {
@@ -198,6 +199,21 @@ def test_every_form_holds_the_same_field(case: Case, out: str, monkeypatch: pyte
     np.testing.assert_allclose(again.displacement, case.whole.on(case.fixed).displacement, atol=1e-3)
 
 
+@pytest.mark.parametrize("what", ["--image", "--label"])
+def test_what_leaves_the_field_of_view_is_told_of(
+    what: str, case: Case, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = case["moving.nii.gz" if what == "--image" else "labels.nii.gz"]
+    call(monkeypatch, "apply", case["field.nii.gz"], what, file, "--out", case["o.nii.gz"])
+    assert capsys.readouterr().err == ""
+    image = nib.load(file)
+    image.affine[:3, 3] += 500
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), image.affine), file)
+    call(monkeypatch, "apply", case["field.nii.gz"], what, file, "--out", case["o.nii.gz"])
+    assert f"o.nii.gz: shows nothing of {file}; check that it lies in" in capsys.readouterr().err
+    assert len(np.unique(nib.load(case["o.nii.gz"]).dataobj)) == 1
+
+
 def test_an_existing_file_of_somebody_else_stays(
     case: Case, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -235,6 +251,17 @@ MISTAKES = {
     "an unknown transform": ("convert unknown.tfm o.h5", "does not know"),
     "a damaged MATLAB file": ("convert cut.mat o.h5", "damaged"),
     "elastix's parameters": ("convert elastix.txt o.h5", "elastix"),
+    "a MATLAB file of another form": ("convert v73.mat o.h5", "damaged"),
+    "a MATLAB file with another centre": ("convert center.mat o.h5", "damaged"),
+    "a name that is no text": ("convert name.mat o.h5", "damaged"),
+    "an array for an archive": ("convert array.npz o.h5 --reference moving.nii.gz", "NumPy"),
+    "a damaged archive": ("convert damaged.npz o.h5 --reference moving.nii.gz", "NumPy"),
+    "nothing in a composite": ("convert nothing.tfm o.h5", "empty composite"),
+    "a field without points": ("convert pointless.tfm o.h5", "0×0×0"),
+    "no grid for a field": ("convert affine.mat o.nii.gz", "error: o.nii.gz: is a field"),
+    "an empty list of labels": ("apply field.nii.gz --label [] --out o.nii.gz", "[]: is not a list of files"),
+    "numbers for labels": ("apply field.nii.gz --label [1,2] --out o.nii.gz", "[1, 2]: is not a list of files"),
+    "masks that overlap": ("apply field.nii.gz --label masks.nii.gz --out o.nrrd", "error: o.nrrd: cannot hold a mask"),
     "an archive that is none": ("convert cut.npz o.h5 --reference moving.nii.gz", "NumPy"),
     "Learn2Reg without a grid": ("convert disp_1_2.npz o.h5", "as reference"),
     "Learn2Reg of another size": ("convert disp_1_2.npz o.h5 --reference moving.nii.gz", "voxels"),
@@ -242,7 +269,7 @@ MISTAKES = {
     "velocities": ("convert flow.tfm o.h5", "VelocityFieldTransform, which cannot be read here"),
     "spherical coordinates": ("convert spherical.tfm o.h5", "cannot be read here"),
     "an affine map with a deformation": ("convert field.nii.gz o.h5 --affine field.nii.gz", "not affine"),
-    "half of an odd size": ("convert field.nii.gz o.npz", "disp_"),
+    "half of an odd size": ("convert field.nii.gz o.npz", "error: o.npz: would have half"),
     "an unknown form": ("convert field.nii.gz o.xyz", "suffix"),
     "nothing to compose": ("compose --out o.nii.gz", "no transformation"),
     "no grid for an inverse": ("invert spline3.tfm --out o.nii.gz", "--reference"),
@@ -269,6 +296,22 @@ def broken_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "elastix.txt").write_text('(Transform "BSplineTransform")\n(NumberOfParameters 12)\n')
     (folder / "cut.npz").write_bytes(b"PK\x03\x04 and nothing more")
     np.savez(folder / "disp_1_2.npz", np.zeros((3, 8, 8, 8), np.float16))
+    np.savez_compressed(folder / "damaged.npz", np.zeros((3, 8, 8, 8), np.float16))
+    archive = bytearray((folder / "damaged.npz").read_bytes())
+    archive[archive.index(b"PK\x01\x02") + 6] = 255  # the version of zip that is needed
+    (folder / "damaged.npz").write_bytes(archive)
+    np.save(folder / "array.npy", np.zeros((3, 8, 8, 8), np.float32))
+    (folder / "array.npy").rename(folder / "array.npz")
+    (folder / "v73.mat").write_bytes(b"MATLAB 7.3 MAT-file".ljust(124) + b"\0\2IM" + bytes(384) + b"\x89HDF\r\n\x1a\n")
+    numbers = np.eye(3, 4).reshape(12, 1)
+    parts = {"AffineTransform_double_3_3": numbers, "fixed": np.zeros((2, 1))}
+    savemat(folder / "center.mat", parts, format="4")
+    matlab = (folder / "itk.mat").read_bytes()
+    (folder / "name.mat").write_bytes(matlab.replace(b"fixed", b"f\xfaxed").replace(b"AffineT", b"Affin\xfaT"))
+    (folder / "nothing.tfm").write_text(f"{text.partition('Transform: ')[0]}Transform: CompositeTransform_double_3_3\n")
+    pointless = f"Transform: DisplacementFieldTransform_double_3_3\nParameters: \nFixedParameters: {'0 ' * 18}\n"
+    (folder / "pointless.tfm").write_text(text.partition("Transform: ")[0] + pointless)
+    write(folder / "masks.nii.gz", np.stack([case.labels > 0] * 2, -1).astype(np.uint8), case.moving.affine)
     sitk.WriteTransform(sitk.AffineTransform(2), str(folder / "flat2d.tfm"))
     spherical = f"Parameters: {'0 ' * 12}\nFixedParameters: 0 0 0\n"
     velocities = f"Parameters: {'0 ' * 48}\nFixedParameters: 2 2 2 2 {'0 ' * 4} {'1 ' * 4} {'1 0 0 0 0 ' * 3} 1\n"

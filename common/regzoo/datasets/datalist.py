@@ -213,6 +213,14 @@ def likely_key(name: str, keys: Iterable[str] = KEYS) -> str | None:
     return by_meaning.get(meaning)
 
 
+def _at_home(path: str) -> Path:
+    """A path whose ``~`` is the home folder; a ``~`` that names no user belongs to the name of a file."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 class _Entry:
     """One entry of a datalist, on its way to a record with absolute paths."""
 
@@ -257,6 +265,8 @@ class _Entry:
             record[Key.SPLIT] = split_of(word)
             if record[Key.SPLIT] is None:
                 raise self._wrong(f"is of the split {str(word)[:80]!r}, which is not known", SPLIT_MEND)
+        if (frame := record.get(Key.POINTS_FRAME, "RAS")) not in ("RAS", "LPS"):
+            raise self._wrong(f"has the points_frame {frame!s:.80}", "write RAS or LPS")
         try:
             if Key.ALIGN in record:
                 known_alignment(record[Key.ALIGN])
@@ -275,7 +285,10 @@ class _Entry:
             names = names if isinstance(names, list) else [names]
             record[Key.LABEL_NAMES] = [self._name("name of a label", name) for name in names]
         if (values := record.get(Key.LABEL_VALUES)) is not None:
-            record[Key.LABEL_VALUES] = self._integers(Key.LABEL_VALUES, values)
+            record[Key.LABEL_VALUES] = numbers = self._integers(Key.LABEL_VALUES, values)
+            if min(numbers) < 1 or len(set(numbers)) < len(numbers):
+                shown = ", ".join(map(str, numbers))
+                raise self._wrong(f"has the label_values {shown:.80}", "write each value once; 0 is the background")
             if names is not None and len(names) != len(record[Key.LABEL_VALUES]):
                 counts = f"{len(names)} label_names and {len(record[Key.LABEL_VALUES])} label_values"
                 raise self._wrong(f"has {counts}", "give each value its name, in the same order")
@@ -317,9 +330,9 @@ class _Entry:
     def _absolute(self, value: str) -> str:
         """A path against the datalist's folder; backslashes, as Windows writes them, count if no such file exists."""
         folder = self.source.resolve().parent
-        path = os.path.normpath(folder / Path(value).expanduser())
+        path = os.path.normpath(folder / _at_home(value))
         if os.sep == "/" and "\\" in value and not Path(path).exists():
-            path = os.path.normpath(folder / Path(value.replace("\\", "/")).expanduser())
+            path = os.path.normpath(folder / _at_home(value.replace("\\", "/")))
         return path
 
     def _is_file(self, key: str, value: str) -> bool:

@@ -63,7 +63,7 @@ def read_json(path: Path) -> Any:
 
     try:
         return json.loads(read_text(path), object_pairs_hook=unique)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         fix = "correct it there; JSON has no comments, and no comma after the last value"
         raise bad_file(path, f"is not valid JSON ({error})", fix) from error
 

@@ -103,6 +103,8 @@ def _list_problem(name: str, value: Any, kind: list[Any]) -> str:
         problems = (_number_problem(name, item, kind[0]) for item in value)
         if problem := next(filter(None, problems), ""):
             return problem
+        if name == "label_values" and len(set(value)) < len(value):
+            return "has a value twice; write each value once"
         if name in {"window", "gamma"} and value[0] >= value[1]:
             return f"does not increase; {example}"
     return ""

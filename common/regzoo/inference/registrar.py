@@ -45,6 +45,13 @@ def inference_config(
     for file in files:
         if not file.is_file():
             raise bad_file(file, "no such configuration", "check the name of the overlay")
+        try:
+            content = ConfigParser.load_config_file(file)
+        except Exception as error:  # of the reader of JSON or of YAML
+            problem = f"is not valid JSON or YAML ({' '.join(str(error).split()):.120})"
+            raise bad_file(file, problem, "correct it there") from error
+        if not isinstance(content, dict):
+            raise bad_file(file, "is not a configuration", 'write {"setting": value}')
     parser.read_config([str(file) for file in files])
     overrides = {name.replace("#", "::"): value for name, value in overrides.items()}
     for name, value in overrides.items():

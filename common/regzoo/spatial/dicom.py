@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 from regzoo.errors import RegZooError, bad_file
 from regzoo.spatial.grid import RAS_LPS, Grid
-from regzoo.spatial.itk_files import quiet
+from regzoo.spatial.itk_files import itk_name, quiet
 from regzoo.spatial.nifti import AGAIN, SAME_MM, SAME_VOXELS, orthogonal, times, too_large
 
 #: The largest number of files that a folder and its subfolders may hold.
@@ -116,7 +116,8 @@ def read_series(path: Path, series: Series) -> tuple[np.ndarray, np.ndarray]:
         raise too_large(path, series.grid.shape) from None
     with quiet():
         for index, one in enumerate(series.slices):
-            reader = itk.ImageFileReader[itk.Image[itk.F, 3]].New(FileName=str(one.file), ImageIO=itk.GDCMImageIO.New())
+            name, io = itk_name(one.file), itk.GDCMImageIO.New()
+            reader = itk.ImageFileReader[itk.Image[itk.F, 3]].New(FileName=name, ImageIO=io)
             try:
                 reader.Update()
                 values[:, :, index] = itk.array_view_from_image(reader.GetOutput())[0].T
@@ -173,7 +174,7 @@ def _slice(file: Path, start: bytes) -> Slice | None:
     if kind and not _IMAGES.match(kind):
         return None
     itk.Object.GlobalWarningDisplayOff()
-    io = itk.GDCMImageIO.New(FileName=str(file))
+    io = itk.GDCMImageIO.New(FileName=itk_name(file))
     with quiet():
         try:
             io.ReadImageInformation()

@@ -49,7 +49,7 @@ def itk_header(path: Path, kind: str) -> ItkFile:
 
     itk.Object.GlobalWarningDisplayOff()
     io = (itk.NrrdImageIO if kind == "NRRD" else itk.MetaImageIO).New()
-    io.SetFileName(str(path))
+    io.SetFileName(itk_name(path))
     stamp = _stamp([path])
     header = nrrd_header(path) if kind == "NRRD" else metaimage_header(path)
     for file in header.named:
@@ -92,7 +92,7 @@ def read_itk(path: Path, file: ItkFile) -> tuple[np.ndarray, np.ndarray, tuple[s
         raise bad_file(path, f"is a {axes}-D image", "give a 3-D volume with at least two slices")
     check_complete(path, header, shape, int(io.GetComponentSize()))
     kind = itk.VectorImage if vectors else itk.Image
-    reader = itk.ImageFileReader[kind[itk.F, axes]].New(FileName=str(path), ImageIO=io)
+    reader = itk.ImageFileReader[kind[itk.F, axes]].New(FileName=itk_name(path), ImageIO=io)
     with quiet():
         try:
             reader.Update()
@@ -112,6 +112,18 @@ def read_itk(path: Path, file: ItkFile) -> tuple[np.ndarray, np.ndarray, tuple[s
     return values, orthogonal(path, Grid((x, y, z), RAS_LPS @ lps)).affine, _doubt(path, header.fields, len(shape) == 5)
 
 
+def itk_name(path: str | os.PathLike[str]) -> str:
+    """The name of a file for ITK, which takes only names in UTF-8.
+
+    Raises:
+        RegZooError: the name is in another encoding.
+    """
+    try:
+        return os.fsencode(path).decode("utf-8")
+    except UnicodeDecodeError:
+        raise bad_file(path, "its name or folder is not UTF-8, which ITK cannot open", "rename it") from None
+
+
 def lay(image: Any, grid: Grid) -> None:
     """Place an image of ITK on a grid."""
     import itk
@@ -123,9 +135,12 @@ def lay(image: Any, grid: Grid) -> None:
 
 
 def _doubt(path: Path, fields: Mapping[str, str], vectors: bool) -> tuple[str, str] | None:
-    """(problem, what to do) if ITK guesses the space of an NRRD file or its vectors, or ignores its units."""
+    """(problem, what to do) if ITK guesses the space of an NRRD file or its vectors, or ignores the units of a file."""
     if not path.name.lower().endswith(ITK_SUFFIXES["NRRD"]):
-        return None
+        unit = fields.get("DistanceUnits", "mm")
+        if unit.lower() in ("mm", "?", ""):
+            return None
+        return f"its distance units are {unit}, which ITK reads as mm", "write its voxel size and offset in mm"
     space = fields.get("space", "")
     # ITK itself writes no space for four axes.
     written_by_itk = not space and fields.get("space dimension") == "4"

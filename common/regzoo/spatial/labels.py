@@ -71,6 +71,8 @@ def read_label_file(
         RegZooError: missing or damaged file, 2-D, NaN, values that are not labels, another grid, no labelled voxel.
     """
     if not isinstance(path, (str, Path)):
+        if not path or not all(isinstance(one, (str, Path)) for one in path):
+            raise bad_file(f"{path!s:.80}", "is not a list of files", "write ['a.nii.gz', 'b.nii.gz']")
         return _joined(path, image, may_be_empty, strict_headers)
     volume = read_checked(path, strict_headers)
     axes = min(int(volume.meta[STORED_AXES]), 4)

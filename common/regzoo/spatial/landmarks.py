@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import csv
+import io
 import re
 from collections.abc import Sequence
 from os.path import commonprefix
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from regzoo.errors import bad_file
 from regzoo.spatial.grid import Grid
-from regzoo.spatial.point_files import read_points
+from regzoo.spatial.point_files import read_points, table_rows
 from regzoo.spatial.transformation import within_grid
 
 
@@ -86,8 +86,8 @@ def _voxels(path: Path) -> np.ndarray | None:
     if path.suffix.lower() != ".csv":
         return None
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-        rows = np.array([[float(cell) for cell in row] for row in csv.reader(lines) if row])
+        lines = io.StringIO(path.read_text(encoding="utf-8-sig"), newline="")
+        rows = np.array([[float(cell) for cell in row] for row in table_rows(path, lines)])
     except (OSError, ValueError):
         return None
     return rows if rows.ndim == 2 and rows.shape[1] == 3 and np.isfinite(rows).all() else None

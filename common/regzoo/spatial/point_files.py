@@ -7,7 +7,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,14 +104,28 @@ def _text(path: Path, content: bytes) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise bad_file(path, "is not a text file", AGAIN) from None
+        raise bad_file(path, "is not UTF-8 text", "save it in UTF-8") from None
+
+
+def table_rows(path: Path, lines: Iterable[str]) -> list[list[str]]:
+    """The rows of a table with commas, except empty ones; `lines` keep their ends."""
+    try:
+        # Strict, or a quote that is never closed would swallow points.
+        rows = list(csv.reader(lines, skipinitialspace=True, strict=True))
+    except csv.Error as error:
+        fix = "close its quotes, and double those within a cell"
+        raise bad_file(path, f"cannot be read as a table ({error})", fix) from error
+    return [row for row in rows if any(cell.strip() for cell in row)]
 
 
 def _numbers(path: Path, rows: Sequence[Sequence[str]], columns: Sequence[int]) -> np.ndarray:
-    try:
-        points = [[float(row[column]) for column in columns] for row in rows]
-    except (ValueError, IndexError):
-        raise bad_file(path, "has a row without three numbers for x, y and z", "complete or remove it") from None
+    points = []
+    for number, row in enumerate(rows, start=1):
+        try:
+            points.append([float(row[column]) for column in columns])
+        except (ValueError, IndexError):
+            problem = f"its point {number} lacks three numbers for x, y and z"
+            raise bad_file(path, problem, "complete or remove it") from None
     return _checked(path, points)
 
 
@@ -128,17 +142,18 @@ def _csv_text(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _fcsv(path: Path, content: bytes, frame: str | None) -> PointFile:
-    lines = _text(path, content).splitlines()
-    head = [line for line in lines if line.startswith("#")]
+    lines = list(io.StringIO(_text(path, content), newline=""))
+    head = [line.rstrip("\r\n") for line in lines if line.startswith("#")]
     facts = dict(re.findall(r"^#\s*(\w+)\s*=\s*(.*?)\s*$", "\n".join(head), re.M))
-    said = {"0": "RAS", "1": "LPS"}.get(found := facts.get("CoordinateSystem", ""), found)
+    said = {"0": "RAS", "1": "LPS", "2": "IJK"}.get(found := facts.get("CoordinateSystem", "").upper(), found)
     if said not in ("RAS", "LPS", ""):
         raise bad_file(path, f"has its points in the frame {said}", "save it in RAS or LPS")
-    names = facts.get("columns", "id,x,y,z,ow,ox,oy,oz,vis,sel,lock,label,desc,associatedNodeID").split(",")
+    columns_said = facts.get("columns", "id,x,y,z,ow,ox,oy,oz,vis,sel,lock,label,desc,associatedNodeID")
+    names = [name.strip() for name in columns_said.split(",")]
     if not {"x", "y", "z"} <= set(names):
         raise bad_file(path, "names no columns x, y and z", _SLICER)
     columns = [names.index(axis) for axis in "xyz"]
-    rows = list(csv.reader(line for line in lines if line.strip() and not line.startswith("#")))
+    rows = table_rows(path, [line for line in lines if not line.startswith("#")])
     signs = _signs(path, said or None, frame)
 
     def rewritten(points: np.ndarray, known: np.ndarray) -> bytes:
@@ -147,7 +162,7 @@ def _fcsv(path: Path, content: bytes, frame: str | None) -> PointFile:
             if is_known:  # the others must stay out of the scene, but not disappear
                 text += _csv_text([_replaced(row, columns, point)])
             else:
-                text += f"# {OUTSIDE}: {_csv_text([row])}"
+                text += f"# {OUTSIDE}: {' '.join(_csv_text([row]).splitlines())}\n"
         return text.encode()
 
     labels = _column(rows, names, "label")
@@ -162,10 +177,17 @@ def _replaced(row: Sequence[str], columns: Sequence[int], point: np.ndarray) -> 
 
 
 def _csv(path: Path, content: bytes, frame: str | None) -> PointFile:
-    header, *rows = [row for row in csv.reader(_text(path, content).splitlines()) if row]
+    header, *rows = table_rows(path, io.StringIO(_text(path, content), newline="")) or [[]]
     names = [name.strip().lower() for name in header]
     if not {"x", "y", "z"} <= set(names):
-        raise bad_file(path, "names no columns x, y and z in its first line", "add a line such as x,y,z,name")
+        problem = f"names no columns x, y and z in its first line (it has: {', '.join(map(repr, header)):.80})"
+        raise bad_file(path, problem, "separate cells by commas, below a line such as x,y,z,name (mm)")
+    width = len(header)
+    for number, row in enumerate(rows, start=1):
+        if any(row[width:]):  # perhaps x, y and z are not below their names
+            problem = f"its point {number} has {len(row)} cells where the first line has {width}"
+            raise bad_file(path, problem, "put cells that hold a comma in quotes")
+    rows = [[*row, *[""] * width][:width] for row in rows]
     columns = [names.index(axis) for axis in "xyz"]
     signs = _signs(path, None, frame)
 
@@ -187,15 +209,16 @@ def _markups(path: Path, content: bytes, frame: str | None) -> PointFile:
         scene = json.loads(_text(path, content))
         lists = scene["markups"]
         placed = [
-            (one["coordinateSystem"], point)
+            (str(one["coordinateSystem"]).upper(), point)
             for one in lists
             for point in one["controlPoints"]
             if point.get("positionStatus", "defined") == "defined"
         ]
-        positions = _checked(path, [point["position"] for _, point in placed])
+        numbers = [(float(x), float(y), float(z)) for x, y, z in (point["position"] for _, point in placed)]
+        positions = _checked(path, numbers)
     except RegZooError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         raise bad_file(path, "is not a list of markups of 3D Slicer", _SLICER) from None
     for one in lists:
         if one.get("type") in ("ROI", "Plane"):
@@ -220,7 +243,7 @@ def _markups(path: Path, content: bytes, frame: str | None) -> PointFile:
             else:
                 del point["position"]
                 point["positionStatus"] = "undefined"
-                point["description"] = "; ".join(filter(None, [point.get("description"), OUTSIDE]))
+                point["description"] = "; ".join([str(text) for text in (point.get("description"), OUTSIDE) if text])
         return (json.dumps(written, indent=4) + "\n").encode()
 
     return PointFile(positions * signs, rewritten, ".mrk.json", [str(point.get("label", "")) for _, point in placed])
@@ -239,12 +262,12 @@ def _vtk(path: Path, content: bytes, frame: str | None) -> PointFile:
     form = re.match(rb"# vtk DataFile[^\n]*\n[^\n]*\n\s*(ASCII|BINARY)\s", content)
     if form is None or found is None or found[2] not in (b"float", b"double"):
         raise bad_file(path, "is not a legacy VTK file with points", "save it as legacy VTK PolyData")
-    count, start = int(found[1]), found.end()
+    count, start, binary = int(found[1]), found.end(), form[1] == b"BINARY"
     dtype = np.dtype(">f4" if found[2] == b"float" else ">f8")
-    if binary := form[1] == b"BINARY":
-        end = start + 3 * count * dtype.itemsize
-        if end > len(content):
-            raise bad_file(path, f"ends before its {count} points", AGAIN)
+    end = start + 3 * count * (dtype.itemsize if binary else 1)
+    if end > len(content):
+        raise bad_file(path, f"ends before its {count} points", AGAIN)
+    if binary:
         values, rest = np.frombuffer(content[start:end], dtype=dtype), content[end:]
     else:
         words = content[start:].split(maxsplit=3 * count)
@@ -265,18 +288,25 @@ def _ply(path: Path, content: bytes, frame: str | None) -> PointFile:
     first = re.search(rb"^element vertex (\d+)\s*\n((?:property \w+ \w+\s*\n)+)", head[0], re.M) if head else None
     properties = re.findall(r"property (\w+) (\w+)", first[2].decode()) if first else []
     names = [name for _, name in properties]
-    if head is None or form is None or first is None or not {"x", "y", "z"} <= set(names):
+    order = {b"ascii": "", b"binary_little_endian": "<", b"binary_big_endian": ">"}.get(form[1]) if form else None
+    once = all(names.count(name) == 1 for name in [*"xyz", *names])
+    if head is None or order is None or first is None or not once:
         raise bad_file(path, "is not a PLY file with vertices x, y and z", AGAIN)
+    if any(name in "xyz" and not kind.startswith(("float", "double")) for kind, name in properties):
+        raise bad_file(path, "has whole numbers as positions, which would be rounded", "save them as float")
     if re.search(rb"^element", head[0], re.M).start() != first.start():  # type: ignore[union-attr]
         raise bad_file(path, "has other elements before its vertices", "put its vertices first")
     if not re.match(rb"(comment[^\n]*\n)*(element|end_header)", head[0][first.end() :]):
         raise bad_file(path, "has lists in its vertices", "save it again without them")
     count, start = int(first[1]), head.end()
-    order = {b"binary_little_endian": "<", b"binary_big_endian": ">"}.get(form[1])
-    if order is None:
+    if start + count > len(content):
+        raise bad_file(path, f"ends before its {count} vertices", AGAIN)
+    if not order:
         lines = content[start:].split(b"\n", count)
         rows = [line.decode("ascii", "replace").split() for line in lines[:count]]
         values = _numbers(path, rows, [names.index(axis) for axis in "xyz"])
+        if len(values) < count:
+            raise bad_file(path, f"ends before its {count} vertices", AGAIN)
         rest = b"".join(lines[count:])
     else:
         if not {kind for kind, _ in properties} <= _TYPES.keys():
@@ -289,7 +319,7 @@ def _ply(path: Path, content: bytes, frame: str | None) -> PointFile:
         values = np.stack([table[axis] for axis in "xyz"], axis=-1)
 
     def encode(points: np.ndarray) -> bytes:
-        if order is None:
+        if not order:
             columns = [names.index(axis) for axis in "xyz"]
             new = [_replaced(row, columns, point) for row, point in zip(rows, points, strict=True)]
             return content[:start] + "".join(" ".join(row) + "\n" for row in new).encode() + rest

@@ -148,7 +148,10 @@ def _start(path: Path) -> bytes:
 
 def is_image(path: str | os.PathLike[str]) -> bool:
     """Whether there is a file, a folder of DICOM files, or ``FOLDER#SERIES``."""
-    return Path(path).is_file() or holds_dicom(path)
+    try:
+        return Path(path).is_file() or holds_dicom(path)
+    except OSError as error:  # such as a name that is too long
+        raise bad_file(path, f"cannot be opened ({(error.strerror or '').lower()})", "check the path") from error
 
 
 def not_a_file(path: Path) -> RegZooError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import zipfile
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from regzoo.errors import bad_file
 from regzoo.files import atomic_path
 from regzoo.spatial.field import DisplacementField
 from regzoo.spatial.grid import RAS_LPS, Grid
-from regzoo.spatial.itk_files import lay, quiet
+from regzoo.spatial.itk_files import itk_name, lay, quiet
 from regzoo.spatial.nifti import AGAIN, times
 from regzoo.spatial.reading import not_a_file, read_volume
 from regzoo.spatial.transformation import Affine, BSpline, Step, Transformation
@@ -27,6 +26,8 @@ from scipy.ndimage import zoom
 ITK_TRANSFORMS = (".h5", ".hdf5", ".tfm", ".txt", ".mat", ".xfm")
 #: The suffixes that can be written: a field (of Learn2Reg if its name begins with disp_), ITK's files, and Learn2Reg's.
 WRITTEN = (".nii", ".nii.gz", ".nrrd", ".mha", ".h5", ".tfm", ".npz")
+#: The affine maps of ANTs in the form of MATLAB.
+AFFINE_MATS = ("AffineTransform", "MatrixOffsetTransformBase")
 _SIGNS = RAS_LPS.diagonal()[:3]
 _REFERENCE = "name the fixed image as reference"
 
@@ -109,7 +110,7 @@ def write_transformation(path: str | PathLike[str], transformation: Transformati
 def _read_matrix(path: Path, start: bytes) -> Affine:
     """The 4×4 matrix of greedy and c3d, text, RAS mm."""
     try:
-        matrix = np.array([float(word) for word in start.decode("ascii").split()]).reshape(4, 4)
+        matrix = np.array([float(word) for word in start.decode("utf-8-sig").split()]).reshape(4, 4)
     except ValueError:
         problem = "is neither a transform file of ITK nor a matrix of 4×4 numbers"
         raise bad_file(path, problem, "check the path, or export the transformation again") from None
@@ -130,9 +131,9 @@ def _read_mat(path: Path) -> Transformation:
     """ITK's file in the form of MATLAB, in which ANTs writes affine maps, some as a base class that ITK cannot name."""
     try:
         (name, values), (_, center) = loadmat(path).items()
-    except (OSError, ValueError, TypeError, EOFError) as error:
+    except Exception as error:  # on a damaged file SciPy can raise anything
         raise bad_file(path, "is damaged, or is not a transformation of ITK or ANTs", AGAIN) from error
-    if name.split("_")[0] not in ("AffineTransform", "MatrixOffsetTransformBase") or values.size != 12:
+    if name.split("_")[0] not in AFFINE_MATS or (values.size, center.size) != (12, 3):
         return _read_itk(path, ".mat")
     parameters, origin = values.ravel().astype(np.float64), center.ravel().astype(np.float64)
     lps = np.eye(4)
@@ -146,17 +147,20 @@ def _read_itk(path: Path, suffix: str) -> Transformation:
     import itk  # its transforms take eight seconds
 
     reader = itk.TransformFileReaderTemplate[itk.D].New()
-    reader.SetFileName(str(path))
+    reader.SetFileName(itk_name(path))
     reader.SetTransformIO(_transform_io(itk, suffix))
     with quiet():
         try:
             reader.Update()
-        except (RuntimeError, IndexError, OverflowError, MemoryError) as error:  # whatever C++ throws
+        except (RuntimeError, IndexError, OverflowError, MemoryError, UnicodeError) as error:  # whatever C++ throws
             raise bad_file(path, "is damaged, or holds a transformation that ITK does not know", AGAIN) from error
     found = reader.GetTransformList()
     if len(found) != 1:
         raise bad_file(path, f"holds {len(found)} transformations", "write them as one composite transformation")
-    return Transformation(*_steps(path, itk.down_cast(found[0])))
+    steps = _steps(path, itk.down_cast(found[0]))
+    if not steps:
+        raise bad_file(path, "holds an empty composite transformation", "check how the registration ended")
+    return Transformation(*steps)
 
 
 def _transform_io(itk: Any, suffix: str) -> Any:
@@ -186,7 +190,7 @@ def _steps(path: Path, transform: Any) -> list[Step]:
         fix = "convert it to a displacement field with the program that wrote it"
         raise bad_file(path, f"holds a {kind}, which cannot be read here", fix)
     shape, grid = _itk_grid(fixed)
-    if parameters.size != 3 * math.prod(shape):
+    if min(shape) < 1 or parameters.size != 3 * math.prod(shape):
         raise bad_file(path, f"its {kind} has {parameters.size} numbers for {times(shape)} points", AGAIN)
     if kind == "BSplineTransform":
         values = parameters.reshape(3, *shape[::-1]).transpose(0, 3, 2, 1) * _SIGNS.reshape(3, 1, 1, 1)
@@ -214,7 +218,7 @@ def _write_itk(path: Path, transformation: Transformation, grid: Grid | None) ->
     writer = itk.TransformFileWriterTemplate[itk.D].New()
     writer.SetUseCompression(True)
     with atomic_path(path) as temporary, quiet():
-        writer.SetFileName(str(temporary))
+        writer.SetFileName(itk_name(temporary))
         writer.SetInput(composite)
         writer.Update()
 
@@ -261,7 +265,7 @@ def _npz(path: Path) -> np.ndarray:
         with np.load(path) as content:
             (key,) = content.files
             values = content[key]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # on a damaged file NumPy can raise anything
         raise bad_file(
             path, "is not a NumPy file with one array", "write it with numpy.savez, as Learn2Reg does"
         ) from error

@@ -12,7 +12,7 @@ import numpy as np
 from regzoo.errors import bad_file
 from regzoo.files import atomic_path
 from regzoo.spatial.grid import Grid
-from regzoo.spatial.itk_files import lay, quiet
+from regzoo.spatial.itk_files import itk_name, lay, quiet
 
 #: Largest allowed distance between the sform and the qform of a written file at any corner, mm.
 SAME_PLACE = 1e-3
@@ -57,7 +57,7 @@ def write_itk_image(path: str | os.PathLike[str], image: Any, grid: Grid) -> Non
     _check_straight(path, grid)
     lay(image, grid)
     with atomic_path(path) as temporary, quiet():
-        itk.imwrite(image, str(temporary), compression=True)
+        itk.imwrite(image, itk_name(temporary), compression=True)
 
 
 def write_nifti(

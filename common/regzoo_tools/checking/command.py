@@ -93,7 +93,7 @@ def check_data(
     folder = None if out is None else _output_folder(out)
     plan = Plan(bundle, str(data), settings)
     records, findings = _records(plan)
-    drawn = set(range(0, len(records), -(-len(records) // ON_SHEET))) if folder else set()
+    drawn = set(range(0, len(records), -(-len(records) // ON_SHEET))) if folder and records else set()
     facts = _examine(plan, records, drawn, workers)
     findings += [finding for case in facts for finding in case.findings]
     findings += compare_cases(records, facts, plan.bundle is not None and plan.gland_first)

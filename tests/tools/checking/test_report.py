@@ -114,6 +114,14 @@ def test_proposals_without_labels_cover_the_image(tmp_path: Path) -> None:
     assert (report.spacing, report.size, report.folds) == ([3.0, 3.0, 3.0], [24, 24, 24], 2)
 
 
+def test_no_pair_that_can_be_read(tmp_path: Path) -> None:
+    pairs = PairSet(tmp_path, count=1)
+    pairs.rows[0]["moving_image"] = "none.nii.gz"
+    report = check_data(pairs.write(), out=tmp_path / "out")
+    assert [finding.severity for finding in report.findings] == ["error"] and "0 images" in as_text(report)
+    assert (tmp_path / "out/check.json").is_file() and not (tmp_path / "out/contact_sheet.png").exists()
+
+
 def test_data_in_no_layout(tmp_path: Path) -> None:
     with pytest.raises(RegZooError, match="is in no known layout"):
         check_data(tmp_path)
