@@ -8,7 +8,7 @@ import keyword
 import re
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import fire
@@ -192,47 +192,58 @@ def _find(commands: Mapping[str, Any], arguments: Sequence[str]) -> tuple[Any, l
     return command, rest
 
 
-def _check_options(command: Callable[..., None], rest: Sequence[str], named: str) -> None:
+def _as_fire_reads(names: Sequence[str], words: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+    """The options of a command line with their values, None without one; a word that belongs to none comes after ""."""
+    option = ""
+    for word in words:
+        begins = re.fullmatch(r"--?([A-Za-z][\w#-]*)(=.*)?", word, re.DOTALL)
+        if option:
+            yield option, None if begins else word
+        elif not begins:
+            yield "", word
+        option = ""
+        if begins:
+            option = begins[1].replace("-", "_")
+            if len(option) == 1:  # fire takes -o for the only option that begins with o
+                longer = [name for name in names if name.startswith(option)]
+                option = longer[0] if len(longer) == 1 else option
+            if begins[2]:
+                yield option, begins[2]
+                option = ""
+    if option:
+        yield option, None
+
+
+def _check_options(command: Callable[..., None], words: Sequence[str], named: str) -> None:
     """Refuse unknown and missing options before the command runs; fire would refuse unknown ones only afterwards.
 
     Raises:
         RegZooError: one line that names the option, and the nearest valid one.
     """
     parameters = inspect.signature(command).parameters
-    anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    several = any(p.kind is p.VAR_POSITIONAL for p in parameters.values())
-    names = [name for name, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-    free, positional, takes, last = list(names), 0, False, ""
-    for argument in [*rest, None]:
-        if takes and (argument is None or argument.startswith("-")):
-            kind = str(parameters[last].annotation) if last in parameters else ""
-            if kind.startswith("str") and "bool" not in kind:  # fire would take True for its value
-                raise RegZooError(f"--{last.rstrip('_')}: has no value; write one after it")
-        if argument is None:
-            break
-        option = re.fullmatch(r"--?([A-Za-z][\w#-]*)(=.*)?", argument, re.DOTALL)
-        if option is None:
-            if re.match(r"--?[A-Za-z][\w-]*[./ ]", argument):  # fire would take it for an option
-                raise RegZooError(f"{argument}: begins like an option; if it is a file, write ./{argument}")
-            positional, takes = positional + (not takes), False
-            if positional > len(free) and not several:
-                raise RegZooError(f"{argument}: one argument too many; see {named} --help")
-            continue
-        name, takes = option[1].replace("-", "_"), option[2] is None
-        if len(name) == 1:  # fire takes -o for the only option that begins with o
-            begin = [one for one in names if one.startswith(name)]
-            name = begin[0] if len(begin) == 1 else name
-        last = name
-        if name in free:
-            free.remove(name)
-        elif name not in names and name.removeprefix("no") not in names and len(name) > 1 and not anything:
+    kinds = {p.kind for p in parameters.values()}
+    named_ones = {name: p for name, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    names, free, alone = list(named_ones), list(named_ones), 0
+    for name, value in _as_fire_reads(names, words):
+        if not name:
+            if re.match(r"--?[A-Za-z][\w-]*[./ ]", str(value)):  # fire would take it for an option
+                raise RegZooError(f"{value}: begins like an option; if it is a file, write ./{value}")
+            alone += 1
+            if alone > len(free) and inspect.Parameter.VAR_POSITIONAL not in kinds:
+                raise RegZooError(f"{value}: one argument too many; see {named} --help")
+        elif name in names:
+            free = [other for other in free if other != name]
+            kind = str(named_ones[name].annotation)
+            if value is None and kind.startswith("str") and "bool" not in kind:  # fire would take True for its value
+                raise RegZooError(f"--{name.rstrip('_')}: has no value; write one after it")
+        elif name.removeprefix("no") not in names and len(name) > 1 and inspect.Parameter.VAR_KEYWORD not in kinds:
             near = difflib.get_close_matches(name, names, 1)
             fix = f"did you mean --{near[0]}?" if near else f"use one of --{', --'.join(names)}"
             raise RegZooError(f"--{name}: no such option of {named}; {fix}")
-    options = [name for name in free if parameters[name].kind is inspect.Parameter.KEYWORD_ONLY]
-    words = [name for name in free if name not in options][positional:]
-    for name in (*words, *options):
-        if parameters[name].default is inspect.Parameter.empty:
+    options = [name for name in free if named_ones[name].kind is inspect.Parameter.KEYWORD_ONLY]
+    rest = [name for name in free if name not in options][alone:]
+    for name in (*rest, *options):
+        if named_ones[name].default is inspect.Parameter.empty:
             shown = f"--{name}" if name in options else name.upper()
             raise RegZooError(f"{named}: {shown} is missing; see {named} --help")
 

@@ -122,7 +122,8 @@ def test_a_killed_training_resumes_to_the_same_weights(bundle: str, dataset: Pat
 @pytest.mark.slow
 @pytest.mark.parametrize("bundle", NAMES)
 def test_a_compiled_network_trains_alike(bundle: str, dataset: Path, tmp_path: Path) -> None:
-    compiled = {"train#trainer#compile": True, "train#trainer#compile_kwargs": {"backend": "eager"}}  # needs no compiler
+    # This backend needs no compiler of C++.
+    compiled = {"train#trainer#compile": True, "train#trainer#compile_kwargs": {"backend": "eager"}}
     weights = train(bundle, dataset, tmp_path / "compiled", **compiled)
     torch.testing.assert_close(weights, train(bundle, dataset, tmp_path / "eager"), rtol=1e-4, atol=1e-5)
 
