@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from monai.engines import IterationEvents
+from regzoo.case import Key
 from regzoo.files import file_name
-from regzoo.report.engine import cases_of, name_of_case
+from regzoo.report.engine import cases_of
 
 if TYPE_CHECKING:
     from ignite.engine import Engine
@@ -65,5 +66,6 @@ class FigureWriter:
     def _draw(self, engine: Engine) -> None:
         for item in cases_of(engine):
             if self.limit is None or len(self._drawn) < self.limit:
-                case_figure(self.output_dir / f"{file_name(name_of_case(item))}.png", item)
-                self._drawn.append(name_of_case(item))
+                case = str(item[Key.CASE])
+                case_figure(self.output_dir / f"{file_name(case)}.png", item)
+                self._drawn.append(case)
