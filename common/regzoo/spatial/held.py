@@ -64,7 +64,7 @@ def boxes(labels: torch.Tensor, count: int) -> list[Box | None]:
 
 
 def part_of(grid: Grid, box: Box) -> Grid:
-    """The part of a grid inside a box."""
+    """The part of a grid inside a box, which may also reach beyond the grid."""
     affine = grid.affine.copy()
     affine[:3, 3] = grid.to_world([side.start for side in box])
     x, y, z = (side.stop - side.start for side in box)

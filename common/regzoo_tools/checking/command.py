@@ -90,7 +90,11 @@ def check_data(
     Raises:
         RegZooError: the data set is in no known layout, no such bundle or setting, or `out` holds another's files.
     """
-    folder = None if out is None else _output_folder(out)
+    folder = None if out is None else Path(out)
+    if folder is not None:
+        check_file(folder / REPORT)
+        check_file(folder / SHEET)
+        make_folder(folder)
     plan = Plan(bundle, str(data), settings)
     records, findings = _records(plan)
     drawn = set(range(0, len(records), -(-len(records) // ON_SHEET))) if folder else set()
@@ -215,14 +219,6 @@ def _measured(plan: Plan, record: Record, spacing: list[float], size: list[int])
         return pool.submit(plan.measure, record, spacing, size).result()
 
 
-def _output_folder(out: str | PathLike[str]) -> Path:
-    """The output folder, after checking that writing the results replaces no other file."""
-    folder = Path(out)
-    check_file(folder / REPORT)
-    check_file(folder / SHEET)
-    return make_folder(folder)
-
-
 def _write(report: Report, folder: Path, frame: str) -> None:
     """Write the results into a folder."""
     content = {
@@ -253,11 +249,8 @@ def _write(report: Report, folder: Path, frame: str) -> None:
         temporary.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
     thumbnails = [facts.thumbnail for facts in report.facts if facts.thumbnail]
     if thumbnails:
-        shown = f"{len(thumbnails)} of {len(report.records)} {'images' if _single(report) else 'pairs'}"
-        contact_sheet(folder / SHEET, thumbnails, f"{report.data}: {shown}, {frame}")
+        kind = "images" if all(map(is_single, report.records)) else "pairs"
+        title = f"{report.data}: {len(thumbnails)} of {len(report.records)} {kind}, {frame}"
+        contact_sheet(folder / SHEET, thumbnails, title)
     else:
         (folder / SHEET).unlink(missing_ok=True)
-
-
-def _single(report: Report) -> bool:
-    return all(map(is_single, report.records))
