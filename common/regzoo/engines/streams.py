@@ -89,7 +89,7 @@ class CaseStream(IterableDataset):
     Args:
         data: records.
         transform: the preprocessing.
-        failures: the list for cases that fail; by default a new one.
+        failures: of the run; by default a new list.
     """
 
     def __init__(

@@ -55,12 +55,7 @@ class Sampler:
 
 
 class Lattice:
-    """A lattice of displacements that can be composed, integrated and interpolated.
-
-    Args:
-        size: number of its voxels along each axis.
-        device: of its values.
-    """
+    """A lattice of displacements, of `size` voxels, that can be composed, integrated and interpolated."""
 
     def __init__(self, size: Sequence[int], device: torch.device) -> None:
         self.size = tuple(int(n) for n in size)
