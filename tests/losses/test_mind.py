@@ -9,8 +9,7 @@ import pytest
 import torch
 from helpers import smooth_ddf, smooth_noise
 from regzoo.errors import RegZooError
-from regzoo.losses import ImageSimilarity, MindSimilarity, windows
-from regzoo.losses.mind import _Descriptors, _floor
+from regzoo.losses import ImageSimilarity, MindSimilarity, mind_ssc, windows
 from scipy.ndimage import map_coordinates
 
 SHAPE = (9, 8, 10)
@@ -18,11 +17,6 @@ SHAPE = (9, 8, 10)
 
 def image(seed: int, shape: tuple[int, int, int] = SHAPE) -> torch.Tensor:
     return torch.from_numpy(smooth_noise(shape, 1.2, seed, 1.0))[None, None].double()
-
-
-def described(volume: torch.Tensor, radius: int = 2, dilation: int = 2) -> torch.Tensor:
-    """(12, X, Y, Z)."""
-    return _Descriptors(radius, dilation, volume).describe(volume[0, 0], _floor(volume[0, 0], None, 1e-4))
 
 
 def direct(
@@ -58,12 +52,12 @@ def test_descriptors_are_those_of_the_papers(radius: int, dilation: int) -> None
     volume = image(1, (5, 4, 6))
     volume[..., 3:] = 0.4  # flat, where V is at its floor
     expected = direct(volume[0, 0].numpy(), radius, dilation)
-    found = described(volume, radius, dilation)
-    assert found.shape == (12, 5, 4, 6)
-    np.testing.assert_allclose(np.sort(found, 0), np.sort(expected, 0), atol=1e-9)
+    found = mind_ssc(volume, radius, dilation)
+    assert found.shape == (1, 12, 5, 4, 6)
+    np.testing.assert_allclose(np.sort(found[0], 0), np.sort(expected, 0), atol=1e-9)
     # The documented order: (+X, +Y), (−X, −Y), (+X, −Y), (−X, +Y), and so on.
     order = [0, 5, 1, 4, 2, 7, 3, 6, 8, 11, 9, 10]
-    np.testing.assert_allclose(found, expected[order], atol=1e-9)
+    np.testing.assert_allclose(found[0], expected[order], atol=1e-9)
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -105,6 +99,11 @@ def test_gradients_against_finite_differences(masked: bool, shape: tuple[int, in
     assert torch.autograd.gradcheck(prepared, warped.requires_grad_(), fast_mode=True, eps=1e-7, atol=1e-6)
 
 
+def test_descriptor_gradient_against_finite_differences() -> None:
+    volume = image(1, (6, 5, 4)).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: mind_ssc(x, 1, 1), volume, fast_mode=True, eps=1e-7, atol=1e-5)
+
+
 def test_contrast_does_not_matter() -> None:
     warped, fixed = image(1), image(2)
     loss = MindSimilarity()
@@ -138,8 +137,8 @@ def test_the_border_is_not_an_edge() -> None:
     # An image that continues beyond the border as it ends there is described there as further in.
     volume = image(1)
     volume[..., :6] = volume[..., 5:6]
-    found = described(volume)
-    torch.testing.assert_close(found[..., 0], found[..., 1], atol=1e-12, rtol=0)
+    described = mind_ssc(volume)
+    torch.testing.assert_close(described[..., 0], described[..., 1], atol=1e-12, rtol=0)
 
 
 def test_slabs_and_prepared_losses(monkeypatch: pytest.MonkeyPatch) -> None:

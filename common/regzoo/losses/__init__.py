@@ -8,7 +8,7 @@ from regzoo.losses.distance import LogDistance, SignedDistanceSimilarity
 from regzoo.losses.hausdorff import SoftHausdorff
 from regzoo.losses.intensity import LocalNormalizedCrossCorrelation, NormalizedCrossCorrelation, StructuralSimilarity
 from regzoo.losses.label_overlap import PAPER_SIGMAS, MultiScaleCrossEntropy, MultiScaleDice, WeightedCrossEntropy
-from regzoo.losses.mind import MindSimilarity
+from regzoo.losses.mind import MindSimilarity, mind_ssc
 from regzoo.losses.registration import (
     Deformation,
     ImageSimilarity,
@@ -42,4 +42,5 @@ __all__ = [
     "StructuralSimilarity",
     "UncertaintyWeights",
     "WeightedCrossEntropy",
+    "mind_ssc",
 ]

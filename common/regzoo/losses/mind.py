@@ -95,11 +95,7 @@ class _Descriptors:
         return total, self._gradient(pairs, by_distance), by_floor
 
     def describe(self, image: torch.Tensor, floor: torch.Tensor) -> torch.Tensor:
-        """(X, Y, Z) → (12, X, Y, Z) in [0, 1]; the largest channel of each voxel is 1.
-
-        The pairs of neighbours on the axes X and Y are (+X, +Y), (−X, −Y), (+X, −Y) and (−X, +Y); X and Z, then Y and
-        Z, follow likewise.
-        """
+        """(X, Y, Z) → (12, X, Y, Z)."""
         channels = image.new_empty(CHANNELS, *image.shape)
 
         def keep(descriptors: torch.Tensor, slab: slice) -> tuple[torch.Tensor, torch.Tensor]:
@@ -215,11 +211,51 @@ class _Sum(torch.autograd.Function):
         return by_image * grads[0], by_floor * grads[0], None, None
 
 
+class _Describe(torch.autograd.Function):
+    """`_Descriptors.describe`, differentiable."""
+
+    @staticmethod
+    def forward(ctx: Any, image: torch.Tensor, floor: torch.Tensor, descriptors: _Descriptors) -> torch.Tensor:
+        ctx.save_for_backward(image, floor)
+        ctx.descriptors = descriptors
+        return descriptors.describe(image, floor)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        image, floor = ctx.saved_tensors
+
+        def head(descriptors: torch.Tensor, slab: slice) -> tuple[torch.Tensor, torch.Tensor]:
+            return image.new_zeros(()), grads[0][:, slab].clone()
+
+        _, by_image, by_floor = ctx.descriptors.evaluate(image, floor, head, slopes=True)
+        return by_image, by_floor, None
+
+
+def mind_ssc(image: torch.Tensor, radius: int = 2, dilation: int = 2, eps: float = 1e-4) -> torch.Tensor:
+    """The MIND-SSC descriptors of an image, differentiable.
+
+    Args:
+        image: (B, 1, X, Y, Z); it goes on beyond its border as it ends there.
+        radius: a patch reaches this many voxels from its centre; 0 compares single voxels.
+        dilation: distance of the six neighbours, voxels.
+        eps: lower limit of V, as a share of the variance of the image. It keeps flat areas flat.
+
+    Returns:
+        (B, 12, X, Y, Z) in [0, 1]; the largest channel of each voxel is 1. The pairs of neighbours on the axes X and Y
+        are (+X, +Y), (−X, −Y), (+X, −Y) and (−X, +Y); X and Z, then Y and Z, follow likewise.
+
+    Source: Heinrich et al. 2012, equations 3 to 5 (MIND); Heinrich et al. 2013, equation 3 (self-similarity context).
+    """
+    images = (image if image.dtype == torch.float64 else image.float())[:, 0]
+    descriptors = _Descriptors(radius, dilation, images)
+    return torch.stack([_Describe.apply(one, _floor(one, None, eps), descriptors) for one in images])  # type: ignore[no-untyped-call]
+
+
 class MindSimilarity(Similarity):
     """Mean squared difference of the MIND-SSC descriptors of two images, which may be of different modality.
 
     The loss does not change if the intensities of an image are inverted, scaled or shifted. It is 0 for identical
-    images. An image goes on beyond its border as it ends there.
+    images.
 
     With a mask, the patches are compared over the voxels that count, and voxels without such voxels in each of their
     patches do not count.
@@ -227,10 +263,9 @@ class MindSimilarity(Similarity):
     Args:
         radius: a patch reaches this many voxels from its centre; 0 compares single voxels.
         dilation: distance of the neighbours that a descriptor compares, voxels.
-        eps: lower limit of V, as a share of the variance of the image. It keeps flat areas flat.
+        eps: lower limit of the noise estimate V, as a share of the variance of the image.
 
-    Source: Heinrich et al. 2012, equations 3 to 5 (MIND) and 8 (squared difference); Heinrich et al. 2013, equation 3
-    (self-similarity context).
+    Source: see `mind_ssc`; the squared difference is that of Heinrich et al. 2012, equation 8.
     """
 
     def __init__(self, radius: int = 2, dilation: int = 2, eps: float = 1e-4) -> None:
