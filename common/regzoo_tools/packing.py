@@ -35,13 +35,9 @@ def package(
     """Write a bundle and this package as one zip; the same files give the same bytes anywhere.
 
     Args:
-        bundle: a bundle's folder or name.
         out: the zip; ``<name>_v<version>.zip`` in the working folder if not given.
         large_files: where ``models/model.pt`` can be downloaded from; it is then left out, and ``large_files.yml``
             says so, as MONAI and the Model Zoo read it.
-
-    Returns:
-        The zip.
 
     Raises:
         RegZooError: no such bundle, a file or the goal of a link is missing, or another regzoo is inside.

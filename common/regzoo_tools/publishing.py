@@ -33,7 +33,6 @@ def publish(
     The checks run on the copy that is pushed.
 
     Args:
-        bundle: a bundle's folder or name.
         repo: ``organisation/name``; created if it does not exist.
         token: access token; by default that of ``hf auth login`` or of the variable HF_TOKEN.
         version: tag; by default the version in the metadata.

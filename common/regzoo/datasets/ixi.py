@@ -33,7 +33,6 @@ def read_ixi(folder: str | os.PathLike[str], split: str | None = None) -> list[R
     labels; without it, all images are in the split ``train``.
 
     Args:
-        folder: of the images.
         split: ``train`` or ``val``; None: all there are.
 
     Raises:

@@ -43,7 +43,6 @@ def read_muregpro(
     are read, a case of ``test`` that shares its name with another split is called ``test_<name>``.
 
     Args:
-        folder: of the data set.
         direction: moving to fixed, ``mr_to_us`` or ``us_to_mr``.
         split: ``train``, ``val`` or ``test``; None: all there are. Without the ``train`` level all cases are of
             ``train``.

@@ -119,8 +119,6 @@ def check_files(studies: Path, files: Mapping[str, Sequence[str]], most_voxels: 
     """Refuse a request for too much, and files that name others, by the headers alone.
 
     Args:
-        studies: the studies folder.
-        files: the files of each parameter.
         most_voxels: limit for the images and labels of the request together.
 
     Raises:

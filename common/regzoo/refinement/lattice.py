@@ -23,7 +23,6 @@ class Sampler:
         image_size: of the image that is sampled.
         step: voxels of the image per voxel of the lattice, along each axis.
         first: the voxel of the image at which the first voxel of the lattice lies, along each axis.
-        device: of both.
     """
 
     def __init__(

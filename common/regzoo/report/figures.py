@@ -28,7 +28,6 @@ def case_figure(path: str | PathLike[str], item: Mapping[str, Any]) -> None:
     it shows the labels on the fixed image, with their probabilities before thresholding.
 
     Args:
-        path: PNG file to write.
         item: has ``reference_image``, a `MetaTensor`, ``unregistered_image`` and ``warped_image`` (1, X, Y, Z), and may
             have ``reference_label``, ``unregistered_label``, ``warped_label`` (C, X, Y, Z, or held as a map), and
             ``field`` or ``ddf`` (3, X, Y, Z) in voxels, all on the grid of ``reference_image``. With
@@ -48,7 +47,6 @@ class FigureWriter:
     Each rank draws its own cases.
 
     Args:
-        output_dir: folder to write to.
         limit: the largest number of pictures per run and rank; None for all cases.
     """
 

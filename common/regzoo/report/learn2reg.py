@@ -57,7 +57,6 @@ class Learn2RegFields:
     `voxel_displacement`. Each rank writes its own cases.
 
     Args:
-        output_dir: folder to write to.
         wanted: whether to write anything.
 
     Raises:

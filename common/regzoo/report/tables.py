@@ -90,7 +90,6 @@ class CaseTable(Table):
     ``engine.state.metric_details``, so attach the metrics with ``IgniteMetricHandler(save_details=True)``.
 
     Args:
-        output_dir: folder to write to.
         show: print the summary.
 
     Raises:

@@ -41,7 +41,6 @@ class Slice(NamedTuple):
     """What the file of one slice says.
 
     Attributes:
-        file: the file.
         tags: the elements of its header, such as ``0020|0011``.
         shape: columns, rows, frames.
         components: the number of values in each voxel.

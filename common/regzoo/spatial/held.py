@@ -135,7 +135,6 @@ def write_labels(path: str | PathLike[str], labels: MetaTensor, names: Mapping[i
 
     Args:
         path: a map in a file ``.seg.nrrd`` becomes a segmentation of 3D Slicer.
-        labels: the labels.
         names: of the values of a map, for 3D Slicer; other values are called ``label_7`` and so on.
 
     Raises:

@@ -51,7 +51,6 @@ class Plan:
 
     Args:
         bundle: a bundle's name or folder, or None.
-        data: the data set.
         settings: ids of ``configs/train.json`` with other values.
 
     Raises:

@@ -241,7 +241,6 @@ class Work:
     """The job of a worker, as submitit runs it: cells one after another.
 
     Args:
-        study: the study.
         cells: in order.
         run: see `run_cell`.
         environment: of the processes.
