@@ -199,7 +199,8 @@ def _propose(plan: Plan, report: Report, estimate: bool) -> None:
     if plan.bundle is None or not estimate or not whole:
         return
     for _ in range(3):
-        report.cost = _measured(plan, whole[0], report.spacing, report.size)
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            report.cost = pool.submit(plan.measure, whole[0], report.spacing, report.size).result()
         budget = MEMORY * available_bytes(report.cost.device)
         needed = report.cost.step_bytes + report.cost.case_bytes * len(training)
         if needed <= budget:
@@ -211,12 +212,6 @@ def _propose(plan: Plan, report: Report, estimate: bool) -> None:
         larger = propose_grid(report.facts, report.spacing, max(1.1, (needed / budget) ** (1 / 3)))
         assert larger is not None
         report.spacing, report.size = larger
-
-
-def _measured(plan: Plan, record: Record, spacing: list[float], size: list[int]) -> Cost:
-    """A few steps of the training, run in a process of their own."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(plan.measure, record, spacing, size).result()
 
 
 def _write(report: Report, folder: Path, frame: str) -> None:
