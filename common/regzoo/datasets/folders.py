@@ -47,7 +47,9 @@ def image_files(folder: Path) -> dict[str, Path]:
 
 
 def check_labels(images: Path, labels: Iterable[Path], used: Collection[Path | None]) -> None:
-    """Refuse labels that are not among `used`, the label of each image in a folder, while one is None.
+    """Make sure that label files have the names of their images.
+
+    `used` holds the label of each image in the folder `images`, and None for an image without one.
 
     Raises:
         RegZooError: a label belongs to no image, while an image has none.

@@ -164,7 +164,7 @@ def _data(source: str) -> str:
 
 @contextmanager
 def locked(path: Path, patience: float = 0.0) -> Iterator[int | None]:
-    """Hold a lock file; yields its file descriptor, or None if another process holds it for longer than `patience`, s.
+    """Hold a lock file; yields its file descriptor, or None if another process holds it for `patience` seconds.
 
     A process started meanwhile that inherits the descriptor holds the lock until it ends, also if this one is killed.
     """
