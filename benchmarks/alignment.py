@@ -150,7 +150,7 @@ def ours(pair: Pair) -> np.ndarray:
     """Fixed → moving, 4×4, RAS mm."""
     fixed, moving = (torch.from_numpy(image.astype(np.float32))[None] for image in (pair.fixed, pair.moving))
     mask = None if pair.mask is None else torch.from_numpy(pair.mask)[None]
-    return register_linear(fixed, pair.fixed_grid, moving, pair.moving_grid, "affine", mask).matrix
+    return register_linear(fixed, pair.fixed_grid, moving, pair.moving_grid, "affine", mask)
 
 
 def itk(pair: Pair) -> np.ndarray:

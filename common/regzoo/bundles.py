@@ -38,14 +38,9 @@ def all_bundles() -> dict[str, Path]:
 
 
 def writable(bundle_root: str | PathLike[str], path: str) -> str:
-    """Where a bundle writes a file or folder if the user names none.
+    """Where a bundle writes `path`, relative to its folder, if the user names no other place.
 
-    Args:
-        bundle_root: the bundle's folder.
-        path: path relative to that folder.
-
-    Returns:
-        The path in the bundle's folder; for an installed bundle, in a folder of its name in the working folder.
+    An installed bundle writes into a folder of its name in the working folder instead.
     """
     root = Path(bundle_root).resolve()
     installed = root.parent in {INSTALLED, Path(__file__).resolve().parent / "inference"}
@@ -53,12 +48,7 @@ def writable(bundle_root: str | PathLike[str], path: str) -> str:
 
 
 def as_value(name: str, typed: Any) -> Any:
-    """The value of a setting: names of files stay text; ``null``, ``true`` and ``false`` become values.
-
-    Args:
-        name: name of the setting.
-        typed: the text from the command line, or the value that Fire has already parsed.
-    """
+    """The value of a setting, given as text or as parsed by Fire: files stay text; ``null`` and ``true`` are values."""
     if isinstance(typed, str):
         if name in NAMES and not typed.startswith("["):  # a list of label files
             return typed

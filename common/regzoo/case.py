@@ -6,7 +6,8 @@ its absence means nothing else.
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal, NamedTuple, TypedDict
+from collections.abc import Iterator
+from typing import Any, Final, Literal, NamedTuple, TypedDict, get_args, get_type_hints
 
 import numpy as np
 import torch
@@ -209,43 +210,17 @@ class View(NamedTuple):
     points: Literal["reference_points", "unregistered_points", "warped_points"]
 
 
-FIXED = Side(
-    "fixed",
-    "fixed_image",
-    "fixed_label",
-    "fixed_mask",
-    "fixed_points",
-    "fixed_patient",
-    "fixed_anchor",
-    "fixed_native",
-    "fixed_label_native",
-    "fixed_label_in_view",
-    "fixed_distance",
-    "fixed_outline",
-)
-MOVING = Side(
-    "moving",
-    "moving_image",
-    "moving_label",
-    "moving_mask",
-    "moving_points",
-    "moving_patient",
-    "moving_anchor",
-    "moving_native",
-    "moving_label_native",
-    "moving_label_in_view",
-    "moving_distance",
-    "moving_outline",
-)
+def _literals(keys: type) -> Iterator[tuple[Any, ...]]:
+    """The first literal of each field of `Side` or `View`, the second of each, and so on."""
+    return zip(*(get_args(hint) for hint in get_type_hints(keys).values()), strict=True)
+
+
+FIXED, MOVING = (Side(*names) for names in _literals(Side))
 SIDES = (FIXED, MOVING)
 #: The moving key for each fixed key.
 COUNTERPART: dict[str, str] = dict(zip(FIXED, MOVING, strict=True))
 
-REFERENCE = View("reference", "reference_image", "reference_label", "adhoc_reference_label", "reference_points")
-UNREGISTERED = View(
-    "unregistered", "unregistered_image", "unregistered_label", "adhoc_unregistered_label", "unregistered_points"
-)
-WARPED = View("warped", "warped_image", "warped_label", "adhoc_warped_label", "warped_points")
+REFERENCE, UNREGISTERED, WARPED = (View(*names) for names in _literals(View))
 VIEWS = (REFERENCE, UNREGISTERED, WARPED)
 
 IMAGE_KEYS: tuple[str, ...] = (FIXED.image, MOVING.image)

@@ -56,7 +56,6 @@ class ExportedNetwork(nn.Module):
     network, grid or training is refused instead of giving a wrong answer.
 
     Args:
-        path: the file.
         bundle_root: the bundle from which it must have been exported.
         network_def: the network that the configuration defines. `checkpoint` is loaded into it, and its weights are
             compared with those of the file.
@@ -64,7 +63,6 @@ class ExportedNetwork(nn.Module):
             exported file is enough to run; any other file must exist.
         size: network grid of the configuration, voxels.
         spacing: voxel size of the network grid, mm.
-        device: the device to run on.
 
     Raises:
         RegZooError: the file is missing, damaged, or of another network.

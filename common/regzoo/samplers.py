@@ -183,11 +183,7 @@ class LabelPairDataset(CaseCache):
 class ValidationDataset(CaseCache):
     """A `CaseCache` of the validation pairs.
 
-    Args:
-        data: records, or the entries that `splitter` turns into records.
-        training: the ``data`` of the training data set, for `splitter`.
-        splitter: see `LabelPairDataset`.
-        kwargs: see MONAI.
+    The arguments are those of `LabelPairDataset`; `training` is the ``data`` of the training data set, for `splitter`.
     """
 
     def __init__(

@@ -3,7 +3,7 @@
 The `regzoo` command imports MONAI without the optional packages that a registration does not use.
 `importlib.util.LazyLoader` cannot do this: MONAI asks for the file of each optional package as soon as it has imported
 it, and for classes of most of them, which loads a lazy module at once. MONAI runs without these packages, so they are
-hidden while it is imported, by the means that Python documents for this: None in `sys.modules`.
+hidden while it is imported, in the way that Python documents: None in `sys.modules`.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def keep_freed_memory() -> None:
 
     By default glibc gives large blocks back to the kernel, which clears every page again for the next tensor. That is
     about a sixth of the CPU time of a training, or of a refinement of large images, which needs about a tenth more
-    memory instead. Other C libraries keep their ways.
+    memory instead. Other C libraries are left as they are.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -67,13 +67,8 @@ def keep_freed_memory() -> None:
 def run_again(error: Exception) -> int | None:
     """Run the same command again, with nothing hidden, if it may have failed because of a hidden package.
 
-    A user's own bundle may need any part of MONAI. What is imported stays imported, so this takes a new process.
-
-    Args:
-        error: why the command failed.
-
-    Returns:
-        The exit status of the new process; None if the command is not run again.
+    A user's own bundle may need any part of MONAI. What is imported stays imported, so this takes a new process, whose
+    exit status is returned; None if the command is not run again.
     """
     if not _hidden or user_error(error) or not any(isinstance(cause, ImportError) for cause in causes(error)):
         return None

@@ -90,11 +90,7 @@ class Bundle:
         return {}
 
     def files(self, *suffixes: str) -> Iterator[Path]:
-        """The bundle's files in order, without results and other files that work on it produced.
-
-        Args:
-            suffixes: only files that end in one of these.
-        """
+        """The bundle's files in order, without those that work on it produced; only those with one of the suffixes."""
         for path in sorted(self.root.rglob("*")):
             inside = path.relative_to(self.root).parts
             own = inside[0] not in WORKING_FOLDERS and not any(part in {"__pycache__", ".git"} for part in inside)

@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import torch
-from regzoo.metrics import centroid_distances
-from regzoo.spatial import centroids
 from scipy.stats import rankdata, wilcoxon
 
 #: Share of cases, or of a case's landmarks, that the robust measures keep.
@@ -25,7 +22,7 @@ class CaseValues:
 
     Attributes:
         dsc: Dice of the gland, 0 to 1.
-        landmarks: error of each landmark, NaN where it is not labelled; see `landmark_errors`.
+        landmarks: error of each landmark, NaN where it is not labelled.
         hd95: 95th percentile of the Hausdorff distance of the gland.
     """
 
@@ -34,33 +31,9 @@ class CaseValues:
     hd95: float
 
 
-def landmark_errors(
-    warped: torch.Tensor, fixed: torch.Tensor, mode: Literal["mm", "official"] = "mm", first_label: int = 1
-) -> list[float]:
-    """Error of each landmark of a case; NaN where it is empty in either label.
-
-    Args:
-        warped: (C, X, Y, Z), binary or soft.
-        fixed: (C, X, Y, Z), a `MetaTensor`.
-        mode: ``mm``: distance of the centroids, mm. ``official``: the mean over the axes of the absolute difference of
-            the centroids of the labels binarised at 0.5, in **voxels**, which is what the challenge's code computes.
-        first_label: first channel that counts; the challenge's code counts the gland too (0).
-    """
-    if mode == "mm":
-        errors = centroid_distances(warped, fixed)
-    elif mode == "official":
-        voxels = torch.eye(4)
-        errors = (centroids(warped > 0.5, voxels) - centroids(fixed > 0.5, voxels)).abs().mean(dim=1)
-    else:
-        raise ValueError(f"mode {mode!r} is not known; use mm or official")
-    return errors[first_label:].tolist()
-
-
-def robust_mean(
-    values: Sequence[float] | np.ndarray, best: Literal["low", "high"], share: float = ROBUST_SHARE
-) -> float:
-    """Mean of the best `share` of the values, at least one; NaN ignored, NaN when there is no value."""
-    return _mean(_best(values, best, share))
+def robust_mean(values: Sequence[float] | np.ndarray, best: Literal["low", "high"]) -> float:
+    """Mean of the best `ROBUST_SHARE` of the values, at least one; NaN ignored, NaN when there is no value."""
+    return _mean(_best(values, best))
 
 
 def challenge_measures(cases: Sequence[CaseValues]) -> dict[str, float]:
@@ -75,7 +48,7 @@ def challenge_measures(cases: Sequence[CaseValues]) -> dict[str, float]:
         "RDSC": robust_mean(dsc, "high"),
         "TRE": _mean(tre),
         "RTRE": robust_mean(tre, "low"),
-        "RTs": _mean([_rms(_best(case.landmarks, "low", ROBUST_SHARE)) for case in cases]),
+        "RTs": _mean([_rms(_best(case.landmarks, "low")) for case in cases]),
         "HD95": _mean([case.hd95 for case in cases]),
     }
 
@@ -108,9 +81,7 @@ def challenge_score(registered: Sequence[CaseValues], unregistered: Sequence[Cas
 def robust_quantile(values: Sequence[float] | np.ndarray, best: Literal["low", "high"]) -> float:
     """Learn2Reg's robust measure of a metric: its 30th percentile over the cases, or the 70th of an error; NaN ignored.
 
-    Args:
-        values: one per case.
-        best: whether low values (errors) or high values are good.
+    `best` says whether low values (errors) or high values are good.
     """
     known = np.asarray(values, dtype=np.float64)
     known = known[~np.isnan(known)]
@@ -149,12 +120,12 @@ def _wins(first: Mapping[str, float], second: Mapping[str, float], best: Literal
     return bool(wilcoxon(differences, alternative="less" if best == "low" else "greater").pvalue < 0.025)
 
 
-def _best(values: Sequence[float] | np.ndarray, best: Literal["low", "high"], share: float) -> np.ndarray:
+def _best(values: Sequence[float] | np.ndarray, best: Literal["low", "high"]) -> np.ndarray:
     known = np.asarray(values, dtype=np.float64)
     known = np.sort(known[~np.isnan(known)])
     if best == "high":
         known = known[::-1]
-    return known[: max(round(len(known) * share), 1)]
+    return known[: max(round(len(known) * ROBUST_SHARE), 1)]
 
 
 def _mean(values: Sequence[float] | np.ndarray) -> float:

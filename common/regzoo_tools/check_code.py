@@ -7,7 +7,7 @@ import json
 import pydoc
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from monai.bundle import ComponentLocator
@@ -81,10 +81,5 @@ def named_targets(value: Any) -> Iterator[str]:
         target = value.get("_target_")
         if isinstance(target, str) and not target.startswith(("$", "@", "%")):
             yield target
-    for inner in inner_values(value):
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         yield from named_targets(inner)
-
-
-def inner_values(value: Any) -> Iterable[Any]:
-    """The values in a dictionary or list."""
-    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()

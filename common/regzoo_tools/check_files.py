@@ -7,7 +7,6 @@ import configparser
 import json
 import logging.handlers
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 from regzoo.files import file_hash
@@ -28,11 +27,6 @@ SECTIONS = (
     *("MONAI Bundle Commands", "References", "License"),
 )
 LOGGING = {"": logging, "logging": logging, "logging.handlers": logging.handlers}
-
-
-def relative(paths: Iterator[Path] | list[Path], bundle: Bundle) -> str:
-    """Paths relative to the bundle, separated by commas."""
-    return ", ".join(path.relative_to(bundle.root).as_posix() for path in paths)
 
 
 def required_files(bundle: Bundle) -> str:
@@ -101,9 +95,10 @@ def sizes(bundle: Bundle) -> str:
 def json_format(bundle: Bundle) -> str:
     """JSON files are formatted as by ``pretty-format-json --indent=4 --no-sort-keys``."""
     paths = list(bundle.files(".json"))
-    wrong = [path for path in paths if path.read_text(encoding="utf-8") != pretty(path)]
+    wrong = [path.relative_to(bundle.root) for path in paths if path.read_text(encoding="utf-8") != pretty(path)]
     if wrong:
-        raise CheckError(f"not formatted as by json.dumps(value, indent=4): {relative(wrong, bundle)}")
+        listed = ", ".join(path.as_posix() for path in wrong)
+        raise CheckError(f"not formatted as by json.dumps(value, indent=4): {listed}")
     return f"{len(paths)} files"
 
 

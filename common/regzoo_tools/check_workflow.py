@@ -118,7 +118,6 @@ def properties(bundle: Bundle, *names: str) -> str:
     """Initialise a workflow on small phantoms, in a folder of its own, and run MONAI's check of its properties.
 
     Args:
-        bundle: the bundle.
         names: its configurations, later ones overriding earlier ones. Only the training needs no released weights.
     """
     phantoms = small_phantoms(bundle, bundle.scratch / "phantoms")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,10 +32,7 @@ _NOT_DRAWN = ("learning_rate", "selection")
 
 
 def read_curves(folder: str | PathLike[str]) -> dict[str, Curve]:
-    """All scalars that a training logged, by their tags: the means of each epoch. A training may have been resumed.
-
-    Args:
-        folder: the training's output folder.
+    """All scalars in the output folder of a training, which may have been resumed: tag → the mean of each epoch.
 
     Raises:
         RegZooError: the folder holds no log of a training.
@@ -58,11 +56,7 @@ def read_curves(folder: str | PathLike[str]) -> dict[str, Curve]:
 def training_figure(path: str | PathLike[str], folder: str | PathLike[str]) -> int:
     """Draw the training loss, its terms and each metric of the validation over the epochs.
 
-    A dotted line marks the epoch whose weights were kept, if ``last.pt`` in the folder says which.
-
-    Args:
-        path: PNG file to write.
-        folder: the training's output folder.
+    A dotted line marks the epoch whose weights were kept, if ``last.pt`` in the training's output folder says which.
 
     Returns:
         The number of epochs.
@@ -99,7 +93,7 @@ def training_figure(path: str | PathLike[str], folder: str | PathLike[str]) -> i
 def _draw(axis: Axes, title: str, curves: Mapping[str, Curve], kept: int | None) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    for color, (name, curve) in zip(_cycle(len(curves)), curves.items(), strict=True):
+    for color, (name, curve) in zip(itertools.cycle(_COLORS), curves.items(), strict=False):
         marker = "o" if len(curve) == 1 else None
         axis.plot(list(curve), list(curve.values()), color=color, lw=1.6, marker=marker, label=name)
     if kept is not None:
@@ -112,12 +106,7 @@ def _draw(axis: Axes, title: str, curves: Mapping[str, Curve], kept: int | None)
     axis.tick_params(colors=_INK, labelsize=9, length=0)
     axis.grid(color="#e4e7eb", lw=0.8)
     axis.set_axisbelow(True)
-    for side in ("top", "right", "left"):
-        axis.spines[side].set_visible(False)
-
-
-def _cycle(count: int) -> Sequence[str]:
-    return [_COLORS[number % len(_COLORS)] for number in range(count)]
+    axis.spines[["top", "right", "left"]].set_visible(False)
 
 
 def _kept_epoch(checkpoint: Path) -> int | None:

@@ -39,7 +39,6 @@ class Export:
     """An exported file, and how closely it follows the network.
 
     Attributes:
-        path: the file.
         inputs: channels and network grid of the input (C, X, Y, Z); the batch may have any size.
         outputs: the same for the output.
         fixed_size: whether the file takes only this grid.

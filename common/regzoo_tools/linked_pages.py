@@ -75,6 +75,9 @@ class Pages:
     Args:
         root: the bundle in the project; absolute.
         target: the bundle's copy, in which ``docs/`` exists already.
+
+    Raises:
+        RegZooError: while it copies, if a page links to a file that does not exist.
     """
 
     def __init__(self, root: Path, target: Path) -> None:
@@ -127,16 +130,3 @@ class Pages:
     def travels(self, goal: Path) -> bool:
         """Whether a file outside the bundle may be copied."""
         return any(goal.is_relative_to(self.project / source) for source in SOURCES)
-
-
-def copy_pages(root: Path, target: Path) -> None:
-    """Give the copy of a bundle pages whose links stay inside it.
-
-    Args:
-        root: the bundle in the project.
-        target: the bundle's copy, in which ``docs/`` exists already.
-
-    Raises:
-        RegZooError: a page links to a file that does not exist.
-    """
-    Pages(root, target).copy()

@@ -7,7 +7,6 @@ import re
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from regzoo.errors import RegZooError, bad_file
 from regzoo.files import file_hash
 from regzoo.ownership import check_file, own_path
 from regzoo_tools.bundle import LARGE_FILES, WEIGHTS, Bundle, known_bundle, own_code
-from regzoo_tools.linked_pages import copy_pages
+from regzoo_tools.linked_pages import Pages
 
 #: The release of PyYAML that a bundle with a list of large files requires.
 PYYAML = "6.0.3"
@@ -37,13 +36,9 @@ def package(
     """Write a bundle and this package as one zip; the same files give the same bytes anywhere.
 
     Args:
-        bundle: a bundle's folder or name.
         out: the zip; ``<name>_v<version>.zip`` in the working folder if not given.
         large_files: where ``models/model.pt`` can be downloaded from; it is then left out, and ``large_files.yml``
             says so, as MONAI and the Model Zoo read it.
-
-    Returns:
-        The zip.
 
     Raises:
         RegZooError: no such bundle, a file or the goal of a link is missing, or another regzoo is inside.
@@ -75,8 +70,9 @@ def stage(bundle: Bundle, folder: Path, large_files: str | None = None) -> Path:
         else:
             add_bundle_path(config)
         write(path, config)
-    copy_pages(bundle.root, target)
-    copy_package(target)
+    Pages(bundle.root, target).copy()
+    for name, source in own_code().items():
+        copy(source, target / "regzoo" / name)
     stage_weights(bundle, target, large_files)
     return target
 
@@ -90,12 +86,6 @@ def copy(source: Path, target: Path) -> None:
     """Copy a file's content, not its times and permissions."""
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
-
-
-def copy_package(target: Path) -> None:
-    """Put this package beside the configurations."""
-    for name, source in own_code().items():
-        copy(source, target / "regzoo" / name)
 
 
 def adapt_requirements(metadata: dict[str, Any], fetches: bool) -> None:
@@ -145,13 +135,8 @@ def write_zip(folder: Path, target: Path) -> None:
     weights hardly get smaller.
     """
     with zipfile.ZipFile(target, "w", compression=zipfile.ZIP_STORED) as archive:
-        for path in in_order(folder):
+        for path in sorted((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.as_posix()):
             entry = zipfile.ZipInfo(f"{folder.name}/{path.relative_to(folder).as_posix()}", TIME)
             entry.create_system = 3  # Unix, on any system
             entry.external_attr = 0o100644 << 16
             archive.writestr(entry, path.read_bytes())
-
-
-def in_order(folder: Path) -> Iterator[Path]:
-    """The files below a folder, sorted by their names as text on any file system."""
-    return iter(sorted((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.as_posix()))

@@ -33,7 +33,6 @@ def publish(
     The checks run on the copy that is pushed.
 
     Args:
-        bundle: a bundle's folder or name.
         repo: ``organisation/name``; created if it does not exist.
         token: access token; by default that of ``hf auth login`` or of the variable HF_TOKEN.
         version: tag; by default the version in the metadata.
@@ -54,6 +53,7 @@ def publish(
     token = None if token is None else str(token)
     found = known_bundle(bundle)
     from huggingface_hub.constants import ENDPOINT
+    from monai.bundle import push_to_hf_hub
 
     address, tag = f"{ENDPOINT}/{repo}", str(version or found.metadata["version"])
     if tag in tags(repo, token):
@@ -69,7 +69,16 @@ def publish(
             report(rows)
         if failed(rows):
             raise RegZooError(f"{found.root}: not published, because these checks failed: {', '.join(failed(rows))}")
-        push(repo, staged, token, tag, private)
+        with errors_in_one_line(repo, token):
+            push_to_hf_hub(
+                repo=repo,
+                name=staged.name,
+                bundle_dir=str(staged.parent),
+                token=token,
+                version=tag,
+                private=private,
+                commit_message=f"{staged.name} {tag}",
+            )
     return address
 
 
@@ -83,22 +92,6 @@ def tags(repo: str, token: str | None) -> set[str]:
             return {tag.name for tag in HfApi(token=token).list_repo_refs(repo).tags}
         except RepositoryNotFoundError:
             return set()
-
-
-def push(repo: str, staged: Path, token: str | None, version: str, private: bool) -> None:
-    """MONAI's `push_to_hf_hub`."""
-    from monai.bundle import push_to_hf_hub
-
-    with errors_in_one_line(repo, token):
-        push_to_hf_hub(
-            repo=repo,
-            name=staged.name,
-            bundle_dir=str(staged.parent),
-            token=token,
-            version=version,
-            private=private,
-            commit_message=f"{staged.name} {version}",
-        )
 
 
 @contextmanager

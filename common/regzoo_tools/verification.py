@@ -72,7 +72,6 @@ def verify(bundle: str | PathLike[str], checks: Sequence[str] | None = None) -> 
     """Check a bundle. Nothing is written into it, and no network is used.
 
     Args:
-        bundle: a bundle's folder or name.
         checks: names out of `CHECKS`; all if not given.
 
     Raises:

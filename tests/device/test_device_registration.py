@@ -109,7 +109,7 @@ def test_the_steps_of_a_linear_registration_do_not_wait(monkeypatch: pytest.Monk
             found = linear.register_linear(
                 fixed, grid, moving, grid, "rigid", torch.ones_like(fixed), torch.ones_like(moving)
             )
-            assert found.matrix.shape == (4, 4)
+            assert found.shape == (4, 4)
             waits.append(log.waits.copy())
     assert waits_of_more_steps(*waits) == 0
 

@@ -21,7 +21,7 @@ from monai.handlers import IgniteMetricHandler, from_engine
 from regzoo.errors import RegZooError
 from regzoo.metrics import FoldedVoxels, LabelDice, TargetRegistrationError
 from regzoo.report import CaseTable, LabelTable, percentile_summary
-from regzoo.report.tables import label_rows, summary_text
+from regzoo.report.tables import summary_text
 
 SHAPE = (16, 14, 12)
 SPACING = (1.0, 2.0, 0.5)
@@ -158,13 +158,13 @@ def test_label_table(tmp_path: Path) -> None:
     assert float(table[3]["volume_after_ml"]) == 0
 
 
-def test_label_rows_without_names_and_without_the_unregistered_label() -> None:
+def test_label_rows_without_names_and_without_the_unregistered_label(tmp_path: Path) -> None:
     item = record(1)
     del item["label_names"], item["unregistered_label"]
-    found = label_rows(item)["rows"]
-    assert [row[2] for row in found] == ["label 0", "label 1"]
-    assert math.isnan(found[1][3])
-    assert found[1][4] == pytest.approx(1)
+    found = LabelTable(tmp_path).rows(item)
+    assert [row[1] for row in found] == ["label 0", "label 1"]
+    assert math.isnan(found[1][2])
+    assert found[1][3] == pytest.approx(1)
 
 
 def test_values_missing_everywhere_and_unusual_case_names(tmp_path: Path) -> None:

@@ -6,41 +6,16 @@ import math
 
 import numpy as np
 import pytest
-import torch
-from monai.data import MetaTensor
 from regzoo_tools.challenge import (
     CaseValues,
     challenge_measures,
     challenge_score,
-    landmark_errors,
     rank_scores,
     robust_mean,
     robust_quantile,
 )
 
 NAN = float("nan")
-
-
-def point_label(*points: tuple[int, int, int]) -> MetaTensor:
-    masks = torch.zeros(len(points), 20, 20, 20)
-    for channel, point in enumerate(points):
-        if min(point) >= 0:
-            masks[(channel, *point)] = 1
-    return MetaTensor(masks, affine=torch.diag(torch.tensor([0.5, 0.5, 2.0, 1.0])))
-
-
-def test_landmark_errors_in_both_modes() -> None:
-    fixed = point_label((5, 5, 5), (5, 5, 5), (3, 3, 3))
-    warped = point_label((9, 5, 5), (8, 1, 7), (-1, -1, -1))
-    in_mm = landmark_errors(warped, fixed)
-    assert in_mm[0] == pytest.approx(math.hypot(1.5, 2, 4))
-    assert math.isnan(in_mm[1])
-    assert landmark_errors(warped, fixed, first_label=0)[0] == pytest.approx(2)
-    official = landmark_errors(warped, fixed, mode="official")
-    assert official[0] == pytest.approx((3 + 4 + 2) / 3)
-    assert math.isnan(official[1])
-    with pytest.raises(ValueError, match="mm or official"):
-        landmark_errors(warped, fixed, mode="cm")  # type: ignore[arg-type]
 
 
 def test_robust_mean_keeps_the_best_share() -> None:

@@ -62,7 +62,6 @@ def read_datalist(path: str | os.PathLike[str], split: str | None = "train", sin
     with one warning.
 
     Args:
-        path: the datalist.
         split: which pairs to read, by one of `SPLIT_WORDS`: those of a list of a JSON object, or those whose ``split``
             says so; without any ``split``, all pairs are of ``train``. None: all of them.
         single: whether an entry may have one image only; it may then use MONAI's names ``image`` and ``label``.

@@ -36,7 +36,6 @@ def read_decathlon(folder: str | os.PathLike[str], split: str | None = None) -> 
     both splits.
 
     Args:
-        folder: of the task.
         split: ``train`` or ``test``; None: both.
 
     Raises:

@@ -49,13 +49,10 @@ def image_files(folder: Path) -> dict[str, Path]:
 def check_labels(images: Path, labels: Iterable[Path], used: Collection[Path | None]) -> None:
     """Make sure that label files have the names of their images.
 
-    Args:
-        images: the folder of the images, for the error.
-        labels: the label files that exist.
-        used: the label of each image; None without one.
+    `used` holds the label of each image in the folder `images`, and None for an image without one.
 
     Raises:
-        RegZooError: one belongs to no image, while an image has none.
+        RegZooError: a label belongs to no image, while an image has none.
     """
     stray = [path for path in labels if path not in used]
     for path in stray if None in used else ():

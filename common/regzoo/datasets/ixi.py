@@ -14,7 +14,7 @@ from regzoo.datasets.text import SPLIT_MEND, SPLIT_WORDS, split_of
 from regzoo.errors import bad_file
 
 #: ``IXI###-<site>-####-T1``.
-NAME = re.compile(r"(?P<patient>IXI\d+)-(?P<site>\w+)-\d+-(?P<modality>\w+)")
+NAME = re.compile(r"(?P<patient>IXI\d+)-\w+-\d+-(?P<modality>\w+)")
 LABEL_FOLDER = "labels"
 MANIFEST = "manifest.json"
 
@@ -25,7 +25,7 @@ def is_ixi(folder: str | os.PathLike[str]) -> bool:
     return root.is_dir() and any(NAME.fullmatch(case_name(path)) for path in root.glob("IXI*"))
 
 
-def read_ixi(folder: str | os.PathLike[str], split: str | None = None, modality: str = "T1") -> list[Record]:
+def read_ixi(folder: str | os.PathLike[str], split: str | None = None) -> list[Record]:
     """Records of the single images of IXI, as downloaded and unpacked.
 
     ``IXI###-<site>-####-T1.nii.gz``; a label map of the same name in the folder ``labels`` belongs to it. IXI has no
@@ -33,18 +33,16 @@ def read_ixi(folder: str | os.PathLike[str], split: str | None = None, modality:
     labels; without it, all images are in the split ``train``.
 
     Args:
-        folder: of the images.
         split: ``train`` or ``val``; None: all there are.
-        modality: ``T1``, ``T2``, ``PD`` or ``MRA``, the end of the file names.
 
     Raises:
         RegZooError: the folder has no such image, or no such split, or a patient is in two splits.
     """
     root = Path(folder)
     files, labels = image_files(root), image_files(root / LABEL_FOLDER)
-    images = {n: match for n in files if (match := NAME.fullmatch(n)) and match["modality"] == modality}
+    images = {n: match for n in files if (match := NAME.fullmatch(n)) and match["modality"] == "T1"}
     if not images:
-        raise bad_file(root, f"has no file IXI###-<site>-####-{modality}.nii.gz", "name the unpacked folder of IXI")
+        raise bad_file(root, "has no file IXI###-<site>-####-T1.nii.gz", "name the unpacked folder of IXI")
     manifest = read_description(root / MANIFEST) if (root / MANIFEST).is_file() else {}
     cases = manifest.get("cases", {})
     names = named_labels(root / MANIFEST, manifest.get("labels"))

@@ -43,7 +43,6 @@ def read_muregpro(
     are read, a case of ``test`` that shares its name with another split is called ``test_<name>``.
 
     Args:
-        folder: of the data set.
         direction: moving to fixed, ``mr_to_us`` or ``us_to_mr``.
         split: ``train``, ``val`` or ``test``; None: all there are. Without the ``train`` level all cases are of
             ``train``.
@@ -83,10 +82,8 @@ def read_muregpro(
 def _check_parts(root: Path, parts: dict[str, list[Record]], cases: dict[str, Any]) -> list[str]:
     """Make sure that no patient is in two splits, by the manifest's patients or the names of the cases.
 
-    Many sets number their ``test`` cases from 1 again: a name that occurs there and elsewhere is only warned about.
-
-    Returns:
-        these names.
+    Many sets number their ``test`` cases from 1 again. Names that occur there and elsewhere only cause a warning, and
+    are returned.
     """
     unknown = {record[Key.CASE] for record in parts.get("test", ()) if record[Key.CASE] not in cases}
     known = {name: [r for r in part if name != "test" or r[Key.CASE] in cases] for name, part in parts.items()}

@@ -36,7 +36,7 @@ def validate_kinds(records: Sequence[Record], kinds: str | Sequence[str]) -> lis
 
     Args:
         records: pairs with ``label_names``.
-        kinds: one or several, see `is_of_kind`.
+        kinds: see `is_of_kind`.
 
     Raises:
         RegZooError: no label is of such a kind, or no other kind is left.
@@ -53,11 +53,7 @@ def validate_kinds(records: Sequence[Record], kinds: str | Sequence[str]) -> lis
 
 
 def known_alignment(method: Any) -> Alignment:
-    """A method of pre-alignment.
-
-    Raises:
-        RegZooError: there is no such method.
-    """
+    """A method of pre-alignment; raises `RegZooError` if there is no such method."""
     if method not in get_args(Alignment):
         raise RegZooError(f"align: unknown method {method!r:.80}; use one of {', '.join(get_args(Alignment))}")
     return method
@@ -149,13 +145,10 @@ def pair_record(fixed: Record, moving: Record) -> Record:
 def check_records(records: Sequence[Record], must_exist: bool = True) -> None:
     """Make sure that the records, of pairs or of single images, can be used together.
 
-    Args:
-        records: the records.
-        must_exist: whether all of their files must exist.
-
     Raises:
-        RegZooError: a file is missing, a pair is listed twice, two pairs have one name, a record names one file as both
-            images, or records of different patients share a file, so that folds by patient would leak.
+        RegZooError: a file is missing (if `must_exist`), a pair is listed twice, two pairs have one name, a record
+            names one file as both images, or records of different patients share a file, so that folds by patient would
+            leak.
     """
     if not records:
         raise RegZooError("the list of pairs is empty; name a data set with at least one pair")
@@ -198,15 +191,7 @@ def check_records(records: Sequence[Record], must_exist: bool = True) -> None:
 
 
 def check_splits(source: str | os.PathLike[str], splits: Mapping[Any, Iterable[Record]]) -> None:
-    """Make sure that no patient and no image of a data set is in two splits.
-
-    Args:
-        source: the data set, for the error.
-        splits: the records of each split.
-
-    Raises:
-        RegZooError: one is.
-    """
+    """Raise `RegZooError` if a patient or an image of a data set (`source`) is in two splits."""
     homes: dict[str, Any] = {}
     for split, records in splits.items():
         images: dict[str, None] = {}

@@ -144,7 +144,6 @@ def evaluation_records(
     """The records to evaluate on.
 
     Args:
-        folder: the data set.
         split: ``val`` or ``test`` of the data set, or ``fold`` for the validation records of a training with the same
             settings, see `split_pairs`.
         direction: moving to fixed, see `regzoo.datasets.load_records`.
@@ -232,7 +231,6 @@ def evaluation_pairs(
     """The pairs to evaluate on: drawn once from single images and stored, or listed by the data set.
 
     Args:
-        folder: the data set.
         split: ``val`` or ``test`` of the data set; ``fold`` for the validation pairs of a training with the same
             settings, see `split_images`; ``rest`` for the images beyond the training's limit, of patients that it did
             not see; ``listed`` or ``listed_test`` for the pairs that the data set lists for validation or test.

@@ -77,13 +77,8 @@ def data_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 def refuse_shared(trained: Mapping[str, Mapping[str, Any]], records: Sequence[Record], weights: object) -> None:
     """Refuse to evaluate weights on data they were trained on.
 
-    Args:
-        trained: `fingerprints` of the training.
-        records: the cases to evaluate.
-        weights: the file of the weights, for the message.
-
     Raises:
-        RegZooError: a case has an image or a patient of the training; the message names it.
+        RegZooError: a case has an image or a patient of the `fingerprints` of the training; the message names it.
     """
     hashes = {value: case for case, facts in trained.items() for key in IMAGE_KEYS for value in facts.get(key, [])}
     patients = {str(facts[key]): case for case, facts in trained.items() for key in PATIENT_KEYS if key in facts}

@@ -128,13 +128,7 @@ def check_config(parser: ConfigParser, files: Sequence[Path], given: Collection[
 
 
 def check_effect(parser: ConfigParser, given: Collection[str], roots: Sequence[str]) -> None:
-    """Refuse settings that the run does not use.
-
-    Args:
-        parser: the whole configuration.
-        given: ids that the user has set.
-        roots: the ids that the run evaluates.
-    """
+    """Refuse ids that the user has set (`given`) and that a run, which evaluates the ids `roots`, does not use."""
     used = _reached(parser.config, roots)
     for name in given:
         idle, when = IDLE.get(name.partition("::")[0], (lambda _: False, ""))

@@ -12,11 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 
 def key_metric(evaluator: Engine) -> Callable[[Engine], float]:
-    """A score function for handlers of a trainer: the key metric of the latest validation, NaN before the first.
-
-    Args:
-        evaluator: a MONAI evaluator with a key metric.
-    """
+    """A score function for handlers of a trainer: the key metric of the latest validation, NaN before the first."""
 
     def latest(engine: Engine) -> float:
         return float(evaluator.state.metrics.get(evaluator.state.key_metric_name, math.nan))

@@ -84,13 +84,7 @@ class Failures(list[str]):
 
 
 class CaseStream(IterableDataset):
-    """Transforms cases one after another; a bad case is logged in one line, recorded and skipped.
-
-    Args:
-        data: records.
-        transform: the preprocessing.
-        failures: the list for cases that fail; by default a new one.
-    """
+    """Transforms records one after another; a bad case is logged in one line, added to `failures` and skipped."""
 
     def __init__(
         self, data: Sequence[Mapping[str, Any]], transform: Callable[[Any], Any], failures: Failures | None = None

@@ -275,13 +275,7 @@ def check_target(
 ) -> None:
     """Refuse a folder to which a result cannot be written, before the work is done.
 
-    Args:
-        folder: the result's folder.
-        outputs: as for `RegistrationResult.save`.
-        bundle: the name of the bundle.
-        record: the pair, whose files will be read.
-        points: a file of points that will be carried over.
-        inverse: the inverse will be written with the others.
+    Arguments as for `RegistrationResult.save`; the files of `record` and `points`, which is carried over, will be read.
 
     Raises:
         RegZooError: an output would overwrite an input, somebody else's file or a result of another bundle.

@@ -160,21 +160,15 @@ def _record(
     moving_mask: str | PathLike[str] | None,
 ) -> Record:
     """The record of a pair of files, all of which exist."""
-    labels = (
-        str(one) if isinstance(one, str | PathLike) else None if one is None else [str(path) for path in one]
-        for one in (label, fixed_label)
-    )
-    moving_label, label_of_fixed = labels
-    masks = (None if mask is None else str(mask) for mask in (fixed_mask, moving_mask))
-    fixed_mask, moving_mask = masks
-    (record,) = requested_records(
-        str(fixed),
-        str(moving),
-        moving_label,
-        fixed_label=label_of_fixed,
-        fixed_mask=fixed_mask,
-        moving_mask=moving_mask,
-    )
+    files: dict[str, Any] = {"fixed_image": fixed, "moving_image": moving}
+    files |= {"moving_label": label, "fixed_label": fixed_label}
+    files |= {"fixed_mask": fixed_mask, "moving_mask": moving_mask}
+    named: dict[str, Any] = {
+        key: str(file) if isinstance(file, str | PathLike) else [str(one) for one in file]
+        for key, file in files.items()
+        if file is not None
+    }
+    (record,) = requested_records(**named)
     return record
 
 

@@ -26,7 +26,6 @@ class SaveRegistration:
     """Ignite handler of an evaluator: writes every registered case to ``<output_dir>/<case>/``.
 
     Args:
-        output_dir: folder to write to.
         outputs: which files to write, see `RegistrationResult.save`.
         records: the cases of the run; their folders are checked before any work is done.
         failures: the failures of the run. A case whose result cannot be written is added to them, and the run goes on;

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy.ndimage import distance_transform_edt
+from scipy.ndimage import distance_transform_edt, find_objects
 from torch import nn
 
 
@@ -94,13 +94,10 @@ class SoftHausdorff(nn.Module):
 
 
 def _box(mask: np.ndarray) -> tuple[slice, ...]:
-    """The bounding box of a mask (X, Y, Z), enlarged by one voxel where the volume allows.
+    """The bounding box of a mask (X, Y, Z) that is not empty, enlarged by one voxel where the volume allows.
 
     Distances inside the tight box then equal those in the whole volume. All voxels of the mask lie inside it, and the
     way to any background voxel beyond the larger box passes a nearer one in the outermost layer of that box.
     """
-    sides = []
-    for axis in range(3):
-        places = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
-        sides.append(slice(max(int(places[0]) - 1, 0), int(places[-1]) + 2))
-    return tuple(sides)
+    (box,) = find_objects(mask.view(np.uint8))
+    return tuple(slice(max(side.start - 1, 0), side.stop + 1) for side in box)

@@ -20,6 +20,8 @@ from torch import nn
 class _Term(nn.Module):
     """Base class that holds the loss of a term."""
 
+    loss: Callable[..., torch.Tensor]
+
     def __init__(self, loss: nn.Module) -> None:
         super().__init__()
         self.loss = loss
@@ -33,8 +35,7 @@ class LabelSimilarity(_Term):
     """
 
     def forward(self, prediction: torch.Tensor, targets: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        value: torch.Tensor = self.loss(warp(targets[MOVING.label], prediction[:, :3]), targets[FIXED.label])
-        return value
+        return self.loss(warp(targets[MOVING.label], prediction[:, :3]), targets[FIXED.label])
 
 
 class ImageSimilarity(_Term):
@@ -48,8 +49,7 @@ class ImageSimilarity(_Term):
 
     def forward(self, prediction: torch.Tensor, targets: Mapping[str, torch.Tensor]) -> torch.Tensor:
         warped = warp(targets[MOVING.image], prediction[:, :3], padding="border")
-        value: torch.Tensor = self.loss(warped, targets[FIXED.image])
-        return value
+        return self.loss(warped, targets[FIXED.image])
 
 
 class PredictedLabel(_Term):
@@ -60,8 +60,7 @@ class PredictedLabel(_Term):
     """
 
     def forward(self, logits: torch.Tensor, targets: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        value: torch.Tensor = self.loss(logits, targets[FIXED.label])
-        return value
+        return self.loss(logits, targets[FIXED.label])
 
 
 class PredictedOutlines(_Term):
@@ -76,8 +75,7 @@ class PredictedOutlines(_Term):
         labels = torch.cat([targets[side.label] for side in SIDES])
         background = (1 - labels.sum(dim=1, keepdim=True)).clamp(min=0)
         logits = torch.cat(prediction[:, 3:].chunk(2, dim=1))
-        value: torch.Tensor = self.loss(logits, torch.cat([background, labels], dim=1))
-        return value
+        return self.loss(logits, torch.cat([background, labels], dim=1))
 
 
 class Deformation(_Term):
@@ -88,8 +86,7 @@ class Deformation(_Term):
     """
 
     def forward(self, prediction: torch.Tensor, targets: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        value: torch.Tensor = self.loss(prediction[:, :3])
-        return value
+        return self.loss(prediction[:, :3])
 
 
 #: Called in each step with two dicts: name → unweighted value of a term, and name → learned weight. All values are

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from monai.metrics import CumulativeIterationMetric
 from regzoo.case import REFERENCE, UNREGISTERED, WARPED
-from regzoo.errors import RegZooError
 
-Summary = Literal["mean", "median"]
 #: The two items of a case that a metric compares: `y_pred` and `y`.
 Compared = tuple[str, str]
 
@@ -25,19 +23,10 @@ class CaseMetric(CumulativeIterationMetric):
     Attributes:
         after: the two items of a case that are compared after registration.
         before: the two items that are compared before registration; None for a metric that exists only after it.
-
-    Args:
-        summary: how `aggregate` combines the cases: ``mean`` or ``median``, ignoring NaN.
     """
 
     after: ClassVar[Compared] = (WARPED.label, REFERENCE.label)
     before: ClassVar[Compared | None] = (UNREGISTERED.label, REFERENCE.label)
-
-    def __init__(self, summary: Summary = "mean") -> None:
-        super().__init__()
-        if summary not in ("mean", "median"):
-            raise RegZooError(f"summary: {summary!r} is not known; use mean or median")
-        self.summary = summary
 
     @abstractmethod
     def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor | float:
@@ -47,14 +36,10 @@ class CaseMetric(CumulativeIterationMetric):
         """Select what `aggregate` combines from the values (cases, …) of all ranks."""
         return values
 
-    def aggregate(self, summary: Summary | None = None) -> torch.Tensor:
-        """Mean or median over the measured cases of all ranks; NaN if there are none."""
+    def aggregate(self) -> torch.Tensor:
+        """Mean over the measured cases of all ranks; NaN if there are none."""
         values = self.get_buffer()
-        if values is None:
-            return torch.tensor(torch.nan)
-        values = self.select(values)
-        # For an even number of values, torch.nanmedian returns the lower middle value, not the mean of the two.
-        return values.nanmean() if (summary or self.summary) == "mean" else values.nanquantile(0.5)
+        return torch.tensor(torch.nan) if values is None else self.select(values).nanmean()
 
     def _compute_list(self, y_pred: Any, y: Any = None, **kwargs: Any) -> torch.Tensor:
         if y is None:  # a deformation is measured on its own

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 import torch
 from regzoo.errors import RegZooError
-from regzoo.metrics.base import CaseMetric, Summary
+from regzoo.metrics.base import CaseMetric
 from regzoo.spatial import DisplacementField, as_tensor, jacobian_determinant
 from regzoo.spatial.warp import slabs
 
@@ -39,11 +38,10 @@ class LogJacobianStd(_DeformationMetric):
         mode: ``plain`` measures log det J where the transformation does not fold (a fold has no logarithm; count folds
             with `FoldedVoxels`), and gives NaN if it folds everywhere. ``learn2reg`` measures
             log(clip(det J + 3, 1e-9, 1e9)) without a border of two voxels, as the Learn2Reg challenge defines it.
-        summary: over the cases, ``mean`` or ``median``.
     """
 
-    def __init__(self, mode: LogJacobianMode = "plain", summary: Summary = "mean") -> None:
-        super().__init__(summary)
+    def __init__(self, mode: LogJacobianMode = "plain") -> None:
+        super().__init__()
         if mode not in ("plain", "learn2reg"):
             raise RegZooError(f"mode: {mode!r} is not known; use plain or learn2reg")
         self.mode = mode
@@ -67,30 +65,19 @@ class JacobianGradient(_DeformationMetric):
         return torch.stack(torch.gradient(_determinant(y_pred))).norm(dim=0).double().mean()
 
 
-def deformation_statistics(
-    ddf: torch.Tensor | DisplacementField, spacing: Sequence[float] | None = None
-) -> dict[str, float]:
+def deformation_statistics(field: DisplacementField) -> dict[str, float]:
     """Statistics of a deformation, ready for a JSON file; computed slab by slab.
 
-    Args:
-        ddf: (3, X, Y, Z), voxels, or a field.
-        spacing: voxel size along X, Y, Z, mm; a field has its own.
-
     Returns:
-        ``folded_voxels_percent``, ``jacobian_{min,mean,max}``, ``log_jacobian_std``, ``jacobian_gradient`` and, if the
-        spacing is known, ``displacement_{mean,max}_mm``.
+        ``folded_voxels_percent``, ``jacobian_{min,mean,max}``, ``log_jacobian_std``, ``jacobian_gradient`` and
+        ``displacement_{mean,max}_mm``.
     """
-    if isinstance(ddf, DisplacementField):
-        spacing, shape, displacement = ddf.grid.spacing.tolist(), ddf.grid.shape, ddf.voxel_displacement
-    else:
-        _check_ddf(ddf)
-        shape = (ddf.shape[1], ddf.shape[2], ddf.shape[3])
-        displacement = lambda rows: as_tensor(ddf)[:, rows].float()  # noqa: E731
+    shape = field.grid.shape
     totals: defaultdict[str, _Running] = defaultdict(_Running)
     for rows in slabs(shape):
         # Two neighbours on both sides: one for det J, one for its gradient.
         low, high = max(rows.start - 2, 0), min(rows.stop + 2, shape[0])
-        block = displacement(slice(low, high))
+        block = field.voxel_displacement(slice(low, high))
         determinant = jacobian_determinant(block[None])[0, 0]
         inner = slice(rows.start - low, rows.stop - low)
         # The outermost det J at a cut is wrong, and is not needed.
@@ -101,21 +88,18 @@ def deformation_statistics(
         totals["jacobian"].add(determinant)
         totals["folded"].add(~(determinant > 0))
         totals["log"].add(determinant[determinant > 0].double().log())
-        if spacing is not None:
-            scale = torch.as_tensor(spacing, dtype=torch.float32, device=block.device).view(3, 1, 1, 1)
-            totals["displacement"].add((block[:, inner] * scale).norm(dim=0))
-    statistics = {
+        spacing = torch.as_tensor(field.grid.spacing, dtype=torch.float32, device=block.device).view(3, 1, 1, 1)
+        totals["displacement"].add((block[:, inner] * spacing).norm(dim=0))
+    return {
         "folded_voxels_percent": 100 * totals["folded"].mean,
         "jacobian_min": totals["jacobian"].minimum,
         "jacobian_mean": totals["jacobian"].mean,
         "jacobian_max": totals["jacobian"].maximum,
         "log_jacobian_std": totals["log"].deviation,
         "jacobian_gradient": totals["gradient"].mean,
+        "displacement_mean_mm": totals["displacement"].mean,
+        "displacement_max_mm": totals["displacement"].maximum,
     }
-    if spacing is not None:
-        statistics["displacement_mean_mm"] = totals["displacement"].mean
-        statistics["displacement_max_mm"] = totals["displacement"].maximum
-    return statistics
 
 
 class _Running:
@@ -144,10 +128,6 @@ class _Running:
 
 def _determinant(ddf: torch.Tensor) -> torch.Tensor:
     """det J of one DDF (3, X, Y, Z) → (X, Y, Z) float32."""
-    _check_ddf(ddf)
-    return jacobian_determinant(as_tensor(ddf).float()[None])[0, 0]
-
-
-def _check_ddf(ddf: torch.Tensor) -> None:
     if ddf.ndim != 4 or ddf.shape[0] != 3:
         raise ValueError(f"a DDF must have shape (3, X, Y, Z), not {tuple(ddf.shape)}")
+    return jacobian_determinant(as_tensor(ddf).float()[None])[0, 0]

@@ -8,7 +8,7 @@ import torch
 from regzoo.case import REFERENCE, UNREGISTERED, WARPED
 from regzoo.errors import RegZooError
 from regzoo.losses import NormalizedCrossCorrelation, StructuralSimilarity
-from regzoo.metrics.base import CaseMetric, Summary
+from regzoo.metrics.base import CaseMetric
 from regzoo.spatial import as_tensor
 
 
@@ -17,14 +17,13 @@ class _ImageSimilarity(CaseMetric):
 
     Args:
         window: lowest and highest intensity (CT: in Hounsfield units); None for the range of the fixed image.
-        summary: over the cases, ``mean`` or ``median``.
     """
 
     after = (WARPED.image, REFERENCE.image)
     before = (UNREGISTERED.image, REFERENCE.image)
 
-    def __init__(self, window: Sequence[float] | None = None, summary: Summary = "mean") -> None:
-        super().__init__(summary)
+    def __init__(self, window: Sequence[float] | None = None) -> None:
+        super().__init__()
         if window is not None and (len(window) != 2 or not window[0] < window[1]):
             raise RegZooError(f"window {list(window)} is not valid; give the lowest and then the highest intensity")
         self.window = None if window is None else (float(window[0]), float(window[1]))

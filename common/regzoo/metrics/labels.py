@@ -10,7 +10,7 @@ import torch
 from monai.metrics import compute_dice, compute_hausdorff_distance
 from regzoo.case import REFERENCE, UNREGISTERED, WARPED
 from regzoo.errors import RegZooError
-from regzoo.metrics.base import CaseMetric, Summary, affine_of
+from regzoo.metrics.base import CaseMetric, affine_of
 from regzoo.spatial import as_tensor, centroids
 
 logger = logging.getLogger(__name__)
@@ -44,15 +44,14 @@ class TargetRegistrationError(CaseMetric):
         first_label: the first channel that is a landmark; by default channel 0, the gland, is not one.
         lost: the error of a landmark that is empty only in the warped label, mm; None leaves the landmark out. Set it
             when choosing weights; otherwise, weights that find only the easy landmarks look best.
-        summary: over the cases, ``mean`` or ``median``.
 
     Source: RMS, Hu et al. 2018, section 3.3; mean, Bashkanov et al. 2021 and Pérez de Frutos et al. 2023.
     """
 
     def __init__(  # noqa: B042 - an error in mm, not an exception
-        self, reduction: Reduction = "rms", first_label: int = 1, lost: float | None = None, summary: Summary = "mean"
+        self, reduction: Reduction = "rms", first_label: int = 1, lost: float | None = None
     ) -> None:
-        super().__init__(summary)
+        super().__init__()
         if reduction not in ("rms", "mean"):
             raise RegZooError(f"reduction: {reduction!r} is not known; use rms or mean")
         self.reduction = reduction
@@ -123,18 +122,15 @@ class LabelDice(CaseMetric):
 
     Args:
         label: channel to measure; None for the mean over all labels that can be measured.
-        threshold: the lowest value of a soft label that counts as inside.
-        summary: over the cases, ``mean`` or ``median``.
     """
 
-    def __init__(self, label: int | None = 0, threshold: float = 0.5, summary: Summary = "mean") -> None:
-        super().__init__(summary)
+    def __init__(self, label: int | None = 0) -> None:
+        super().__init__()
         self.label = label
-        self.threshold = threshold
 
     def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """DSC of one case, labels (C, X, Y, Z)."""
-        warped, fixed = masks(y_pred, y, self.label, self.threshold)
+        warped, fixed = masks(y_pred, y, self.label)
         return compute_dice(warped[None], fixed[None]).nanmean()
 
 
@@ -146,21 +142,16 @@ class LabelHausdorff(CaseMetric):
     Args:
         label: channel to measure; None for the mean over all labels that can be measured.
         percentile: 95 for HD95, 100 for the largest distance.
-        threshold: the lowest value of a soft label that counts as inside.
-        summary: over the cases, ``mean`` or ``median``.
     """
 
-    def __init__(
-        self, label: int | None = 0, percentile: float = 95, threshold: float = 0.5, summary: Summary = "mean"
-    ) -> None:
-        super().__init__(summary)
+    def __init__(self, label: int | None = 0, percentile: float = 95) -> None:
+        super().__init__()
         self.label = label
         self.percentile = percentile
-        self.threshold = threshold
 
     def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Hausdorff distance in mm of one case, labels (C, X, Y, Z); voxel size from the affine of `y`."""
-        warped, fixed = masks(y_pred, y, self.label, self.threshold)
+        warped, fixed = masks(y_pred, y, self.label)
         present = warped.flatten(1).any(1) & fixed.flatten(1).any(1)
         if not present.any():
             return torch.tensor(torch.nan)
@@ -189,27 +180,26 @@ class RegionDice(CaseMetric):
     Args:
         region: ``base``, ``mid`` or ``apex``.
         label: channel to measure.
-        threshold: the lowest value of a soft label that counts as inside.
-        summary: over the cases, ``mean`` or ``median``.
 
     Source: Bashkanov et al. 2021, section 3.
     """
 
-    def __init__(self, region: Region, label: int = 0, threshold: float = 0.5, summary: Summary = "mean") -> None:
-        super().__init__(summary)
+    def __init__(self, region: Region, label: int = 0) -> None:
+        super().__init__()
         if region not in ("base", "mid", "apex"):
             raise RegZooError(f"region: {region!r} is not known; use base, mid or apex")
         self.region = region
         self.label = label
-        self.threshold = threshold
 
     def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """DSC of one case within the third, labels (C, X, Y, Z); geometry from the affine of `y`."""
-        warped, fixed = masks(y_pred, y, self.label, self.threshold)
+        warped, fixed = masks(y_pred, y, self.label)
         if not fixed.any():
             return torch.tensor(torch.nan)
         upwards = affine_of(y)[2, :3]
-        height = heights(fixed.shape[1:], upwards).to(fixed.device)
+        # How far each voxel centre lies above the first one, mm.
+        rises = [step * torch.arange(n, dtype=torch.float64) for step, n in zip(upwards, fixed.shape[1:], strict=True)]
+        height = (rises[0][:, None, None] + rises[1][:, None] + rises[2]).to(fixed.device)
         # Half the distance between voxel layers. Without it, a third could end at the voxel centres of a layer of a
         # (nearly) straight grid, and rounding would decide on which side they are.
         half = float(upwards.abs().max()) / 2
@@ -224,34 +214,22 @@ class RegionDice(CaseMetric):
         return compute_dice((warped & inside)[None], (fixed & inside)[None])
 
 
-def heights(shape: torch.Size, upwards: torch.Tensor) -> torch.Tensor:
-    """Height of every voxel centre (X, Y, Z) along the world's superior axis, relative to the first voxel, mm.
-
-    Args:
-        shape: (X, Y, Z).
-        upwards: (3,), the rise per voxel along each array axis, mm: the third row of the affine.
-    """
-    x, y, z = (step * torch.arange(n, dtype=torch.float64) for step, n in zip(upwards, shape, strict=True))
-    return x[:, None, None] + y[:, None] + z
-
-
-def dice(y_pred: torch.Tensor, y: torch.Tensor, threshold: float = 0.5) -> torch.Tensor:
+def dice(y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Dice similarity coefficient of every label of a case.
 
     Args:
         y_pred: warped labels (C, X, Y, Z), binary or soft.
         y: fixed labels (C, X, Y, Z).
-        threshold: the lowest value of a soft label that counts as inside.
 
     Returns:
         (C,); NaN where the fixed label is empty.
     """
-    warped, fixed = masks(y_pred, y, None, threshold)
+    warped, fixed = masks(y_pred, y, None)
     return compute_dice(warped[None], fixed[None])[0]
 
 
-def masks(y_pred: torch.Tensor, y: torch.Tensor, label: int | None, threshold: float) -> tuple[torch.Tensor, ...]:
-    """The warped and the fixed labels as bool masks (C, X, Y, Z) on one device; all channels for None, else one.
+def masks(y_pred: torch.Tensor, y: torch.Tensor, label: int | None) -> tuple[torch.Tensor, ...]:
+    """Where the warped and the fixed labels reach one half, (C, X, Y, Z) bool; all channels for None, else one.
 
     Raises:
         RegZooError: there is no such channel.
@@ -260,7 +238,7 @@ def masks(y_pred: torch.Tensor, y: torch.Tensor, label: int | None, threshold: f
     if label is not None and not 0 <= label < len(y):
         raise RegZooError(f"label {label} does not exist: the case has {len(y)} labels; choose 0 to {len(y) - 1}")
     kept = slice(None) if label is None else slice(label, label + 1)
-    return tuple(as_tensor(labels)[kept].to(y_pred.device) >= threshold for labels in (y_pred, y))
+    return tuple(as_tensor(labels)[kept].to(y_pred.device) >= 0.5 for labels in (y_pred, y))
 
 
 def _emptied(y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

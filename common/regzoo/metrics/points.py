@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from regzoo.case import REFERENCE, UNREGISTERED, WARPED
 from regzoo.errors import RegZooError
-from regzoo.metrics.base import CaseMetric, Summary
+from regzoo.metrics.base import CaseMetric
 from regzoo.spatial import as_tensor
 
 
@@ -24,16 +24,13 @@ class PointRegistrationError(CaseMetric):
 
     Args:
         reduction: over the points of a case, ``mean`` or ``median``.
-        summary: over the cases, ``mean`` or ``median``.
     """
 
     after = (WARPED.points, REFERENCE.points)
     before = (UNREGISTERED.points, REFERENCE.points)
 
-    def __init__(  # noqa: B042 - an error in mm, not an exception
-        self, reduction: Literal["mean", "median"] = "mean", summary: Summary = "mean"
-    ) -> None:
-        super().__init__(summary)
+    def __init__(self, reduction: Literal["mean", "median"] = "mean") -> None:  # noqa: B042 - an error in mm
+        super().__init__()
         if reduction not in ("mean", "median"):
             raise RegZooError(f"reduction: {reduction!r} is not known; use mean or median")
         self.reduction = reduction

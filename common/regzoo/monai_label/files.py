@@ -119,8 +119,6 @@ def check_files(studies: Path, files: Mapping[str, Sequence[str]], most_voxels: 
     """Refuse a request for too much, and files that name others, by the headers alone.
 
     Args:
-        studies: the studies folder.
-        files: the files of each parameter.
         most_voxels: limit for the images and labels of the request together.
 
     Raises:
@@ -144,11 +142,8 @@ def without_folders(message: str, image_path: Any = None) -> str:
     """A message with the paths of the server taken out.
 
     Files of the studies keep their path within the studies, and all others only their name. An uploaded image is called
-    "the file sent with the request", because its temporary name means nothing to the client.
-
-    Args:
-        message: the text.
-        image_path: where MONAI Label put the fixed image.
+    "the file sent with the request", because its temporary name means nothing to the client. `image_path` is where
+    MONAI Label put the fixed image.
     """
     if isinstance(image_path, str) and is_upload(Path(os.path.realpath(image_path))):
         for name in (os.path.realpath(image_path), image_path, Path(image_path).name, case_name(image_path)):

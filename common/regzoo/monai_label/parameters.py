@@ -23,10 +23,6 @@ TAG = "original"
 def check_parameters(data: Mapping[Hashable, Any], models: Path) -> None:
     """Refuse values that MONAI Label cannot use, and those with which it would touch files that it must not.
 
-    Args:
-        data: the request.
-        models: the folder of the bundle's weights.
-
     Raises:
         RegZooError: one line that names the parameter.
     """
@@ -42,7 +38,7 @@ def check_parameters(data: Mapping[Hashable, Any], models: Path) -> None:
     if "model_filename" in data:
         weights = sorted(path.name for path in models.glob("*.pt"))
         name = data["model_filename"]
-        # Nobody having asked, the server puts all that it knew at its start there, and takes the first.
+        # If the client names no file, the server lists all that it knew at its start, and takes the first.
         if (name[0] if isinstance(name, list) and name else name) not in weights:
             raise RegZooError(f"model_filename: no {name!r:.80} among the weights here, {', '.join(weights)}")
 

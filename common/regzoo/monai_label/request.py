@@ -124,7 +124,6 @@ class ServedCompose(Compose):
     which answers an error that the client can correct with status 400. It also marks each case as served or not.
 
     Args:
-        transforms: the steps.
         served: whether a server runs them, see `is_served`.
     """
 

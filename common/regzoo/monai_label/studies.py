@@ -117,14 +117,10 @@ def is_inside(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> b
 
 
 def checked_shape(studies: Path, file: Path) -> tuple[int, ...]:
-    """The number of voxels of an image along each axis; refuses a header that names a file outside the studies.
-
-    Args:
-        studies: the studies folder.
-        file: the image.
+    """The number of voxels of an image along each axis.
 
     Raises:
-        RegZooError: it names one, or it is not a readable image.
+        RegZooError: its header names a file outside the studies folder, or it is not a readable image.
     """
     header = read_header(file)
     for named in header.files:
@@ -137,10 +133,7 @@ def checked_shape(studies: Path, file: Path) -> tuple[int, ...]:
 def study_pairs(entries: Sequence[Mapping[str, Any]]) -> list[Record]:
     """Pairs of images whose names are the same except for the words ``fixed`` and ``moving``, sorted by name.
 
-    An image without a partner is left out, with a warning.
-
-    Args:
-        entries: ``{"image": path, "label": path}``.
+    An image without a partner is left out, with a warning. Entries are ``{"image": path, "label": path}``.
 
     Raises:
         RegZooError: there is no pair.

@@ -138,9 +138,9 @@ class _Refinement:
             "spacing_mm": [round(float(mm), 3) for mm in finest.grid.spacing],
         }
         if options.linear and self.start is None:
-            return _linear_result(
-                self.fixed, matrix.cpu().numpy() if improved else np.eye(4), before.device, statistics
-            )
+            found, corners = matrix.cpu().numpy() if improved else np.eye(4), self.fixed.corner_grid
+            ddf = DisplacementField.from_affine(found, corners, before.device).ddf().as_tensor()
+            return Refined(ddf, corners, statistics, found)
         ddf = (after if improved else before)[0].movedim(-1, 0).flip(0)
         return Refined(ddf.contiguous(), finest.grid, statistics)
 
@@ -188,7 +188,8 @@ class _Refinement:
         rough = roughness(added)
         if len(self.levels) > 1:
             residual = self._finest_level(finest.warped(after), lattice)
-            after = _composed(finest, self._field(lattice, residual, self.result_finest, finest), after)
+            added_last = self._field(lattice, residual, self.result_finest, finest)
+            after = Lattice(finest.size, after.device).compose(added_last, after)
             rough = rough + roughness(residual)
         return after, self.smoothness * rough
 
@@ -286,16 +287,6 @@ class _Refinement:
     def _is_over(self) -> bool:
         limit = self.options.seconds
         return limit is not None and time.perf_counter() - self.begin >= limit
-
-
-def _linear_result(fixed: Grid, matrix: np.ndarray, device: torch.device, statistics: dict[str, Any]) -> Refined:
-    grid = fixed.corner_grid
-    ddf = DisplacementField.from_affine(matrix, grid, device).ddf().as_tensor()
-    return Refined(ddf, grid, statistics, matrix)
-
-
-def _composed(level: Level, first: torch.Tensor, then: torch.Tensor) -> torch.Tensor:
-    return Lattice(level.size, first.device).compose(first, then)
 
 
 def smoothed(velocity: torch.Tensor, sigma: float) -> torch.Tensor:

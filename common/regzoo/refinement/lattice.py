@@ -23,7 +23,6 @@ class Sampler:
         image_size: of the image that is sampled.
         step: voxels of the image per voxel of the lattice, along each axis.
         first: the voxel of the image at which the first voxel of the lattice lies, along each axis.
-        device: of both.
     """
 
     def __init__(
@@ -55,12 +54,7 @@ class Sampler:
 
 
 class Lattice:
-    """A lattice of displacements that can be composed, integrated and interpolated.
-
-    Args:
-        size: number of its voxels along each axis.
-        device: of its values.
-    """
+    """A lattice of displacements, of `size` voxels, that can be composed, integrated and interpolated."""
 
     def __init__(self, size: Sequence[int], device: torch.device) -> None:
         self.size = tuple(int(n) for n in size)

@@ -11,7 +11,7 @@ from regzoo.errors import RegZooError
 from regzoo.refinement.lattice import Sampler, shrunk
 from regzoo.spatial import Grid, resample
 from regzoo.spatial.distance import signed_distance
-from regzoo.spatial.held import is_map, one_mask
+from regzoo.spatial.held import is_map, one_mask, part_of
 from regzoo.spatial.warp import Padding, slab_points, slabs, within
 
 #: How far beyond the fixed field of view the moving image is kept, as a share of it.
@@ -161,7 +161,8 @@ def make_levels(
     """
     finest = finest_grid(fixed, spacing, max_voxels)
     low, high = _reach(finest, moving.grid)
-    around = Grid(tuple(np.asarray(finest.shape) + low + high), _shifted(finest, -low))
+    x, y, z = (slice(-before, n + after) for before, n, after in zip(low, finest.shape, high, strict=True))
+    around = part_of(finest, (x, y, z))
     parts = fixed.parts_on(finest, names)
     fixed_channels = torch.cat([parts[name] for name in names], dim=1)
     moving_parts = moving.parts_on(around, names)
@@ -208,12 +209,6 @@ def _reach(grid: Grid, moving: Grid) -> tuple[np.ndarray, np.ndarray]:
     low = np.clip(np.ceil(-corners.min(axis=0)), 0, limit)
     high = np.clip(np.ceil(corners.max(axis=0) - (shape - 1)), 0, limit)
     return low.astype(int), high.astype(int)
-
-
-def _shifted(grid: Grid, voxels: np.ndarray) -> np.ndarray:
-    affine = grid.affine.copy()
-    affine[:3, 3] = grid.to_world(voxels)
-    return affine
 
 
 def _placed(volume: torch.Tensor, source: Grid, target: Grid, padding: Padding = "border") -> torch.Tensor:

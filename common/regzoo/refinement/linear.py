@@ -31,21 +31,6 @@ HOUNSFIELD = -500.0
 THINNEST = 4
 
 
-@dataclass(frozen=True)
-class LinearRegistration:
-    """A linear transformation of one pair.
-
-    Attributes:
-        matrix: 4×4 float64, fixed world → moving world, RAS mm. Its inverse is an edit of the moving affine.
-        before: the similarity of the images where their headers place them; 0 without overlap.
-        after: the similarity after the registration; never less than `before`.
-    """
-
-    matrix: np.ndarray
-    before: float
-    after: float
-
-
 def register_linear(
     fixed: torch.Tensor,
     fixed_grid: Grid,
@@ -54,13 +39,14 @@ def register_linear(
     kind: Linear = "affine",
     fixed_mask: torch.Tensor | None = None,
     moving_mask: torch.Tensor | None = None,
-) -> LinearRegistration:
+) -> np.ndarray:
     """Find the rigid, similarity or affine transformation between two images, wherever their headers place them.
 
     The similarity is the mutual information of the images at sample points that lie in both, times their share of all
     points: a small overlap tells little. Three levels of resolution follow each other. The first one starts from the
     headers, the centres of the fields of view and the centres of mass, each unturned and turned by 45° about 26 axes.
-    Points outside an image or its mask do not count. The result is the same each time.
+    Points outside an image or its mask do not count. The result is the same each time, and never less similar than
+    where the headers place the images.
 
     Args:
         fixed: (1, X, Y, Z) on `fixed_grid`; voxels that are not finite do not count.
@@ -70,6 +56,9 @@ def register_linear(
         kind: ``rigid`` (6 parameters), ``similarity`` (7) or ``affine`` (12).
         fixed_mask: (1, X, Y, Z), voxels of `fixed` that count; all by default.
         moving_mask: the same for `moving`.
+
+    Returns:
+        4×4 float64, fixed world → moving world, RAS mm. Its inverse is an edit of the moving affine.
 
     Raises:
         RegZooError: an image that does not determine the transformation: constant, masked entirely or too thin.
@@ -91,10 +80,9 @@ def register_linear(
             matrices = matrices[similarity(matrices).topk(min(KEPT[level], len(matrices))).indices]
         search: Linear = "similarity" if kind == "affine" and level == 0 else kind
         matrices = _climb(similarity, matrices, search, steps, rate * spacing)
-    values = similarity(torch.cat([header, matrices]))
-    matrix = torch.cat([header, matrices])[values.argmax()].cpu().numpy()
-    before, after = values[0], values.max()
-    return LinearRegistration(np.linalg.inv(matrix) if swapped else matrix, float(before), float(after))
+    matrices = torch.cat([header, matrices])
+    matrix = matrices[similarity(matrices).argmax()].cpu().numpy()
+    return np.linalg.inv(matrix) if swapped else matrix
 
 
 @dataclass(frozen=True)

@@ -130,11 +130,8 @@ KINDS: dict[str, RefinementOptions] = {
 def options_for(kind: str, **changes: Any) -> RefinementOptions:
     """The options for a kind of pair: ``mr`` or ``ct`` (both images), ``other`` (two modalities), or labels of both.
 
-    For those, ``labels`` suits organs, and ``outlines`` structures of a few centimetres.
-
-    Args:
-        kind: see above.
-        changes: other values for some of the options; None keeps the default.
+    For those, ``labels`` suits organs, and ``outlines`` structures of a few centimetres. `changes` are other values for
+    some of the options; None keeps the default.
 
     Raises:
         RegZooError: an unknown kind or option, or a value that cannot be used.

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from monai.data import decollate_batch
 from monai.utils import string_list_all_gather
-from regzoo.case import Key
 
 if TYPE_CHECKING:  # a registration does without Ignite, which takes as long to import as PyTorch
     from ignite.engine import Engine
@@ -25,13 +24,6 @@ def cases_of(engine: Engine) -> list[dict[str, Any]]:
     batch = batch or [{} for _ in output]
     output = output or [{} for _ in batch]
     return [{**inputs, **outputs} for inputs, outputs in zip(batch, output, strict=True)]
-
-
-def name_of_case(item: Mapping[str, Any]) -> str:
-    """The name of a case: its record's ``case``."""
-    if Key.CASE not in item:
-        raise KeyError("the evaluator's batch has no 'case': the transforms must keep this entry of the record")
-    return str(item[Key.CASE])
 
 
 def gather_strings(strings: list[str]) -> list[str]:

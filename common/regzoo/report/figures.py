@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from monai.engines import IterationEvents
+from regzoo.case import Key
 from regzoo.files import file_name
-from regzoo.report.engine import cases_of, name_of_case
+from regzoo.report.engine import cases_of
 
 if TYPE_CHECKING:
     from ignite.engine import Engine
@@ -27,7 +28,6 @@ def case_figure(path: str | PathLike[str], item: Mapping[str, Any]) -> None:
     it shows the labels on the fixed image, with their probabilities before thresholding.
 
     Args:
-        path: PNG file to write.
         item: has ``reference_image``, a `MetaTensor`, ``unregistered_image`` and ``warped_image`` (1, X, Y, Z), and may
             have ``reference_label``, ``unregistered_label``, ``warped_label`` (C, X, Y, Z, or held as a map), and
             ``field`` or ``ddf`` (3, X, Y, Z) in voxels, all on the grid of ``reference_image``. With
@@ -47,7 +47,6 @@ class FigureWriter:
     Each rank draws its own cases.
 
     Args:
-        output_dir: folder to write to.
         limit: the largest number of pictures per run and rank; None for all cases.
     """
 
@@ -65,5 +64,6 @@ class FigureWriter:
     def _draw(self, engine: Engine) -> None:
         for item in cases_of(engine):
             if self.limit is None or len(self._drawn) < self.limit:
-                case_figure(self.output_dir / f"{file_name(name_of_case(item))}.png", item)
-                self._drawn.append(name_of_case(item))
+                case = str(item[Key.CASE])
+                case_figure(self.output_dir / f"{file_name(case)}.png", item)
+                self._drawn.append(case)

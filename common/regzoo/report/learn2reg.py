@@ -14,7 +14,7 @@ from regzoo.case import FIXED, MOVING, Key
 from regzoo.datasets.folders import case_name
 from regzoo.errors import bad_file
 from regzoo.files import atomic_path
-from regzoo.report.engine import cases_of, name_of_case
+from regzoo.report.engine import cases_of
 from regzoo.spatial import DisplacementField, Grid
 
 if TYPE_CHECKING:
@@ -57,7 +57,6 @@ class Learn2RegFields:
     `voxel_displacement`. Each rank writes its own cases.
 
     Args:
-        output_dir: folder to write to.
         wanted: whether to write anything.
 
     Raises:
@@ -82,7 +81,7 @@ class Learn2RegFields:
 
     def _write(self, engine: Engine) -> None:
         for item in cases_of(engine):
-            case = name_of_case(item)
+            case = str(item[Key.CASE])
             if Key.FIELD not in item:
                 fix = "refine the case, or use a bundle that predicts a field"
                 raise bad_file(case, "its labels were predicted without a field to write for Learn2Reg", fix)

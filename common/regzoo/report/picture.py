@@ -22,7 +22,6 @@ from regzoo.case import REFERENCE, UNREGISTERED, WARPED, Key
 from regzoo.files import atomic_path
 from regzoo.metrics.base import affine_of
 from regzoo.metrics.labels import TargetRegistrationError
-from regzoo.report.engine import name_of_case
 from regzoo.report.planes import PLANES, Orientation, Plane
 from regzoo.report.volumes import Deformation, Labels, overlap, some_of
 from regzoo.spatial import as_tensor
@@ -43,7 +42,7 @@ class Picture:
     def __init__(self, item: Mapping[str, Any]) -> None:
         affine = affine_of(item[REFERENCE.image]).numpy()
         turn = Orientation.of(affine)
-        self.title = name_of_case(item) if Key.CASE in item else ""
+        self.title = str(item.get(Key.CASE, ""))
         self.label_map = bool(item.get(Key.MOVING_LABEL_IS_MAP))
         self.spacing = np.linalg.norm(affine[:3, :3], axis=0)[turn.source]
         views = {"fixed": REFERENCE, "moving": UNREGISTERED, "warped": WARPED}

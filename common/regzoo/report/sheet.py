@@ -16,7 +16,6 @@ def contact_sheet(path: str | PathLike[str], pictures: Sequence[Path]) -> None:
     """Write pictures, made smaller, row by row into one PNG file.
 
     Args:
-        path: PNG file to write.
         pictures: at least one, such as those of `regzoo.report.case_figure`, which show the names of their cases.
     """
     from PIL import Image

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from regzoo.metrics.base import affine_of
 from regzoo.metrics.handlers import BEFORE
 from regzoo.metrics.labels import centroid_distances, dice
 from regzoo.metrics.points import point_distances
-from regzoo.report.engine import cases_of, gather_strings, is_writer, name_of_case
+from regzoo.report.engine import cases_of, gather_strings, is_writer
 from regzoo.spatial import as_tensor
 
 if TYPE_CHECKING:
@@ -90,7 +90,6 @@ class CaseTable(Table):
     ``engine.state.metric_details``, so attach the metrics with ``IgniteMetricHandler(save_details=True)``.
 
     Args:
-        output_dir: folder to write to.
         show: print the summary.
 
     Raises:
@@ -102,7 +101,7 @@ class CaseTable(Table):
         self.show = show
 
     def _text(self, item: Mapping[str, Any]) -> str:
-        return name_of_case(item)
+        return str(item[Key.CASE])
 
     def _write(self, engine: Engine, texts: list[str]) -> None:
         columns = _columns(getattr(engine.state, "metric_details", None) or {}, len(texts))
@@ -118,7 +117,34 @@ class CaseTable(Table):
             print(summary_text(summaries, len(rows)), flush=True)
 
 
-class LabelTable(Table):
+class RowTable(Table):
+    """A table with rows for each case, such as one for each of its labels; the first column names the case.
+
+    Attributes:
+        FILE, HEADER: name and columns of the table.
+        ALWAYS: whether there is a table without rows, too.
+    """
+
+    FILE: ClassVar[str]
+    HEADER: ClassVar[Sequence[str]]
+    ALWAYS: ClassVar[bool] = True
+
+    def rows(self, item: Mapping[str, Any]) -> list[list[Any]]:
+        """The rows of a case, without its name."""
+        raise NotImplementedError
+
+    def _text(self, item: Mapping[str, Any]) -> str:
+        return json.dumps([str(item[Key.CASE]), self.rows(item)])
+
+    def _write(self, engine: Engine, texts: list[str]) -> None:
+        rows = [[case, *row] for case, rows in dict(map(json.loads, texts)).items() for row in rows]
+        if rows or self.ALWAYS:
+            write_csv(self.output_dir / self.FILE, self.HEADER, rows)
+        else:
+            (self.output_dir / self.FILE).unlink(missing_ok=True)
+
+
+class LabelTable(RowTable):
     """Ignite handler that writes ``labels.csv``: a row per case and label, before and after registration.
 
     Each case must have ``reference_label`` and ``warped_label`` and may have ``unregistered_label``, (C, X, Y, Z) on
@@ -130,46 +156,37 @@ class LabelTable(Table):
     distance has left the image.
     """
 
+    FILE = "labels.csv"
     HEADER = (
         *("case", "label", "name", "distance_before_mm", "distance_after_mm", "dsc_before", "dsc_after"),
         *("volume_fixed_ml", "volume_before_ml", "volume_after_ml"),
     )
 
-    def _text(self, item: Mapping[str, Any]) -> str:
-        return json.dumps(label_rows(item))
-
-    def _write(self, engine: Engine, texts: list[str]) -> None:
-        tables = {table["case"]: table["rows"] for table in map(json.loads, texts)}
-        write_csv(self.output_dir / "labels.csv", self.HEADER, [row for rows in tables.values() for row in rows])
-
-
-def label_rows(item: Mapping[str, Any]) -> dict[str, Any]:
-    """The rows of `LabelTable` for one case: ``case`` and ``rows``."""
-    case, fixed, warped = name_of_case(item), item[REFERENCE.label], item[WARPED.label]
-    before = item.get(UNREGISTERED.label)
-    names = list(item.get(Key.LABEL_NAMES) or [])
-    voxel = float(affine_of(fixed)[:3, :3].det().abs()) / 1000  # ml
-    missing = [math.nan] * len(fixed)
-    volumes = [
-        missing if labels is None else (as_tensor(labels).sum(dim=(1, 2, 3), dtype=torch.float64) * voxel).tolist()
-        for labels in (fixed, before, warped)
-    ]
-    distances, overlaps = [], []
-    for moving in (before, warped):
-        distances.append(missing if moving is None else centroid_distances(moving, fixed).tolist())
-        overlaps.append(missing if moving is None else dice(moving, fixed).tolist())
-    rows = []
-    for label in range(len(fixed)):
-        in_fixed, in_before, in_warped = (volume[label] for volume in volumes)
-        if not in_fixed or not (in_before > 0 or in_warped > 0):
-            continue
-        name = names[label] if label < len(names) else f"label {label}"
-        values = [d[label] for d in distances] + [o[label] for o in overlaps] + [in_fixed, in_before, in_warped]
-        rows.append([case, label, name, *values])
-    return {"case": case, "rows": rows}
+    def rows(self, item: Mapping[str, Any]) -> list[list[Any]]:
+        fixed, before, warped = item[REFERENCE.label], item.get(UNREGISTERED.label), item[WARPED.label]
+        names = list(item.get(Key.LABEL_NAMES) or [])
+        voxel = float(affine_of(fixed)[:3, :3].det().abs()) / 1000  # ml
+        missing = [math.nan] * len(fixed)
+        volumes = [
+            missing if labels is None else (as_tensor(labels).sum(dim=(1, 2, 3), dtype=torch.float64) * voxel).tolist()
+            for labels in (fixed, before, warped)
+        ]
+        distances, overlaps = [], []
+        for moving in (before, warped):
+            distances.append(missing if moving is None else centroid_distances(moving, fixed).tolist())
+            overlaps.append(missing if moving is None else dice(moving, fixed).tolist())
+        rows = []
+        for label in range(len(fixed)):
+            in_fixed, in_before, in_warped = (volume[label] for volume in volumes)
+            if not in_fixed or not (in_before > 0 or in_warped > 0):
+                continue
+            name = names[label] if label < len(names) else f"label {label}"
+            values = [d[label] for d in distances] + [o[label] for o in overlaps] + [in_fixed, in_before, in_warped]
+            rows.append([label, name, *values])
+        return rows
 
 
-class PointTable(Table):
+class PointTable(RowTable):
     """Ignite handler that writes ``points.csv``: a row per case and point, before and after registration.
 
     Each case must have what `regzoo.transforms.CarryPointsd` adds. Without any point, there is no table.
@@ -178,18 +195,12 @@ class PointTable(Table):
     transformation to measure.
     """
 
+    FILE = "points.csv"
     HEADER = ("case", "point", "distance_before_mm", "distance_after_mm")
+    ALWAYS = False
 
-    def _text(self, item: Mapping[str, Any]) -> str:
-        return json.dumps({"case": name_of_case(item), "rows": point_rows(item)})
-
-    def _write(self, engine: Engine, texts: list[str]) -> None:
-        tables = {table["case"]: table["rows"] for table in map(json.loads, texts)}
-        rows = [[case, *row] for case, rows in tables.items() for row in rows]
-        if rows:
-            write_csv(self.output_dir / "points.csv", self.HEADER, rows)
-        else:
-            (self.output_dir / "points.csv").unlink(missing_ok=True)
+    def rows(self, item: Mapping[str, Any]) -> list[list[Any]]:
+        return point_rows(item)
 
 
 def point_rows(item: Mapping[str, Any]) -> list[list[Any]]:

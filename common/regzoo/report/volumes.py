@@ -79,7 +79,7 @@ def overlap(first: Labels, second: Labels, count: int) -> np.ndarray:
         ends = [[(b[axis].start, b[axis].stop) for b in present] for axis in range(3) if present]
         box = tuple(slice(min(low for low, _ in pair), max(high for _, high in pair)) for pair in ends)
         masks = [torch.from_numpy(labels.values(index)[box] >= 0.5)[None] for labels in (first, second)]
-        scores.append(float(dice(masks[0], masks[1], threshold=1)[0]))
+        scores.append(float(dice(masks[0], masks[1])[0]))
     return np.array(scores)
 
 

@@ -41,7 +41,6 @@ class Slice(NamedTuple):
     """What the file of one slice says.
 
     Attributes:
-        file: the file.
         tags: the elements of its header, such as ``0020|0011``.
         shape: columns, rows, frames.
         components: the number of values in each voxel.
@@ -255,12 +254,7 @@ def _mixed(path: Path, one: Slice, other: Slice, what: str) -> RegZooError:
 def _step(path: Path, slices: list[Slice], offsets: np.ndarray, normal: np.ndarray, tolerance: float) -> float:
     """The distance between slices; raises `RegZooError` unless they lie evenly spaced along their normal.
 
-    Args:
-        path: for the error.
-        slices: in order.
-        offsets: the position of each, from the first one, mm.
-        normal: unit vector.
-        tolerance: mm.
+    `offsets` (N, 3) are the positions of the slices, in order, from the first one; all lengths are in mm.
     """
     heights = offsets @ normal
     gaps = np.diff(heights)

@@ -64,7 +64,7 @@ def boxes(labels: torch.Tensor, count: int) -> list[Box | None]:
 
 
 def part_of(grid: Grid, box: Box) -> Grid:
-    """The part of a grid inside a box."""
+    """The part of a grid inside a box, which may also reach beyond the grid."""
     affine = grid.affine.copy()
     affine[:3, 3] = grid.to_world([side.start for side in box])
     x, y, z = (side.stop - side.start for side in box)
@@ -135,7 +135,6 @@ def write_labels(path: str | PathLike[str], labels: MetaTensor, names: Mapping[i
 
     Args:
         path: a map in a file ``.seg.nrrd`` becomes a segmentation of 3D Slicer.
-        labels: the labels.
         names: of the values of a map, for 3D Slicer; other values are called ``label_7`` and so on.
 
     Raises:

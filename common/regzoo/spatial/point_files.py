@@ -50,7 +50,6 @@ def read_points(path: str | Path, frame: str | None = None) -> PointFile:
     """Read ``.fcsv`` or ``.mrk.json`` of 3D Slicer, ``.csv`` with columns x, y, z, or a surface (``.vtk``, ``.ply``).
 
     Args:
-        path: the file.
         frame: ``RAS`` or ``LPS``, for a file that does not say so itself.
 
     Raises:
@@ -204,16 +203,17 @@ def _csv(path: Path, content: bytes, frame: str | None) -> PointFile:
     return PointFile(_numbers(path, rows, columns) * signs, rewritten, ".csv", labels)
 
 
+def _placed(lists: Sequence[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+    """The points of 3D Slicer's lists that have a position, each with its frame."""
+    points = ((str(one["coordinateSystem"]).upper(), point) for one in lists for point in one["controlPoints"])
+    return [(frame, point) for frame, point in points if point.get("positionStatus", "defined") == "defined"]
+
+
 def _markups(path: Path, content: bytes, frame: str | None) -> PointFile:
     try:
         scene = json.loads(_text(path, content))
         lists = scene["markups"]
-        placed = [
-            (str(one["coordinateSystem"]).upper(), point)
-            for one in lists
-            for point in one["controlPoints"]
-            if point.get("positionStatus", "defined") == "defined"
-        ]
+        placed = _placed(lists)
         numbers = [(float(x), float(y), float(z)) for x, y, z in (point["position"] for _, point in placed)]
         positions = _checked(path, numbers)
     except RegZooError:
@@ -231,13 +231,7 @@ def _markups(path: Path, content: bytes, frame: str | None) -> PointFile:
 
     def rewritten(points: np.ndarray, known: np.ndarray) -> bytes:
         written = copy.deepcopy(scene)
-        moved = [
-            point
-            for one in written["markups"]
-            for point in one["controlPoints"]
-            if point.get("positionStatus", "defined") == "defined"
-        ]
-        for point, position, is_known in zip(moved, points * signs, known, strict=True):
+        for (_, point), position, is_known in zip(_placed(written["markups"]), points * signs, known, strict=True):
             if is_known:
                 point["position"] = [round(float(value), 6) for value in position]
             else:

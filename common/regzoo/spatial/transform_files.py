@@ -40,7 +40,6 @@ def read_transformation(path: str | PathLike[str], fixed: Grid | None = None) ->
     Learn2Reg (``.npz``, and NIfTI of shape (X, Y, Z, 3), in voxels; both images must share one grid).
 
     Args:
-        path: the file.
         fixed: the grid of the fixed image, which files of Learn2Reg do not contain.
 
     Raises:

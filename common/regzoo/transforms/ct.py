@@ -75,18 +75,9 @@ class HounsfieldUnitsd(MapTransform):
 
 
 def hounsfield_units(values: np.ndarray, grid: Grid, name: str) -> tuple[np.ndarray, list[str]]:
-    """A CT in Hounsfield units without padding, see `HounsfieldUnitsd`.
+    """A CT (X, Y, Z) in Hounsfield units without padding, and the corrections made, see `HounsfieldUnitsd`.
 
-    Args:
-        values: (X, Y, Z), not changed.
-        grid: of the values.
-        name: of the file, for errors.
-
-    Returns:
-        The values and the corrections made; the given array itself if there are none.
-
-    Raises:
-        RegZooError: as `HounsfieldUnitsd`.
+    Returns the given array itself if there are no corrections. Errors name the file, `name`.
     """
     notes: list[str] = []
     known = np.isfinite(values)
@@ -173,16 +164,14 @@ class FieldOfViewd(MapTransform):
     Args:
         label: value of the organ in the label maps; None for the body.
         margin: round the organ, mm. A warning says where the network's field of view is smaller than that.
-        threshold: least Hounsfield units of a body.
 
     Source: Pérez de Frutos et al. 2023, section "Preprocessing", and its code (margin 40 mm).
     """
 
-    def __init__(self, label: int | None = 6, margin: float = 20.0, threshold: float = SOLID) -> None:
+    def __init__(self, label: int | None = 6, margin: float = 20.0) -> None:
         super().__init__(IMAGE_KEYS, allow_missing_keys=True)
         self.label = label
         self.margin = float(margin)
-        self.threshold = float(threshold)
 
     def __call__(self, data: Case) -> Case:
         item = data.copy()
@@ -193,7 +182,7 @@ class FieldOfViewd(MapTransform):
             item[Key.VIEW_EXTENT] = fixed.extent + 2 * self.margin
         found = {side: organ for side, organ in organs.items() if organ is not None}
         if len(found) < len(sides):
-            found = {side: body_region(data[side.image], self.threshold) for side in sides}
+            found = {side: body_region(data[side.image]) for side in sides}
             _compare_heights(data, found)
         item[Key.VIEW_CENTER] = (fixed or found[FIXED]).center
         if len(sides) == 2:
@@ -214,19 +203,18 @@ class FieldOfViewd(MapTransform):
         return _region(mask, Grid.of(label))
 
 
-def body_region(image: MetaTensor, threshold: float = SOLID) -> Region:
+def body_region(image: MetaTensor) -> Region:
     """The place of the body on a CT: the largest connected thing that is not thin, without table and blankets.
 
     Args:
         image: (1, X, Y, Z), Hounsfield units, with affine voxel → RAS mm.
-        threshold: least Hounsfield units of the body.
 
     Returns:
         The place of the body, or of the whole image if no body is found.
     """
     grid = Grid.of(image)
     steps = [max(1, round(COARSE / mm)) for mm in grid.spacing]
-    solid = as_tensor(image)[0, :: steps[0], :: steps[1], :: steps[2]].cpu().numpy() > threshold
+    solid = as_tensor(image)[0, :: steps[0], :: steps[1], :: steps[2]].cpu().numpy() > SOLID
     spacing = grid.spacing * steps
     # Distances do not grow beyond the border, where a body goes on.
     thick = ndimage.distance_transform_edt(solid, sampling=spacing) > THIN

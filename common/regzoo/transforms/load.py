@@ -216,7 +216,7 @@ class AlignPaird(MapTransform):
         elif method == "rigid" or method == "similarity" or method == "affine":
             masks = (item.get(side.mask) for side in SIDES)
             found = register_linear(item[FIXED.image], fixed, item[MOVING.image], moving, method, *masks)
-            matrix = np.linalg.inv(found.matrix)
+            matrix = np.linalg.inv(found)
         elif method != "header":
             matrix[:3, 3] = fixed.center - _middle(item, by_label=method == "label")
         elif not overlap(fixed, moving):

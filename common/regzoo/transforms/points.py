@@ -37,14 +37,9 @@ class CarryPointsd(MapTransform):
 
 
 def landmarks_of(data: Case, images: tuple[str, str] = (FIXED.native_image, MOVING.native_image)) -> Landmarks:
-    """The corresponding points that a record names; none if it names none.
+    """The corresponding points that a record names, see `read_landmarks`; none if it names none.
 
-    Args:
-        data: the case.
-        images: the keys of the images as loaded, for their grids.
-
-    Raises:
-        RegZooError: see `regzoo.spatial.landmarks.read_landmarks`.
+    `images` are the keys of the images as loaded, for their grids.
     """
     fixed, moving = data.get(FIXED.points), data.get(MOVING.points)
     if fixed is None or moving is None:

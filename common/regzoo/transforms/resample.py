@@ -16,6 +16,7 @@ from regzoo.errors import RegZooError, bad_file
 from regzoo.filters import gaussian_filter, voxel_sigmas
 from regzoo.spatial import Grid, as_tensor, resample
 from regzoo.spatial.held import Box, boxes, is_map, one_mask, part_of, sizes_and_centres
+from regzoo.spatial.transformation import within_grid
 from regzoo.spatial.volumes import FILE
 from regzoo.transforms.load import aligned, file_of, overlap
 
@@ -240,9 +241,7 @@ class RegionInputd(MapTransform):
         if data.get(Key.FULL_RESOLUTION, False):
             native, grid = aligned(data, data[MOVING.native_label]), Grid.of(label)
             _, centres = sizes_and_centres(native, boxes(native, len(top)))
-            voxels = grid.to_voxels(centres)
-            inside = ((voxels >= -0.5) & (voxels <= np.asarray(grid.shape) - 0.5)).all(axis=1)
-            scale = scale * torch.as_tensor(inside, device=scale.device)
+            scale = scale * torch.as_tensor(within_grid(centres, grid), device=scale.device)
         item[MOVING.label] = label * scale.view(-1, 1, 1, 1)
         return item
 

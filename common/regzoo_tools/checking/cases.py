@@ -77,12 +77,7 @@ class Examiner:
         self.load, self.steps, self.view = load, list(steps), view
 
     def __call__(self, record: Record, draw: bool = False) -> CaseFacts:
-        """Examine a case.
-
-        Args:
-            record: the case.
-            draw: whether to make a thumbnail of it.
-        """
+        """Examine a case, and make a thumbnail of it if `draw`."""
         facts = CaseFacts(str(record[Key.CASE]))
         files, image = record_files(record), record[FIXED.image]
         needed = self.need if record.get(Key.SPLIT, "train") != "test" else ()

@@ -90,7 +90,11 @@ def check_data(
     Raises:
         RegZooError: the data set is in no known layout, no such bundle or setting, or `out` holds another's files.
     """
-    folder = None if out is None else _output_folder(out)
+    folder = None if out is None else Path(out)
+    if folder is not None:
+        check_file(folder / REPORT)
+        check_file(folder / SHEET)
+        make_folder(folder)
     plan = Plan(bundle, str(data), settings)
     records, findings = _records(plan)
     drawn = set(range(0, len(records), -(-len(records) // ON_SHEET))) if folder and records else set()
@@ -195,7 +199,8 @@ def _propose(plan: Plan, report: Report, estimate: bool) -> None:
     if plan.bundle is None or not estimate or not whole:
         return
     for _ in range(3):
-        report.cost = _measured(plan, whole[0], report.spacing, report.size)
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            report.cost = pool.submit(plan.measure, whole[0], report.spacing, report.size).result()
         budget = MEMORY * available_bytes(report.cost.device)
         needed = report.cost.step_bytes + report.cost.case_bytes * len(training)
         if needed <= budget:
@@ -207,20 +212,6 @@ def _propose(plan: Plan, report: Report, estimate: bool) -> None:
         larger = propose_grid(report.facts, report.spacing, max(1.1, (needed / budget) ** (1 / 3)))
         assert larger is not None
         report.spacing, report.size = larger
-
-
-def _measured(plan: Plan, record: Record, spacing: list[float], size: list[int]) -> Cost:
-    """A few steps of the training, run in a process of their own."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(plan.measure, record, spacing, size).result()
-
-
-def _output_folder(out: str | PathLike[str]) -> Path:
-    """The output folder, after checking that writing the results replaces no other file."""
-    folder = Path(out)
-    check_file(folder / REPORT)
-    check_file(folder / SHEET)
-    return make_folder(folder)
 
 
 def _write(report: Report, folder: Path, frame: str) -> None:
@@ -253,11 +244,8 @@ def _write(report: Report, folder: Path, frame: str) -> None:
         temporary.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
     thumbnails = [facts.thumbnail for facts in report.facts if facts.thumbnail]
     if thumbnails:
-        shown = f"{len(thumbnails)} of {len(report.records)} {'images' if _single(report) else 'pairs'}"
-        contact_sheet(folder / SHEET, thumbnails, f"{report.data}: {shown}, {frame}")
+        kind = "images" if all(map(is_single, report.records)) else "pairs"
+        title = f"{report.data}: {len(thumbnails)} of {len(report.records)} {kind}, {frame}"
+        contact_sheet(folder / SHEET, thumbnails, title)
     else:
         (folder / SHEET).unlink(missing_ok=True)
-
-
-def _single(report: Report) -> bool:
-    return all(map(is_single, report.records))

@@ -42,12 +42,7 @@ def finding_of(
 ) -> Finding:
     """The finding that an error or a warning, ``<file>: <problem>; <fix>``, is about.
 
-    Args:
-        text: the error or the warning.
-        severity: of the finding.
-        files: the files that it may be about.
-        case: which case.
-        otherwise: the file or data set to name if the text names none of them.
+    If it is about none of the `files`, the finding names the file or data set `otherwise`.
     """
     message = str(text)
     file = next((file for file in sorted(files, key=len, reverse=True) if message.startswith(f"{file}: ")), None)

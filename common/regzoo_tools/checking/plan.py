@@ -51,7 +51,6 @@ class Plan:
 
     Args:
         bundle: a bundle's name or folder, or None.
-        data: the data set.
         settings: ids of ``configs/train.json`` with other values.
 
     Raises:
@@ -117,11 +116,9 @@ class Plan:
         return None
 
     def measure(self, record: Record, spacing: list[float], size: list[int]) -> Cost:
-        """Run a few steps of the training on one case. Call it in a separate process: it measures the process's memory.
+        """Run a few steps of the training on a case without errors, with another network grid.
 
-        Args:
-            record: a case without errors.
-            spacing, size: of the network grid.
+        Call it in a separate process: it measures the memory of the process.
         """
         with tempfile.TemporaryDirectory(prefix="regzoo-") as folder:
             more: dict[str, Any] = {"train#dataset#data": [record], "validate#dataset#data": [record]}

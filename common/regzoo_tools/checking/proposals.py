@@ -71,10 +71,6 @@ def propose_grid(
 
 
 def propose_folds(records: Sequence[Record]) -> int | None:
-    """How many folds for a cross-validation: five patients each, 5 to 20 folds; None for fewer than two patients.
-
-    Args:
-        records: of the training split.
-    """
+    """How many folds for a cross-validation: five patients each, 5 to 20 folds; None for fewer than two patients."""
     patients = len(linked_groups(records))
     return None if patients < 2 else min(patients, max(FEWEST, min(MOST, patients // PER_FOLD)))

@@ -35,10 +35,7 @@ class Thumbnail(NamedTuple):
 def thumbnail(item: Mapping[Any, Any], view: Grid, case: str) -> Thumbnail:
     """Cut a case, aligned but not resampled, in the middle of its first label, or of the view if it has no label.
 
-    Args:
-        item: the case.
-        view: the network grid, which fills the slice.
-        case: its name.
+    The view is the network grid, which fills the slice.
     """
     plane = _plane(view, _height(item, view))
     images: dict[str, np.ndarray] = {}
@@ -78,13 +75,7 @@ def _plane(view: Grid, height: float) -> Grid:
 
 
 def contact_sheet(path: str | PathLike[str], thumbnails: Sequence[Thumbnail], title: str) -> None:
-    """Draw slices side by side and write them as a PNG file.
-
-    Args:
-        path: PNG file to write.
-        thumbnails: of each case.
-        title: above all slices.
-    """
+    """Draw slices side by side, below a title, and write them as a PNG file."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from regzoo.report.picture import BACKGROUND, FIXED, MOVING, MUTED, TEXT

@@ -108,12 +108,6 @@ def outdated(study: Study, cell: Cell, facts: dict[str, Any]) -> list[str]:
     return [word for part, word in PARTS.items() if before.get(part) != now[part]]
 
 
-def finished(study: Study) -> list[dict[str, Any]]:
-    """The facts of the cells that are done and up to date, in the order of the study."""
-    facts = [(cell, read_facts(study, cell)) for cell in cells_of(study)]
-    return [known for cell, known in facts if known.get("status") == "done" and not outdated(study, cell, known)]
-
-
 def recipe(study: Study, cell: Cell) -> dict[str, str]:
     """The hashes of everything that the result of a cell depends on, see `PARTS`."""
     method, start = study.methods[cell.method], start_of(study, cell)
@@ -170,12 +164,9 @@ def _data(source: str) -> str:
 
 @contextmanager
 def locked(path: Path, patience: float = 0.0) -> Iterator[int | None]:
-    """Hold a lock file; yields its file descriptor, or None if another process holds it.
+    """Hold a lock file; yields its file descriptor, or None if another process holds it for `patience` seconds.
 
     A process started meanwhile that inherits the descriptor holds the lock until it ends, also if this one is killed.
-
-    Args:
-        patience: how long to wait for the lock, s.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + patience

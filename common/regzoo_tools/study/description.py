@@ -58,7 +58,6 @@ class Study:
     """A study with one of its scales.
 
     Attributes:
-        file: the JSON file.
         folder: where its results go.
         title, source: in words.
         data: name → ``{"dataset_dir": …}`` or ``{"phantoms": {…}}``, and ``settings`` of all methods on these data.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Mapping
@@ -14,8 +13,7 @@ import torch
 from regzoo.case import REFERENCE, WARPED, Key
 from regzoo.files import file_name, make_folder
 from regzoo.metrics.base import CaseMetric, affine_of
-from regzoo.report.engine import name_of_case
-from regzoo.report.tables import Table, write_csv
+from regzoo.report.tables import RowTable
 from regzoo.spatial import centroids
 from torch import nn
 
@@ -59,39 +57,29 @@ class Runtime(CaseMetric):
         return y_pred
 
 
-class CentroidTable(Table):
+class CentroidTable(RowTable):
     """Ignite handler that writes ``centroids.csv``: where each label of a case lies, and where it was predicted.
 
     Columns: case, label (channel), name, and the centroids of the fixed and the warped label, RAS mm; empty cells mean
     that the warped label has left the image. A label that is empty in the fixed image has no row.
     """
 
+    FILE = "centroids.csv"
     HEADER = ("case", "label", "name", *(f"{side}_{axis}_mm" for side in ("fixed", "warped") for axis in "xyz"))
 
-    def _text(self, item: Mapping[str, Any]) -> str:
+    def rows(self, item: Mapping[str, Any]) -> list[list[Any]]:
         names = list(item.get(Key.LABEL_NAMES) or [])
         affine = affine_of(item[REFERENCE.label])
         fixed, warped = (centroids(item[view.label], affine).tolist() for view in (REFERENCE, WARPED))
-        rows = [
+        return [
             [label, names[label] if label < len(names) else f"label {label}", *fixed[label], *warped[label]]
             for label in range(len(fixed))
             if not math.isnan(fixed[label][0])
         ]
-        return json.dumps({"case": name_of_case(item), "rows": rows})
-
-    def _write(self, engine: Any, texts: list[str]) -> None:
-        tables = {table["case"]: table["rows"] for table in map(json.loads, texts)}
-        rows = [[case, *row] for case, rows in tables.items() for row in rows]
-        write_csv(self.output_dir / "centroids.csv", self.HEADER, rows)
 
 
 class SaveFields:
-    """Save the displacement fields of the first few cases that have one, see `DisplacementField.save`.
-
-    Args:
-        output_dir: folder to write to.
-        count: how many.
-    """
+    """Save the displacement fields of the first `count` cases that have one, see `DisplacementField.save`."""
 
     def __init__(self, output_dir: str | PathLike[str], count: int) -> None:
         self.folder, self.left = Path(output_dir), count
@@ -99,5 +87,5 @@ class SaveFields:
     def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
         if self.left > 0 and Key.FIELD in data:
             self.left -= 1
-            data[Key.FIELD].save(make_folder(self.folder) / f"{file_name(name_of_case(data))}.nii.gz")
+            data[Key.FIELD].save(make_folder(self.folder) / f"{file_name(str(data[Key.CASE]))}.nii.gz")
         return data

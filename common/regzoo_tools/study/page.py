@@ -76,8 +76,6 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Cell]], texts: int = 1,
     """A table.
 
     Args:
-        header: of the columns.
-        rows: the cells.
         texts: the number of columns of words, at the left.
         marked: see `Marked`.
     """

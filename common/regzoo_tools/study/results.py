@@ -103,11 +103,7 @@ def mean(values: Iterable[float]) -> float:
 
 
 def read_groups(cells: Sequence[Facts], folder: Path) -> list[Group]:
-    """Read what finished cells measured.
-
-    Args:
-        cells: their facts, in the order of the study.
-        folder: the study's folder.
+    """Read what finished cells measured, from their facts and the study's folder.
 
     Raises:
         RegZooError: a table is missing or cannot be read, or holds a case that another fold measured as well.

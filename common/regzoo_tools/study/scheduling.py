@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import json
 import os
@@ -18,7 +17,7 @@ from typing import Any
 from regzoo.errors import RegZooError, bad_file
 from regzoo.files import make_folder, write_json
 from regzoo_tools.study.cells import Cell, cells_of, depth, folder_of, is_locked, lock_of, locked, outdated, read_facts
-from regzoo_tools.study.description import Study, data_of
+from regzoo_tools.study.description import Study, data_of, unknown
 from regzoo_tools.study.work import Work
 
 EXECUTORS = ("local", "slurm")
@@ -51,13 +50,16 @@ def run_study(study: Study, executor: str = "local", jobs: int = 1, redo: bool =
     make_folder(study.folder)
     write_json(study.folder / "study.json", study.as_dict())
     everything = cells_of(study)
-    old = {cell: words for cell in everything if (words := _outdated(study, cell))}
+    known = {cell: facts for cell in everything if (facts := read_facts(study, cell))}
+    old = {cell: words for cell, facts in known.items() if (words := outdated(study, cell, facts))}
     for cell, words in old.items():
         moved = f"moved to {_set_aside(study, cell)}" if redo and not is_locked(lock_of(study, cell)) else "kept"
         print(f"{cell.name}: was made with other {', '.join(words)}; {moved}", flush=True)
     waiting = submitted_cells(study) if executor == "slurm" else set()
     kept = set() if redo else old.keys()
-    cells = [cell for cell in everything if cell not in kept and not _is_done(study, cell) and cell.name not in waiting]
+    cells = [
+        cell for cell in everything if cell not in kept and _status(study, cell) != "done" and cell.name not in waiting
+    ]
     print(f"{study.folder}: {len(cells)} of {len(everything)} cells to run", flush=True)
     if cells:
         write_phantoms(study, cells)
@@ -66,24 +68,15 @@ def run_study(study: Study, executor: str = "local", jobs: int = 1, redo: bool =
     if executor == "slurm" and (cells or waiting):
         print(f"submitted; see: regzoo study status {study.file}")
         return
-    left = [cell for cell in everything if cell in kept or not _is_ended(study, cell)]
+    # A cell is skipped if it cannot be run on this machine.
+    left = [cell for cell in everything if cell in kept or _status(study, cell) not in ("done", "skipped")]
     if left:
         fix = "--redo runs them again" if kept else "regzoo study status shows why; run again to go on"
         raise RegZooError(f"{study.folder}: {len(left)} of {len(everything)} cells are not done; {fix}")
 
 
-def _outdated(study: Study, cell: Cell) -> list[str]:
-    facts = read_facts(study, cell)
-    return outdated(study, cell, facts) if facts else []
-
-
-def _is_done(study: Study, cell: Cell) -> bool:
-    return read_facts(study, cell).get("status") == "done"
-
-
-def _is_ended(study: Study, cell: Cell) -> bool:
-    """Whether a cell is done, or cannot be run on this machine."""
-    return read_facts(study, cell).get("status") in ("done", "skipped")
+def _status(study: Study, cell: Cell) -> str:
+    return str(read_facts(study, cell).get("status", ""))
 
 
 def _set_aside(study: Study, cell: Cell) -> Path:
@@ -120,13 +113,11 @@ def write_phantoms(study: Study, cells: Sequence[Cell]) -> None:
         place = f"data.{name}.phantoms"
         kind = parameters.get("kind", "prostate")
         if kind not in KINDS:
-            raise bad_file(study.file, f"{place}.kind: {kind} is not known", f"use one of {', '.join(KINDS)}")
+            raise unknown(study.file, f"{place}.kind", f"{kind} is not known", kind, KINDS)
         known = ["kind", *inspect.signature(KINDS[kind]).parameters]
         for key in parameters:
             if key not in known:
-                near = difflib.get_close_matches(key, known, 1)
-                fix = f"did you mean {near[0]}?" if near else f"use one of {', '.join(known)}"
-                raise bad_file(study.file, f"{place}.{key}: no such parameter", fix)
+                raise unknown(study.file, f"{place}.{key}", "no such parameter", key, known)
         embedded_phantoms(study.folder / "data" / name, **parameters)
 
 

@@ -49,7 +49,8 @@ def training_overlay(study: Study, cell: Cell) -> dict[str, Any]:
     settings |= _shared(study, cell)
     settings |= {"seed": cell.repeat}
     if cell.training_size is not None:
-        settings[_size_setting(study, cell)] = cell.training_size
+        config = _config(study, cell)
+        settings[next(key for key in SIZE_SETTINGS if key in config)] = cell.training_size
     if start := start_of(study, cell):
         settings["init_weights"] = str(_weights(study, start))
     return settings | {"output_dir": str(folder / "training")}
@@ -117,10 +118,6 @@ def _config(study: Study, cell: Cell) -> dict[str, Any]:
     return config
 
 
-def _size_setting(study: Study, cell: Cell) -> str:
-    return next(key for key in SIZE_SETTINGS if key in _config(study, cell))
-
-
 def _weights(study: Study, cell: Cell) -> Path:
     return folder_of(study, cell) / "training" / ("last.pt" if study.weights == "last" else "model.pt")
 
@@ -140,14 +137,6 @@ def command(study: Study, cell: Cell, part: str) -> list[str]:
         start += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(study.processes)]
     start += ["-m", "monai.bundle", "run", *(["training"] if part == "training" else [])]
     return [*start, "--config_file", str([*map(str, files), str(folder_of(study, cell) / f"{part}.json")])]
-
-
-def missing_tool(study: Study, cell: Cell) -> str:
-    """Why a cell cannot be run here, because the program of its tool is missing; empty if it can."""
-    tool = study.methods[cell.method].tool
-    if not tool or shutil.which(tool[0]):
-        return ""
-    return f"{tool[0]} is not installed"
 
 
 def run_cell(study: Study, cell: Cell, run: str = "") -> None:
@@ -170,8 +159,9 @@ def run_cell(study: Study, cell: Cell, run: str = "") -> None:
         now: dict[str, Any] = {"started": started, "host": socket.gethostname(), "run": run}
         now |= {"recipe": recipe(study, cell)}
         now |= {key: facts.get(key) for key in ("trained_on", "training_seconds")}
-        if reason := missing_tool(study, cell):
-            write_facts(study, cell, now | {"status": "skipped", "error": reason})
+        tool = study.methods[cell.method].tool
+        if tool and not shutil.which(tool[0]):
+            write_facts(study, cell, now | {"status": "skipped", "error": f"{tool[0]} is not installed"})
             return
         write_facts(study, cell, now | {"status": "running"})
         begin = time.monotonic()
@@ -243,20 +233,14 @@ def _execute(study: Study, cell: Cell, part: str, lock: int) -> None:
             raise
     if status:
         how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-        raise RegZooError(f"the {part} {how}:\n{last_lines(log)}")
-
-
-def last_lines(log: Path) -> str:
-    """The last lines of a log."""
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return "\n".join(lines[-LAST_LINES:])
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        raise RegZooError("\n".join([f"the {part} {how}:", *lines[-LAST_LINES:]]))
 
 
 class Work:
     """The job of a worker, as submitit runs it: cells one after another.
 
     Args:
-        study: the study.
         cells: in order.
         run: see `run_cell`.
         environment: of the processes.

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from helpers import make_affine, smooth_ddf
 from regzoo.spatial import DisplacementField, Grid
-from regzoo_tools.study.cells import Cell, cells_of, folder_of, recipe, write_facts
+from regzoo_tools.study.cells import Cell, cells_of, folder_of, outdated, read_facts, recipe, write_facts
 from regzoo_tools.study.description import Study, read_study
 
 CASES = [f"case{number:02d}" for number in range(12)]
@@ -19,6 +19,12 @@ LABELS = ("gland", "cyst", "apex")
 DDF, CONDITIONAL = "prostate_mr_trus_weak_ddf", "prostate_mr_trus_conditional_seg"
 #: Mean error along each axis, mm, and SD of a prediction.
 ERRORS = {"ddf": (2.0, 1.0), "conditional": (0.5, 1.0), "identity": (4.0, 0.0), "pretraining": (3.0, 1.0)}
+
+
+def finished(study: Study) -> list[dict[str, Any]]:
+    """The facts of the cells that are done and up to date, in the order of the study."""
+    facts = [(cell, read_facts(study, cell)) for cell in cells_of(study)]
+    return [known for cell, known in facts if known.get("status") == "done" and not outdated(study, cell, known)]
 
 
 def description(folder: Path, **changes: Any) -> Path:

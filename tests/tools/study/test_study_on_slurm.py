@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 from regzoo.errors import RegZooError
-from regzoo_tools.study.cells import cells_of, finished, read_facts
+from regzoo_tools.study.cells import cells_of, read_facts
 from regzoo_tools.study.description import Study, read_study
 from regzoo_tools.study.scheduling import run_study, submitted_cells
 from regzoo_tools.study.status import states
+from synthetic import finished
 
 pytestmark = [
     pytest.mark.slow,

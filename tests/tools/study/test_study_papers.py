@@ -10,9 +10,10 @@ import pytest
 from monai.bundle import ConfigWorkflow
 from regzoo.report import read_csv
 from regzoo_tools.study import work
-from regzoo_tools.study.cells import Cell, cells_of, finished, folder_of, read_facts
+from regzoo_tools.study.cells import Cell, cells_of, folder_of, read_facts
 from regzoo_tools.study.description import Study, config_files, merged, read_study
 from regzoo_tools.study.scheduling import write_phantoms
+from synthetic import finished
 
 STUDIES = Path(__file__).resolve().parents[3] / "studies"
 SHORT = {"max_epochs": 1, "samples_per_epoch": 4, "num_workers": 0}

@@ -18,11 +18,12 @@ from pathlib import Path
 
 import pytest
 from regzoo.errors import RegZooError
-from regzoo_tools.study.cells import Cell, cells_of, finished, folder_of, lock_of, locked, read_facts
+from regzoo_tools.study.cells import Cell, cells_of, folder_of, lock_of, locked, read_facts
 from regzoo_tools.study.description import Study, read_study
 from regzoo_tools.study.scheduling import _environment, run_study
 from regzoo_tools.study.status import states, status_text
 from regzoo_tools.study.work import command, evaluation_overlay, run_cell, training_overlay
+from synthetic import finished
 
 BUNDLE = "prostate_mr_trus_weak_ddf"
 WriteStudy = Callable[..., Path]
