@@ -8,7 +8,7 @@ import keyword
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import fire
@@ -16,6 +16,9 @@ from fire.parser import DefaultParseValue
 from regzoo.bundles import as_value, find_bundle, listed
 from regzoo.errors import READER_GONE, RegZooError, end_on_signals, one_line, print_error, reader_is_gone
 from regzoo.startup import keep_freed_memory, quick_imports, run_again
+
+_OPTION = re.compile(r"(?:--|-(?=[A-Za-z](?:=|$)))([A-Za-z][\w#-]*)(=.*)?", re.DOTALL)
+_VAR_POSITIONAL, _VAR_KEYWORD = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
 
 
 def register(
@@ -156,20 +159,6 @@ def _keep_names(command: Callable[..., None]) -> None:
     fire.decorators.SetParseFn(str)(command)
 
 
-def _joined(arguments: Sequence[str]) -> list[str]:
-    """Join values that begin with a dash to their option: ``--moving -m.nii.gz``; ``--from`` becomes ``--from_``."""
-    joined: list[str] = []
-    for argument in arguments:
-        option, equals, value = argument.partition("=")
-        if option.startswith("--") and keyword.iskeyword(option[2:]):  # no parameter can have this name
-            argument = f"{option}_{equals}{value}"
-        if joined and re.fullmatch(r"--[\w#-]+", joined[-1]) and re.match(r"-[^-]", argument):
-            joined[-1] += f"={argument}"
-        else:
-            joined.append(argument)
-    return joined
-
-
 def _members(group: Any) -> Mapping[str, Any]:
     """The commands of a group by name: of all of `regzoo`, or of an object such as that of ``regzoo study``."""
     return group if isinstance(group, Mapping) else dict(inspect.getmembers(group, inspect.ismethod))
@@ -192,60 +181,59 @@ def _find(commands: Mapping[str, Any], arguments: Sequence[str]) -> tuple[Any, l
     return command, rest
 
 
-def _as_fire_reads(names: Sequence[str], words: Sequence[str]) -> Iterator[tuple[str, str | None]]:
-    """The options of a command line with their values, None without one; a word that belongs to none comes after ""."""
-    option = ""
-    for word in words:
-        begins = re.fullmatch(r"--?([A-Za-z][\w#-]*)(=.*)?", word, re.DOTALL)
-        if option:
-            yield option, None if begins else word
-        elif not begins:
-            yield "", word
-        option = ""
-        if begins:
-            option = begins[1].replace("-", "_")
-            if len(option) == 1:  # fire takes -o for the only option that begins with o
-                longer = [name for name in names if name.startswith(option)]
-                option = longer[0] if len(longer) == 1 else option
-            if begins[2]:
-                yield option, begins[2]
-                option = ""
-    if option:
-        yield option, None
+def _read(command: Callable[..., None], words: Sequence[str], named: str) -> list[str]:
+    """A command line in the form that fire cannot misread, every option with its value as ``--option=value``.
 
-
-def _check_options(command: Callable[..., None], words: Sequence[str], named: str) -> None:
-    """Refuse unknown and missing options before the command runs; fire would refuse unknown ones only afterwards.
+    So a value may begin with a dash, and a switch may stand before a file.
 
     Raises:
-        RegZooError: one line that names the option, and the nearest valid one.
+        RegZooError: one line that names an option or word that is unknown or missing, and the nearest valid one.
     """
     parameters = inspect.signature(command).parameters
-    kinds = {p.kind for p in parameters.values()}
-    named_ones = {name: p for name, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
-    names, free, alone = list(named_ones), list(named_ones), 0
-    for name, value in _as_fire_reads(names, words):
-        if not name:
-            if re.match(r"--?[A-Za-z][\w-]*[./ ]", str(value)):  # fire would take it for an option
-                raise RegZooError(f"{value}: begins like an option; if it is a file, write ./{value}")
+    several, anything = (kind in {p.kind for p in parameters.values()} for kind in (_VAR_POSITIONAL, _VAR_KEYWORD))
+    kinds = {name: p for name, p in parameters.items() if p.kind not in (_VAR_POSITIONAL, _VAR_KEYWORD)}
+    read, free, alone, rest = list[str](), list(kinds), 0, list(words)
+    while rest:
+        word = rest.pop(0)
+        option = _OPTION.fullmatch(word)
+        if option is None:
+            if word.startswith("-"):
+                raise RegZooError(f"{word}: begins like an option; if it is a file, write ./{word}")
             alone += 1
-            if alone > len(free) and inspect.Parameter.VAR_POSITIONAL not in kinds:
-                raise RegZooError(f"{value}: one argument too many; see {named} --help")
-        elif name in names:
-            free = [other for other in free if other != name]
-            kind = str(named_ones[name].annotation)
-            if value is None and kind.startswith("str") and "bool" not in kind:  # fire would take True for its value
-                raise RegZooError(f"--{name.rstrip('_')}: has no value; write one after it")
-        elif name.removeprefix("no") not in names and len(name) > 1 and inspect.Parameter.VAR_KEYWORD not in kinds:
-            near = difflib.get_close_matches(name, names, 1)
-            fix = f"did you mean --{near[0]}?" if near else f"use one of --{', --'.join(names)}"
-            raise RegZooError(f"--{name}: no such option of {named}; {fix}")
-    options = [name for name in free if named_ones[name].kind is inspect.Parameter.KEYWORD_ONLY]
-    rest = [name for name in free if name not in options][alone:]
-    for name in (*rest, *options):
-        if named_ones[name].default is inspect.Parameter.empty:
+            if alone > len(free) and not several:
+                raise RegZooError(f"{word}: one argument too many; see {named} --help")
+            read.append(word)
+            continue
+        name, value = _full_name(option[1], list(kinds), anything, named), option[2]
+        if name not in kinds and (switch := name.removeprefix("no")) in kinds and value is None:
+            name, value = switch, "=False"
+        annotation = str(kinds[name].annotation) if name in kinds else "Any"
+        free = [other for other in free if other != name]
+        following = rest[0] if rest and not _OPTION.fullmatch(rest[0]) else None
+        if value is None and following and (annotation != "bool" or following.lower() in {"true", "false"}):
+            value = f"={rest.pop(0)}"
+        if value is None and annotation != "Any" and "bool" not in annotation:
+            raise RegZooError(f"--{name.rstrip('_')}: has no value; write one after it")
+        read.append(f"--{name}{value or '=True'}")
+    options = [name for name in free if kinds[name].kind is inspect.Parameter.KEYWORD_ONLY]
+    for name in (*[name for name in free if name not in options][alone:], *options):
+        if kinds[name].default is inspect.Parameter.empty:
             shown = f"--{name}" if name in options else name.upper()
             raise RegZooError(f"{named}: {shown} is missing; see {named} --help")
+    return read
+
+
+def _full_name(option: str, names: Sequence[str], anything: bool, named: str) -> str:
+    """The parameter that an option means: ``from`` is ``from_``, and ``o`` the only one that begins with o."""
+    name = option.replace("-", "_") + "_" * keyword.iskeyword(option)  # no parameter can have the name of a keyword
+    if name in names or name.removeprefix("no") in names or (anything and len(name) > 1):
+        return name
+    near = [other for other in names if other.startswith(name)] if len(name) == 1 else []
+    if len(near) == 1 and not anything:
+        return near[0]
+    near = near or difflib.get_close_matches(name, names, 1)
+    fix = f"did you mean --{' or --'.join(near)}?" if near else f"use one of --{', --'.join(names)}"
+    raise RegZooError(f"{'-' if len(name) == 1 else '--'}{option}: no such option of {named}; {fix}")
 
 
 def _commands() -> dict[str, Any]:
@@ -268,7 +256,7 @@ def main() -> None:
         for function in [command] if inspect.isfunction(command) else _members(command).values():
             _keep_names(getattr(function, "__func__", function))
     try:
-        arguments = _joined(sys.argv[1:])
+        arguments = sys.argv[1:]
         if len(commands) == 1 and arguments and re.match(r"\w", arguments[0]) and arguments[0] not in commands:
             problem = f"regzoo {arguments[0]}: is not part of a packaged bundle"
             raise RegZooError(f'{problem}; install regzoo: pip install "regzoo[zoo]"')
@@ -277,7 +265,7 @@ def main() -> None:
         if {"--help", "-h"} & set(rest):  # fire would take --help for one of register's overrides
             arguments = [*words, "--", "--help"]
         elif inspect.isroutine(command) and "--" not in rest:
-            _check_options(command, rest, " ".join(["regzoo", *words]))
+            arguments = [*words, *_read(command, rest, " ".join(["regzoo", *words]))]
         fire.Fire(commands, command=arguments, name="regzoo")
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)

@@ -56,7 +56,7 @@ def carry(
             low = float(values.min()) if background is None else background
             carried = on.warp_values(values, moving, background=low)[0]
             write_image(temporary, carried.numpy(), on.grid.affine)
-            return bool(carried.min() < carried.max())
+            return bool((carried != low).any())
         assert label is not None
         file = read_label_file(label if isinstance(label, str | Path) else list(label))
         labels = carried_labels(on, file)

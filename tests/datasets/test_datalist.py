@@ -226,6 +226,7 @@ def test_other_columns_are_named_once_and_left_out(
             '[{"fixed_image": "a", "moving_image": "b", "label_values": [1.5]}]',
             "label_values are not integers",
         ),
+        ("l.csv", "fixed_image,moving_image,label_values\na,b,;\n", "entry 1 has the label_values of no label; write"),
         ("l.csv", "fixed_image,moving_image,label_values\na,b,1;2;1\n", "entry 1 has the label_values 1, 2, 1; write"),
         ("l.csv", "fixed_image,moving_image,label_values\na,b,0;1\n", "0, 1; write each value once; 0 is the back"),
         ("l.csv", "fixed_image,moving_image,points_frame\na,b,LPI\n", "entry 1 has the points_frame LPI; write RAS or"),
@@ -281,11 +282,20 @@ def test_a_name_that_is_too_long(tmp_path: Path) -> None:
         loads(tmp_path / "list.csv", f"fixed_image,moving_image\n{'|'.join(['b.nii.gz'] * 40)},b.nii.gz\n")
 
 
+def test_a_cell_may_name_more_files_than_one_name_may_have_letters(tmp_path: Path) -> None:
+    names = [f"case0001_structure_{number:02}.nii.gz" for number in range(12)]
+    for name in ("a.nii.gz", "b.nii.gz", *names):
+        (tmp_path / name).touch()
+    datalist = tmp_path / "list.csv"
+    datalist.write_text(f"fixed_image,moving_image,fixed_label\na.nii.gz,b.nii.gz,{';'.join(names)}\n")
+    assert read_datalist(datalist)[0]["fixed_label"] == [str(tmp_path / name) for name in names]
+
+
 def test_points(tmp_path: Path) -> None:
     """Their files are resolved like images; one side alone, or a list of files, is a mistake."""
     for name in ("a.nii.gz", "b.nii.gz", "a.fcsv", "b.csv"):
         (tmp_path / name).touch()
-    entry = {"fixed_image": "a.nii.gz", "moving_image": "b.nii.gz", "fixed_points": "a.fcsv", "points_frame": "RAS"}
+    entry = {"fixed_image": "a.nii.gz", "moving_image": "b.nii.gz", "fixed_points": "a.fcsv", "points_frame": "ras"}
     datalist = tmp_path / "list.json"
     datalist.write_text(json.dumps([entry | {"moving_points": "b.csv"}]))
     (record,) = load_records(datalist)

@@ -121,10 +121,20 @@ def test_a_killed_training_resumes_to_the_same_weights(bundle: str, dataset: Pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("bundle", NAMES)
-def test_a_compiled_network_trains_alike(bundle: str, dataset: Path, tmp_path: Path) -> None:
+def test_a_compiled_network_trains_alike(
+    bundle: str, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, original = list[str](), torch.compile
+
+    def compile_network(network: torch.nn.Module, **kwargs: Any) -> Any:
+        calls.append(kwargs["backend"])
+        return original(network, **kwargs)
+
+    monkeypatch.setattr(torch, "compile", compile_network)
     # This backend needs no compiler of C++.
     compiled = {"train#trainer#compile": True, "train#trainer#compile_kwargs": {"backend": "eager"}}
     weights = train(bundle, dataset, tmp_path / "compiled", **compiled)
+    assert calls == ["eager"]
     torch.testing.assert_close(weights, train(bundle, dataset, tmp_path / "eager"), rtol=1e-4, atol=1e-5)
 
 

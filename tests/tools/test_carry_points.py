@@ -206,10 +206,17 @@ def test_points_outside_are_marked(
 
 
 def test_a_table_as_spreadsheets_write_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blanks after commas, a cell of two lines, a character that is no end of a line, short and empty rows."""
+    """Blanks after commas and quotes, a cell of two lines, a character that ends no line, short and empty rows."""
     points = np.vstack([fixed_points(3), FIXED.to_world(np.array([[50.0, 5, 5]]))])
     places = [", ".join(map(str, point)) for point in points]
-    rows = [f'{places[0]}, "a, ""b""\nc", 1', f"{places[1]},d\u2028e,", places[2], f"{places[3]}", ",,,,", "  "]
+    rows = [
+        f'{places[0]}, "a, ""b""\nc", 1',
+        f'{places[1]},"d\u2028e" ,',
+        f"{places[2]},,,\t",
+        f"{places[3]}",
+        ",,,,",
+        "  ",
+    ]
     Path("p.csv").write_bytes("\r\n".join(["x, y, z, name, grade", *rows, ""]).encode("utf-8-sig"))
     way = ["--frame", "RAS", "--from", "fixed", "--to", "moving", "--out", "out.csv"]
     call(monkeypatch, "apply", "field.nii.gz", "--points", "p.csv", *way)
@@ -242,8 +249,9 @@ MISTAKES: dict[str, tuple[str, str | bytes, str]] = {
     "no columns": ("p.csv", "a,b,c\n1,2,3\n", "columns"),
     "a short row": ("p.csv --frame RAS", "x,y,z\n1,2\n", "three numbers"),
     "a long row": ("p.csv --frame RAS", "name,x,y,z\nlesion, 2,1,2,3\n", "quotes"),
-    "a quote that stays open": ("p.csv --frame RAS", 'x,y,z,name\n1,2,3,"a\n4,5,6,b\n', "cannot be read as a table"),
-    "a quote that stays open in a list": ("p.fcsv", '# CoordinateSystem = LPS\n1,1,2,3,"a\n2,1,2,3\n', "as a table"),
+    "a quote that stays open": ("p.csv --frame RAS", 'x,y,z,name\n1,2,3,"a\n4,5,6,b\n', "a quote that is never"),
+    "text after a quote": ("p.csv --frame RAS", 'name,x,y,z\n"a"b,1,2,3\n', "its line 2 is not a row of a table"),
+    "a quote that stays open in a list": ("p.fcsv", '# CoordinateSystem = LPS\n1,1,2,3,"a\n2,1,2,3\n', "never closed"),
     "semicolons": ("p.csv --frame RAS", "x;y;z\n1,5;2;3\n", "'x;y;z'); separate cells by commas"),
     "voxels without a header": ("p.csv --frame RAS", "1,2,3\n", "(mm)"),
     "only commas": ("p.csv --frame RAS", ",,\n", "columns"),

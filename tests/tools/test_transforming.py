@@ -211,6 +211,21 @@ def test_what_leaves_the_field_of_view_is_told_of(
     nib.save(nib.Nifti1Image(np.asarray(image.dataobj), image.affine), file)
     call(monkeypatch, "apply", case["field.nii.gz"], what, file, "--out", case["o.nii.gz"])
     assert f"o.nii.gz: shows nothing of {file}; check that it lies in" in capsys.readouterr().err
+
+
+def test_a_uniform_part_of_an_image_is_not_nothing(
+    case: Case, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = nib.load(case["moving.nii.gz"])
+    values = np.ones(image.shape, np.uint8)
+    values[0, 0, 0] = 0
+    nib.save(nib.Nifti1Image(values, image.affine), case["ones.nii.gz"])
+    small = Grid((4, 4, 4), case.fixed.affine @ np.diag([0.5, 0.5, 0.5, 1]))
+    small.affine[:3, 3] = case.fixed.to_world(np.array(case.fixed.shape) / 2)
+    write(Path(case["small.nii.gz"]), np.zeros(small.shape, np.float32), small.affine)
+    way = ["--image", case["ones.nii.gz"], "--reference", case["small.nii.gz"]]
+    call(monkeypatch, "apply", case["field.nii.gz"], *way, "--out", case["o.nii.gz"])
+    assert capsys.readouterr().err == "" and (np.asarray(nib.load(case["o.nii.gz"]).dataobj) == 1).all()
     assert len(np.unique(nib.load(case["o.nii.gz"]).dataobj)) == 1
 
 

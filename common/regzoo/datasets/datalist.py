@@ -264,8 +264,10 @@ class _Entry:
             record[Key.SPLIT] = split_of(word)
             if record[Key.SPLIT] is None:
                 raise self._wrong(f"is of the split {str(word)[:80]!r}, which is not known", SPLIT_MEND)
-        if (frame := record.get(Key.POINTS_FRAME, "RAS")) not in ("RAS", "LPS"):
-            raise self._wrong(f"has the points_frame {frame!s:.80}", "write RAS or LPS")
+        if (frame := record.get(Key.POINTS_FRAME)) is not None:
+            record[Key.POINTS_FRAME] = str(frame).upper()
+            if record[Key.POINTS_FRAME] not in ("RAS", "LPS"):
+                raise self._wrong(f"has the points_frame {frame!s:.80}", "write RAS or LPS")
         try:
             if Key.ALIGN in record:
                 known_alignment(record[Key.ALIGN])
@@ -285,8 +287,8 @@ class _Entry:
             record[Key.LABEL_NAMES] = [self._name("name of a label", name) for name in names]
         if (values := record.get(Key.LABEL_VALUES)) is not None:
             record[Key.LABEL_VALUES] = numbers = self._integers(Key.LABEL_VALUES, values)
-            if min(numbers) < 1 or len(set(numbers)) < len(numbers):
-                shown = ", ".join(map(str, numbers))
+            if not numbers or min(numbers) < 1 or len(set(numbers)) < len(numbers):
+                shown = ", ".join(map(str, numbers)) or "of no label"
                 raise self._wrong(f"has the label_values {shown:.80}", "write each value once; 0 is the background")
             if names is not None and len(names) != len(record[Key.LABEL_VALUES]):
                 counts = f"{len(names)} label_names and {len(record[Key.LABEL_VALUES])} label_values"
@@ -330,10 +332,10 @@ class _Entry:
         """A path against the datalist's folder; backslashes, as Windows writes them, count if no such file exists."""
         folder = self.source.resolve().parent
         path = os.path.normpath(folder / _at_home(value))
-        if os.sep == "/" and "\\" in value and not Path(path).exists():
+        if os.sep == "/" and "\\" in value and not os.path.exists(path):  # noqa: PTH110, Path raises for a long name
             path = os.path.normpath(folder / _at_home(value.replace("\\", "/")))
         return path
 
     def _is_file(self, key: str, value: str) -> bool:
         """Whether the separator belongs to the name of a file."""
-        return key in PATH_KEYS and Path(self._absolute(value)).is_file()
+        return key in PATH_KEYS and os.path.isfile(self._absolute(value))  # noqa: PTH113, as above

@@ -45,8 +45,12 @@ def inference_config(
     for file in files:
         if not file.is_file():
             raise bad_file(file, "no such configuration", "check the name of the overlay")
+        if file.suffix.lower() not in {".json", ".yaml", ".yml"}:
+            raise bad_file(file, "is not a configuration", "name a file that ends in .json or .yaml")
         try:
             content = ConfigParser.load_config_file(file)
+        except (OSError, ImportError):
+            raise
         except Exception as error:  # of the reader of JSON or of YAML
             problem = f"is not valid JSON or YAML ({' '.join(str(error).split()):.120})"
             raise bad_file(file, problem, "correct it there") from error

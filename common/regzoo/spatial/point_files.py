@@ -108,12 +108,15 @@ def _text(path: Path, content: bytes) -> str:
 
 def table_rows(path: Path, lines: Iterable[str]) -> list[list[str]]:
     """The rows of a table with commas, except empty ones; `lines` keep their ends."""
+    blanks = re.compile(r'(?<=")[ \t]+(?=,|[\r\n]*$)')  # after a cell in quotes
+    # Strict, or a quote that is never closed would swallow points.
+    reader = csv.reader((blanks.sub("", line) for line in lines), skipinitialspace=True, strict=True)
     try:
-        # Strict, or a quote that is never closed would swallow points.
-        rows = list(csv.reader(lines, skipinitialspace=True, strict=True))
+        rows = list(reader)
     except csv.Error as error:
-        fix = "close its quotes, and double those within a cell"
-        raise bad_file(path, f"cannot be read as a table ({error})", fix) from error
+        ends = "end of data" in str(error)
+        problem = "has a quote that is never closed" if ends else f"its line {reader.line_num} is not a row of a table"
+        raise bad_file(path, problem, "close its quotes, and double those within a cell") from error
     return [row for row in rows if any(cell.strip() for cell in row)]
 
 
@@ -159,7 +162,8 @@ def _fcsv(path: Path, content: bytes, frame: str | None) -> PointFile:
         text = "".join(f"{line}\n" for line in head)
         for row, point, is_known in zip(rows, points * signs, known, strict=True):
             if is_known:  # the others must stay out of the scene, but not disappear
-                text += _csv_text([_replaced(row, columns, point)])
+                # 3D Slicer reads a list line by line.
+                text += _csv_text([[re.sub(r"[\r\n]+", " ", cell) for cell in _replaced(row, columns, point)]])
             else:
                 text += f"# {OUTSIDE}: {' '.join(_csv_text([row]).splitlines())}\n"
         return text.encode()
@@ -183,7 +187,7 @@ def _csv(path: Path, content: bytes, frame: str | None) -> PointFile:
         raise bad_file(path, problem, "separate cells by commas, below a line such as x,y,z,name (mm)")
     width = len(header)
     for number, row in enumerate(rows, start=1):
-        if any(row[width:]):  # perhaps x, y and z are not below their names
+        if any(cell.strip() for cell in row[width:]):  # perhaps x, y and z are not below their names
             problem = f"its point {number} has {len(row)} cells where the first line has {width}"
             raise bad_file(path, problem, "put cells that hold a comma in quotes")
     rows = [[*row, *[""] * width][:width] for row in rows]

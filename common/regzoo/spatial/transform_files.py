@@ -130,6 +130,8 @@ def _read_mat(path: Path) -> Transformation:
     """ITK's file in the form of MATLAB, in which ANTs writes affine maps, some as a base class that ITK cannot name."""
     try:
         (name, values), (_, center) = loadmat(path).items()
+    except MemoryError:
+        raise
     except Exception as error:  # on a damaged file SciPy can raise anything
         raise bad_file(path, "is damaged, or is not a transformation of ITK or ANTs", AGAIN) from error
     if name.split("_")[0] not in AFFINE_MATS or (values.size, center.size) != (12, 3):
@@ -264,6 +266,8 @@ def _npz(path: Path) -> np.ndarray:
         with np.load(path) as content:
             (key,) = content.files
             values = content[key]
+    except MemoryError:
+        raise
     except Exception as error:  # on a damaged file NumPy can raise anything
         raise bad_file(
             path, "is not a NumPy file with one array", "write it with numpy.savez, as Learn2Reg does"
