@@ -146,6 +146,7 @@ def test_help_of_a_group_lists_its_commands(
         ("apply -i a field", "regzoo apply: OUT is missing; see regzoo apply --help"),
         ("datalist folder", "regzoo datalist: --fixed is missing; see regzoo datalist --help"),
         ("apply field --image --out b", "--image: has no value; write one after it"),
+        ("apply field --image= --out b", "--image: has no value; write one after it"),
         ("apply field b --image a --from", "--from: has no value; write one after it"),
         ("convert -f.nii.gz b.h5", "-f.nii.gz: begins like an option; if it is a file, write ./-f.nii.gz"),
         ("study run --redo a.json --job 3", "--job: no such option of regzoo study run; did you mean --jobs?"),

@@ -210,9 +210,9 @@ def _read(command: Callable[..., None], words: Sequence[str], named: str) -> lis
         annotation = str(kinds[name].annotation) if name in kinds else "Any"
         free = [other for other in free if other != name]
         following = rest[0] if rest and not _OPTION.fullmatch(rest[0]) else None
-        if value is None and following and (annotation != "bool" or following.lower() in {"true", "false"}):
+        if value is None and following is not None and (annotation != "bool" or following.lower() in {"true", "false"}):
             value = f"={rest.pop(0)}"
-        if value is None and annotation != "Any" and "bool" not in annotation:
+        if value in (None, "=") and annotation != "Any" and "bool" not in annotation:
             raise RegZooError(f"--{name.rstrip('_')}: has no value; write one after it")
         read.append(f"--{name}{value or '=True'}")
     options = [name for name in free if kinds[name].kind is inspect.Parameter.KEYWORD_ONLY]

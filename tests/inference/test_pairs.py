@@ -257,7 +257,7 @@ def test_a_run_that_is_killed(records: list[dict[str, Any]], tmp_path: Path, mon
         (["--pairs", "good.csv", "--outputs", "rubbish"], "outputs: 'rubbish' is not known"),
         (["--moving", "m.nii.gz"], "register: --fixed is missing; name it, or a list of pairs with --pairs"),
         (["--fixed", "f.nii.gz"], "register: --moving is missing"),
-        (["--pairs", ""], "register: --fixed is missing; name it, or a list of pairs with --pairs"),
+        (["--pairs", ""], "--pairs: has no value; write one after it"),
     ],
 )
 def test_mistakes_end_the_run_before_any_work(
