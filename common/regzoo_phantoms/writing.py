@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -169,8 +170,13 @@ def in_processes(
     # Forked workers inherit the imports; they use NumPy only, so nothing threaded of the parent's is touched.
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
-    with ProcessPoolExecutor(min(workers, len(cases)), mp_context=context) as pool:
-        return list(pool.map(write, cases))
+    # Forked workers must not finalise what they inherit: an object may wait for threads that only the parent has.
+    gc.freeze()
+    try:
+        with ProcessPoolExecutor(min(workers, len(cases)), mp_context=context) as pool:
+            return list(pool.map(write, cases))
+    finally:
+        gc.unfreeze()
 
 
 def grid_about(
