@@ -164,21 +164,27 @@ def _members(group: Any) -> Mapping[str, Any]:
     return group if isinstance(group, Mapping) else dict(inspect.getmembers(group, inspect.ismethod))
 
 
-def _find(commands: Mapping[str, Any], arguments: Sequence[str]) -> tuple[Any, list[str]]:
-    """The command, or the group of commands, that the first words name, and the words after it.
+def _suggestion(near: Sequence[str], names: Sequence[str], dashes: str = "") -> str:
+    if near:
+        return f"did you mean {dashes}{f' or {dashes}'.join(near)}?"
+    return f"use one of {dashes}{f', {dashes}'.join(names)}"
+
+
+def _find(commands: Mapping[str, Any], arguments: Sequence[str]) -> tuple[Any, list[str], list[str]]:
+    """The command, or the group of commands, that the first words name; these words, and those after them.
 
     Raises:
         RegZooError: one line that names the word and the nearest command.
     """
-    command, rest, named = commands, list(arguments), "regzoo"
+    command, words, rest = commands, list[str](), list(arguments)
     while rest and not inspect.isroutine(command) and not rest[0].startswith("-"):
-        names, word = _members(command), rest.pop(0)
-        if word not in names:
-            near = difflib.get_close_matches(word, names, 1)
-            fix = f"did you mean {near[0]}?" if near else f"use one of {', '.join(names)}"
-            raise RegZooError(f"{named} {word}: no such command; {fix}")
-        command, named = names[word], f"{named} {word}"
-    return command, rest
+        names = _members(command)
+        words.append(rest.pop(0))
+        if words[-1] not in names:
+            fix = _suggestion(difflib.get_close_matches(words[-1], names, 1), list(names))
+            raise RegZooError(f"regzoo {' '.join(words)}: no such command; {fix}")
+        command = names[words[-1]]
+    return command, words, rest
 
 
 def _read(command: Callable[..., None], words: Sequence[str], named: str) -> list[str]:
@@ -232,8 +238,8 @@ def _full_name(option: str, names: Sequence[str], anything: bool, named: str) ->
     if len(near) == 1 and not anything:
         return near[0]
     near = near or difflib.get_close_matches(name, names, 1)
-    fix = f"did you mean --{' or --'.join(near)}?" if near else f"use one of --{', --'.join(names)}"
-    raise RegZooError(f"{'-' if len(name) == 1 else '--'}{option}: no such option of {named}; {fix}")
+    shown = f"{'-' if len(name) == 1 else '--'}{option}"
+    raise RegZooError(f"{shown}: no such option of {named}; {_suggestion(near, names, '--')}")
 
 
 def _commands() -> dict[str, Any]:
@@ -260,8 +266,7 @@ def main() -> None:
         if len(commands) == 1 and arguments and re.match(r"\w", arguments[0]) and arguments[0] not in commands:
             problem = f"regzoo {arguments[0]}: is not part of a packaged bundle"
             raise RegZooError(f'{problem}; install regzoo: pip install "regzoo[zoo]"')
-        command, rest = _find(commands, arguments)
-        words = arguments[: len(arguments) - len(rest)]
+        command, words, rest = _find(commands, arguments)
         if {"--help", "-h"} & set(rest):  # fire would take --help for one of register's overrides
             arguments = [*words, "--", "--help"]
         elif inspect.isroutine(command) and "--" not in rest:
