@@ -8,7 +8,8 @@ BIN := $(CURDIR)/$(VENV)/bin
 NIIVUE := 0.69.0
 RUNTIME := $(VENV)/.runtime
 STAMP := $(VENV)/.installed
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Python compiles what it imports; to compile all of it takes as long as the rest of an installation.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 RUN := cd bundles/$(BUNDLE) && $(BIN)/python -m monai.bundle run
 
 # Tests run several at a time: threads that wait for others have to sleep. A training has the machine to itself: there it
@@ -49,7 +50,7 @@ test-slurm: $(STAMP) ## run studies on a Slurm of one node, as root (apt-get ins
 
 test-label: ## run the tests against a MONAI Label server, in a separate environment (.venv-label)
 	PYTHON=$(PYTHON) tests/monai_label/make_environment.sh .venv-label
-	$(CURDIR)/.venv-label/bin/python -m pytest tests/monai_label
+	$(CURDIR)/.venv-label/bin/python -m pytest -n 2 tests/monai_label
 
 test-zoo: $(STAMP) ## run the packaged bundles in an environment with only the packages that they ask for (.venv-zoo; minutes)
 	REGZOO_ZOO_ENVIRONMENT=.venv-zoo $(BIN)/python -m pytest tests/tools/test_empty_environment.py

@@ -125,7 +125,7 @@ def _refine(volumes: list[np.ndarray], grids: list[Grid], start: np.ndarray) -> 
     number = np.zeros(6)
     for scale in (1.0, 0.3):
         begin = number + scale * np.vstack([np.zeros(6), np.diag([COARSE / 2] * 3 + [0.5] * 3)])
-        options = {"initial_simplex": begin, "xatol": 0.005, "fatol": 1e-8, "maxiter": 500}
+        options = {"initial_simplex": begin, "xatol": 0.005, "fatol": 1e-6, "maxiter": 500}
         found = optimize.minimize(mismatch, number, method="Nelder-Mead", options=options)
         number = found.x
     return matrix(found.x), -float(found.fun)

@@ -225,7 +225,10 @@ def spoiled_copy(folder: Path, side: str, step: int = 1) -> tuple[str, str, np.n
     return files[0], files[1], affine @ flip @ np.linalg.inv(header)
 
 
-def test_labels_on_a_copy_with_another_header(script: ModuleType, tmp_path: Path) -> None:
+def test_labels_on_a_copy_with_another_header(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("same_world.COMPARED", 10_000)
     pair = Pair(tmp_path, np.eye(4))
     copy, drawn, truth = spoiled_copy(tmp_path, "fixed")
     matrix, correlation = script.world_of_copy(copy, tmp_path / "fixed.nii.gz")

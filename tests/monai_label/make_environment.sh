@@ -19,7 +19,7 @@ fi
 
 "${PYTHON:-python3}" -m venv "$directory"
 python=$directory/bin/python
-install() { "$python" -m pip install --quiet --disable-pip-version-check "$@"; }
+install() { "$python" -m pip install --quiet --disable-pip-version-check --no-compile "$@"; }
 
 install "$(grep '^torch==' "$here/requirements.txt")"
 # Together: pip then says so if the package's own ranges and these versions do not agree.

@@ -55,7 +55,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not stamp.is_file() or stamp.read_text(encoding="utf-8") != "\n".join(sorted(wanted)):
         shutil.rmtree(folder, ignore_errors=True)
         venv.create(folder, with_pip=True)
-        install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
         # PyTorch first: what comes later would else choose a build of it.
         subprocess.run([*install, *(line for line in wanted if line.startswith("torch="))], check=True)
         subprocess.run([*install, *sorted(wanted)], check=True)
