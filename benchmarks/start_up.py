@@ -1,7 +1,8 @@
 """CPU-seconds that each `regzoo` command takes on small files: ``python benchmarks/start_up.py [--save]``.
 
-The files have 4,000 voxels, so nearly all of the time is start-up. Plain imports of PyTorch and MONAI are measured
-beside it. Every round runs each command once, in a process of its own with one thread; the table shows medians.
+The files have 4,000 voxels, so nearly all of the time is start-up. A training takes one step of eight pairs of
+phantoms, which exist, and validates on others. Plain imports of PyTorch and MONAI are measured beside it. Every round
+runs each command once, in a process of its own with one thread; the table shows medians.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from comparison import markdown
 from measure import used_by
 from regzoo.spatial import DisplacementField, Grid, write_nifti
+from regzoo_phantoms import write_prostate_phantoms
 from scipy.ndimage import gaussian_filter
 from trainings import RESULTS, heading, save_result
 
@@ -37,6 +39,20 @@ COMMANDS = {
     "regzoo register, no network, all outputs": f"register none --align header {PAIR}",
     "regzoo register, with a network, all outputs": f"register {BUNDLE} {PAIR}",
 }
+#: A training, whose data set `main` writes.
+TRAINING = "monai.bundle run training, one step"
+STEP = (
+    "--folds",
+    "2",
+    "--samples_per_epoch",
+    "8",
+    "--max_epochs",
+    "1",
+    "--output_dir",
+    "out",
+    "--show_progress",
+    "False",
+)
 HEADER = ("command", "CPU, s", "times import torch", "times import monai.bundle")
 
 
@@ -57,10 +73,19 @@ def cpu_seconds(arguments: Sequence[str], folder: Path) -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def measure(rounds: int) -> dict[str, float]:
-    """Median CPU-seconds of each command."""
+def measure(rounds: int, phantoms: Path) -> dict[str, float]:
+    """Median CPU-seconds of each command; the training uses a data set of phantoms."""
     runs = {line: ["-c", line] for line in IMPORTS}
     runs |= {name: ["-m", "regzoo", *line.split()] for name, line in COMMANDS.items()}
+    files = [
+        "--config_file",
+        f"{BUNDLE}/configs/train.json",
+        "--bundle_root",
+        str(BUNDLE),
+        "--dataset_dir",
+        str(phantoms),
+    ]
+    runs[TRAINING] = ["-m", "monai.bundle", "run", "training", *files, *STEP]
     found: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, arguments in runs.items():
@@ -84,7 +109,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/start_up.md")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    text = f"{heading('Commands on small files', torch.device('cpu'))}\n\n{table(measure(options.rounds))}"
+    with tempfile.TemporaryDirectory() as folder:
+        phantoms = write_prostate_phantoms(Path(folder) / "phantoms", pairs=8, held_out=4, seed=0, spacing=2.0)
+        seconds = measure(options.rounds, phantoms)
+    text = f"{heading('Commands on small files', torch.device('cpu'))}\n\n{table(seconds)}"
     print(text)
     if options.save:
         note = "The script says what is measured."
