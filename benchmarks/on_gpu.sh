@@ -7,10 +7,10 @@ cd "$(dirname "$0")/.." || exit 1
 PYTHON=${PYTHON:-.venv/bin/python}
 LOGS=${LOGS:-on_gpu}
 device=${1:-cuda}
-size="--save"
+size="--save" patience=1
 if [ "$device" = --dry-run ]; then
     device=cpu
-    size="--quick"
+    size="--quick" patience=10
 elif ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
     echo "there is no GPU that PyTorch can use; try benchmarks/on_gpu.sh --dry-run" >&2
     exit 1
@@ -21,8 +21,8 @@ failed=""
 step() { # name, seconds, command
     name=$1 limit=$2
     shift 2
-    echo "== $name (at most $limit s)"
-    timeout "$limit" "$PYTHON" "$@" >"$LOGS/$name.log" 2>&1 && tail -n 15 "$LOGS/$name.log" || failed="$failed $name"
+    echo "== $name (at most $((limit * patience)) s)"
+    timeout $((limit * patience)) "$PYTHON" "$@" >"$LOGS/$name.log" 2>&1 && tail -n 15 "$LOGS/$name.log" || failed="$failed $name"
 }
 
 step machine 20 -m torch.utils.collect_env

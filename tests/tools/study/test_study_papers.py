@@ -12,7 +12,7 @@ from regzoo.report import read_csv
 from regzoo_tools.study import work
 from regzoo_tools.study.cells import Cell, cells_of, folder_of, read_facts
 from regzoo_tools.study.description import Study, config_files, merged, read_study
-from regzoo_tools.study.scheduling import write_phantoms
+from regzoo_tools.study.scheduling import run_study, write_phantoms
 from synthetic import finished
 
 STUDIES = Path(__file__).resolve().parents[3] / "studies"
@@ -74,3 +74,22 @@ def test_every_method_of_a_paper(name: str, tmp_path: Path, monkeypatch: pytest.
         if folder.is_dir():
             table = read_csv(folder / "cases.csv")
             assert all(table["runtime_s"]) and table["case"] and table.keys() & {"tre_mm", "dsc"}
+
+
+@pytest.mark.slow
+def test_a_training_of_two_processes(tmp_path: Path) -> None:
+    content = merged(PROSTATE, {"title": "two", "methods": {"ddf": {"bundle": "prostate_mr_trus_weak_ddf"}}})
+    content |= {
+        "processes": 2,
+        "folds": 2,
+        "settings": content["settings"] | {"spacing": [5.0] * 3, "size": [18, 14, 13]},
+    }
+    path = tmp_path / "two.json"
+    path.write_text(json.dumps(content))
+    study = read_study(path)
+    run_study(study)
+    (facts,) = finished(study)
+    folder = study.folder / "cells" / facts["cell"]
+    (run,) = json.loads((folder / "training" / "run.json").read_text())["runs"]
+    assert run["versions"]["processes"] == "2"
+    assert all(read_csv(folder / "evaluation" / "cases.csv")["tre_mm"])
