@@ -22,7 +22,7 @@ from regzoo_tools.study.cells import Cell, cells_of, folder_of, lock_of, locked,
 from regzoo_tools.study.description import Study, read_study
 from regzoo_tools.study.scheduling import _environment, run_study
 from regzoo_tools.study.status import states, status_text
-from regzoo_tools.study.work import command, evaluation_overlay, run_cell, training_overlay
+from regzoo_tools.study.work import Work, command, evaluation_overlay, run_cell, training_overlay
 from synthetic import finished
 
 BUNDLE = "prostate_mr_trus_weak_ddf"
@@ -106,6 +106,17 @@ def test_only_what_is_missing_of_a_cell_is_done(write_study: WriteStudy) -> None
     assert states(study)[cell] == "interrupted"
     run_cell(study, cell)
     assert starts(study) == [f"{cell.name} {part}" for part in ("training", "evaluation", "evaluation")]
+
+
+def test_a_job_that_slurm_starts_again_tries_its_cell_again(
+    write_study: WriteStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = read_study(write_study(methods={"bad": {"bundle": BUNDLE, "settings": {"learning_rate": -1}}}, folds=None))
+    for restarts, count in ((None, 1), (None, 1), ("1", 2), ("1", 2), ("2", 3)):
+        if restarts:
+            monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
+        Work()(study, cells_of(study), "run", {})
+        assert len(starts(study)) == count
 
 
 def test_a_change_touches_the_cells_that_it_concerns(
