@@ -13,7 +13,7 @@ from typing import Any
 
 import fire
 from fire.parser import DefaultParseValue
-from regzoo.bundles import as_value, find_bundle, listed
+from regzoo.bundles import as_value, find_bundle
 from regzoo.errors import READER_GONE, RegZooError, end_on_signals, one_line, print_error, reader_is_gone
 from regzoo.startup import keep_freed_memory, quick_imports, run_again
 
@@ -96,7 +96,7 @@ def register(
         # Every import, not the quick ones: `run_again` starts a command again only if it fails as a whole.
         from regzoo.inference import register_pairs
 
-        rows = register_pairs(bundle, pairs, str(out), outputs, inverse, overlays=listed(overlays), **settings)
+        rows = register_pairs(bundle, pairs, str(out), outputs, inverse, overlays=overlays, **settings)
         failed = sum(row["status"] == "failed" for row in rows)
         if failed:
             raise RegZooError(f"{failed} of {len(rows)} pairs failed; see {out}/summary.csv")
@@ -107,7 +107,7 @@ def register(
 
     labels = [as_value("moving_label", name) for name in (label, fixed_label)]
     files: Any = (fixed, moving, labels[0], out, outputs, labels[1], fixed_mask, moving_mask, points, frame, inverse)
-    result = run(bundle, *files, overlays=listed(overlays), **settings)
+    result = run(bundle, *files, overlays=overlays, **settings)
     deformation = result.statistics.get("deformation")
     folds = f" (folded voxels: {deformation['folded_voxels_percent']:.3g} %)" if deformation else ""
     print(f"{result.case} → {out}{folds}")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from regzoo.bundles import all_bundles, as_value, find_bundle, listed
+from regzoo.bundles import all_bundles, as_value, find_bundle
 from regzoo_tools.study_commands import Study
 from regzoo_tools.transform_commands import TRANSFORM_COMMANDS
 
@@ -122,7 +122,7 @@ def export(
     from regzoo_tools.export import export_network
 
     settings = {name: as_value(name, value) for name, value in overrides.items()}
-    print(export_network(bundle, format, out, listed(overlays), **settings))
+    print(export_network(bundle, format, out, overlays, **settings))
 
 
 def check(data: str, bundle: str | None = None, strict: bool = False, out: str | None = None, **overrides: Any) -> None:
@@ -139,7 +139,7 @@ def check(data: str, bundle: str | None = None, strict: bool = False, out: str |
         overrides: any setting in the bundle's configs/train.json, such as --size "[40,32,32]" or --align center.
     """
     if bundle is not None:
-        find_bundle(bundle)
+        find_bundle(bundle, "train.json")
     from regzoo_tools.checking import as_text, check_data
 
     report = check_data(data, bundle, out, **{name: as_value(name, value) for name, value in overrides.items()})

@@ -32,7 +32,7 @@ def test_an_overlay_that_is_none(text: str, message: str, tmp_path: Path) -> Non
     overlay = tmp_path / "overlay.json"
     overlay.write_text(text)
     with pytest.raises(RegZooError, match=message) as error:
-        Registrar("none", overlays=[str(overlay)])
+        Registrar("none", overlays=str(overlay))
     assert "\n" not in str(error.value)
 
 
@@ -93,6 +93,9 @@ def test_without_refinement_it_is_the_pre_alignment(pair: dict[str, str]) -> Non
         ({"refine": "pet"}, "pet"),
         ({"refine": "mr", "refine_seconds": -1}, "refine_seconds"),
         ({"refine": "mr", "refine_options": {"spacing": 2.0, "levels": 3}}, "levels"),
+        ({"refine": "mr", "refine_options": {"seconds": 0}}, "seconds: 0 is not a positive number"),
+        ({"refine_seconds": 5, "refine_options": {}}, "refine_seconds: has no effect without refine"),
+        ({}, "refine_options: has no effect without refine"),
         ({"fixed_mask": "fixed_label"}, "set refine"),
         ({"fixed_label": "fixed_label"}, "set refine"),
     ],
@@ -101,6 +104,22 @@ def test_what_cannot_be_refined_is_one_line(pair: dict[str, str], settings: dict
     given = {key: pair.get(str(value), value) for key, value in settings.items()}
     with pytest.raises(RegZooError, match=words) as caught:
         register("none", pair["fixed"], pair["moving"], **{**QUICK, **given})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("fixed", np.zeros((4, 4, 4)), "fixed_image: is a ndarray, not the path of a file; save it, and name the file"),
+        ("moving", ["a", "b"], "moving_image: is a list"),
+        ("label", torch.zeros(4, 4, 4), "moving_label: is a Tensor"),
+        ("fixed_label", ["a.nii.gz", 3], "fixed_label: is a int"),
+        ("fixed_mask", nib.Nifti1Image(np.zeros((2, 2, 2)), np.eye(4)), "fixed_mask: is a Nifti1Image"),
+    ],
+)
+def test_images_in_memory_are_refused(pair: dict[str, str], key: str, value: object, words: str) -> None:
+    with pytest.raises(RegZooError, match=words) as caught:
+        register("none", **{"fixed": pair["fixed"], "moving": pair["moving"], key: value})
     assert "\n" not in str(caught.value)
 
 

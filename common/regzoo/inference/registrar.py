@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import torch
 from monai.bundle import ConfigParser
-from regzoo.bundles import find_bundle
+from regzoo.bundles import find_bundle, listed
 from regzoo.case import Key
 from regzoo.datasets import Record
 from regzoo.engines.options import check_config, check_effect, unknown
@@ -26,13 +26,13 @@ USED = ("device", "preprocessing", "network", "inferer", "postprocessing")
 
 
 def inference_config(
-    bundle: str | PathLike[str], overlays: Sequence[str], overrides: Mapping[str, Any], used: Sequence[str] = USED
+    bundle: str | PathLike[str], overlays: str | Sequence[str], overrides: Mapping[str, Any], used: Sequence[str] = USED
 ) -> tuple[Path, ConfigParser]:
     """A bundle's folder, and its ``configs/inference.json`` with overlays and settings applied.
 
     Args:
         bundle: a bundle's folder or name.
-        overlays: further configuration files, relative to the bundle.
+        overlays: further configuration files, relative to the bundle; see `regzoo.bundles.listed`.
         overrides: settings.
         used: the ids that will be evaluated.
 
@@ -41,7 +41,7 @@ def inference_config(
     """
     root = find_bundle(bundle)
     parser = ConfigParser()
-    files = [root / "configs" / "inference.json", *(root / overlay for overlay in overlays)]
+    files = [root / "configs" / "inference.json", *(root / overlay for overlay in listed(overlays))]
     for file in files:
         if not file.is_file():
             raise bad_file(file, "no such configuration", "check the name of the overlay")
@@ -92,7 +92,7 @@ class Registrar:
             weights. Settings that are not given are those of the training.
     """
 
-    def __init__(self, bundle: str | PathLike[str], overlays: Sequence[str] = (), **overrides: Any) -> None:
+    def __init__(self, bundle: str | PathLike[str], overlays: str | Sequence[str] = (), **overrides: Any) -> None:
         root, parser = inference_config(bundle, overlays, overrides)
         self.bundle = root.resolve().name
         self.aligns_by_organ = "field_of_view" in parser.config
@@ -141,6 +141,9 @@ class Registrar:
         ):
             if file is not None and not used:
                 raise RegZooError(f"{file}: this registration does not use {what}; set refine, or leave the file out")
+        for name in ("refine_seconds", "refine_options"):
+            if self.settings.get(name) and not self.refines:
+                raise RegZooError(f"{name}: has no effect without refine; set refine, or leave it out")
         record = _record(fixed, moving, label, fixed_label, fixed_mask, moving_mask)
         return RegistrationResult.of(self.run(record), self.bundle)
 
@@ -167,6 +170,10 @@ def _record(
     files: dict[str, Any] = {"fixed_image": fixed, "moving_image": moving}
     files |= {"moving_label": label, "fixed_label": fixed_label}
     files |= {"fixed_mask": fixed_mask, "moving_mask": moving_mask}
+    for key, file in files.items():
+        several = file if isinstance(file, (list, tuple)) and key.endswith("label") else [file]
+        if wrong := [one for one in several if not isinstance(one, str | PathLike | None)]:
+            raise bad_file(key, f"is a {type(wrong[0]).__name__}, not the path of a file", "save it, and name the file")
     named: dict[str, Any] = {
         key: str(file) if isinstance(file, str | PathLike) else [str(one) for one in file]
         for key, file in files.items()

@@ -69,7 +69,8 @@ class RefinePaird(MapTransform):
         """The options for a value of `refine` and a time limit of the case; None if nothing is refined."""
         if refine is False:
             return None
-        return options_for(self.kind if refine is True else refine, seconds=seconds or self.seconds, **self.changes)
+        limit = {"seconds": seconds or self.seconds} if seconds or self.seconds else {}
+        return options_for(self.kind if refine is True else refine, **self.changes | limit)
 
     def __call__(self, data: Case) -> Case:
         options = self.options_of(data.get(Key.REFINE, self.refine), data.get(Key.REFINE_SECONDS))
