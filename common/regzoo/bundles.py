@@ -19,22 +19,23 @@ NAMES = {"bundle_root", "dataset_dir", "output_dir", "evaluation_dir", "checkpoi
 NAMES |= {"fixed_image", "moving_image", "fixed_label", "moving_label", "fixed_mask", "moving_mask"}
 
 
-def find_bundle(bundle: str | PathLike[str]) -> Path:
-    """The folder of a bundle given by path or by name.
+def find_bundle(bundle: str | PathLike[str], config: str = "inference.json") -> Path:
+    """The folder of a bundle given by path or by name; `config` is a configuration that it must have.
 
     Raises:
         RegZooError: there is no such bundle; the message lists those found.
     """
     for folder in (Path(bundle), *(place / bundle for place in BUNDLE_FOLDERS)):
-        if (folder / "configs" / "inference.json").is_file():
+        if (folder / "configs" / config).is_file():
             return folder
-    raise bad_file(bundle, "is not a bundle", f"name one of {', '.join(all_bundles())}, or a folder")
+    problem = f"is not a bundle with configs/{config}"
+    raise bad_file(bundle, problem, f"name one of {', '.join(all_bundles(config))}, or a folder")
 
 
-def all_bundles() -> dict[str, Path]:
+def all_bundles(config: str = "inference.json") -> dict[str, Path]:
     """The folders of all bundles that `find_bundle` finds by name."""
-    found = {path.parents[1].name for place in BUNDLE_FOLDERS for path in place.glob("*/configs/inference.json")}
-    return {name: find_bundle(name) for name in sorted(found)}
+    found = {path.parents[1].name for place in BUNDLE_FOLDERS for path in place.glob(f"*/configs/{config}")}
+    return {name: find_bundle(name, config) for name in sorted(found)}
 
 
 def writable(bundle_root: str | PathLike[str], path: str) -> str:

@@ -59,7 +59,7 @@ class Plan:
 
     def __init__(self, bundle: str | PathLike[str] | None, data: str, settings: Mapping[str, Any]) -> None:
         self.bundle, self.data, self.settings = bundle, data, dict(settings)
-        self.name = None if bundle is None else find_bundle(bundle).resolve().name
+        self.name = None if bundle is None else find_bundle(bundle, "train.json").resolve().name
         if bundle is None:
             if settings:
                 raise RegZooError(f"--{next(iter(settings))}: is a setting of a bundle; name one with --bundle")
@@ -75,7 +75,7 @@ class Plan:
     def parser(self, **more: Any) -> ConfigParser:
         """The configuration of the training, not yet evaluated, with further settings."""
         assert self.bundle is not None
-        root = find_bundle(self.bundle).resolve()
+        root = find_bundle(self.bundle, "train.json").resolve()
         file = root / "configs" / "train.json"
         parser = ConfigParser()
         parser.read_config(str(file))

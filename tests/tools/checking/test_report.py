@@ -125,3 +125,8 @@ def test_no_pair_that_can_be_read(tmp_path: Path) -> None:
 def test_data_in_no_layout(tmp_path: Path) -> None:
     with pytest.raises(RegZooError, match="is in no known layout"):
         check_data(tmp_path)
+
+
+def test_a_bundle_that_is_not_trained(tmp_path: Path) -> None:
+    with pytest.raises(RegZooError, match=r"none: is not a bundle with configs/train\.json; name one of abdominal_ct_"):
+        check_data(tmp_path, "none")
