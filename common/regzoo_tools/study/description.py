@@ -22,6 +22,9 @@ BASELINES: dict[str, dict[str, Any]] = {
     "refinement": {"align": "affine", "refine": True},
     "tool": {},
 }
+#: Settings that a study gives to each cell itself → the key of the study that says them.
+OWN = {"dataset_dir": "data", "fold": "folds", "folds": "folds", "seed": "repeats", "output_dir": "--out"}
+OWN |= {"evaluation_dir": "--out", "checkpoint": "weights"}
 #: What the values of a study are called in an error.
 WORDS = {str: "a text", int: "a whole number", bool: "true or false", list: "a list", dict: "an object"}
 
@@ -54,13 +57,27 @@ class Method:
 
 
 @dataclass(frozen=True)
+class Source:
+    """A data set: one of the first two, and settings of all methods on these data.
+
+    Attributes:
+        dataset_dir: a path, relative to the file of the study.
+        phantoms: their ``kind`` and parameters.
+    """
+
+    dataset_dir: str = ""
+    phantoms: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Study:
     """A study with one of its scales.
 
     Attributes:
         folder: where its results go.
         title, source: in words.
-        data: name → ``{"dataset_dir": …}`` or ``{"phantoms": {…}}``, and ``settings`` of all methods on these data.
+        data: name → the entries of a `Source`.
         methods: name → description, in the order of the tables.
         overlays, settings, evaluation: for all methods, see `Method`.
         folds: the number of folds, or several numbers, each for a training-set size of its own; None: the part of the
@@ -116,7 +133,7 @@ def read_study(file: str | Path, scale: str | None = None, out: str | Path | Non
     """
     path = Path(file)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise bad_file(path, (error.strerror or str(error)).lower(), "name the JSON file of a study") from error
     except ValueError as error:
@@ -131,6 +148,8 @@ def read_study(file: str | Path, scale: str | None = None, out: str | Path | Non
     name = path.stem if scale is None else f"{path.stem}_{scale}"
     folder = Path(out) if out else path.parent / "output" / name
     values = checked(path, "", content, Study, {"file", "folder"})
+    for name, entry in values["data"].items():
+        checked(path, f"data.{name}.", entry, Source)
     methods = {
         name: Method(**checked(path, f"methods.{name}.", entry, Method)) for name, entry in values["methods"].items()
     }
@@ -227,9 +246,9 @@ def _check_method(study: Study, name: str, method: Method) -> None:
     if method.start:
         _check_start(study, name, method)
     try:
-        folder = find_bundle(method.bundle) / "configs"
+        folder = find_bundle(method.bundle, "train.json") / "configs"
     except RegZooError:
-        bundles = [bundle for bundle in all_bundles() if bundle != "none"]
+        bundles = all_bundles("train.json")
         raise unknown(file, f"{place}.bundle", f"no bundle {method.bundle}", method.bundle, bundles) from None
     variants = [path.stem for path in sorted((folder / "variants").glob("*.json"))]
     for overlay in (*study.overlays, *method.overlays):
@@ -247,6 +266,8 @@ def _check_method(study: Study, name: str, method: Method) -> None:
         first = key.lstrip("+").replace("::", "#").split("#")[0]
         if first not in ids:
             raise unknown(file, f"{place}.settings.{key}", f"no such setting of {method.bundle}", first, ids)
+        if first in OWN:
+            raise bad_file(file, f"{place}.settings.{key}: the study itself sets it", f"leave it out; use {OWN[first]}")
     if method.baseline and contents[0]["network_def"].get("out_channels") == 1:
         fix = "name a bundle whose network predicts a field"
         raise bad_file(file, f"{place}.bundle: {method.bundle} predicts labels, and a baseline finds a field", fix)

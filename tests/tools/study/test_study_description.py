@@ -32,7 +32,13 @@ def methods(**entry: Any) -> dict[str, Any]:
         ({"folds": [4, "8"]}, r'folds: \[4, "8"\] is not a whole number or a list of whole numbers'),
         ({"folds": 1}, r"folds: cross-validation needs at least 2"),
         ({"training_sizes": [2]}, r"training_sizes: would change the cases that are measured"),
-        ({"data": {"prostate": {"phantom": {}}}}, r"data\.prostate: names no data"),
+        ({"data": {"prostate": {"phantom": {}}}}, r"data\.prostate\.phantom: no such key; did you mean phantoms\?"),
+        ({"data": {"prostate": {}}}, r"data\.prostate: names no data"),
+        ({"data": {"prostate": {"dataset_dir": 3}}}, r"data\.prostate\.dataset_dir: 3 is not a text"),
+        ({"data": {"prostate": {"phantoms": 3}}}, r"data\.prostate\.phantoms: 3 is not an object"),
+        ({"data": {"prostate": {"dataset_dir": "images", "settings": 3}}}, r"settings: 3 is not an object"),
+        ({"settings": {"seed": 3}}, r"settings\.seed: the study itself sets it; leave it out; use repeats"),
+        (methods(evaluation={"checkpoint": "a.pt"}), r"settings\.checkpoint: the study itself sets it"),
         ({"data": {}}, r"data: is empty"),
         ({"data": {"prostate": {"dataset_dir": "nowhere"}}}, r"no such folder or file, named in"),
         ({"methods": None}, r"methods is missing"),
@@ -47,6 +53,7 @@ def methods(**entry: Any) -> dict[str, Any]:
             methods(bundle="prostate_mr_trus_weak_dff"),
             r"sum\.bundle: no bundle \S+; did you mean prostate_mr_trus_weak_ddf\?",
         ),
+        (methods(bundle="none"), r"sum\.bundle: no bundle none; use one of abdominal_ct_ddmr, "),
         (methods(bundles=DDF), r"sum\.bundles: no such key; did you mean bundle\?"),
         (methods(overlays="demo"), r'sum\.overlays: "demo" is not a list of texts'),
         (methods(data="prostata"), r"sum\.data: no data set prostata; did you mean prostate\?"),
@@ -72,7 +79,7 @@ def test_a_file_that_is_missing_or_no_study(tmp_path: Path) -> None:
     (tmp_path / "text.json").write_text("{,}")
     with pytest.raises(RegZooError, match=r"text\.json: is not JSON .*line 1.*; fix the file"):
         read_study(tmp_path / "text.json")
-    (tmp_path / "list.json").write_text("[]")
+    (tmp_path / "list.json").write_text("[]", encoding="utf-8-sig")
     with pytest.raises(RegZooError, match=r"list\.json: is not an object"):
         read_study(tmp_path / "list.json")
 
