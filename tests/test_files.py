@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from regzoo.engines import save_weights
 from regzoo.errors import RegZooError
-from regzoo.files import partial_folder, write_text
+from regzoo.files import check_writable, partial_folder, write_text
 from regzoo.report.tables import write_csv
 from regzoo.spatial import write_nifti
 from torch import nn
@@ -134,6 +134,12 @@ def test_time_that_a_write_takes(tmp_path: Path) -> None:
         write_text(tmp_path / f"{number}.txt", "x")
     assert time.process_time() - start < 1
     assert not list(tmp_path.glob(".partial-*"))
+
+
+def test_a_folder_whose_name_is_too_long(tmp_path: Path) -> None:
+    with pytest.raises(RegZooError, match=r"cannot write here \(file name too long\); name a folder"):
+        check_writable(tmp_path / "new" / ("x" * 300))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_full_disk_is_one_line(tmp_path: Path) -> None:

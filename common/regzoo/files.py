@@ -12,7 +12,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +43,12 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         RegZooError: see `make_folder`.
     """
     folder = Path(path).absolute()
-    new = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    new = [parent for parent in (folder, *folder.parents) if not os.path.lexists(parent)]
     try:
         make_folder(folder)
     finally:
         for parent in new:
-            if parent.is_dir():
+            with suppress(OSError):
                 parent.rmdir()
 
 

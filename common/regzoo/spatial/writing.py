@@ -73,8 +73,11 @@ def write_nifti(
         intent: NIfTI intent code, e.g. 1007 for a vector field.
 
     Raises:
-        RegZooError: the axes are not at right angles, which a qform and ITK cannot hold; nothing is written.
+        RegZooError: another suffix, or the axes are not at right angles, which a qform and ITK cannot hold; nothing is
+            written.
     """
+    if not str(path).lower().endswith((".nii", ".nii.gz")):
+        raise bad_file(path, "is not the name of a NIfTI file", "let it end in .nii.gz")
     affine = np.asarray(affine, dtype=np.float64)
     grid = Grid((array.shape[0], array.shape[1], array.shape[2]), affine)
     _check_straight(path, grid)
