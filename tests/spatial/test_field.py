@@ -10,6 +10,7 @@ import SimpleITK as sitk
 import torch
 from helpers import from_sitk, make_affine, rigid, smooth_ddf, smooth_noise, to_sitk
 from monai.data import MetaTensor
+from regzoo.errors import RegZooError
 from regzoo.spatial import DisplacementField, Grid, jacobian_determinant
 from scipy.ndimage import map_coordinates
 
@@ -187,3 +188,17 @@ def test_beyond_the_moving_image_is_zero_or_its_border() -> None:
 def test_a_field_must_fit_its_grid() -> None:
     with pytest.raises(ValueError, match="shape"):
         DisplacementField(torch.zeros(3, 4, 5, 6), OBLIQUE)
+
+
+@pytest.mark.parametrize("name", ["field", "field.txt", "field.nrrd"])
+def test_a_field_is_saved_as_nifti(name: str, tmp_path: Path) -> None:
+    with pytest.raises(RegZooError, match=f"{name}: is not the name of a NIfTI file; let it end in .nii.gz"):
+        DisplacementField(torch.zeros(3, *OBLIQUE.shape), OBLIQUE).save(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("wrong", [{"mode": "linear"}, {"mode": "nearst"}, {"padding": "zero"}])
+def test_ways_to_sample_are_not_guessed(wrong: dict[str, str]) -> None:
+    moving = MetaTensor(torch.rand(1, *OBLIQUE.shape), affine=torch.as_tensor(OBLIQUE.affine))
+    with pytest.raises(RegZooError, match=r"is not known; use one of (bilinear, nearest|zeros, border)"):
+        DisplacementField(torch.zeros(3, *OBLIQUE.shape), OBLIQUE).warp(moving, **wrong)  # type: ignore[arg-type]

@@ -188,7 +188,7 @@ class DisplacementField:
 
     def inverse_points(self, points: np.ndarray) -> np.ndarray:
         """Take points of the moving image (N, 3) to the fixed image, RAS mm."""
-        wanted = torch.as_tensor(points.T, dtype=torch.float64, device=self.displacement.device)
+        wanted = torch.as_tensor(np.asarray(points).T, dtype=torch.float64, device=self.displacement.device)
         return np.asarray(self._inverse_at(wanted.reshape(1, 3, -1, 1, 1)).reshape(3, -1).T.cpu().numpy())
 
     def _inverse_at(self, wanted: torch.Tensor) -> torch.Tensor:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from regzoo.errors import RegZooError
 from regzoo.filters import gaussian_filter
 from regzoo.spatial.grid import Grid
 from scipy.ndimage import map_coordinates
@@ -175,7 +176,13 @@ def sample_file(
 
     Returns:
         (C, X, Y, Z) float32.
+
+    Raises:
+        RegZooError: an unknown mode or padding.
     """
+    for name, value, kind in (("mode", mode, Mode), ("padding", padding, Padding)):
+        if value not in get_args(kind):
+            raise RegZooError(f"{name}: {value!r:.60} is not known; use one of {', '.join(get_args(kind))}")
     if mode == "nearest":  # points half-way between two centres go to the higher one
         nearest = (coordinates + (0.5 + TIE)).floor()
         values = sample(image[None], nearest, "nearest", "border")[0]
