@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 
 import fire
+import numpy as np
 import pytest
 from bundle_list import training
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.scripts import run
-from regzoo.engines.options import check_effect
+from regzoo.engines.options import check_config, check_effect
 from regzoo.errors import RegZooError, user_error
 
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file")
@@ -75,6 +76,7 @@ def answer(
         ("train", ["--spacing", "[1,-1,2]"], "is not above 0"),
         ("train", ["--align", "centre"], "use one of header, center, label, region, rigid, similarity, affine"),
         ("train", ["--device", "gpu"], "is not a device"),
+        ("train", ["--device", "None"], "is not a device"),
         ("train", ["--device", "cuda:77"], "write cpu"),
         ("train", ["--amp", "maybe"], "is neither True nor False"),
         ("train", ["--folds", "0"], "is less than 1"),
@@ -125,6 +127,15 @@ def test_settings_that_need_another_one(monkeypatch: pytest.MonkeyPatch, tmp_pat
         (WEAK, "inference", ["--direction", "us_to_mr", "--fixed_image", "a"], "without dataset_dir"),
     ):
         assert said in answer(monkeypatch, tmp_path, bundle, kind, *options), options
+
+
+def test_an_array_is_not_a_list() -> None:
+    file = BUNDLES / WEAK / "configs" / "inference.json"
+    parser = ConfigParser()
+    parser.read_config(str(file))
+    parser["size"] = np.array([32, 24, 24])
+    with pytest.raises(RegZooError, match=r"size: \[32 24 24\] is not a list; write"):
+        check_config(parser, [file], ["size"])
 
 
 def test_a_direction_beside_a_datalist(tmp_path: Path) -> None:

@@ -59,10 +59,10 @@ def check_value(name: str, value: Any, default: Any) -> None:
 
 def _problem(name: str, value: Any, kind: Any) -> str:
     """The problem with a value, and what to write instead; empty for a valid value."""
-    if value is None and (name in NULLABLE or kind is None):
-        return ""
     if name == "device":
         return _device_problem(value)
+    if value is None and (name in NULLABLE or kind is None):
+        return ""
     if name in NAMES:
         listed = name.endswith("label") and isinstance(value, list) and all(isinstance(item, str) for item in value)
         return "" if isinstance(value, str) or listed else f"is not a name; write ./{value} or put it in quotes"

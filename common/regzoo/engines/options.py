@@ -123,7 +123,7 @@ def check_config(parser: ConfigParser, files: Sequence[Path], given: Collection[
             wrong = f"replaces the whole section, without {', '.join(sorted(missing))}"
             raise bad_file(f"{name} of an overlay", wrong, f"write +{name} to add to it, or {name}#… to change one id")
     for name, value in parser.config.items():
-        if name in base and value != base[name]:
+        if name in base:
             check_value(name, value, base[name])
 
 
