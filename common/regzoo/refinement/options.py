@@ -101,7 +101,7 @@ class RefinementOptions:
             raise RegZooError(f"window: {self.window} is not an odd number of voxels; use one such as 9")
         if not _is_number(self.smoothness) or self.smoothness < 0:
             raise RegZooError(f"smoothness: {self.smoothness!r:.60} is not a number ≥ 0")
-        if not self.steps or any(steps < 0 or not isinstance(steps, int) for steps in self.steps):
+        if not self.steps or any(not isinstance(steps, int) or steps < 0 for steps in self.steps):
             raise RegZooError(f"steps: {list(self.steps)} is not a list of whole numbers ≥ 0, one for each level")
 
 
