@@ -8,7 +8,7 @@ BIN := $(CURDIR)/$(VENV)/bin
 NIIVUE := 0.69.0
 RUNTIME := $(VENV)/.runtime
 STAMP := $(VENV)/.installed
-# Python compiles what it imports; to compile all of it takes as long as the rest of an installation.
+# Python compiles what it imports. Compiling everything would take as long as the rest of the installation.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 RUN := cd bundles/$(BUNDLE) && $(BIN)/python -m monai.bundle run
 

@@ -1,8 +1,8 @@
 """CPU-seconds that each `regzoo` command takes on small files: ``python benchmarks/start_up.py [--save]``.
 
-The files have 4,000 voxels, so nearly all of the time is start-up. A training takes one step of eight pairs of
-phantoms, which exist, and validates on others. Plain imports of PyTorch and MONAI are measured beside it. Every round
-runs each command once, in a process of its own with one thread; the table shows medians.
+The files have 4,000 voxels, so nearly all of the time is start-up. A training takes one step on phantoms that
+were written before, and validates once. Plain imports of PyTorch and MONAI are measured beside it. Every round runs
+each command once, in a process of its own with one thread; the table shows medians.
 """
 
 from __future__ import annotations
@@ -41,18 +41,8 @@ COMMANDS = {
 }
 #: A training, whose data set `main` writes.
 TRAINING = "monai.bundle run training, one step"
-STEP = (
-    "--folds",
-    "2",
-    "--samples_per_epoch",
-    "8",
-    "--max_epochs",
-    "1",
-    "--output_dir",
-    "out",
-    "--show_progress",
-    "False",
-)
+STEP = f"--config_file {BUNDLE}/configs/train.json --bundle_root {BUNDLE} --output_dir out --show_progress False"
+STEP += " --folds 2 --samples_per_epoch 8 --max_epochs 1"
 HEADER = ("command", "CPU, s", "times import torch", "times import monai.bundle")
 
 
@@ -77,15 +67,7 @@ def measure(rounds: int, phantoms: Path) -> dict[str, float]:
     """Median CPU-seconds of each command; the training uses a data set of phantoms."""
     runs = {line: ["-c", line] for line in IMPORTS}
     runs |= {name: ["-m", "regzoo", *line.split()] for name, line in COMMANDS.items()}
-    files = [
-        "--config_file",
-        f"{BUNDLE}/configs/train.json",
-        "--bundle_root",
-        str(BUNDLE),
-        "--dataset_dir",
-        str(phantoms),
-    ]
-    runs[TRAINING] = ["-m", "monai.bundle", "run", "training", *files, *STEP]
+    runs[TRAINING] = ["-m", "monai.bundle", "run", "training", *STEP.split(), "--dataset_dir", str(phantoms)]
     found: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, arguments in runs.items():
@@ -110,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        phantoms = write_prostate_phantoms(Path(folder) / "phantoms", pairs=8, held_out=4, seed=0, spacing=2.0)
+        phantoms = write_prostate_phantoms(Path(folder) / "phantoms", pairs=8, held_out=0, seed=0, spacing=2.0)
         seconds = measure(options.rounds, phantoms)
     text = f"{heading('Commands on small files', torch.device('cpu'))}\n\n{table(seconds)}"
     print(text)

@@ -254,9 +254,10 @@ class Work:
         os.environ.update(environment)
         if alive is not None:  # submitit ignores SIGTERM, and a shell makes its background jobs ignore SIGINT
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-        # Slurm's signal also reaches the training, which may end before this process hears of it: its cell has failed
-        # then, but not in the run of the job that Slurm starts again.
-        run += os.environ.get("SLURM_RESTART_COUNT", "")
+        else:
+            # Slurm's signal also reaches the training, which may end before this process hears of it. Its cell has
+            # failed then, but not in the run of the job that Slurm starts again.
+            run += os.environ.get("SLURM_RESTART_COUNT", "")
         for cell in cells:
             if alive is None or is_locked(alive):
                 run_cell(study, cell, run)

@@ -78,12 +78,10 @@ def test_every_method_of_a_paper(name: str, tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.slow
 def test_a_training_of_two_processes(tmp_path: Path) -> None:
-    content = merged(PROSTATE, {"title": "two", "methods": {"ddf": {"bundle": "prostate_mr_trus_weak_ddf"}}})
-    content |= {
-        "processes": 2,
-        "folds": 2,
-        "settings": content["settings"] | {"spacing": [5.0] * 3, "size": [18, 14, 13]},
-    }
+    methods = {"ddf": {"bundle": "prostate_mr_trus_weak_ddf"}}
+    small = {"spacing": [5.0] * 3, "size": [18, 14, 13]}
+    changes = {"title": "two", "methods": methods, "processes": 2, "folds": 2, "settings": small}
+    content = merged(PROSTATE, changes)
     path = tmp_path / "two.json"
     path.write_text(json.dumps(content))
     study = read_study(path)

@@ -109,7 +109,7 @@ def test_only_what_is_missing_of_a_cell_is_done(write_study: WriteStudy) -> None
 
 
 def test_a_job_that_slurm_starts_again_tries_its_cell_again(
-    write_study: WriteStudy, monkeypatch: pytest.MonkeyPatch
+    write_study: WriteStudy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study = read_study(write_study(methods={"bad": {"bundle": BUNDLE, "settings": {"learning_rate": -1}}}, folds=None))
     for restarts, count in ((None, 1), (None, 1), ("1", 2), ("1", 2), ("2", 3)):
@@ -117,6 +117,10 @@ def test_a_job_that_slurm_starts_again_tries_its_cell_again(
             monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
         Work()(study, cells_of(study), "run", {})
         assert len(starts(study)) == count
+    # A study that runs on its own within such a job still tells how its cells end.
+    with pytest.raises(RegZooError, match="1 of 1 cells are not done"):
+        run_study(study)
+    assert "1/1 bad_repeat0: failed" in capsys.readouterr().out
 
 
 def test_a_change_touches_the_cells_that_it_concerns(
