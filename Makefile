@@ -10,6 +10,8 @@ RUNTIME := $(VENV)/.runtime
 STAMP := $(VENV)/.installed
 # Python compiles what it imports. Compiling everything would take as long as the rest of the installation.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+# Each worker has half of the tests, in their order: few fixtures are set up by both. The faster one then helps the other.
+PYTEST := -m pytest -n 2 --dist worksteal
 RUN := cd bundles/$(BUNDLE) && $(BIN)/python -m monai.bundle run
 
 # Tests run several at a time: threads that wait for others have to sleep. A training has the machine to itself: there it
@@ -40,17 +42,17 @@ demo: $(RUNTIME) ## train on phantoms, register held-out pairs, show the improve
 	@echo "Tables and pictures: bundles/$(BUNDLE)/output/demo/evaluation (summary.png, cases.csv, case*.png)"
 
 test: $(STAMP) ## run the tests (COVERAGE=--cov also measures coverage; fails below what pyproject.toml asks for)
-	$(BIN)/python -m pytest -n 2 -m "not slow" $(COVERAGE)
+	$(BIN)/python $(PYTEST) -m "not slow" $(COVERAGE)
 
 test-slow: $(STAMP) ## run the slow tests: several processes, resumed trainings, benchmarks, memory (minutes)
-	$(BIN)/python -m pytest -n 2 -m slow
+	$(BIN)/python $(PYTEST) -m slow
 
 test-slurm: $(STAMP) ## run studies on a Slurm of one node, as root (apt-get install slurm-wlm munge; minutes)
 	REGZOO_SLURM=1 tests/tools/study/one_node_slurm.sh $(BIN)/python -m pytest tests/tools/study/test_study_on_slurm.py
 
 test-label: ## run the tests against a MONAI Label server, in a separate environment (.venv-label)
 	PYTHON=$(PYTHON) tests/monai_label/make_environment.sh .venv-label
-	$(CURDIR)/.venv-label/bin/python -m pytest -n 2 tests/monai_label
+	$(CURDIR)/.venv-label/bin/python $(PYTEST) tests/monai_label
 
 test-zoo: $(STAMP) ## run the packaged bundles in an environment with only the packages that they ask for (.venv-zoo; minutes)
 	REGZOO_ZOO_ENVIRONMENT=.venv-zoo $(BIN)/python -m pytest tests/tools/test_empty_environment.py
@@ -59,7 +61,7 @@ test-zoo: $(STAMP) ## run the packaged bundles in an environment with only the p
 lowest: ## run the tests with the lowest versions that pyproject.toml allows (.venv-lowest; LOWEST_PYTHON=python3.10)
 	$(LOWEST_PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-lowest.txt -e ".[dev]"
-	.venv-lowest/bin/python -m pytest -n 2 -m "not slow" -W ignore::DeprecationWarning -W ignore::FutureWarning $(TESTS)
+	.venv-lowest/bin/python $(PYTEST) -m "not slow" -W ignore::DeprecationWarning -W ignore::FutureWarning $(TESTS)
 
 lint: $(STAMP) ## check style and types
 	$(BIN)/ruff check .

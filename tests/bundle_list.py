@@ -86,7 +86,7 @@ def tiny(bundle: str | Path) -> dict[str, Any]:
         "batch_size": 2,
         "samples_per_epoch": 6,
         "max_epochs": 2,
-        "folds": 2,
+        "folds": 4,
         "device": "cpu",
     }
 

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from bundle_list import kind
 
-# Before PyTorch is imported: idle threads must sleep, not spin, because test workers share the cores.
+# Before PyTorch is imported: test workers share the cores, so each takes its part and lets idle threads sleep.
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // WORKERS)))
 
 
 @pytest.fixture(scope="session")

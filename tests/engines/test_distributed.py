@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import ignite.distributed as idist
 import pytest
@@ -73,34 +72,23 @@ def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         start_process_group()
 
 
-def torchrun(bundle: str, files: list[str], settings: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+@pytest.mark.slow
+@pytest.mark.parametrize("bundle", ["prostate_mr_trus_weak_ddf"])
+def test_fewer_cases_than_processes(bundle: str, dataset: Path, tmp_path: Path) -> None:
     arguments = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "monai.bundle", "run"]
-    arguments += ["--config_file", str([f"configs/{name}" for name in files])]
-    arguments += [word for key, value in settings.items() for word in (f"--{key}", str(value))]
-    return subprocess.run(
+    arguments += ["--config_file", str([f"configs/{name}" for name in (*PARTS["evaluate"], "multi_gpu_evaluate.json")])]
+    arguments += ["--dataset_dir", str(dataset), "--output_dir", str(tmp_path / "output")]
+    arguments += ["--max_pairs", "1", "--checkpoint", "models/model.pt"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
         [sys.executable, *arguments],
         cwd=BUNDLES / bundle,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=environment,
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("bundle", ["prostate_mr_trus_weak_ddf"])
-def test_two_processes_on_the_command_line(bundle: str, dataset: Path, tmp_path: Path) -> None:
-    """Without the overlay, and with fewer cases than processes."""
-    settings = {"dataset_dir": dataset, "output_dir": tmp_path / "output", "device": "cpu"}
-    done = torchrun(bundle, PARTS["train"], settings)
-    assert done.returncode == 1
-    lines = [line for line in done.stderr.splitlines() if "error: " in line]
-    assert lines and all("2 processes were started" in line for line in lines)
-    assert not (tmp_path / "output").exists()
-    settings |= {"max_pairs": 1, "checkpoint": "models/model.pt"}
-    settings.pop("device")
-    done = torchrun(bundle, [*PARTS["evaluate"], "multi_gpu_evaluate.json"], settings)
     assert done.returncode == 1
     lines = [line for line in done.stderr.splitlines() if "error: " in line]
     assert lines and all("2 processes cannot share 1 cases to evaluate; start at most 1" in line for line in lines)

@@ -24,6 +24,12 @@ PROSTATE = {
     "run_folds": 1,
 }
 SINGLE = {"cases": 4, "held_out": 2, "spacing": 6.0}
+#: Losses whose methods differ from the others' by one overlay, which `test_every_variant_trains` tries.
+ALIKE = [
+    f"{loss} {step}"
+    for loss in ("BL-NS", "SG-ND", "UW-NSD")
+    for step in ("brain", "CT", "decoder", "one step", "two steps")
+]
 #: Changes of the small scales.
 TINY: dict[str, dict[str, Any]] = {
     "hu2018": PROSTATE | {"folds": 2},
@@ -33,6 +39,7 @@ TINY: dict[str, dict[str, Any]] = {
         "data": {"CT": {"phantoms": SINGLE}, "brain": {"phantoms": SINGLE}},
         "settings": SHORT | {"channels": [4, 8, 8]},
         "evaluation": {"refine_seconds": 0.1},
+        "methods": dict.fromkeys(ALIKE),
     },
 }
 

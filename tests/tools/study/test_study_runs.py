@@ -262,6 +262,12 @@ def processes_of(study: Study) -> list[int]:
     return [pid for pid in found if pid != os.getpid()]
 
 
+def kill_all(pids: list[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes in /proc")
 def test_ten_kills_at_random_moments_lose_nothing(write_study: WriteStudy) -> None:
@@ -277,13 +283,12 @@ def test_ten_kills_at_random_moments_lose_nothing(write_study: WriteStudy) -> No
         done = {facts["cell"] for facts in finished(study)}
         before = Counter(starts(study))
         victims = processes_of(study)
-        for pid in victims if kill % 2 else chance.sample(victims, min(1, len(victims))):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        if not kill % 2:
+        if kill % 2 == 0:
+            kill_all(chance.sample(victims, min(1, len(victims))))
             time.sleep(0.3)
-        for pid in processes_of(study):
-            os.kill(pid, signal.SIGKILL)
+        # A process may start another one while the list is made.
+        while victims := processes_of(study):
+            kill_all(victims)
         process.wait(30)
         after = Counter(starts(study))
         assert not {start for start in after - before if start.split()[0] in done}
