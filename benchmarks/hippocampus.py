@@ -30,8 +30,6 @@ from trainings import DATA, RESULTS, RUN, execute, heading, save_result, words
 BUNDLE, FOLDS = "hippocampus_mr_weak_ddf", 5
 #: Name → value in the label maps.
 LABELS = {"anterior": 1, "posterior": 2}
-#: Of the refinement of the images alone; chosen on 16 pairs of another division of the same images.
-IMAGES = {"steps": (40, 40, 20), "smoothness": 0.5}
 #: Column of a row → how its mean is written.
 OTHERS = {"HD95, mm": ".2f", "SDlogJ": ".3f", "folds, %": ".4f", "s": ".2f", "CPU, s": ".2f"}
 ITSELF = "itself, mm"
@@ -57,7 +55,7 @@ def registrars(checkpoint: Path) -> dict[str, Registrar]:
     weights = str(checkpoint)
     return {
         "centres aligned": Registrar("none", align="center"),
-        "refinement alone": Registrar("none", align="center", refine="mr", refine_options=IMAGES),
+        "refinement alone": Registrar("none", align="center", refine="mr"),
         "network alone": Registrar(BUNDLE, checkpoint=weights),
         "network and refinement": Registrar(BUNDLE, checkpoint=weights, refine=True),
     }

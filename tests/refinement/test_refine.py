@@ -200,6 +200,7 @@ def test_a_time_limit_ends_the_steps(texture: np.ndarray) -> None:
         ({"steps": ()}, "steps"),
         ({"smoothness": -1}, "smoothness"),
         ({"smoothness": "a"}, "smoothness"),
+        ({"stiffening": 0}, "stiffening"),
         ({"steps": "a"}, "steps"),
         ({"steps": [1.5]}, "steps"),
         ({"steps": [1.0]}, "steps"),

@@ -30,7 +30,7 @@ from regzoo.spatial import DisplacementField, Grid
 #: Squarings of an exponential during the coarse levels and at the end of the finest level.
 COARSE, FINE = 2, 1
 #: Squarings, in the result, of what the coarse levels and the finest level found.
-RESULT, RESULT_FINEST = 6, 3
+RESULT, RESULT_FINEST = 6, 5
 #: The Gaussian filter of the gradient on the coarse levels, voxels of the lattice. Adam scales every value of the
 #: lattice on its own, so without the filter the noise of areas without structure moves as far as an edge.
 GRADIENT_SIGMA = 0.7
@@ -108,7 +108,9 @@ class _Refinement:
             fixed, moving, parts_of(options), options.spacing, len(options.steps), options.max_voxels
         )
         self.fixed, self.start = fixed.grid, start
-        self.smoothness = 0.0 if options.linear else options.smoothness * (1.0 if start is None else options.trust)
+        finest = options.smoothness * (1.0 if start is None else options.trust)
+        #: The weight of the penalty at each level.
+        self.smoothness = [finest * options.stiffening**n for n in reversed(range(len(self.levels)))]
         self.coarse, self.fine, self.result, self.result_finest = (
             (COARSE, FINE, RESULT, RESULT_FINEST) if options.transformation == "velocity" else (0, 0, 0, 0)
         )
@@ -176,7 +178,7 @@ class _Refinement:
                 return follow(transform(values)[0])
 
             rate = self.options.rate * float(level.grid.spacing.min())
-            parameters = self._minimise(level, field, parameters, [(steps, 0)], rate)
+            parameters = self._minimise(level, field, parameters, [(steps, 0)], rate, smoothness=0.0)
         return transform(parameters)[0]
 
     def _deformed(self, start: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -185,24 +187,25 @@ class _Refinement:
         velocity, added = self._coarse_levels(start)
         lattice = self._lattice(finest)
         after = self._field(Lattice(velocity.shape[1:4], lattice.device), velocity, self.result, finest)
-        rough = roughness(added)
+        penalty = self.smoothness[-2:][0] * roughness(added)
         if len(self.levels) > 1:
             residual = self._finest_level(finest.warped(after), lattice)
             added_last = self._field(lattice, residual, self.result_finest, finest)
             after = Lattice(finest.size, after.device).compose(added_last, after)
-            rough = rough + roughness(residual)
-        return after, self.smoothness * rough
+            penalty = penalty + self.smoothness[-1] * roughness(residual)
+        return after, penalty
 
     def _coarse_levels(self, start: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The velocity after the coarse levels, and what they added to that of the start."""
         levels = self.levels[:-1] or self.levels
         base = self._logarithm(start, self._lattice(levels[-1])) if self.start is not None else None
         added = self._lattice(levels[0]).zeros()
-        for level, steps in zip(levels, self.options.steps, strict=False):
+        for level, steps, smoothness in zip(levels, self.options.steps, self.smoothness, strict=False):
             lattice = self._lattice(level)
             added = lattice.resized(added, lattice.size)
             field = self._of_velocity(level, lattice, None if base is None else lattice.resized(base, lattice.size))
-            added = self._minimise(level, field, added, [(steps, self.coarse)], self.options.rate, GRADIENT_SIGMA)
+            phases = [(steps, self.coarse)]
+            added = self._minimise(level, field, added, phases, self.options.rate, smoothness, GRADIENT_SIGMA)
         return (added if base is None else base + added), added
 
     def _logarithm(self, start: torch.Tensor, lattice: Lattice) -> torch.Tensor:
@@ -227,7 +230,7 @@ class _Refinement:
                 velocity = velocity + (lattice.exponential(still, squarings) - still)
             return lattice.resized(velocity, level.size)
 
-        return self._minimise(level, field, lattice.zeros(), phases, self.options.rate)
+        return self._minimise(level, field, lattice.zeros(), phases, self.options.rate, self.smoothness[-1])
 
     def _of_velocity(self, level: Level, lattice: Lattice, base: torch.Tensor | None) -> _Field:
         """The displacement of a level as a function of a velocity, or of what is added to `base`, and squarings."""
@@ -247,6 +250,7 @@ class _Refinement:
         parameters: torch.Tensor,
         phases: list[tuple[int, int]],
         rate: float,
+        smoothness: float,
         gradient_sigma: float = 0.0,
     ) -> torch.Tensor:
         """Optimise the parameters of a displacement in phases of so many steps with so many squarings."""
@@ -254,7 +258,7 @@ class _Refinement:
         parameters = parameters.detach().clone().requires_grad_()
         optimizer = Adam(parameters)
         for steps, squarings in phases:
-            lowest, since, smoothness = float("inf"), 0, 0.0
+            lowest, since, weight = float("inf"), 0, 0.0
             for step in range(steps):
                 displacement = field(parameters, squarings)
                 looks = step % LOOK == 0
@@ -265,8 +269,8 @@ class _Refinement:
                 value = objective(displacement)
                 (gradient,) = torch.autograd.grad(value, parameters)
                 if looks:
-                    smoothness = self.smoothness / objective.share
-                    penalty = smoothness * roughness(parameters.detach()) if smoothness else 0.0
+                    weight = smoothness / objective.share
+                    penalty = weight * roughness(parameters.detach()) if weight else 0.0
                     total = float(value.detach() + penalty)
                     since = 0 if total < lowest - GAIN else since + LOOK
                     lowest = min(lowest, total)
@@ -276,8 +280,8 @@ class _Refinement:
                         lowest, since = total, 0
                 if gradient_sigma:
                     gradient = smoothed(gradient, gradient_sigma)
-                if smoothness:
-                    add_roughness_gradient(gradient, parameters.detach(), smoothness)
+                if weight:
+                    add_roughness_gradient(gradient, parameters.detach(), weight)
                 optimizer.step(gradient, rate)
                 self.steps += 1
                 if self.progress is not None:

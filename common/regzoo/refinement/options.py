@@ -33,7 +33,9 @@ class RefinementOptions:
         steps: optimiser steps at each level, coarse to fine; each level halves the voxel size.
         lattice: distance of the values of the velocity field at the finest level, mm; it has a value at every n-th
             voxel of each level. A linear transformation has none.
-        smoothness: weight of the mean squared difference of neighbouring velocities, in voxels of the lattice.
+        smoothness: weight, at the finest level, of the mean squared difference of neighbouring velocities, in voxels of
+            the lattice.
+        stiffening: factor of `smoothness` from each level to the next coarser one.
         trust: factor of `smoothness` if the refinement starts from a field, such as a network's. Only what the
             refinement adds is penalised, so a larger factor keeps the result nearer to the field.
         rate: step size of the optimiser, voxels of the lattice; of a linear transformation, voxels of the level at the
@@ -52,6 +54,7 @@ class RefinementOptions:
     steps: tuple[int, ...] = (40, 20, 20)
     lattice: float = 2.0
     smoothness: float = 0.1
+    stiffening: float = 1.0
     trust: float = 1.0
     rate: float = 0.3
     window: int = 9
@@ -89,7 +92,8 @@ class RefinementOptions:
             known = ", ".join(get_args(Transformation))
             raise RegZooError(f"transformation: {self.transformation!r} is not known; use one of {known}")
         positive = {
-            name: getattr(self, name) for name in ("spacing", "max_voxels", "lattice", "trust", "rate", "window")
+            name: getattr(self, name)
+            for name in ("spacing", "max_voxels", "lattice", "stiffening", "trust", "rate", "window")
         }
         positive |= {f"similarity {name}": weight for name, weight in self.similarity.items()}
         if self.seconds is not None:
@@ -111,7 +115,7 @@ def _is_number(value: Any) -> bool:
 
 #: The defaults for each kind of pair.
 KINDS: dict[str, RefinementOptions] = {
-    "mr": RefinementOptions(spacing=1.0, steps=(40, 20, 20), smoothness=0.3),
+    "mr": RefinementOptions(spacing=1.0, steps=(80, 40, 20), smoothness=0.2, stiffening=2.0),
     "ct": RefinementOptions(
         spacing=3.0, steps=(100, 60, 20), lattice=6.0, smoothness=0.4, window=7, intensities=SOFT_TISSUE
     ),
