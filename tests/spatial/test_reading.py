@@ -106,6 +106,23 @@ def test_other_forms_of_nifti_and_mgh(kind: type, order: str, tmp_path: Path) ->
         assert sorted(path.name for path in read_header(tmp_path / name).files) == names
 
 
+@pytest.mark.parametrize("name", ["a.mgh", "a.mgz"])
+@pytest.mark.parametrize("zipped", [False, True])
+def test_mgh_is_unzipped_by_its_content(name: str, zipped: bool, tmp_path: Path) -> None:
+    check(content(tmp_path / name, gzip.compress(mgh()) if zipped else mgh()))
+
+
+def test_an_mgh_without_a_place_is_told_of(tmp_path: Path) -> None:
+    path = content(tmp_path / "a.mgh", mgh()[:28] + bytes(2) + mgh()[30:])
+    volume = read_volume(path)
+    assert volume.doubt is not None and "does not say which side is left, so FreeSurfer's usual" in volume.doubt[0]
+    np.testing.assert_array_equal(volume.affine, nib.load(path).affine)
+
+
+def test_a_zipped_nrrd_in_blocks(tmp_path: Path) -> None:
+    check(zipped_nrrd(tmp_path / "a.nrrd", gzip.compress(FLAT[:900]) + gzip.compress(FLAT[900:])))
+
+
 @pytest.mark.parametrize("suffix", ["nrrd", "nhdr", "mha", "mhd"])
 @pytest.mark.parametrize("compressed", [False, True])
 def test_nrrd_and_metaimage_are_read_by_itk(suffix: str, compressed: bool, tmp_path: Path) -> None:
@@ -144,6 +161,37 @@ def test_the_units_of_metaimage(unit: str, said: bool, tmp_path: Path, caplog: p
     spacing = np.linalg.norm(read_image(path).affine[:3, :3].numpy(), axis=0)
     np.testing.assert_allclose(spacing, sitk.ReadImage(str(path)).GetSpacing(), atol=1e-6)
     assert (f"{path}: its distance units are {unit}, which ITK reads as mm; write" in caplog.text) == said
+
+
+@pytest.mark.parametrize(
+    ("key", "new", "said"),
+    [
+        (b"ElementSpacing", b"", "its header gives no voxel size, so ITK takes 1 mm; write ElementSpacing"),
+        (
+            b"TransformMatrix",
+            b"",
+            "its header does not say which side is left, so ITK takes the axes as left, posterior",
+        ),
+        (b"Modality", b"ElementToIntensityFunctionSlope = 2\n", "scales its values by 2 and adds 0, which ITK ignores"),
+    ],
+)
+def test_what_itk_takes_for_granted_in_a_metaimage(
+    key: bytes, new: bytes, said: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = by_itk(tmp_path / "a.mha").read_bytes().splitlines(keepends=True)
+    kept = [line for line in lines if not line.startswith(key)]
+    path = content(tmp_path / "a.mha", b"".join([kept[0], new, *kept[1:]]))
+    read_image(path)
+    assert f"{path}: {said}" in caplog.text
+    with pytest.raises(RegZooError, match=said):
+        read_image(path, strict_headers=True)
+
+
+def test_a_nrrd_without_directions_is_told_of(tmp_path: Path) -> None:
+    lines = by_itk(tmp_path / "a.nrrd").read_bytes().splitlines(keepends=True)
+    path = content(tmp_path / "a.nrrd", b"".join(line for line in lines if not line.startswith(b"space directions")))
+    doubt = read_volume(path).doubt
+    assert doubt is not None and "gives no directions of its axes, so ITK takes those of its space" in doubt[0]
 
 
 def colour(path: Path) -> Path:
@@ -189,6 +237,19 @@ ROWS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "half a zipped MetaImage": (lambda d: cut(by_itk(d / "a.mha", compressed=True), 1500), "is truncated"),
     "half an MGH": (lambda d: half_mgh(d / "a.mgz"), "is truncated"),
     "an MGH without voxels": (lambda d: empty_mgh(d / "a.mgh"), "impossible sizes"),
+    "an MGH of unknown voxels": (
+        lambda d: content(d / "a.mgh", mgh()[:20] + struct.pack(">i", 99) + mgh()[24:]),
+        "holds voxels of an unknown type .MGH type 99.; copy",
+    ),
+    "half a header of an MGH": (lambda d: content(d / "a.mgh", mgh()[:200]), "is truncated: it ends within its header"),
+    "an NRRD in a gzip file": (
+        lambda d: content(d / "a.nrrd", gzip.compress(by_itk(d / "b.nrrd").read_bytes())),
+        "is compressed as a whole with gzip, which ITK cannot read; unzip it",
+    ),
+    "a MetaImage in a gzip file": (
+        lambda d: content(d / "a.mha.gz", gzip.compress(by_itk(d / "b.mha").read_bytes())),
+        "with another suffix; unzip it",
+    ),
     "NRRD zipped in an unknown way": (
         lambda d: changed(by_itk(d / "a.nrrd"), b"encoding: raw", b"encoding: bzip2"),
         "bzip2 encoding not available",
@@ -199,7 +260,35 @@ ROWS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "no voxels of a pair": (lambda d: alone(by_itk(d / "a.hdr")), "its voxels are missing: no file .*a.img"),
     "no header of a pair": (lambda d: alone(by_itk(d / "a.img")), "its header .*a.hdr is missing"),
     "a damaged gzip": (lambda d: damaged(nifti(d / "a.nii.gz")), "is damaged|is truncated or damaged"),
+    "a damaged MGH": (
+        lambda d: content(d / "a.mgz", miscounted(mgh())),
+        "is truncated or damaged: it cannot be unzipped",
+    ),
+    "a damaged zipped NRRD": (lambda d: zipped_nrrd(d / "a.nrrd", miscounted(FLAT + bytes(99))), "is damaged .CRC"),
+    "a zipped NRRD of far more voxels": (
+        lambda d: zipped_nrrd(d / "a.nrrd", gzip.compress(FLAT + bytes(3 << 20))),
+        "holds more than the 9×8×7 voxels",
+    ),
+    "a damaged zipped MetaImage": (
+        lambda d: content(cut(by_itk(d / "a.mha", compressed=True), -4), (d / "a.mha").read_bytes() + bytes(4)),
+        "is damaged .*incorrect data check",
+    ),
 }
+FLAT = VOXELS.tobytes("F")
+
+
+def mgh() -> bytes:
+    return bytes(nib.MGHImage(VOXELS, AFFINE).to_bytes())
+
+
+def miscounted(data: bytes) -> bytes:
+    """A gzip file whose checksum shows that its content was damaged."""
+    return gzip.compress(data)[:-8] + bytes(8)
+
+
+def zipped_nrrd(path: Path, data: bytes) -> Path:
+    start = by_itk(path).read_bytes().partition(b"\n\n")[0].replace(b"encoding: raw", b"encoding: gzip")
+    return content(path, start + b"\n\n" + data)
 
 
 def half_mgh(path: Path) -> Path:

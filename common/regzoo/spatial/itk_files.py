@@ -137,10 +137,7 @@ def lay(image: Any, grid: Grid) -> None:
 def _doubt(path: Path, fields: Mapping[str, str], vectors: bool) -> tuple[str, str] | None:
     """(problem, what to do) if ITK guesses the space of an NRRD file or its vectors, or ignores the units of a file."""
     if not path.name.lower().endswith(ITK_SUFFIXES["NRRD"]):
-        unit = fields.get("DistanceUnits", "mm")
-        if unit.lower() in ("mm", "?", ""):
-            return None
-        return f"its distance units are {unit}, which ITK reads as mm", "write its voxel size and offset in mm"
+        return _metaimage_doubt(fields)
     space = fields.get("space", "")
     # ITK itself writes no space for four axes.
     written_by_itk = not space and fields.get("space dimension") == "4"
@@ -148,6 +145,9 @@ def _doubt(path: Path, fields: Mapping[str, str], vectors: bool) -> tuple[str, s
     if not written_by_itk and known not in _SPACES:
         what = f"names the space {space}, which has no left and right" if space else "does not say which side is left"
         return f"its header {what}, so ITK takes the axes as left, posterior, superior", _AS_LPS
+    if not written_by_itk and not {"space directions", "spacedirections"} & fields.keys():
+        problem = "its header gives no directions of its axes, so ITK takes those of its space"
+        return problem, "write its space directions into its header"
     if vectors and known not in ("", "leftposteriorsuperior", "lps"):
         problem = f"its space is {space}, but ITK takes its vectors as left, posterior, superior"
         return problem, "write the vectors and the space as left-posterior-superior"
@@ -155,6 +155,24 @@ def _doubt(path: Path, fields: Mapping[str, str], vectors: bool) -> tuple[str, s
     if units:
         problem = f"its space units are {', '.join(sorted(units))}, which ITK reads as mm"
         return problem, "write its voxel size and origin in mm"
+    return None
+
+
+def _metaimage_doubt(fields: Mapping[str, str]) -> tuple[str, str] | None:
+    """`_doubt` for MetaImage; ITK also ignores a scale of the values, and takes 1 mm and its own axes by default."""
+    unit = fields.get("DistanceUnits", "mm")
+    if unit.lower() not in ("mm", "?", ""):
+        return f"its distance units are {unit}, which ITK reads as mm", "write its voxel size and offset in mm"
+    scale = "ElementToIntensityFunction"
+    slope, offset = (fields.get(f"{scale}{part}", default) for part, default in (("Slope", "1"), ("Offset", "0")))
+    if (slope, offset) != ("1", "0"):
+        problem = f"scales its values by {slope} and adds {offset}, which ITK ignores"
+        return problem, f"write scaled values, without {scale}Slope and {scale}Offset"
+    if not {"ElementSpacing", "ElementSize"} & fields.keys():
+        return "its header gives no voxel size, so ITK takes 1 mm", "write ElementSpacing into its header"
+    if not {"TransformMatrix", "Rotation", "Orientation"} & fields.keys():
+        problem = "its header does not say which side is left, so ITK takes the axes as left, posterior, superior"
+        return problem, "write TransformMatrix into its header"
     return None
 
 

@@ -11,12 +11,13 @@ import mmap
 import os
 import re
 import zlib
+from io import BufferedReader
 from pathlib import Path
 from typing import NamedTuple
 
 from regzoo.errors import RegZooError, bad_file
-from regzoo.spatial.nifti import AGAIN, truncated
-from regzoo.spatial.unzip import MOST_DEFLATED
+from regzoo.spatial.nifti import AGAIN, times, truncated
+from regzoo.spatial.unzip import MAGIC, MOST_DEFLATED, Unzipped
 
 #: Longest header, and longest line of an NRRD header other than comments and user keys, in bytes.
 LONGEST_HEADER, LONGEST_LINE = 1 << 22, 512
@@ -47,6 +48,11 @@ class TextHeader(NamedTuple):
     def deflated(self) -> bool:
         """Whether the voxels of a MetaImage are compressed."""
         return self.fields.get("CompressedData", "")[:1] in ("T", "t", "1")
+
+    @property
+    def skips(self) -> bool:
+        """Whether the voxels of an NRRD file start after lines or bytes to skip."""
+        return any(int(self.fields.get(f"{what}{blank}skip", 0)) for what in ("line", "byte") for blank in ("", " "))
 
     def fewest_bytes(self, voxels: int, itemsize: int) -> int:
         """The fewest bytes that can hold the voxels, as the header says that they are stored."""
@@ -151,23 +157,51 @@ def metaimage_header(path: Path) -> TextHeader:
 
 
 def check_complete(path: Path, header: TextHeader, shape: tuple[int, ...], itemsize: int) -> None:
-    """Refuse a MetaImage with fewer voxels than its header says; ITK would return uninitialised memory for the rest."""
+    """Refuse compressed voxels that are damaged, or fewer than the header says.
+
+    ITK would return uninitialised memory for missing voxels. It reads only as far as it needs to, so it finds no
+    checksum if damaged data are longer than before.
+    """
+    wanted = math.prod(shape) * itemsize
+    source, start = (header.named[0], 0) if header.named else (path, header.end)
+    available = source.stat().st_size - start
     if header.deflated:
-        wanted = math.prod(shape) * itemsize
-        source, start = (header.named[0], 0) if header.named else (path, header.end)
-        available = source.stat().st_size - start
         stored = int(header.fields.get("CompressedDataSize") or available)
         if stored > available or _inflated(path, source, start, stored, wanted) < wanted:
             raise truncated(path, shape)
+    elif header.fields.get("encoding", "").lower() in ("gzip", "gz") and not header.skips:
+        with source.open("rb") as file:
+            file.seek(start)
+            is_compressed = file.read(len(MAGIC)) == MAGIC  # ITK also takes voxels that are not
+            file.seek(start)
+            found = _unzipped(path, file, wanted + _BLOCK) if is_compressed else wanted
+        if found < wanted:
+            raise truncated(path, shape)
+        if found > wanted + _BLOCK:
+            raise bad_file(path, f"holds more than the {times(shape)} voxels of its header", AGAIN)
+
+
+def _unzipped(path: Path, file: BufferedReader, most: int) -> int:
+    """The number of bytes in gzip data, read up to the checksum at their end; counting stops soon after `most`."""
+    found = 0
+    try:
+        with Unzipped(fileobj=file, mode="rb") as stream:
+            while found <= most and (block := stream.read(_BLOCK)):
+                found += len(block)
+    except EOFError:
+        return 0
+    except zlib.error as error:
+        raise bad_file(path, f"is damaged ({error})", AGAIN) from error
+    return found
 
 
 def _inflated(path: Path, source: Path, start: int, stored: int, wanted: int) -> int:
-    """The number of decompressed bytes; counting stops at `wanted`."""
+    """The number of decompressed bytes; counting stops soon after `wanted`, behind the checksum of whole data."""
     engine, found = zlib.decompressobj(47), 0
     with source.open("rb") as file:
         file.seek(start)
         try:
-            while found < wanted and not engine.eof:
+            while found < wanted + _BLOCK and not engine.eof:
                 block = engine.unconsumed_tail
                 if not block:
                     block = file.read(min(stored, _BLOCK))

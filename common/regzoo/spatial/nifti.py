@@ -99,15 +99,8 @@ def read_voxels(file: NiftiFile) -> np.ndarray:
     if not math.isfinite(inter):
         raise bad_file(file.path, f"scales its values by {slope:g} and adds {inter}", "write a number as scl_inter")
     offset = int(header["vox_offset"]) or (0 if file.in_pair else header.single_vox_offset)
+    values = read_stored(file.path, file.data, file.shape, header.get_data_dtype(), offset)
     try:
-        with open_unzipped(file.data) as stream:
-            raw = np.empty(math.prod(file.shape), header.get_data_dtype())
-            stream.seek(offset)
-            if stream.readinto(raw.view(np.uint8).data) < raw.nbytes:
-                raise EOFError
-            if isinstance(stream, Unzipped) and not stream.finish():
-                raise bad_file(file.path, f"holds more than the {times(file.shape)} voxels of its header", AGAIN)
-        values = raw.reshape(file.shape, order="F")
         if (slope, inter) != (1.0, 0.0):
             values = values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64)
             values *= slope
@@ -115,12 +108,38 @@ def read_voxels(file: NiftiFile) -> np.ndarray:
         return values.astype(np.float32, order="C", copy=False)
     except MemoryError:
         raise too_large(file.path, file.shape) from None
+
+
+def read_stored(path: Path, data: Path, shape: tuple[int, ...], dtype: np.dtype, offset: int) -> np.ndarray:
+    """The values in a file as stored, the first axis fastest.
+
+    Args:
+        path: the requested file, for errors.
+        data: the file that holds the voxels, compressed or not.
+        shape: number of voxels along each axis.
+        dtype: how a voxel is stored.
+        offset: where the voxels start in the file, uncompressed.
+
+    Raises:
+        RegZooError: see `read_voxels`.
+    """
+    try:
+        with open_unzipped(data) as stream:
+            raw = np.empty(math.prod(shape), dtype)
+            stream.seek(offset)
+            if stream.readinto(raw.view(np.uint8).data) < raw.nbytes:
+                raise EOFError
+            if isinstance(stream, Unzipped) and not stream.finish():
+                raise bad_file(path, f"holds more than the {times(shape)} voxels of its header", AGAIN)
+        return raw.reshape(shape, order="F")
+    except MemoryError:
+        raise too_large(path, shape) from None
     except EOFError:
-        raise truncated(file.path, file.shape) from None
+        raise truncated(path, shape) from None
     except zlib.error as error:
-        raise bad_file(file.path, f"is damaged ({error})", AGAIN) from error
+        raise bad_file(path, f"is damaged ({error})", AGAIN) from error
     except OSError as error:
-        raise bad_file(file.path, f"cannot be read ({error.strerror})", "check the disk, or copy it again") from error
+        raise bad_file(path, f"cannot be read ({error.strerror})", "check the disk, or copy it again") from error
 
 
 @np.errstate(all="ignore")
@@ -158,7 +177,7 @@ def orthogonal(path: Path, grid: Grid) -> Grid:
         RegZooError: a sheared grid, or an affine that is not invertible.
     """
     if not _usable(grid.affine):
-        raise bad_file(path, "its affine is not invertible", "write a valid sform or qform into its header")
+        raise bad_file(path, "its affine is not invertible", "write valid voxel sizes and directions into its header")
     straight = grid.straightened()
     apart = grid.distance(straight)
     if apart > _tolerance(grid):

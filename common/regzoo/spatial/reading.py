@@ -10,15 +10,16 @@ from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
-from nibabel.freesurfer.mghformat import MGHError
+from nibabel.freesurfer.mghformat import DATA_OFFSET, MGHHeader
 from regzoo.errors import RegZooError, bad_file
 from regzoo.spatial.dicom import Series, find_series, holds_dicom, is_dicom, read_series
 from regzoo.spatial.grid import Grid
 from regzoo.spatial.itk_files import ITK_SUFFIXES, ItkFile, itk_header, read_itk
-from regzoo.spatial.nifti import AGAIN, NiftiFile, check_size, nifti_file, orthogonal, place, read_voxels, too_large
-from regzoo.spatial.unzip import MOST_DEFLATED, open_unzipped
+from regzoo.spatial.nifti import AGAIN, NiftiFile, check_size, nifti_file, orthogonal, place, read_stored, read_voxels
+from regzoo.spatial.unzip import MOST_DEFLATED, is_zipped, open_unzipped
 
 FORMATS = "NIfTI, NRRD, MetaImage, MGH or DICOM"
+_UNZIP = "unzip it with gunzip, or save it again"
 _PICTURES = {
     b"\x89PNG": "a PNG picture",
     b"\xff\xd8\xff": "a JPEG picture",
@@ -62,6 +63,20 @@ class Header(NamedTuple):
     files: list[Path]
 
 
+class MghFile(NamedTuple):
+    """An MGH file before its voxels are read.
+
+    Attributes:
+        header: the header, with FreeSurfer's usual axes if the file does not say where it lies.
+        shape: the number of voxels along each axis.
+        is_placed: whether the file says where it lies.
+    """
+
+    header: MGHHeader
+    shape: tuple[int, ...]
+    is_placed: bool
+
+
 def read_volume(path: str | os.PathLike[str]) -> Volume:
     """Read a NIfTI, NRRD, MetaImage or MGH file, or a DICOM series (see `regzoo.spatial.dicom.find_series`).
 
@@ -75,7 +90,7 @@ def read_volume(path: str | os.PathLike[str]) -> Volume:
     if isinstance(file, NiftiFile):
         affine, doubt = place(file)
         return Volume(read_voxels(file), affine, doubt, file.header)
-    if isinstance(file, nib.MGHImage):
+    if isinstance(file, MghFile):
         return _read_mgh(path, file)
     if isinstance(file, Series):
         return Volume(*read_series(path, file))
@@ -97,7 +112,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 
 
 def _opened(path: Path) -> Any:
-    """The header of a file: a `NiftiFile`, a nibabel MGH image, an `ItkFile` or a DICOM `Series`."""
+    """The header of a file: a `NiftiFile`, an `MghFile`, an `ItkFile` or a DICOM `Series`."""
     if not is_image(path):
         raise not_a_file(path)
     if not path.is_file():
@@ -125,11 +140,13 @@ def _opened(path: Path) -> Any:
                 raise bad_file(
                     path,
                     f"is {'an' if kind == 'NRRD' else 'a'} {kind} file with another suffix",
-                    f"rename it to end in {suffixes[0]}",
+                    f"rename it to end in {suffixes[0]}" if not is_zipped(path) else _UNZIP,
                 )
+            if is_zipped(path):
+                raise bad_file(path, "is compressed as a whole with gzip, which ITK cannot read", _UNZIP)
             return itk_header(path, kind)
     if name.endswith((".mgh", ".mgz")) and start[:4] == struct.pack(">i", 1):
-        return _mgh_header(path)
+        return _mgh_header(path, start)
     if is_dicom(start, name):
         return find_series(path)
     raise _not_an_image(path, start)
@@ -201,26 +218,32 @@ def _partner(path: Path, suffix: str, other: str) -> Path:
     return zipped if zipped.is_file() and not name.is_file() else name
 
 
-def _mgh_header(path: Path) -> nib.MGHImage:
-    try:
-        image = nib.MGHImage.from_filename(path)
-        itemsize, smallest = image.get_data_dtype().itemsize, min(image.shape)
-    except MGHError:
-        smallest = 0
-    except (EOFError, KeyError, OSError, ValueError, zlib.error) as error:
-        raise bad_file(path, "is truncated or damaged: its header cannot be read", AGAIN) from error
-    if smallest < 1:
+def _mgh_header(path: Path, start: bytes) -> MghFile:
+    if len(start) < DATA_OFFSET:
+        raise bad_file(path, "is truncated: it ends within its header", AGAIN)
+    is_placed = any(start[28:30])
+    header = MGHHeader(start[:DATA_OFFSET], check=False)
+    if header["dims"].min() < 1:
         raise bad_file(path, "has impossible sizes in its header", AGAIN)
-    check_size(path, image.shape, itemsize, path.stat().st_size * MOST_DEFLATED)
-    return image
-
-
-def _read_mgh(path: Path, image: nib.MGHImage) -> Volume:
     try:
-        values = np.asarray(image.dataobj, dtype=np.float32)
-    except MemoryError:
-        raise too_large(path, image.shape) from None
-    except (EOFError, OSError, ValueError, zlib.error) as error:
-        raise bad_file(path, "is truncated: it ends before its last voxel", AGAIN) from error
-    x, y, z = (*values.shape, 1, 1)[:3]
-    return Volume(values, orthogonal(path, Grid((x, y, z), image.affine)).affine)
+        itemsize = header.get_data_dtype().itemsize
+    except KeyError:
+        raise bad_file(path, f"holds voxels of an unknown type (MGH type {header['type']})", AGAIN) from None
+    shape = tuple(int(n) for n in header.get_data_shape())
+    check_size(path, shape, itemsize, path.stat().st_size * (MOST_DEFLATED if is_zipped(path) else 1))
+    return MghFile(header, shape, is_placed)
+
+
+def _read_mgh(path: Path, file: MghFile) -> Volume:
+    values = read_stored(path, path, file.shape, file.header.get_data_dtype(), DATA_OFFSET)
+    x, y, z = (*file.shape, 1, 1)[:3]
+    with np.errstate(all="ignore"):  # `orthogonal` refuses what is not a number
+        affine = np.asarray(file.header.get_affine(), dtype=np.float64)
+    doubt = None
+    if not file.is_placed:
+        doubt = (
+            "its header does not say which side is left, so FreeSurfer's usual axes are taken",
+            "write its position",
+        )
+    values = values.astype(np.float32, order="C", copy=False)
+    return Volume(values, orthogonal(path, Grid((x, y, z), affine)).affine, doubt)
