@@ -19,6 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file")
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 ALL = sorted(path.name for path in BUNDLES.iterdir() if (path / "configs").is_dir())
 WEAK, DDMR = "prostate_mr_trus_weak_ddf", "abdominal_ct_ddmr"
+HIPPOCAMPUS = "hippocampus_mr_weak_ddf"
 FILES = {
     "train": "configs/train.json",
     "evaluate": "['configs/train.json','configs/evaluate.json']",
@@ -71,6 +72,15 @@ def answer(
         ("train", ["--max_epochs", "0"], "max_epochs: 0 is less than 1"),
         ("train", ["--val_interval", "0"], "val_interval: 0 is less than 1"),
         ("train", ["--max_epochs", "1.5"], "max_epochs: 1.5 is not a whole number"),
+        ("train", ["--max_epochs", "2.0"], "max_epochs: 2.0 is not a whole number; write one such as"),
+        ("train", ["--batch_size", "1e1"], "batch_size: 10.0 is not a whole number"),
+        ("train", ["--size", "[32.0,24,24]"], "size: [32.0, 24, 24] is not a whole number"),
+        ("train", ["--seed", str(10**30)], "is more than 4294967295; use a smaller value"),
+        ("train", ["--max_epochs", str(10**30)], "is more than 4294967295; use a smaller value"),
+        ("train", ["--spacing", "[1,1,1e30]"], "is more than 1000; use a smaller value"),
+        ("train", ["--device", str(10**30)], "is not a device"),
+        ("train", ["--output_dir", ""], "output_dir: '' is no folder; name one, or leave the setting out"),
+        ("train", ["--phantoms", "{'seed': 'x'}"], "phantoms#seed: 'x' is not a number"),
         ("train", ["--size", "32"], "size: 32 is not a list"),
         ("train", ["--size", "[32,24]"], "has 2 values, not 3"),
         ("train", ["--spacing", "[1,-1,2]"], "is not above 0"),
@@ -121,6 +131,28 @@ def test_settings_that_need_another_one(monkeypatch: pytest.MonkeyPatch, tmp_pat
             (bundle, "train", ["--sigmas", "2"], "sigmas: 2 is not a list")
             for bundle in ALL
             if "sigmas" in training(bundle)
+        ),
+        (DDMR, "train", ["--diffeomorphic", "true", "--integration_steps", "99"], "99 is more than 30; use a smaller"),
+        (DDMR, "train", ["--window", "None"], "window: None is not a list"),
+        (DDMR, "train", ["--plateau_factor", "1"], "plateau_factor: 1 is more than 0.99"),
+        (DDMR, "train", ["--control_points", "200"], "control_points: 200 is more than 20"),
+        (DDMR, "train", ["--region_label", "-1"], "region_label: -1 is less than 0"),
+        (DDMR, "train", ["--region_label", "0"], READ),
+        (DDMR, "train", ["--need", "['a']"], "need: ['a'] has 'a'; use some of fixed_label, moving_label"),
+        (HIPPOCAMPUS, "train", ["--labels", "0"], "labels: 0 is less than 1"),
+        (HIPPOCAMPUS, "train", ["--bias", "-1"], "bias: -1 is less than 0"),
+        (HIPPOCAMPUS, "train", ["--noise", "-1"], "noise: -1 is less than 0"),
+        (HIPPOCAMPUS, "train", ["--iterations", "[1,2,3]"], "iterations: [1, 2, 3] has 3 values, not 2"),
+        *(
+            (bundle, "train", [f"--{name}", value], said)
+            for name, value, said in (
+                ("inputs", "['fixed_image',1]", "has 1; use some of fixed_image, moving_image, moving_label"),
+                ("sigmas", "[1,1e30]", "is more than 1000; use a smaller value"),
+                ("labels_per_pair", "1000000", "is more than 1000; use a smaller value"),
+                ("labels_per_image", "1000000", "is more than 1000; use a smaller value"),
+            )
+            for bundle in ALL
+            if name in training(bundle)
         ),
         (DDMR, "train", ["--eval_split", "val"], "eval_split: has no effect"),
         (DDMR, "train", ["--norm", "bacth"], "norm: 'bacth' is not known; use one of batch, instance"),

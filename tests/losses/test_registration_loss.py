@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import pytest
 import torch
 from helpers import ball
+from regzoo.errors import RegZooError
 from regzoo.losses import (
     BendingEnergy,
     Deformation,
@@ -100,3 +101,6 @@ def test_outline_term_compares_both_images_with_their_labels() -> None:
     assert term(right, targets) < 1e-6
     share = float(((outlines[0] - outlines[1]).abs().sum(1) > 0).float().mean())  # of the voxels that are wrong
     assert term(swapped, targets).item() == pytest.approx(20 * share, rel=1e-4)
+    fewer = {key: value[:, :1] for key, value in targets.items()}
+    with pytest.raises(RegZooError, match="labels: the network outlines 2, and the data have 1; set labels to 1, or"):
+        term(right, fewer)

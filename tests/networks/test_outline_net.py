@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import smooth_noise
+from regzoo.errors import RegZooError
 from regzoo.networks import OutlineNet
 from regzoo.spatial import jacobian_determinant
 from scipy.ndimage import map_coordinates
@@ -102,3 +103,8 @@ def test_what_is_frozen() -> None:
 def test_iterations_that_make_no_sense(iterations: list[int]) -> None:
     with pytest.raises(ValueError, match="two whole numbers"):
         network(iterations=iterations)
+
+
+def test_a_width_for_each_level() -> None:
+    with pytest.raises(RegZooError, match="channels: has 3 widths, and this U-Net six; write six"):
+        network(channels=[2, 2, 2])

@@ -8,23 +8,35 @@ from typing import Any, get_args
 import torch
 from regzoo import refinement
 from regzoo.bundles import NAMES
+from regzoo.case import FIXED, MOVING
 from regzoo.datasets.records import Alignment
 from regzoo.errors import RegZooError
 
 #: The smallest and the largest valid value of a number, or of each number of a list; None: no limit.
 LIMITS: dict[str, tuple[float | None, float | None]] = {
     **dict.fromkeys(("batch_size", "max_epochs", "val_interval", "accumulation_steps", "roi_batch_size"), (1, None)),
-    **dict.fromkeys(("size", "channels", "kernel", "stride", "passes", "integration_steps"), (1, None)),
+    **dict.fromkeys(("size", "channels", "kernel", "stride", "passes", "labels"), (1, None)),
     **dict.fromkeys(("supersampling", "label_values", "folds"), (1, None)),
-    **dict.fromkeys(("labels_per_pair", "labels_per_image", "samples_per_epoch", "max_pairs", "max_images"), (0, None)),
-    **dict.fromkeys(("seed", "fold", "num_workers", "warmup_steps", "pictures", "validation_pairs"), (0, None)),
-    **dict.fromkeys(("plateau_patience", "early_stop", "sigmas", "margin", "deformation_weight"), (0, None)),
+    **dict.fromkeys(("samples_per_epoch", "max_pairs", "max_images", "validation_pairs", "iterations"), (0, None)),
+    **dict.fromkeys(("seed", "fold", "num_workers", "warmup_steps", "pictures", "region_label"), (0, None)),
+    **dict.fromkeys(("plateau_patience", "early_stop", "margin", "deformation_weight", "bias", "noise"), (0, None)),
+    **dict.fromkeys(("labels_per_pair", "labels_per_image"), (0, 1000)),  # all are held in memory at once
     **dict.fromkeys(("max_brightness", "max_rotation", "max_translation", "max_displacement"), (0, None)),
     **dict.fromkeys(("alpha", "beta"), (0, None)),
-    **dict.fromkeys(("cache_rate", "balance", "max_corner_shift", "plateau_factor"), (0, 1)),
-    "control_points": (2, None),
+    **dict.fromkeys(("cache_rate", "balance", "max_corner_shift"), (0, 1)),
+    "plateau_factor": (0, 0.99),
+    "control_points": (2, 20),  # time and memory grow with its sixth power
+    "integration_steps": (1, 30),
+    "sigmas": (0, 1000),
+    "spacing": (0.001, 1000),
     "percentile": (0, 100),
 }
+#: The largest whole number, as PyTorch and NumPy take it for a seed.
+LARGEST = 2**32 - 1
+#: Settings that name a folder to write to.
+FOLDERS = {"output_dir", "evaluation_dir"}
+#: The valid entries of settings that list parts of a case.
+PARTS = {"inputs": (FIXED.image, MOVING.image, MOVING.label), "need": (FIXED.label, MOVING.label)}
 #: Numbers that must be larger than zero.
 POSITIVE = {"spacing", "learning_rate", "gamma", "percentile", "plateau_factor", "lost_mm", "refine_seconds"}
 CHOICES: dict[str, tuple[str | bool | None, ...]] = {
@@ -39,7 +51,7 @@ CHOICES: dict[str, tuple[str | bool | None, ...]] = {
 KINDS: dict[str, Any] = {"amp": True, "num_workers": 0, "fold": 0, "folds": 2}
 KINDS |= {"label_values": [1], "providers": [""], "window": [0.0, 1.0], "refine_seconds": 10.0}
 #: Settings that may be null.
-NULLABLE = {"label_values", "providers", "window", "norm", "outputs", "fold", "folds", "refine_seconds"}
+NULLABLE = {"label_values", "providers", "norm", "outputs", "fold", "folds", "refine_seconds"}
 
 
 def check_value(name: str, value: Any, default: Any) -> None:
@@ -48,8 +60,12 @@ def check_value(name: str, value: Any, default: Any) -> None:
     Raises:
         RegZooError: the message names the setting, the value and the valid values.
     """
-    if isinstance(value, str) and value.startswith(("$", "@", "%")):
+    if (isinstance(value, str) and value.startswith(("$", "@", "%"))) or (value is None and default is None):
         return
+    if name == "phantoms" and isinstance(value, dict):
+        for key, part in value.items():
+            if wrong := _problem(key, part, default.get(key)):
+                raise RegZooError(f"phantoms#{key}: {part!r:.60} {wrong}")
     if isinstance(default, str) and default.startswith(("$", "@")):
         default = None
     if wrong := _problem(name, value, KINDS.get(name, "" if name in NAMES else default)):
@@ -64,6 +80,8 @@ def _problem(name: str, value: Any, kind: Any) -> str:
     if value is None and (name in NULLABLE or kind is None):
         return ""
     if name in NAMES:
+        if value == "" and name in FOLDERS:
+            return "is no folder; name one, or leave the setting out"
         listed = name.endswith("label") and isinstance(value, list) and all(isinstance(item, str) for item in value)
         return "" if isinstance(value, str) or listed else f"is not a name; write ./{value} or put it in quotes"
     if name in CHOICES:
@@ -84,7 +102,7 @@ def _problem(name: str, value: Any, kind: Any) -> str:
 def _device_problem(value: Any) -> str:
     try:
         device = torch.device(value)
-    except (RuntimeError, TypeError):
+    except (RuntimeError, TypeError, ValueError):
         return "is not a device; write cpu, cuda or cuda:0"
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         return f"does not exist: PyTorch finds {torch.cuda.device_count()} GPUs; write cpu"
@@ -95,10 +113,12 @@ def _list_problem(name: str, value: Any, kind: list[Any]) -> str:
     example = 'write "' + str(kind) + '"' if kind else "write a list in quotes, such as \"['a', 'b']\""
     if not isinstance(value, (list, tuple)):
         return f"is not a list; {example}"
-    if name in {"spacing", "size", "window", "gamma"} and len(value) != len(kind):
+    if name in {"spacing", "size", "window", "gamma", "iterations"} and len(value) != len(kind):
         return f"has {len(value)} values, not {len(kind)}; {example}"
     if not value and kind and name not in {"label_values", "need"}:
         return f"is empty; {example}"
+    if name in PARTS and (unknown := [part for part in value if part not in PARTS[name]]):
+        return f"has {unknown[0]!r:.40}; use some of {', '.join(PARTS[name])}"
     if kind and isinstance(kind[0], (int, float)):
         problems = (_number_problem(name, item, kind[0]) for item in value)
         if problem := next(filter(None, problems), ""):
@@ -114,8 +134,10 @@ def _number_problem(name: str, value: Any, kind: float) -> str:
     whole = isinstance(kind, int)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return f"is not a number; write one such as {kind}"
-    if whole and value != int(value):
-        return f"is not a whole number; write one such as {kind}"
+    if whole and isinstance(value, float):
+        return f"is not a whole number; write one such as {kind}, without a point or an exponent"
+    if whole and value > LARGEST:
+        return f"is more than {LARGEST}; use a smaller value"
     low, high = LIMITS.get(name, (None, None))
     if name in POSITIVE and value <= 0:
         return "is not above 0; use a larger value"

@@ -69,12 +69,19 @@ class PredictedOutlines(_Term):
     Args:
         loss: called with (logits, labels), both (B, 1 + C, X, Y, Z) with the background first: in one batch, the fixed
             and the moving images. The labels exclude each other.
+
+    Raises:
+        RegZooError: in a step, the network outlines another number of labels than the data have.
     """
 
     def forward(self, prediction: torch.Tensor, targets: Mapping[str, torch.Tensor]) -> torch.Tensor:
         labels = torch.cat([targets[side.label] for side in SIDES])
         background = (1 - labels.sum(dim=1, keepdim=True)).clamp(min=0)
         logits = torch.cat(prediction[:, 3:].chunk(2, dim=1))
+        outlined, given = logits.shape[1] - 1, labels.shape[1]
+        if outlined != given:
+            fix = f"set labels to {given}, or label_values to the values of {outlined} labels"
+            raise RegZooError(f"labels: the network outlines {outlined}, and the data have {given}; {fix}")
         return self.loss(logits, torch.cat([background, labels], dim=1))
 
 

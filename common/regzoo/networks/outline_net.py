@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from monai.networks.nets import BasicUNet
+from regzoo.errors import RegZooError
 from regzoo.networks.voxelmorph import identity_grid, integrate, square, to_grid
 from regzoo.spatial.warp import grid_sample
 from torch import nn
@@ -26,6 +27,9 @@ class OutlineNet(nn.Module):
         channels: width of each level of the U-Net, the image's resolution first, and of its last convolutions.
         iterations: of the demons, at half and at full resolution.
 
+    Raises:
+        RegZooError: not six channels, or iterations that are not two numbers of at least 0.
+
     Source: label-driven training, Hu et al. 2018; registration by predicted outlines, Xu and Niethammer 2019
     ("DeepAtlas"); forces, Thirion 1998; on velocity fields, Vercauteren et al. 2008 ("log-demons").
     """
@@ -35,7 +39,9 @@ class OutlineNet(nn.Module):
     ) -> None:
         super().__init__()
         if len(iterations) != 2 or min(iterations) < 0:
-            raise ValueError(f"iterations must be two whole numbers of at least 0, not {list(iterations)}")
+            raise RegZooError(f"iterations: must be two whole numbers of at least 0, not {list(iterations)}; write two")
+        if len(channels) != 6:
+            raise RegZooError(f"channels: has {len(channels)} widths, and this U-Net six; write six")
         self.coarse, self.fine = int(iterations[0]), int(iterations[1])
         self.outliner = BasicUNet(3, 1, labels + 1, channels, norm=("instance", {"affine": True}))
 
