@@ -168,6 +168,47 @@ def test_mistyped_and_missing_words(
     assert capsys.readouterr().err == f"error: {message}\n"
 
 
+def test_a_name_of_two_lines_is_told_of_in_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        call(monkeypatch, "verify", "two\nlines")
+    error = capsys.readouterr().err
+    assert error.startswith("error: two\\nlines: is not a bundle") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        (b'{"name":', "is not valid JSON (Expecting value: line 1 column 9 (char 8)); correct it there"),
+        (
+            b"\xff\xfe",
+            "is not valid JSON ('utf-8' codec can't decode byte 0xff in position 0: invalid start byte); correct",
+        ),
+        (b"[]", 'is not a configuration; write {"setting": value}'),
+        (b'{"name": "A"}', "has no task; add it, see regzoo verify"),
+        (None, "no such file; name the folder of a bundle"),
+    ],
+)
+def test_bundles_of_broken_metadata(
+    metadata: bytes | None,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configs = tmp_path / "bundles" / "mine" / "configs"
+    configs.mkdir(parents=True)
+    (configs / "inference.json").write_text("{}")
+    if metadata is not None:
+        (configs / "metadata.json").write_bytes(metadata)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        call(monkeypatch, "bundles")
+    assert stop.value.code == 1
+    assert capsys.readouterr().err.startswith(f"error: bundles/mine/configs/metadata.json: {message}")
+
+
 def test_bundles_lists_what_each_is_for_and_its_folder(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

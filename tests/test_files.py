@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from regzoo.engines import save_weights
 from regzoo.errors import RegZooError
-from regzoo.files import check_writable, partial_folder, write_text
+from regzoo.files import atomic_path, check_writable, partial_folder, write_text
 from regzoo.report.tables import write_csv
 from regzoo.spatial import write_nifti
 from torch import nn
@@ -140,6 +140,15 @@ def test_a_folder_whose_name_is_too_long(tmp_path: Path) -> None:
     with pytest.raises(RegZooError, match=r"cannot write here \(file name too long\); name a folder"):
         check_writable(tmp_path / "new" / ("x" * 300))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_was_made_for_a_file_goes_with_it(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    for folder in ("new/inner", "mine/new", "mine"):
+        with pytest.raises(KeyError), atomic_path(tmp_path / folder / "file.txt") as temporary:
+            temporary.write_text("half")
+            raise KeyError
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine"]
 
 
 def test_a_full_disk_is_one_line(tmp_path: Path) -> None:

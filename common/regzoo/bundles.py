@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -36,6 +37,58 @@ def all_bundles(config: str = "inference.json") -> dict[str, Path]:
     """The folders of all bundles that `find_bundle` finds by name."""
     found = {path.parents[1].name for place in BUNDLE_FOLDERS for path in place.glob(f"*/configs/{config}")}
     return {name: find_bundle(name, config) for name in sorted(found)}
+
+
+def read_config(file: str | PathLike[str]) -> dict[str, Any]:
+    """The content of a configuration file, in JSON or YAML.
+
+    Raises:
+        RegZooError: it is missing, cannot be read, or holds something other than settings.
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise bad_file(path, "no such configuration", "check the name of the file")
+    suffix = path.suffix.lower()
+    if suffix not in {".json", ".yaml", ".yml"}:
+        raise bad_file(path, "is not a configuration", "name a file that ends in .json or .yaml")
+    try:
+        if suffix == ".json":
+            content = json.loads(path.read_text(encoding="utf-8"))
+        else:
+            from monai.bundle import ConfigParser  # takes seconds
+
+            content = ConfigParser.load_config_file(path)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise bad_file(path, f"cannot be read ({reason})", "check its permissions") from error
+    except ImportError:
+        raise
+    except Exception as error:  # of the reader of JSON or of YAML
+        kind = "JSON" if suffix == ".json" else "YAML"
+        problem = f"is not valid {kind} ({' '.join(str(error).split()):.120})"
+        raise bad_file(path, problem, "correct it there") from error
+    if not isinstance(content, dict):
+        raise bad_file(path, "is not a configuration", 'write {"setting": value}')
+    return content
+
+
+def read_metadata(bundle: str | PathLike[str], *needed: str) -> dict[str, Any]:
+    """The ``configs/metadata.json`` of a bundle; it must have the ids `needed`, such as ``name`` or ``a::b``.
+
+    Raises:
+        RegZooError: see `read_config`, or it lacks an id.
+    """
+    file = Path(bundle) / "configs" / "metadata.json"
+    if not file.is_file():
+        raise bad_file(file, "no such file", "name the folder of a bundle")
+    metadata = read_config(file)
+    for name in needed:
+        value: Any = metadata
+        for key in name.split("::"):
+            if not isinstance(value, dict) or key not in value:
+                raise bad_file(file, f"has no {name}", "add it, see regzoo verify")
+            value = value[key]
+    return metadata
 
 
 def writable(bundle_root: str | PathLike[str], path: str) -> str:

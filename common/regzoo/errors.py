@@ -65,7 +65,7 @@ def one_line(error: BaseException) -> str:
     """
     known = user_error(error)
     if known is not None:
-        return str(known)
+        return str(known).replace("\n", "\\n")  # names of files may hold anything
     chain = list(causes(error))
     cause, where = chain[-1], ""
     for outer in chain[:-1]:  # MONAI names the component that it could not build

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.bundle import ConfigParser
 from monai.utils import optional_import
+from regzoo.bundles import read_metadata
 from regzoo.engines.weights import load_weights, unwrap
 from regzoo.errors import RegZooError, bad_file
 from regzoo.spatial import as_tensor
@@ -32,11 +32,6 @@ def require(module: str, package: str, purpose: str) -> Any:
     if not installed:
         raise RegZooError(f"{purpose} needs the package {package}, which is not installed; pip install {package}")
     return imported
-
-
-def bundle_metadata(bundle_root: str | PathLike[str]) -> dict[str, Any]:
-    """The ``configs/metadata.json`` of a bundle."""
-    return dict(ConfigParser.load_config_file(Path(bundle_root) / "configs" / "metadata.json"))
 
 
 def weights_digest(network: nn.Module) -> str:
@@ -101,7 +96,7 @@ class ExportedNetwork(nn.Module):
                 self.path, "is damaged, or was not written by this regzoo's export", f"write it again: {fix}"
             ) from error
         problem = None
-        if name != bundle_metadata(bundle_root)["name"]:
+        if name != read_metadata(bundle_root, "name")["name"]:
             problem = f"holds the network of another bundle ({name})"
         elif self.fixed_size and self.grid != [int(n) for n in size]:
             problem = f"was exported for {self.grid} voxels, not {list(size)}"

@@ -11,7 +11,7 @@ import platform
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -43,13 +43,23 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         RegZooError: see `make_folder`.
     """
     folder = Path(path).absolute()
-    new = [parent for parent in (folder, *folder.parents) if not os.path.lexists(parent)]
+    new = _missing(folder)
     try:
         make_folder(folder)
     finally:
-        for parent in new:
-            with suppress(OSError):
-                parent.rmdir()
+        _remove_empty(new)
+
+
+def _missing(folder: Path) -> list[Path]:
+    """A folder and those around it that do not exist, the innermost first."""
+    return [parent for parent in (folder, *folder.parents) if not os.path.lexists(parent)]
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    """Remove folders that are empty, the innermost first."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def file_name(case: str) -> str:
@@ -120,6 +130,18 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         RegZooError: the folder cannot be written to, or the disk is full.
     """
     target = Path(path)
+    new = _missing(target.parent.absolute())
+    try:
+        with _temporary(target) as temporary:
+            yield temporary
+    except BaseException:
+        _remove_empty(new)
+        raise
+
+
+@contextmanager
+def _temporary(target: Path) -> Iterator[Path]:
+    """`atomic_path` for a folder that may stay behind, empty, after an error."""
     make_folder(target.parent)
     with partial_folder(target.parent) as folder:
         temporary = folder / target.with_suffix(target.suffix.lower()).name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterator
 from functools import cached_property
@@ -11,7 +12,7 @@ from typing import Any
 
 import regzoo
 from monai.bundle import ConfigParser
-from regzoo.bundles import find_bundle
+from regzoo.bundles import find_bundle, read_metadata
 from regzoo.datasets.text import read_json
 from regzoo.errors import RegZooError, bad_file
 
@@ -80,7 +81,12 @@ class Bundle:
         """
         for name in LARGE_FILES:
             if (self.root / name).is_file():
-                content = ConfigParser.load_config_file(self.root / name)
+                try:
+                    content = ConfigParser.load_config_file(self.root / name)
+                except Exception as error:  # of the reader of JSON or of YAML
+                    raise CheckError(
+                        f"{name} cannot be read: {' '.join(str(error).split()):.120}; correct it"
+                    ) from error
                 listed = (content.get("large_files") or []) if isinstance(content, dict) else None
                 if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
                     raise CheckError(f"{name} is not a list large_files of path, url, hash_val and hash_type")
@@ -172,16 +178,23 @@ def known_bundle(bundle: str | PathLike[str]) -> Bundle:
         RegZooError: missing or malformed bundle.
     """
     found = Bundle(bundle)
-    file = found.root / "configs" / "metadata.json"
+    read_metadata(found.root)
     try:
-        found.metadata  # noqa: B018 - read here so that it fails here
-    except CheckError:
-        raise bad_file(file, "no such file", "name the folder of a bundle") from None
-    except ValueError as error:
-        raise bad_file(file, f"is not JSON ({error})", "fix it, see regzoo verify") from None
-    try:
-        found.large_files  # noqa: B018 - as above
+        found.large_files  # noqa: B018 - read here so that it fails here
         package_inside(found)
     except CheckError as error:
         raise RegZooError(f"{found.root}: {error}") from None
     return found
+
+
+def bundle_version(bundle: Bundle) -> str:
+    """The version in a bundle's metadata.
+
+    Raises:
+        RegZooError: there is none, or it cannot be part of the name of a file or of a tag.
+    """
+    version = read_metadata(bundle.root, "version")["version"]
+    if not isinstance(version, str) or not re.fullmatch(r"\w[\w.+-]*", version):
+        file = bundle.root / "configs" / "metadata.json"
+        raise bad_file(file, f"its version {version!r:.40} is not of the form 1.2.3", "write it in quotes and so")
+    return version

@@ -5,13 +5,12 @@ Each imports what it needs when it runs, so that a wrong name fails fast.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from regzoo.bundles import all_bundles, as_value, find_bundle
+from regzoo.bundles import all_bundles, as_value, find_bundle, read_metadata
 from regzoo_tools.study_commands import Study
 from regzoo_tools.transform_commands import TRANSFORM_COMMANDS
 
@@ -102,7 +101,7 @@ def _write_phantoms(kind: str, folder: str, **parameters: Any) -> None:
 def bundles() -> None:
     """List the bundles that can be given by name: what each is for, and its folder."""
     for name, folder in all_bundles().items():
-        metadata = json.loads((folder / "configs" / "metadata.json").read_text(encoding="utf-8"))
+        metadata = read_metadata(folder, "name", "task")
         print(f"{name}: {metadata['name']}\n    {metadata['task']}\n    {folder}")
 
 

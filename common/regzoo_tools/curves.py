@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
+from regzoo.engines.weights import read_checkpoint
 from regzoo.errors import bad_file
 from regzoo.ownership import check_file, own_path
 
@@ -113,5 +113,5 @@ def _kept_epoch(checkpoint: Path) -> int | None:
     """The epoch with the best key metric, from a training's ``last.pt``; None if unknown."""
     if not checkpoint.is_file():
         return None
-    epoch = torch.load(checkpoint, map_location="cpu", weights_only=True).get("best_metric_epoch", -1)
+    epoch = read_checkpoint(checkpoint).get("best_metric_epoch", -1)
     return epoch if epoch > 0 else None

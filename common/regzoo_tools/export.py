@@ -13,18 +13,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from regzoo import __version__
-from regzoo.bundles import find_bundle, writable
+from regzoo.bundles import find_bundle, read_metadata, writable
 from regzoo.engines.weights import load_weights
 from regzoo.errors import RegZooError, bad_file, user_error
-from regzoo.export import (
-    INPUT,
-    OUTPUT,
-    ExportedNetwork,
-    OnnxNetwork,
-    TorchScriptNetwork,
-    bundle_metadata,
-    weights_digest,
-)
+from regzoo.export import INPUT, OUTPUT, ExportedNetwork, OnnxNetwork, TorchScriptNetwork, weights_digest
 from regzoo.inference.registrar import inference_config
 from regzoo.ownership import check_file, own_path
 from regzoo.transforms import ResamplePaird
@@ -114,7 +106,8 @@ def export_network(
         grid = ResamplePaird(parser.get_parsed_content("spacing"), parser.get_parsed_content("size"))
     except RuntimeError as error:  # MONAI wraps errors that occur in a configuration
         raise user_error(error) or error from None
-    metadata = bundle_metadata(root)
+    sides = {"inputs": f"{INPUT}::num_channels", "outputs": OUTPUT}
+    metadata = read_metadata(root, "name", *(f"network_data_format::{side}::{name}" for side, name in sides.items()))
     images = metadata["network_data_format"]["inputs"][INPUT]
     # A bundle has a list of inputs only if an overlay can leave one of them out.
     channels = len(parser["inputs"]) if "inputs" in parser.config else int(images["num_channels"])

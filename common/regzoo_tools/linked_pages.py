@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import quote, unquote
 
+from regzoo.datasets.text import read_text
 from regzoo.errors import bad_file
 
 #: Folders of the project whose pages and pictures may be copied.
@@ -92,7 +93,7 @@ class Pages:
             page = self.todo.pop(0)
             place = self.places[page]
             place.parent.mkdir(parents=True, exist_ok=True)
-            text = rewrite(page.read_text(encoding="utf-8"), partial(self.link, page))
+            text = rewrite(read_text(page).replace("\r\n", "\n"), partial(self.link, page))
             place.write_text(text, encoding="utf-8", newline="\n")
 
     def link(self, page: Path, link: Link) -> str:

@@ -15,11 +15,13 @@ from regzoo.datasets.text import read_json
 from regzoo.errors import RegZooError, bad_file
 from regzoo.files import file_hash
 from regzoo.ownership import check_file, own_path
-from regzoo_tools.bundle import LARGE_FILES, WEIGHTS, Bundle, known_bundle, own_code
+from regzoo_tools.bundle import LARGE_FILES, WEIGHTS, Bundle, bundle_version, known_bundle, own_code
 from regzoo_tools.linked_pages import Pages
 
 #: The release of PyYAML that a bundle with a list of large files requires.
 PYYAML = "6.0.3"
+#: The folders of a bundle whose files are packed.
+COPIED = ("configs", "docs")
 #: The time of every file in the zip, the earliest that the format knows.
 TIME = (1980, 1, 1, 0, 0, 0)
 #: Lines that let a configuration find the package beside it from any working folder. MONAI runs ``imports`` first and
@@ -44,9 +46,11 @@ def package(
         RegZooError: no such bundle, a file or the goal of a link is missing, or another regzoo is inside.
     """
     found = known_bundle(bundle)
-    target = Path(out) if out is not None else Path(f"{found.name}_v{found.metadata.get('version')}.zip")
+    target = Path(out) if out is not None else Path(f"{found.name}_v{bundle_version(found)}.zip")
     if target.suffix != ".zip":
         raise bad_file(target, "is not the name of a zip", "let it end in .zip")
+    if any(target.resolve().is_relative_to(found.root / name) for name in COPIED):
+        raise bad_file(target, "is among the files to be packed", "name a file outside the bundle")
     check_file(target)
     with tempfile.TemporaryDirectory(prefix="regzoo-") as folder, own_path(target) as temporary:
         write_zip(stage(found, Path(folder), large_files), temporary)
@@ -61,10 +65,13 @@ def stage(bundle: Bundle, folder: Path, large_files: str | None = None) -> Path:
             copy(source, target / source.name)
     for source in bundle.files():
         inside = source.relative_to(bundle.root)
-        if inside.parts[0] in {"configs", "docs"} and not any(part.startswith(".") for part in inside.parts):
+        if inside.parts[0] in COPIED and not any(part.startswith(".") for part in inside.parts):
             copy(source, target / inside)
     for path in sorted((target / "configs").rglob("*.json")):
-        config = read_json(bundle.root / path.relative_to(target))
+        source = bundle.root / path.relative_to(target)
+        config = read_json(source)
+        if not isinstance(config, dict):
+            raise bad_file(source, "is not a configuration", 'write {"setting": value}')
         if path.name == "metadata.json":
             adapt_requirements(config, fetches=large_files is not None)
         else:

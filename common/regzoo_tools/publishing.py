@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from regzoo.errors import RegZooError
-from regzoo_tools.bundle import known_bundle
+from regzoo_tools.bundle import bundle_version, known_bundle
 from regzoo_tools.linked_pages import PICTURES, Link, rewrite
 from regzoo_tools.packing import stage
 from regzoo_tools.verification import Row, failed, verify
@@ -55,7 +55,7 @@ def publish(
     from huggingface_hub.constants import ENDPOINT
     from monai.bundle import push_to_hf_hub
 
-    address, tag = f"{ENDPOINT}/{repo}", str(version or found.metadata["version"])
+    address, tag = f"{ENDPOINT}/{repo}", str(version or bundle_version(found))
     if tag in tags(repo, token):
         raise RegZooError(
             f"{repo}: has the version {tag} already; raise the version in configs/metadata.json, or give another "

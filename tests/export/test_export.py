@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -101,7 +102,7 @@ def test_a_file_that_does_something_else_is_not_written(
     monkeypatch.setattr(network_writers, "convert_to_torchscript", wrong)
     with pytest.raises(RegZooError, match=r"network\.ts: not written: .* differs from PyTorch by"):
         export_network(bundle, "torchscript", target, overlays, **settings)
-    assert list(target.parent.iterdir()) == []
+    assert not target.parent.exists()
 
 
 def test_mistakes_are_one_line(
@@ -132,6 +133,27 @@ def test_mistakes_are_one_line(
         assert stop.value.code == 1 and error.startswith("error: ") and error.count("\n") == 1
         assert said in error
     assert not (tmp_path / "network").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("metadata", None, "no such file"),
+        ("metadata", "{", "is not valid JSON"),
+        ("metadata", "[1]", "is not a configuration"),
+        ("metadata", '{"name": "A"}', "has no network_data_format::inputs::image::num_channels; add it"),
+        ("metadata", '{"network_data_format": {}}', "has no name; add it, see regzoo verify"),
+        ("train", "{", "is not valid JSON"),  # read for the names of its settings
+    ],
+)
+def test_broken_files_of_a_bundle(file: str, content: str | None, message: str, tmp_path: Path) -> None:
+    bundle, overlays, settings, _ = case("local", tmp_path)
+    shutil.copytree(BUNDLES / bundle / "configs", tmp_path / "bundle" / "configs")
+    broken = tmp_path / "bundle" / "configs" / f"{file}.json"
+    broken.unlink() if content is None else broken.write_text(content)
+    with pytest.raises(RegZooError, match=f"{broken}: {message}"):
+        export_network(tmp_path / "bundle", "torchscript", tmp_path / "new" / "network.ts", overlays, **settings)
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(

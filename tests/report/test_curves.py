@@ -67,3 +67,8 @@ def test_no_log(tmp_path: Path) -> None:
     with pytest.raises(RegZooError, match="nowhere: is not a folder; name the --output_dir"):
         training_figure(tmp_path / "none.png", tmp_path / "nowhere")
     assert list(tmp_path.iterdir()) == []
+    log(tmp_path / "output", range(1, 3))
+    (tmp_path / "output" / "last.pt").write_bytes(b"half a checkpoint")
+    with pytest.raises(RegZooError, match=r"last\.pt: cannot be read as a checkpoint"):
+        training_figure(tmp_path / "none.png", tmp_path / "output")
+    assert not (tmp_path / "none.png").exists()

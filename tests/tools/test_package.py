@@ -280,6 +280,40 @@ def test_a_configuration_that_is_no_json(name: str, copy_bundle: Copy, tmp_path:
     assert not (tmp_path / "bundle.zip").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("configs/train.json", b"[1]", "is not a configuration; write"),
+        ("configs/metadata.json", b"[1]", "is not a configuration; write"),
+        ("configs/metadata.json", b"{}", "has no version; add it"),
+        ("configs/metadata.json", b'{"version": "../1"}', "its version '../1' is not of the form 1.2.3"),
+        ("configs/metadata.json", b'{"version": null}', "its version None is not of the form 1.2.3"),
+        ("docs/README.md", b"\xff\xfe\xfa", "is not UTF-8 text"),
+        ("large_files.yml", b"large_files: [{", "large_files.yml cannot be read"),
+        ("large_files.yml", b"\xff\xfa", "large_files.yml cannot be read"),
+    ],
+)
+def test_broken_files(
+    name: str, content: bytes, message: str, copy_bundle: Copy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name of the zip is made of the version."""
+    root, folder = copy_bundle("abdominal_ct_ddmr"), tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    (root / name).write_bytes(content)
+    with pytest.raises(RegZooError, match=re.escape(message)) as error:
+        package(root)
+    assert str(error.value).startswith(str(root)) and "\n" not in str(error.value)
+    assert list(folder.iterdir()) == []
+
+
+def test_a_zip_is_not_packed_into_the_next_one(copy_bundle: Copy) -> None:
+    root = copy_bundle("abdominal_ct_ddmr")
+    with pytest.raises(RegZooError, match=r"docs/bundle\.zip: is among the files to be packed; name a file outside"):
+        package(root, root / "docs" / "bundle.zip")
+    assert package(root, root / "bundle.zip").is_file()
+
+
 def test_command(
     copy_bundle: Copy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,7 +13,7 @@ from pydoc import locate
 from typing import Any
 
 from monai.bundle import ConfigComponent, ConfigParser, ConfigWorkflow
-from regzoo.bundles import NAMES, as_value
+from regzoo.bundles import NAMES, as_value, read_config
 from regzoo.datasets.loading import names_fixed
 from regzoo.engines.option_values import check_value
 from regzoo.engines.running import running_workflow
@@ -57,7 +57,7 @@ def check_options() -> None:
     parser, folder = workflow.parser, workflow.config_root_path
     ids = {name.replace("::", "#") for name in _ids(parser.config)}
     # The bundle's own files from which the configuration was made.
-    files = [file for file in _bases(folder) if ids.issuperset(ConfigParser.load_config_file(file))]
+    files = [file for file in _bases(folder) if ids.issuperset(read_config(file))]
     if not files:
         return
     given = command_line()
@@ -110,7 +110,7 @@ def check_config(parser: ConfigParser, files: Sequence[Path], given: Collection[
     bundle = ConfigParser()
     bundle.read_config([str(file) for file in files])
     base, known = bundle.config, set(_ids(bundle.config))
-    others = (ConfigParser.load_config_file(path) for path in _bases(files[0].parent))
+    others = (read_config(path) for path in _bases(files[0].parent))
     elsewhere = {name for config in others for name in _ids(config)} | TRACKING
     for name in _unread(parser.config, known | (elsewhere - set(given))):
         raise unknown(name, known, files[-1])
@@ -147,7 +147,7 @@ def unknown(name: str, known: Collection[str], file: Path) -> RegZooError:
     """The error for a setting that a configuration file lacks; it suggests the most similar setting of the file."""
     name, known = name.replace("::", "#"), [key.replace("::", "#") for key in known]
     similar = difflib.get_close_matches(name, known, 1)
-    other = next((path for path in _bases(file.parent) if name in ConfigParser.load_config_file(path)), None)
+    other = next((path for path in _bases(file.parent) if name in read_config(path)), None)
     fix = f"did you mean {similar[0]}?" if similar else f"see the ids of {file}"
     if other is not None:
         fix = f"it belongs to {other.name}, leave it out"

@@ -17,6 +17,7 @@ import monai
 import torch
 from monai.bundle import ConfigParser
 from regzoo import __version__
+from regzoo.bundles import read_config
 from regzoo.datasets import Record
 from regzoo.engines.identity import refuse_shared
 from regzoo.engines.options import command_line
@@ -119,7 +120,7 @@ def adopt(parser: ConfigParser, checkpoint: Any, base: str | PathLike[str], give
     trained = origin_of(read_checkpoint(checkpoint)).get("config")
     if not isinstance(trained, Mapping):
         return
-    defaults = ConfigParser.load_config_file(str(base)) if Path(base).is_file() else {}
+    defaults = read_config(base) if Path(base).is_file() else {}
     adopted = {}
     for key in (*FIXED, *USUAL):
         if key not in trained or key not in parser.config or not _is_plain(trained[key]):

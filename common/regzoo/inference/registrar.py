@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import torch
 from monai.bundle import ConfigParser
-from regzoo.bundles import find_bundle, listed
+from regzoo.bundles import find_bundle, listed, read_config
 from regzoo.case import Key
 from regzoo.datasets import Record
 from regzoo.engines.options import check_config, check_effect, unknown
@@ -43,19 +43,7 @@ def inference_config(
     parser = ConfigParser()
     files = [root / "configs" / "inference.json", *(root / overlay for overlay in listed(overlays))]
     for file in files:
-        if not file.is_file():
-            raise bad_file(file, "no such configuration", "check the name of the overlay")
-        if file.suffix.lower() not in {".json", ".yaml", ".yml"}:
-            raise bad_file(file, "is not a configuration", "name a file that ends in .json or .yaml")
-        try:
-            content = ConfigParser.load_config_file(file)
-        except (OSError, ImportError):
-            raise
-        except Exception as error:  # of the reader of JSON or of YAML
-            problem = f"is not valid JSON or YAML ({' '.join(str(error).split()):.120})"
-            raise bad_file(file, problem, "correct it there") from error
-        if not isinstance(content, dict):
-            raise bad_file(file, "is not a configuration", 'write {"setting": value}')
+        read_config(file)
     parser.read_config([str(file) for file in files])
     overrides = {name.replace("#", "::"): value for name, value in overrides.items()}
     for name, value in overrides.items():
