@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from regzoo.errors import bad_file
+import numpy as np
+from regzoo.errors import RegZooError, bad_file
 from regzoo.ownership import own_path
 from regzoo.spatial import DisplacementField, Grid, LabelFile, label_values, read_label_file
 from regzoo.spatial.carry import carry_held
@@ -49,6 +50,8 @@ def carry(
         RegZooError: a file cannot be used, or the grid of the result is not known.
     """
     check_out(out, IMAGE_FORMS, field, image, label, reference)
+    if background is not None and not abs(background) <= np.finfo(np.float32).max:
+        raise RegZooError(f"background: {background:g} is not a value of a voxel; use a smaller number")
     on = sampled(field, reference, to_moving)
     with own_path(out) as temporary:
         if image is not None:

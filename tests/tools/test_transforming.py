@@ -245,6 +245,14 @@ MISTAKES = {
     "nothing to apply": ("apply field.nii.gz --out o.nii.gz", "give one of"),
     "two things": ("apply field.nii.gz --image moving.nii.gz --label labels.nii.gz --out o.nii.gz", "give one of"),
     "a frame of an image": ("apply field.nii.gz --image moving.nii.gz --frame RAS --out o.nii.gz", "no effect"),
+    "a background that no voxel holds": (
+        "apply field.nii.gz --image moving.nii.gz --background 1e300 --out o.nii.gz",
+        "background: 1e+300 is not a value of a voxel; use a smaller number",
+    ),
+    "an infinite background": (
+        "apply field.nii.gz --image moving.nii.gz --background 1e400 --out o.nii.gz",
+        "background: inf is not a value of a voxel",
+    ),
     "a background of labels": ("apply field.nii.gz --label labels.nii.gz --background 3 --out o.nii.gz", "no effect"),
     "half a direction": ("apply field.nii.gz --image moving.nii.gz --from fixed --out o.nii.gz", "direction"),
     "twice the same side": ("apply field.nii.gz --image moving.nii.gz --from fixed --to fixed --out o.nii.gz", "dir"),

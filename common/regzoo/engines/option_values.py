@@ -25,6 +25,8 @@ LIMITS: dict[str, tuple[float | None, float | None]] = {
     **dict.fromkeys(("alpha", "beta"), (0, None)),
     **dict.fromkeys(("cache_rate", "balance", "max_corner_shift"), (0, 1)),
     "plateau_factor": (0, 0.99),
+    **dict.fromkeys(("eval_pairs", "max_voxels", "max_refine_seconds"), (0, None)),
+    "background": (-1e9, 1e9),
     "control_points": (2, 20),  # time and memory grow with its sixth power
     "integration_steps": (1, 30),
     "sigmas": (0, 1000),
@@ -49,7 +51,7 @@ CHOICES: dict[str, tuple[str | bool | None, ...]] = {
 }
 #: Example values of settings whose default is an expression or null.
 KINDS: dict[str, Any] = {"amp": True, "num_workers": 0, "fold": 0, "folds": 2}
-KINDS |= {"label_values": [1], "providers": [""], "window": [0.0, 1.0], "refine_seconds": 10.0}
+KINDS |= {"label_values": [1], "providers": [""], "window": [0.0, 1.0], "refine_seconds": 10.0, "background": 0.0}
 #: Settings that may be null.
 NULLABLE = {"label_values", "providers", "norm", "outputs", "fold", "folds", "refine_seconds"}
 
@@ -85,7 +87,7 @@ def _problem(name: str, value: Any, kind: Any) -> str:
         listed = name.endswith("label") and isinstance(value, list) and all(isinstance(item, str) for item in value)
         return "" if isinstance(value, str) or listed else f"is not a name; write ./{value} or put it in quotes"
     if name in CHOICES:
-        if value in CHOICES[name]:
+        if any(value == choice and type(value) is type(choice) for choice in CHOICES[name]):  # 0 is not False
             return ""
         return f"is not known; use one of {', '.join(str(choice) for choice in CHOICES[name] if choice)}"
     if isinstance(kind, bool):
