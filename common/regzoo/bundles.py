@@ -17,7 +17,7 @@ INSTALLED = Path(__file__).resolve().parents[1] / "regzoo_bundles"
 BUNDLE_FOLDERS = (Path(__file__).parent / "inference", Path("bundles"), INSTALLED.resolve())
 #: Settings that name files or folders, whose text is not parsed.
 NAMES = {"bundle_root", "dataset_dir", "output_dir", "evaluation_dir", "checkpoint", "exported", "init_weights"}
-NAMES |= {"fixed_image", "moving_image", "fixed_label", "moving_label", "fixed_mask", "moving_mask"}
+NAMES |= {"pairs_file", "fixed_image", "moving_image", "fixed_label", "moving_label", "fixed_mask", "moving_mask"}
 
 
 def find_bundle(bundle: str | PathLike[str], config: str = "inference.json") -> Path:

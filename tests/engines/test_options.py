@@ -158,6 +158,7 @@ def test_settings_that_need_another_one(monkeypatch: pytest.MonkeyPatch, tmp_pat
         (DDMR, "train", ["--norm", "bacth"], "norm: 'bacth' is not known; use one of batch, instance"),
         (WEAK, "inference", ["--refine", "0"], "refine: 0 is not known; use one of True, mr, "),
         (WEAK, "evaluate", ["--pictures", "-1"], "pictures: -1 is less than 0"),
+        (DDMR, "evaluate", ["--pairs_file", "3"], READ),  # a name
         (DDMR, "evaluate", ["--eval_pairs", "-1"], "eval_pairs: -1 is less than 0"),
         (DDMR, "train", ["--background", "1e30"], "background: 1e+30 is more than 1000000000.0"),
         (WEAK, "inference", ["--direction", "us_to_mr", "--fixed_image", "a"], "without dataset_dir"),
