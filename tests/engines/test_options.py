@@ -133,7 +133,6 @@ def test_settings_that_need_another_one(monkeypatch: pytest.MonkeyPatch, tmp_pat
             if "sigmas" in training(bundle)
         ),
         (DDMR, "train", ["--diffeomorphic", "true", "--integration_steps", "99"], "99 is more than 30; use a smaller"),
-        (DDMR, "train", ["--window", "None"], "window: None is not a list"),
         (DDMR, "train", ["--plateau_factor", "1"], "plateau_factor: 1 is more than 0.99"),
         (DDMR, "train", ["--control_points", "200"], "control_points: 200 is more than 20"),
         (DDMR, "train", ["--region_label", "-1"], "region_label: -1 is less than 0"),

@@ -53,7 +53,7 @@ CHOICES: dict[str, tuple[str | bool | None, ...]] = {
 KINDS: dict[str, Any] = {"amp": True, "num_workers": 0, "fold": 0, "folds": 2}
 KINDS |= {"label_values": [1], "providers": [""], "window": [0.0, 1.0], "refine_seconds": 10.0, "background": 0.0}
 #: Settings that may be null.
-NULLABLE = {"label_values", "providers", "norm", "outputs", "fold", "folds", "refine_seconds"}
+NULLABLE = {"label_values", "providers", "window", "norm", "outputs", "fold", "folds", "refine_seconds"}
 
 
 def check_value(name: str, value: Any, default: Any) -> None:
