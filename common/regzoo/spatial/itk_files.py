@@ -165,7 +165,7 @@ def _metaimage_doubt(fields: Mapping[str, str]) -> tuple[str, str] | None:
         return f"its distance units are {unit}, which ITK reads as mm", "write its voxel size and offset in mm"
     scale = "ElementToIntensityFunction"
     slope, offset = (fields.get(f"{scale}{part}", default) for part, default in (("Slope", "1"), ("Offset", "0")))
-    if (slope, offset) != ("1", "0"):
+    if not (re.fullmatch(r"\+?1(\.0*)?", slope) and re.fullmatch(r"[+-]?0(\.0*)?", offset)):
         problem = f"scales its values by {slope} and adds {offset}, which ITK ignores"
         return problem, f"write scaled values, without {scale}Slope and {scale}Offset"
     if not {"ElementSpacing", "ElementSize"} & fields.keys():
