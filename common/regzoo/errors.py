@@ -30,8 +30,9 @@ class RegZooError(ValueError):
 
 
 def bad_file(path: str | PathLike[str], problem: str, fix: str) -> RegZooError:
-    """The error for a file: ``<path>: <problem>; <fix>``."""
-    return RegZooError(f"{path}: {problem}; {fix}")
+    """The error for a file: ``<path>: <problem>; <fix>``, in one line even if the name has two."""
+    name = str(path).replace("\n", "\\n")
+    return RegZooError(f"{name}: {problem}; {fix}")
 
 
 @contextmanager
@@ -65,7 +66,7 @@ def one_line(error: BaseException) -> str:
     """
     known = user_error(error)
     if known is not None:
-        return str(known).replace("\n", "\\n")  # names of files may hold anything
+        return str(known)
     chain = list(causes(error))
     cause, where = chain[-1], ""
     for outer in chain[:-1]:  # MONAI names the component that it could not build
