@@ -306,7 +306,7 @@ def test_every_variant_trains(bundle: str, variant: str, dataset: Path, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bundle", [SEG, DDMR])
+@pytest.mark.parametrize("bundle", [DDMR])
 def test_two_processes_train_and_evaluate(bundle: str, dataset: Path, tmp_path: Path) -> None:
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     arguments = command(bundle, dataset, tmp_path, "--max_epochs", "1")
