@@ -11,12 +11,14 @@ import pytest
 
 pytest.importorskip("monailabel", reason="run by `make test-label`, in an environment of its own")
 
-from bundle_list import NAMES
+from bundle_list import NAMES, REPRESENTATIVES
 from label_server import Answer, LabelServer
 from label_studies import DDMR, PROSTATE, WEAK_DDF, Pair, Studies
 
 pytestmark = pytest.mark.usefixtures("untouched")
 each_bundle = pytest.mark.parametrize("bundle", NAMES)
+#: For long lists of names and files, which all bundles look up alike.
+two_bundles = pytest.mark.parametrize("bundle", REPRESENTATIVES)
 
 #: Values of a parameter that names a file; {outside} is the folder beside the studies.
 NO_NAMES: dict[str, Any] = {
@@ -83,7 +85,7 @@ def test_no_moving_image(bundle: str, value: Any, server: LabelServer, studies: 
     refused(server.infer(bundle, first(bundle, studies).fixed, moving_label="mr01", **named), "moving_image")
 
 
-@each_bundle
+@two_bundles
 @pytest.mark.parametrize("parameter", ["moving_image", "moving_label"])
 @pytest.mark.parametrize("kind", [*NO_NAMES, *NOT_THERE, *OUTSIDE])
 def test_names_of_nothing_or_of_what_is_none_of_theirs(
@@ -180,7 +182,7 @@ def test_a_mistake_does_not_stay(server: LabelServer, studies: Studies) -> None:
     assert server.infer(WEAK_DDF, pair.fixed, moving_image=pair.moving).params["answer"] == "image"
 
 
-@each_bundle
+@two_bundles
 @pytest.mark.parametrize("kind", ["number", "object", "unknown id", *OUTSIDE])
 def test_a_list_with_one_bad_name(bundle: str, kind: str, server: LabelServer, studies: Studies) -> None:
     pair = first(bundle, studies)
@@ -197,7 +199,7 @@ def test_the_label_of_the_fixed_image(kind: str, server: LabelServer, studies: S
     refused(answer, "fixed_label")
 
 
-@each_bundle
+@two_bundles
 @pytest.mark.parametrize("bad", ["truncated", "nonsense", "flat"])
 @pytest.mark.parametrize("role", ["fixed", "moving_image", "moving_label"])
 def test_files_nobody_can_use(bundle: str, bad: str, role: str, server: LabelServer, studies: Studies) -> None:
