@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 from dataclasses import asdict
@@ -35,11 +36,14 @@ def embedded_phantoms(folder: str | os.PathLike[str], kind: str = "prostate", **
         The folder.
 
     Raises:
-        RegZooError: no such kind, or the folder holds something else, or phantoms made with other parameters.
+        RegZooError: no such kind or parameter; or the folder holds something else, or other phantoms.
     """
     if kind not in KINDS:
         raise RegZooError(f"phantoms of kind {kind!r} are unknown; use one of {', '.join(KINDS)}")
     target, workers = Path(folder), parameters.pop("workers", None)
+    known = inspect.signature(KINDS[kind]).parameters
+    if unknown := next((name for name in parameters if name not in known), None):
+        raise RegZooError(f"phantoms of kind {kind!r} have no {unknown!r:.60}; use some of {', '.join(known)}")
     wanted = KINDS[kind](**parameters)
     distributed = dist.is_available() and dist.is_initialized()
     if not distributed or dist.get_rank() == 0:

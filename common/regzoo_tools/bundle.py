@@ -196,5 +196,5 @@ def bundle_version(bundle: Bundle) -> str:
     version = read_metadata(bundle.root, "version")["version"]
     if not isinstance(version, str) or not re.fullmatch(r"\w[\w.+-]*", version):
         file = bundle.root / "configs" / "metadata.json"
-        raise bad_file(file, f"its version {version!r:.40} is not of the form 1.2.3", "write it in quotes and so")
+        raise bad_file(file, f"its version {version!r:.40} is not of the form 1.2.3", 'write a version such as "1.2.3"')
     return version

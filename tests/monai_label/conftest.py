@@ -42,11 +42,12 @@ def server(tmp_path_factory: pytest.TempPathFactory, studies: Studies) -> Iterat
 def untouched(server: LabelServer, studies: Studies) -> Iterator[None]:
     """Holds that a test leaves the studies, what lies beside them and temporary files as they were."""
     from label_studies import fingerprints
+    from regzoo.monai_label.files import DATASTORE
 
     def found() -> dict[str, str]:
         files = fingerprints(studies.folder, studies.outside, server.temporary)
         # MONAI Label writes its list of the files when it hears of them, which may be during a later test.
-        return {path: content for path, content in files.items() if not path.endswith("/datastore_v2.json")}
+        return {path: content for path, content in files.items() if Path(path).name != DATASTORE}
 
     end = time.monotonic() + 5  # the server removes an answer's file after it was sent, also that of the test before
     while any(server.temporary.glob("tmp*.nii*")) and time.monotonic() < end:

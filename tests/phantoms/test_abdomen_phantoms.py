@@ -216,6 +216,8 @@ def test_command_and_embedded_set(tmp_path: Path, capsys: pytest.CaptureFixture[
         embedded_phantoms(tmp_path / "set", kind="brain")
     with pytest.raises(RegZooError, match="kind 'foot' are unknown; use one of prostate, abdomen, brain, hippocampus"):
         embedded_phantoms(tmp_path / "set", kind="foot")
+    with pytest.raises(RegZooError, match="kind 'abdomen' have no 'pairs'; use some of cases, held_out, seed, spacing"):
+        embedded_phantoms(tmp_path / "set", kind="abdomen", pairs=3)
 
 
 @pytest.mark.parametrize("wrong", [{"cases": 0}, {"held_out": -1}, {"seed": -1}, {"spacing": 0.0}])

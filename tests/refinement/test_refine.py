@@ -201,6 +201,7 @@ def test_a_time_limit_ends_the_steps(texture: np.ndarray) -> None:
         ({"smoothness": -1}, "smoothness"),
         ({"smoothness": "a"}, "smoothness"),
         ({"stiffening": 0}, "stiffening"),
+        ({"stiffening": 1e300}, "stiffening: 1e.300 over 3 levels"),
         ({"steps": "a"}, "steps"),
         ({"steps": [1.5]}, "steps"),
         ({"steps": [1.0]}, "steps"),

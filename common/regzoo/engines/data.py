@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,19 +55,13 @@ def data_folder(
         return ""
     name = "_".join(["phantoms", *(f"{key}{value}" for key, value in sorted(phantoms.items()))])
     try:
-        from regzoo_phantoms.embedded import KINDS, embedded_phantoms
+        from regzoo_phantoms import embedded_phantoms
     except ModuleNotFoundError as error:
         if error.name != "regzoo_phantoms":
             raise
         raise RegZooError(
             "no data set was named, and a packaged bundle contains no phantoms; name one as dataset_dir"
         ) from error
-    try:
-        inspect.signature(KINDS[phantoms.get("kind", "prostate")]).bind(
-            **{key: value for key, value in phantoms.items() if key not in ("kind", "workers")}
-        )
-    except (KeyError, TypeError) as error:
-        raise RegZooError(f"phantoms: {error}; see the phantoms of the bundle's train.json") from error
     return str(embedded_phantoms(writable(bundle_root, f"data/{name}"), **phantoms))
 
 

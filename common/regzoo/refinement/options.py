@@ -107,6 +107,9 @@ class RefinementOptions:
             raise RegZooError(f"smoothness: {self.smoothness!r:.60} is not a number ≥ 0")
         if not self.steps or any(not isinstance(steps, int) or steps < 0 for steps in self.steps):
             raise RegZooError(f"steps: {list(self.steps)} is not a list of whole numbers ≥ 0, one for each level")
+        if (len(self.steps) - 1) * abs(math.log10(self.stiffening)) > 6:
+            problem = f"over {len(self.steps)} levels is more than a factor of a million; use a number closer to 1"
+            raise RegZooError(f"stiffening: {self.stiffening:g} {problem}")
 
 
 def _is_number(value: Any) -> bool:

@@ -243,7 +243,7 @@ def _read_mgh(path: Path, file: MghFile) -> Volume:
     if not file.is_placed:
         doubt = (
             "its header does not say which side is left, so FreeSurfer's usual axes are taken",
-            "write its position",
+            "write its position into its header",
         )
     values = values.astype(np.float32, order="C", copy=False)
     return Volume(values, orthogonal(path, Grid((x, y, z), affine)).affine, doubt)
