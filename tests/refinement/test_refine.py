@@ -90,6 +90,24 @@ def test_a_start_is_kept_or_improved(texture: np.ndarray) -> None:
     assert error(better.ddf, better.grid, truth) < 0.5 * error(half.ddf().as_tensor(), grid, truth)
 
 
+@pytest.mark.parametrize("started", [False, True])
+def test_a_symmetric_refinement_agrees_better_with_its_reverse(texture: np.ndarray, started: bool) -> None:
+    """Each image has noise of its own. The fields there and back should be inverse to each other."""
+    truth, rng = displacement(), np.random.default_rng(1)
+    noise = [0.1 * gaussian_filter(rng.standard_normal(SHAPE), 1.5) for _ in range(2)]
+    one, two = volumes(np.float32(moved(texture, truth) + noise[0])), volumes(np.float32(texture + noise[1]))
+    half = DisplacementField(torch.from_numpy(truth).float(), one.grid) if started else None
+    gap = []
+    for symmetric in (False, True):
+        options = dataclasses.replace(QUICK, steps=(30, 20, 10), symmetric=symmetric)
+        there, back = refine(one, two, options, half), refine(two, one, options, half.inverse() if half else None)
+        fields = [DisplacementField.from_ddf(result.ddf, result.grid, one.grid) for result in (there, back)]
+        round_trip = fields[0].compose(fields[1]).displacement.numpy() / 2
+        gap.append(float(np.linalg.norm(round_trip, axis=0)[6:-6, 6:-6, 6:-6].mean()))
+        assert error(there.ddf, there.grid, truth) < 0.5 * np.linalg.norm(truth, axis=0)[6:-6, 6:-6, 6:-6].mean()
+    assert gap[1] < 0.85 * gap[0]
+
+
 @pytest.mark.parametrize("similarity", ["labels", "distance"])
 def test_labels_alone_bring_structures_together(similarity: str) -> None:
     points = np.stack(np.meshgrid(*[np.arange(n) for n in SHAPE], indexing="ij"))
@@ -201,6 +219,7 @@ def test_a_time_limit_ends_the_steps(texture: np.ndarray) -> None:
         ({"smoothness": -1}, "smoothness"),
         ({"smoothness": "a"}, "smoothness"),
         ({"stiffening": 0}, "stiffening"),
+        ({"symmetric": "yes"}, "symmetric: 'yes' is not True or False"),
         ({"stiffening": 1e300}, "stiffening: 1e.300 over 3 levels"),
         ({"steps": "a"}, "steps"),
         ({"steps": [1.5]}, "steps"),

@@ -178,7 +178,7 @@ class _Refinement:
                 return follow(transform(values)[0])
 
             rate = self.options.rate * float(level.grid.spacing.min())
-            parameters = self._minimise(level, field, parameters, [(steps, 0)], rate, smoothness=0.0)
+            parameters = self._minimise([(level, field)], parameters, [(steps, 0)], rate, smoothness=0.0)
         return transform(parameters)[0]
 
     def _deformed(self, start: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -203,9 +203,12 @@ class _Refinement:
         for level, steps, smoothness in zip(levels, self.options.steps, self.smoothness, strict=False):
             lattice = self._lattice(level)
             added = lattice.resized(added, lattice.size)
-            field = self._of_velocity(level, lattice, None if base is None else lattice.resized(base, lattice.size))
+            here = None if base is None else lattice.resized(base, lattice.size)
+            directions = [(level, self._of_velocity(level, lattice, here, 1))]
+            if self.options.symmetric and self.options.transformation == "velocity":
+                directions.append((level.swapped(), self._of_velocity(level, lattice, here, -1)))
             phases = [(steps, self.coarse)]
-            added = self._minimise(level, field, added, phases, self.options.rate, smoothness, GRADIENT_SIGMA)
+            added = self._minimise(directions, added, phases, self.options.rate, smoothness, GRADIENT_SIGMA)
         return (added if base is None else base + added), added
 
     def _logarithm(self, start: torch.Tensor, lattice: Lattice) -> torch.Tensor:
@@ -230,13 +233,17 @@ class _Refinement:
                 velocity = velocity + (lattice.exponential(still, squarings) - still)
             return lattice.resized(velocity, level.size)
 
-        return self._minimise(level, field, lattice.zeros(), phases, self.options.rate, self.smoothness[-1])
+        return self._minimise([(level, field)], lattice.zeros(), phases, self.options.rate, self.smoothness[-1])
 
-    def _of_velocity(self, level: Level, lattice: Lattice, base: torch.Tensor | None) -> _Field:
-        """The displacement of a level as a function of a velocity, or of what is added to `base`, and squarings."""
+    def _of_velocity(self, level: Level, lattice: Lattice, base: torch.Tensor | None, sign: int) -> _Field:
+        """The displacement of a level as a function of a velocity, or of what is added to `base`, and squarings.
+
+        Args:
+            sign: −1 for the inverse.
+        """
 
         def field(velocity: torch.Tensor, squarings: int) -> torch.Tensor:
-            return self._field(lattice, velocity if base is None else base + velocity, squarings, level)
+            return self._field(lattice, sign * (velocity if base is None else base + velocity), squarings, level)
 
         return field
 
@@ -245,31 +252,36 @@ class _Refinement:
 
     def _minimise(
         self,
-        level: Level,
-        field: _Field,
+        directions: list[tuple[Level, _Field]],
         parameters: torch.Tensor,
         phases: list[tuple[int, int]],
         rate: float,
         smoothness: float,
         gradient_sigma: float = 0.0,
     ) -> torch.Tensor:
-        """Optimise the parameters of a displacement in phases of so many steps with so many squarings."""
-        objective = Objective(level, self.options)
+        """Optimise the parameters of the displacement of a level in phases of so many steps with so many squarings.
+
+        Args:
+            directions: the level and its displacement; perhaps also the level with its sides exchanged and the inverse.
+        """
+        objectives = [Objective(level, self.options) for level, _ in directions]
         parameters = parameters.detach().clone().requires_grad_()
         optimizer = Adam(parameters)
         for steps, squarings in phases:
             lowest, since, weight = float("inf"), 0, 0.0
             for step in range(steps):
-                displacement = field(parameters, squarings)
+                displacements = [field(parameters, squarings) for _, field in directions]
                 looks = step % LOOK == 0
                 if looks:
-                    objective.look(displacement.detach())
-                if not objective.is_informed:
+                    for objective, displacement in zip(objectives, displacements, strict=True):
+                        objective.look(displacement.detach())
+                if not all(objective.is_informed for objective in objectives):
                     break
-                value = objective(displacement)
+                values = [objective(there) for objective, there in zip(objectives, displacements, strict=True)]
+                value = torch.stack(values).mean()
                 (gradient,) = torch.autograd.grad(value, parameters)
                 if looks:
-                    weight = smoothness / objective.share
+                    weight = smoothness / objectives[0].share
                     penalty = weight * roughness(parameters.detach()) if weight else 0.0
                     total = float(value.detach() + penalty)
                     since = 0 if total < lowest - GAIN else since + LOOK

@@ -98,6 +98,14 @@ class Level:
         sampler = Sampler(self.size, self.size, device=moving.device)
         return dataclasses.replace(self, moving=moving, moving_mask=mask, sampler=sampler)
 
+    def swapped(self) -> Level:
+        """The level with the sides exchanged; of the moving side, what lies on the fixed grid."""
+        here = self.warped(self.fixed.new_zeros(1, *self.size, 3))
+        mask = None if here.moving_mask is None else (here.moving_mask > 0.5).float()
+        return dataclasses.replace(
+            here, fixed=here.moving, moving=self.fixed, fixed_mask=mask, moving_mask=self.fixed_mask
+        )
+
 
 def finest_grid(fixed: Volumes, spacing: float, max_voxels: int) -> Grid:
     """The grid of the finest level: the fixed image's axes and field of view, cut to what is not background.

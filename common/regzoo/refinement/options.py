@@ -36,6 +36,8 @@ class RefinementOptions:
         smoothness: weight, at the finest level, of the mean squared difference of neighbouring velocities, in voxels of
             the lattice.
         stiffening: factor of `smoothness` from each level to the next coarser one.
+        symmetric: whether the coarse levels of ``velocity`` compare the images in both directions: the warped moving
+            image with the fixed one, and the fixed image, warped by the inverse, with the moving one.
         trust: factor of `smoothness` if the refinement starts from a field, such as a network's. Only what the
             refinement adds is penalised, so a larger factor keeps the result nearer to the field.
         rate: step size of the optimiser, voxels of the lattice; of a linear transformation, voxels of the level at the
@@ -55,6 +57,7 @@ class RefinementOptions:
     lattice: float = 2.0
     smoothness: float = 0.1
     stiffening: float = 1.0
+    symmetric: bool = False
     trust: float = 1.0
     rate: float = 0.3
     window: int = 9
@@ -105,6 +108,8 @@ class RefinementOptions:
             raise RegZooError(f"window: {self.window} is not an odd number of voxels; use one such as 9")
         if not _is_number(self.smoothness) or self.smoothness < 0:
             raise RegZooError(f"smoothness: {self.smoothness!r:.60} is not a number ≥ 0")
+        if not isinstance(self.symmetric, bool):
+            raise RegZooError(f"symmetric: {self.symmetric!r:.60} is not True or False")
         if not self.steps or any(not isinstance(steps, int) or steps < 0 for steps in self.steps):
             raise RegZooError(f"steps: {list(self.steps)} is not a list of whole numbers ≥ 0, one for each level")
         if (len(self.steps) - 1) * abs(math.log10(self.stiffening)) > 6:
@@ -118,7 +123,7 @@ def _is_number(value: Any) -> bool:
 
 #: The defaults for each kind of pair.
 KINDS: dict[str, RefinementOptions] = {
-    "mr": RefinementOptions(spacing=1.0, steps=(80, 40, 20), smoothness=0.2, stiffening=2.0),
+    "mr": RefinementOptions(spacing=1.0, steps=(80, 40, 20), smoothness=0.15, stiffening=2.0, symmetric=True),
     "ct": RefinementOptions(
         spacing=3.0, steps=(100, 60, 20), lattice=6.0, smoothness=0.4, window=7, intensities=SOFT_TISSUE
     ),
