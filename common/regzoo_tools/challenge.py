@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from regzoo_tools.statistics import known, paired_differences
 from scipy.stats import rankdata, wilcoxon
 
 #: Share of cases, or of a case's landmarks, that the robust measures keep.
@@ -69,13 +70,10 @@ def challenge_score(registered: Sequence[CaseValues], unregistered: Sequence[Cas
     the largest landmark error and the code divides by the same measure before registration, this follows the code.
     """
     measures, before = challenge_measures(registered), challenge_measures(unregistered)
-    score = 0.0
-    for name, weight in _WEIGHTS.items():
-        value = measures[name]
-        if name in _ERRORS:
-            value = 1 - float(np.clip(np.divide(value, before[name]), 0, 1))
-        score += weight * value
-    return {**measures, "score": score}
+    goodness = dict(measures)
+    for name in _ERRORS:
+        goodness[name] = 1 - float(np.clip(np.divide(measures[name], before[name]), 0, 1))
+    return {**measures, "score": sum(weight * goodness[name] for name, weight in _WEIGHTS.items())}
 
 
 def robust_quantile(values: Sequence[float] | np.ndarray, best: Literal["low", "high"]) -> float:
@@ -83,17 +81,15 @@ def robust_quantile(values: Sequence[float] | np.ndarray, best: Literal["low", "
 
     `best` says whether low values (errors) or high values are good.
     """
-    known = np.asarray(values, dtype=np.float64)
-    known = known[~np.isnan(known)]
-    return float(np.quantile(known, 0.7 if best == "low" else 0.3)) if known.size else float("nan")
+    found = known(values)
+    return float(np.quantile(found, 0.7 if best == "low" else 0.3)) if found.size else float("nan")
 
 
 def rank_scores(methods: Mapping[str, Mapping[str, float]], best: Literal["low", "high"]) -> dict[str, float]:
     """Learn2Reg's rank score of each method for one metric, 0.1 to 1, where more is better.
 
-    A method wins against another if it is significantly better in a Wilcoxon signed-rank test, p < 0.05. The numbers of
-    wins are ranked, and the ranks are spread evenly over 0.1 to 1; methods with as many wins share their mean. Methods
-    without any value come last.
+    A method wins against another if it is significantly better in a Wilcoxon signed-rank test, p < 0.05. The ranks of
+    the numbers of wins are spread evenly over 0.1 to 1; ties share their mean. Methods without any value come last.
 
     Args:
         methods: method → case → value; NaN where it could not be measured.
@@ -112,8 +108,7 @@ def rank_scores(methods: Mapping[str, Mapping[str, float]], best: Literal["low",
 
 
 def _wins(first: Mapping[str, float], second: Mapping[str, float], best: Literal["low", "high"]) -> bool:
-    differences = np.array([first[case] - second[case] for case in first if case in second], dtype=np.float64)
-    differences = differences[~np.isnan(differences)]
+    differences = paired_differences(first, second)
     if not differences.any():
         return False
     # One side of the two-sided test at 0.05.
@@ -121,17 +116,15 @@ def _wins(first: Mapping[str, float], second: Mapping[str, float], best: Literal
 
 
 def _best(values: Sequence[float] | np.ndarray, best: Literal["low", "high"]) -> np.ndarray:
-    known = np.asarray(values, dtype=np.float64)
-    known = np.sort(known[~np.isnan(known)])
+    found = np.sort(known(values))
     if best == "high":
-        known = known[::-1]
-    return known[: max(round(len(known) * ROBUST_SHARE), 1)]
+        found = found[::-1]
+    return found[: max(round(len(found) * ROBUST_SHARE), 1)]
 
 
 def _mean(values: Sequence[float] | np.ndarray) -> float:
-    known = np.asarray(values, dtype=np.float64)
-    known = known[~np.isnan(known)]
-    return float(known.mean()) if known.size else float("nan")
+    found = known(values)
+    return float(found.mean()) if found.size else float("nan")
 
 
 def _rms(values: Sequence[float] | np.ndarray) -> float:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Literal, NamedTuple
 
 import numpy as np
 from scipy.stats import false_discovery_control, mannwhitneyu, norm, tukey_hsd, wilcoxon
 
-#: With at most this many pairs, the distribution of the signed ranks is computed, not approximated by a normal one.
+#: Up to this many pairs, the distribution of the signed ranks is computed; beyond, it is approximated by a normal one.
 EXACT_PAIRS = 50
 
 
-class PairedTest(NamedTuple):
-    """Outcome of a paired comparison: number of pairs, median of their differences, p value."""
+def known(values: Iterable[float]) -> np.ndarray:
+    """The values that are not NaN (N,)."""
+    found = np.array(list(values), dtype=np.float64)
+    return found[~np.isnan(found)]
 
-    n: int
-    difference: float
-    p: float
+
+def median(values: np.ndarray) -> float:
+    """The median; NaN without any value."""
+    return float(np.median(values)) if values.size else float("nan")
 
 
 class Estimate(NamedTuple):
@@ -28,50 +31,31 @@ class Estimate(NamedTuple):
     high: float
 
 
-def paired_wilcoxon(a: Iterable[float], b: Iterable[float]) -> PairedTest:
-    """Two-sided Wilcoxon signed-rank test of paired values.
-
-    Pairs without a difference are counted, but have no rank (Wilcoxon's own treatment of zeros).
+def paired_differences(first: Mapping[str, float], second: Mapping[str, float]) -> np.ndarray:
+    """First minus second for each case that was measured in both (N,).
 
     Args:
-        a: one value per case.
-        b: the values of the same cases in the same order; a case that is NaN in either is skipped.
-
-    Returns:
-        Number of pairs, median of ``a - b``, p; p is NaN where no pair differs.
-
-    Raises:
-        ValueError: the two have different lengths.
+        first, second: case → value; NaN where it could not be measured.
     """
-    differences = paired_differences(a, b)
-    if not differences.any():
-        return PairedTest(differences.size, 0.0 if differences.size else float("nan"), float("nan"))
-    p = wilcoxon(differences, zero_method="wilcox", alternative="two-sided").pvalue
-    return PairedTest(differences.size, float(np.median(differences)), float(p))
+    return known(first[case] - second[case] for case in first if case in second)
 
 
-def paired_differences(a: Iterable[float], b: Iterable[float]) -> np.ndarray:
-    """``a - b`` without the cases that are NaN in either.
+def paired_wilcoxon(differences: np.ndarray) -> float:
+    """p of the two-sided Wilcoxon signed-rank test of paired differences (N,); NaN if none differs from zero.
 
-    Raises:
-        ValueError: the two have different lengths.
+    Zeros have no rank, as in Wilcoxon's own test.
     """
-    first, second = (np.asarray(list(values), dtype=np.float64) for values in (a, b))
-    if first.shape != second.shape:
-        raise ValueError(f"{first.size} and {second.size} values do not form pairs")
-    differences = first - second
-    return differences[~np.isnan(differences)]
+    return float(wilcoxon(differences).pvalue) if differences.any() else float("nan")
 
 
 def hodges_lehmann(differences: np.ndarray, confidence: float = 0.95) -> Estimate:
     """The Hodges–Lehmann estimate of a paired difference, with the interval that belongs to Wilcoxon's signed ranks.
 
     The estimate is the median of the Walsh averages, (dᵢ + dⱼ)/2 for i ≤ j, and the limits are two of these averages.
-    The interval is exact for up to `EXACT_PAIRS` differences without ties, where its confidence is at least the one
-    asked for; with ties it is conservative.
+    The interval is exact for up to `EXACT_PAIRS` differences without ties; with ties it is conservative.
 
     Args:
-        differences: at least one; zeros count.
+        differences: (N,), at least one; zeros count.
         confidence: of the interval. Both limits are NaN if there are too few differences for it.
 
     Source: Hollander, Wolfe and Chicken 2014, Nonparametric Statistical Methods, sections 3.2 and 3.3.
@@ -88,29 +72,20 @@ def hodges_lehmann(differences: np.ndarray, confidence: float = 0.95) -> Estimat
     else:
         spread = np.sqrt(n * (n + 1) * (2 * n + 1) / 24)
         left_out = int(np.floor(n * (n + 1) / 4 - norm.ppf(1 - tail) * spread + 0.5))  # continuity correction
-    if left_out < 1:
-        return Estimate(float(np.median(averages)), float("nan"), float("nan"))
-    return Estimate(float(np.median(averages)), float(averages[left_out - 1]), float(averages[-left_out]))
+    limits = (averages[left_out - 1], averages[-left_out]) if left_out >= 1 else (np.nan, np.nan)
+    return Estimate(median(averages), float(limits[0]), float(limits[1]))
 
 
-def mann_whitney(
-    questions: Sequence[tuple[np.ndarray, np.ndarray]], best: Literal["low", "high"]
-) -> tuple[np.ndarray, np.ndarray]:
-    """One-sided Mann–Whitney U tests: are the first values of each question better than the second?
+def mann_whitney(first: np.ndarray, second: np.ndarray, best: Literal["low", "high"]) -> float:
+    """p of the one-sided Mann–Whitney U test: are the first values better than the second?
 
     Args:
-        questions: values of the one that should be better, and of the other.
+        first, second: at least one value each.
         best: whether low values (errors) or high values are good.
-
-    Returns:
-        p of each question, and p after the correction of Benjamini and Hochberg for the number of questions. NaN, which
-        does not count as a question, if either has no values.
 
     Source: Pérez de Frutos et al. 2023, section "Statistical tests".
     """
-    side = "less" if best == "low" else "greater"
-    p = np.array([mannwhitneyu(a, b, alternative=side).pvalue if len(a) and len(b) else np.nan for a, b in questions])
-    return p, benjamini_hochberg(p)
+    return float(mannwhitneyu(first, second, alternative="less" if best == "low" else "greater").pvalue)
 
 
 def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
@@ -145,25 +120,15 @@ def tukey_range(groups: Mapping[str, np.ndarray]) -> dict[tuple[str, str], Range
         return {}
     found = tukey_hsd(*(groups[name] for name in names))
     interval = found.confidence_interval(0.95)
-    return {
-        (names[i], names[j]): RangeTest(
-            Estimate(float(found.statistic[i, j]), float(interval.low[i, j]), float(interval.high[i, j])),
-            float(found.pvalue[i, j]),
-        )
-        for i in range(len(names))
-        for j in range(i + 1, len(names))
-    }
+    tests = {}
+    for i, j in zip(*np.triu_indices(len(names), 1), strict=True):
+        difference = (float(values[i, j]) for values in (found.statistic, interval.low, interval.high))
+        tests[names[i], names[j]] = RangeTest(Estimate(*difference), float(found.pvalue[i, j]))
+    return tests
 
 
-class BiasVariance(NamedTuple):
-    """Squared bias and variance of a predicted position, mm²; their sum is the mean squared error."""
-
-    bias: float
-    variance: float
-
-
-def bias_variance(errors: np.ndarray) -> BiasVariance:
-    """Decompose the error of one point that several trainings predicted.
+def bias_variance(errors: np.ndarray) -> tuple[float, float]:
+    """Squared bias and variance (mm²) of a point that several trainings predicted; their sum is the mean squared error.
 
     Args:
         errors: (R, 3), from the true position to each prediction, mm.
@@ -175,4 +140,4 @@ def bias_variance(errors: np.ndarray) -> BiasVariance:
     Source: Hu et al. 2019, section 2.3.
     """
     mean = errors.mean(axis=0)
-    return BiasVariance(float(mean @ mean), float(np.square(errors - mean).sum(axis=1).mean()))
+    return float(mean @ mean), float(np.square(errors - mean).sum(axis=1).mean())

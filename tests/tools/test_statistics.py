@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
@@ -11,10 +12,16 @@ from regzoo_tools.statistics import (
     bias_variance,
     hodges_lehmann,
     mann_whitney,
+    median,
+    paired_differences,
     paired_wilcoxon,
     tukey_range,
 )
 from scipy.stats import wilcoxon
+
+
+def cases(values: Iterable[float]) -> dict[str, float]:
+    return {f"case{number}": value for number, value in enumerate(values)}
 
 
 def test_paired_wilcoxon_matches_scipy() -> None:
@@ -23,33 +30,30 @@ def test_paired_wilcoxon_matches_scipy() -> None:
     expected = wilcoxon(a, b, alternative="two-sided")
     gaps_a, gaps_b = np.insert(a, 3, np.nan), np.insert(b, 3, 1.0)
     gaps_a, gaps_b = np.append(gaps_a, [2.0, np.nan]), np.append(gaps_b, [np.nan, np.nan])
-    found = paired_wilcoxon(gaps_a.tolist(), gaps_b)
-    assert found.n == 80
-    assert found.p == pytest.approx(expected.pvalue)
-    assert found.difference == pytest.approx(np.median(a - b))
-    other_way = paired_wilcoxon(gaps_b, gaps_a)
-    assert (other_way.n, other_way.difference, other_way.p) == pytest.approx((80, -found.difference, found.p))
+    # Each has a case of its own, and the order of the cases does not matter.
+    first, second = cases(gaps_a) | {"more": 9.0}, {"else": 9.0} | dict(reversed(cases(gaps_b).items()))
+    found = paired_differences(first, second)
+    assert found == pytest.approx(a - b)
+    assert paired_wilcoxon(found) == pytest.approx(expected.pvalue)
+    other_way = paired_differences(second, first)
+    assert sorted(other_way) == sorted(-found) and paired_wilcoxon(other_way) == pytest.approx(expected.pvalue)
+    assert median(other_way) == pytest.approx(-np.median(a - b))
 
 
 def test_paired_wilcoxon_by_hand() -> None:
     # Six differences of one sign: of the 2^6 equally likely signs two are as extreme.
-    assert paired_wilcoxon([2, 4, 6, 8, 10, 12], [1, 2, 3, 4, 5, 6]) == (6, 3.5, 2 / 64)
+    assert paired_wilcoxon(np.arange(1.0, 7)) == 2 / 64
     # Ranks 1 to 4 with the smallest negative: W = 1, and the signs with a rank sum of 0 or 1 are 2 of 16, twice.
-    assert paired_wilcoxon([0, 2, 3, 4], [1, 0, 0, 0]) == (4, 2.5, 4 / 16)
+    assert paired_wilcoxon(np.array([-1.0, 2, 3, 4])) == 4 / 16
 
 
 def test_paired_wilcoxon_of_little() -> None:
-    nothing = paired_wilcoxon([], [])
-    assert nothing.n == 0
-    assert math.isnan(nothing.difference)
-    assert math.isnan(nothing.p)
-    assert paired_wilcoxon([float("nan")], [1.0]).n == 0
-    same = paired_wilcoxon([1.0, 2.0, float("nan")], [1.0, 2.0, 3.0])
-    assert (same.n, same.difference) == (2, 0)
-    assert math.isnan(same.p)
-    assert paired_wilcoxon([1.0], [0.0]) == (1, 1, 1)
-    with pytest.raises(ValueError, match="2 and 1"):
-        paired_wilcoxon([1.0, 2.0], [1.0])
+    nothing = paired_differences({}, {})
+    assert nothing.size == 0 and math.isnan(median(nothing)) and math.isnan(paired_wilcoxon(nothing))
+    assert paired_differences({"a": float("nan")}, {"a": 1.0}).size == 0
+    same = paired_differences(cases([1.0, 2.0, float("nan")]), cases([1.0, 2.0, 3.0]))
+    assert same.tolist() == [0, 0] and math.isnan(paired_wilcoxon(same))
+    assert paired_wilcoxon(np.ones(1)) == 1
 
 
 def test_hodges_lehmann_of_a_textbook() -> None:
@@ -59,7 +63,7 @@ def test_hodges_lehmann_of_a_textbook() -> None:
     assert hodges_lehmann(after - before, 0.96) == pytest.approx((-0.46, -0.786, -0.010))
     # The distribution has few values: the interval of 96 % is also the shortest of at least 95 %.
     assert hodges_lehmann(after - before) == pytest.approx((-0.46, -0.786, -0.010))
-    assert paired_wilcoxon(after, before).p == pytest.approx(2 * 0.0195, abs=1e-4)
+    assert paired_wilcoxon(after - before) == pytest.approx(2 * 0.0195, abs=1e-4)
 
 
 @pytest.mark.parametrize("n", [8, 13, 50, 51, 120])
@@ -84,10 +88,9 @@ def test_mann_whitney_of_a_textbook() -> None:
     """Hollander, Wolfe and Chicken 2014, example 4.1: permeability of the amnion at term and at 12 to 26 weeks."""
     at_term = np.array([0.80, 0.83, 1.89, 1.04, 1.45, 1.38, 1.91, 1.64, 0.73, 1.46])
     earlier = np.array([1.15, 0.88, 0.90, 0.74, 1.21])
-    p, corrected = mann_whitney([(at_term, earlier), (at_term, earlier[:0])], "high")
-    assert p[0] == corrected[0] == pytest.approx(0.1272, abs=5e-5)
-    assert np.isnan(p[1]) and np.isnan(corrected[1])
-    assert mann_whitney([(earlier, at_term)], "low")[0] == pytest.approx(p[:1])
+    p = mann_whitney(at_term, earlier, "high")
+    assert p == pytest.approx(0.1272, abs=5e-5)
+    assert mann_whitney(earlier, at_term, "low") == pytest.approx(p)
 
 
 def test_benjamini_and_hochberg_of_their_paper() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from regzoo.errors import bad_file
 from regzoo.report import read_csv
 from regzoo.report.tables import BEFORE
-from regzoo_tools.statistics import bias_variance
+from regzoo_tools.statistics import bias_variance, known
 
 Facts = Mapping[str, Any]
 #: Case, or case and label → repeat → value; NaN where it could not be measured.
@@ -84,8 +84,7 @@ class Group:
 
     def known(self, metric: str) -> np.ndarray:
         """The values of all cases that could be measured."""
-        found = np.array(list(self.values(metric).values()), dtype=np.float64)
-        return found[~np.isnan(found)]
+        return known(self.values(metric).values())
 
     def in_repeat(self, metric: str, repeat: int) -> dict[str, float]:
         """The value of each case in one repeat."""
@@ -95,11 +94,10 @@ class Group:
 def mean(values: Iterable[float]) -> float:
     """The mean of the values that are not NaN, to nine digits; NaN without any.
 
-    Tables have six digits. Without rounding, the means of equal values could differ in their last bits, and a test of
-    ranks would see a difference.
+    Without rounding, the means of equal values could differ in their last bits, and a test of ranks would count that.
     """
-    known = np.array([value for value in values if not np.isnan(value)], dtype=np.float64)
-    return float(f"{known.mean():.9g}") if known.size else float("nan")
+    found = known(values)
+    return float(f"{found.mean():.9g}") if found.size else float("nan")
 
 
 def read_groups(cells: Sequence[Facts], folder: Path) -> list[Group]:

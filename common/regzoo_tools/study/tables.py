@@ -13,6 +13,7 @@ from regzoo_tools.statistics import (
     benjamini_hochberg,
     hodges_lehmann,
     mann_whitney,
+    median,
     paired_differences,
     paired_wilcoxon,
     tukey_range,
@@ -64,29 +65,19 @@ def wilcoxon(groups: Sequence[Group], metrics: Sequence[str], pairs: Pairs) -> l
 
     Source: Hu et al. 2018, section 3.3; Bashkanov et al. 2021, section 3.
     """
-    rows = [row for metric in metrics for row in _corrected([compared(groups, metric, *pair) for pair in pairs])]
+    rows = [row for metric in metrics for row in _corrected([_compared(groups, metric, *pair) for pair in pairs])]
     return [row for row in rows if row["pairs"]]
 
 
-def compared(groups: Sequence[Group], metric: str, first: str, second: str) -> Row:
+def _compared(groups: Sequence[Group], metric: str, first: str, second: str) -> Row:
     """One paired Wilcoxon test, with the Hodges–Lehmann estimate of the difference and its 95 % interval."""
     known = {group.method: group.values(metric) for group in groups}
-    a, b = known.get(first, {}), known.get(second, {})
-    shared = [case for case in a if case in b]
-    values = [a[case] for case in shared], [b[case] for case in shared]
-    n, difference, p = paired_wilcoxon(*values)
-    differences = paired_differences(*values)
-    estimate = hodges_lehmann(differences) if n else (np.nan,) * 3
-    return {
-        "data": groups[0].data if groups else "",
-        "metric": metric,
-        "first": first,
-        "second": second,
-        "pairs": n,
-        "median_difference": difference,
-        **dict(zip(("estimate", "low", "high"), estimate, strict=True)),
-        "p": p,
-    }
+    differences = paired_differences(known.get(first, {}), known.get(second, {}))
+    row: Row = {"data": groups[0].data if groups else "", "metric": metric, "first": first, "second": second}
+    row |= {"pairs": len(differences), "median_difference": median(differences)}
+    estimate = hodges_lehmann(differences) if len(differences) else (np.nan,) * 3
+    row |= zip(("estimate", "low", "high"), estimate, strict=True)
+    return row | {"p": paired_wilcoxon(differences)}
 
 
 def _corrected(rows: list[Row]) -> list[Row]:
@@ -102,11 +93,14 @@ def better(groups: Sequence[Group], metrics: Sequence[str], pairs: Pairs) -> lis
     rows = []
     for metric in metrics:
         known = {group.method: group.known(metric) for group in groups if group.known(metric).size}
-        asked = [(a, b) for a, b in pairs if a in known and b in known]
-        p, corrected = mann_whitney([(known[a], known[b]) for a, b in asked], best(metric))
-        for (a, b), *values in zip(asked, p.tolist(), corrected.tolist(), strict=True):
-            rows.append({"data": groups[0].data, "metric": metric, "better": a, "than": b, "p": values[0]})
-            rows[-1] |= {"cases_better": len(known[a]), "cases_than": len(known[b]), "p_corrected": values[1]}
+        tests: list[Row] = [
+            {"data": groups[0].data, "metric": metric, "better": a, "than": b}
+            | {"cases_better": len(known[a]), "cases_than": len(known[b])}
+            | {"p": mann_whitney(known[a], known[b], best(metric))}
+            for a, b in pairs
+            if a in known and b in known
+        ]
+        rows += _corrected(tests)
     return rows
 
 
@@ -211,32 +205,27 @@ def learn2reg(groups: Sequence[Group]) -> list[Row]:
 
 
 def claims(wanted: Sequence[Mapping[str, Any]], groups: Sequence[Group]) -> list[Row]:
-    """What a study says about each claim that it is to test; p is corrected for the number of claims.
+    """The verdict on each claim; p is corrected for the number of claims.
 
-    A claim holds if the interval of the paired difference excludes 0 on the side that it says and, where it names a
-    percentage, the median differs by at least that much. It fails if the interval excludes 0 on the other side.
+    A claim holds if the interval of the paired difference excludes 0 on its side and the median differs by at least its
+    percentage. It fails if the interval excludes 0 on the other side.
     """
     rows = []
     for claim in wanted:
         metric, names = claim["metric"], (claim["better"], claim["than"])
         found = [group for group in groups if group.data == (claim["data"] or group.data)]
-        test = compared(found, metric, *names)
-        medians = [_median(found, name, metric) for name in names]
+        test = _compared(found, metric, *names)
+        sides = [[group for group in found if group.method == name] for name in names]
+        medians = [median(side[0].known(metric)) if side else np.nan for side in sides]
         change = 100 * (medians[0] / medians[1] - 1) if medians[1] else np.nan
         sign = 1 if best(metric) == "high" else -1
-        runs = [sum(len(group.cells) for group in found if group.method == name) for name in names]
-        text = {"claim": claim["claim"], "better": names[0], "than": names[1], "metric": metric}
-        row = text | {"runs": "+".join(map(str, runs)), "pairs": test["pairs"], "median_better": medians[0]}
-        row |= {"median_than": medians[1], "change_percent": change}
-        row |= {key: test[key] for key in ("estimate", "low", "high", "p")}
+        runs = "+".join(str(sum(len(group.cells) for group in side)) for side in sides)
+        row = {"claim": claim["claim"], "better": names[0], "than": names[1], "metric": metric, "runs": runs}
+        row |= {"pairs": test["pairs"], "median_better": medians[0], "median_than": medians[1]}
+        row |= {"change_percent": change} | {key: test[key] for key in ("estimate", "low", "high", "p")}
         enough = sign * change >= claim["percent"]
         rows.append(row | {"verdict": _verdict(test, sign, bool(enough))})
     return _corrected(rows)
-
-
-def _median(groups: Sequence[Group], method: str, metric: str) -> float:
-    known = next((group.known(metric) for group in groups if group.method == method), np.empty(0))
-    return float(np.median(known)) if known.size else float("nan")
 
 
 def _verdict(test: Row, sign: int, enough: bool) -> str:
