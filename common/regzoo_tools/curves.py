@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from regzoo.engines.weights import read_checkpoint
 from regzoo.errors import bad_file
 from regzoo.ownership import check_file, own_path
+from regzoo.report.style import COLORS, INK, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 #: Values by epoch.
 Curve = dict[int, float]
 
-_INK, _COLORS = "#1f2933", ("#1273de", "#d97706", "#0f8a5f", "#b4307a", "#6b4fbb", "#7b8794")
 _LOSS, _TOTAL = "loss/", "loss/total"
 _NAMES = {
     "tre": "validation: landmark TRE, mm",
@@ -93,20 +93,17 @@ def training_figure(path: str | PathLike[str], folder: str | PathLike[str]) -> i
 def _draw(axis: Axes, title: str, curves: Mapping[str, Curve], kept: int | None) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    for color, (name, curve) in zip(itertools.cycle(_COLORS), curves.items(), strict=False):
+    for color, (name, curve) in zip(itertools.cycle(COLORS), curves.items(), strict=False):
         marker = "o" if len(curve) == 1 else None
         axis.plot(list(curve), list(curve.values()), color=color, lw=1.6, marker=marker, label=name)
     if kept is not None:
-        axis.axvline(kept, color=_INK, lw=1, ls=":")
+        axis.axvline(kept, color=INK, lw=1, ls=":")
     if len(curves) > 1:
-        axis.legend(fontsize=8, frameon=False, labelcolor=_INK)
-    axis.set_title(title, fontsize=10.5, color=_INK)
-    axis.set_xlabel("epoch", fontsize=9, color=_INK)
+        axis.legend(fontsize=8, frameon=False, labelcolor=INK)
+    axis.set_title(title, fontsize=10.5, color=INK)
+    axis.set_xlabel("epoch", fontsize=9, color=INK)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
-    axis.tick_params(colors=_INK, labelsize=9, length=0)
-    axis.grid(color="#e4e7eb", lw=0.8)
-    axis.set_axisbelow(True)
-    axis.spines[["top", "right", "left"]].set_visible(False)
+    tidy(axis)
 
 
 def _kept_epoch(checkpoint: Path) -> int | None:

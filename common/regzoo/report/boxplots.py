@@ -10,12 +10,13 @@ import numpy as np
 from regzoo.errors import bad_file
 from regzoo.files import atomic_path
 from regzoo.metrics.handlers import BEFORE
+from regzoo.report.style import COLORS, INK, tidy, tukey_box
 from regzoo.report.tables import read_csv
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_INK, _BEFORE, _AFTER = "#1f2933", "#9aa5b1", "#1273de"
+_BEFORE, _AFTER = "#9aa5b1", COLORS[0]
 _NAMES = {"tre_mm": "landmark TRE, mm", "gland_dsc": "gland DSC", "gland_hd95_mm": "gland HD95, mm"}
 
 
@@ -35,16 +36,12 @@ def summary_figure(path: str | PathLike[str], cases_csv: str | PathLike[str]) ->
     try:
         table = read_csv(cases_csv)
     except (OSError, ValueError, IndexError) as error:
-        raise bad_file(
-            cases_csv, "cannot be read as a table of cases", "name the cases.csv of an evaluation"
-        ) from error
+        fix = "name the cases.csv of an evaluation"
+        raise bad_file(cases_csv, "cannot be read as a table of cases", fix) from error
     metrics = [name for name in table if BEFORE + name in table and any(table[name])]
     if not metrics:
-        raise bad_file(
-            cases_csv,
-            f"has no metric with a column {BEFORE}<metric>",
-            "evaluate the unregistered pair as well, with the same metrics",
-        )
+        fix = "evaluate the unregistered pair as well, with the same metrics"
+        raise bad_file(cases_csv, f"has no metric with a column {BEFORE}<metric>", fix)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -55,7 +52,7 @@ def summary_figure(path: str | PathLike[str], cases_csv: str | PathLike[str]) ->
     panels = figure.subplots(1, len(metrics), squeeze=False)[0]
     for axes, name in zip(panels, metrics, strict=True):
         _paired_boxes(axes, _numbers(table[BEFORE + name]), _numbers(table[name]))
-        axes.set_title(_NAMES.get(name.lower(), name), fontsize=10.5, color=_INK, pad=8)
+        axes.set_title(_NAMES.get(name.lower(), name), fontsize=10.5, color=INK, pad=8)
     with atomic_path(path) as temporary:
         canvas.print_png(str(temporary))
 
@@ -74,30 +71,14 @@ def _paired_boxes(axes: Axes, before: np.ndarray, after: np.ndarray) -> None:
         values = values[~np.isnan(values)]
         if not values.size:
             continue
-        line = {"color": color, "lw": 1.2}
-        axes.boxplot(
-            values,
-            positions=[position],
-            widths=0.42,
-            whis=1.5,
-            showfliers=False,  # every case is drawn as a point
-            patch_artist=True,
-            boxprops={"facecolor": color, "alpha": 0.30, "edgecolor": color, "lw": 1.2},
-            medianprops=line | {"lw": 2.4},
-            whiskerprops=line,
-            capprops=line,
-        )
+        tukey_box(axes, values, position, color, widths=0.42, showfliers=False)  # every case is drawn as a point
         axes.plot(np.full(values.size, edge), values, "o", ms=3.2, color=color, alpha=0.8, mew=0, zorder=3)
         median = float(np.median(values))
-        axes.text(place, median, f"{median:.3g}", ha=side, va="center", fontsize=9, color=_INK, weight="bold")
+        axes.text(place, median, f"{median:.3g}", ha=side, va="center", fontsize=9, color=INK, weight="bold")
     axes.set_xlim(0.35, 2.65)
     axes.set_xticks([1, 2], ["unregistered", "registered"], fontsize=9)
     axes.margins(y=0.08)
     low, high = axes.get_ylim()
     if np.nanmin(joined) >= 0:
         axes.set_ylim(max(low, 0.0), high)
-    axes.tick_params(colors=_INK, labelsize=9, length=0)
-    axes.grid(axis="y", color="#e4e7eb", lw=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color("#cbd2d9")
+    tidy(axes, "y")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from html import escape
 
 _STYLE = """
@@ -43,10 +43,8 @@ figcaption { font-size: .86rem; max-width: 75ch; }
 }
 """
 
-#: The text of a cell of a table; a second text is set smaller below it.
-Cell = str | tuple[str, str]
-#: The cells of a table that are marked, by row and column.
-Marked = Collection[tuple[int, int]]
+#: A cell of a table; the second of two texts is set smaller below the first.
+Cell = str | int | tuple[str, str]
 
 
 def page(title: str, top: str, sections: Mapping[str, str]) -> str:
@@ -72,28 +70,30 @@ def subheading(text: str) -> str:
     return f"<h3>{escape(text)}</h3>\n"
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[Cell]], texts: int = 1, marked: Marked = ()) -> str:
-    """A table.
+def table(rows: Sequence[Mapping[str, Cell]], texts: int = 1, marked: Collection[tuple[int, str]] = ()) -> str:
+    """A table; empty without rows.
 
     Args:
+        rows: column → cell, the same columns for all.
         texts: the number of columns of words, at the left.
-        marked: see `Marked`.
+        marked: the cells that are marked, by row and column.
     """
-    kinds = ["text" if i < texts else "" for i in range(len(header))]
-    head = "".join(f"<th{_class(kind)}>{escape(text)}</th>" for text, kind in zip(header, kinds, strict=True))
-    lines = []
+    if not rows:
+        return ""
+    kinds = {name: "text" if i < texts else "" for i, name in enumerate(rows[0])}
+    head = "".join(f"<th{_class(kind)}>{escape(name)}</th>" for name, kind in kinds.items())
+    body = ""
     for number, row in enumerate(rows):
-        cells = []
-        for i, (cell, kind) in enumerate(zip(row, kinds, strict=True)):
-            main, below = (cell, "") if isinstance(cell, str) else cell
+        body += "<tr>"
+        for name, kind in kinds.items():
+            cell = row[name]
+            main, below = cell if isinstance(cell, tuple) else (str(cell), "")
             if not kind:
                 main, below = main.replace("-", "−"), below.replace("-", "−")
             small = f"<small>{escape(below)}</small>" if below else ""
-            mark = "marked" if (number, i) in marked else ""
-            cells.append(f"<td{_class(kind, mark)}>{escape(main)}{small}</td>")
-        lines.append(f"<tr>{''.join(cells)}</tr>")
-    body = "\n".join(lines)
-    return f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>\n'
+            body += f"<td{_class(kind, 'marked' if (number, name) in marked else '')}>{escape(main)}{small}</td>"
+        body += "</tr>\n"
+    return f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table></div>\n'
 
 
 def image(content: bytes, kind: str, description: str, caption: str = "") -> str:

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from regzoo.report.style import COLORS, INK, tidy, tukey_box
 from regzoo_tools.study.results import BIAS, VARIANCE, Group
 from regzoo_tools.study.tables import Row
 from regzoo_tools.study.words import title
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-_INK, _GREY = "#1f2933", "#7b8794"
-_COLORS = ("#1273de", "#d97706", "#0f8a5f", "#b4307a", "#6b4fbb", "#7b8794", "#a3580f", "#0b7285")
+_GREY = "#7b8794"
 #: What the deformation maps show → the colour map, and the value of its middle.
 _MAPS = {"det J": ("RdBu_r", 1.0), "‖u‖, mm": ("viridis", None), "‖∇u‖": ("magma", None)}
 
@@ -29,17 +26,13 @@ def box_plots(groups: Sequence[Group], metric: str) -> bytes:
     shown = [group for group in groups if group.known(metric).size]
     figure = Figure(figsize=(max(3.0, 0.62 * len(shown) + 1.3), 3.4), layout="constrained")
     axes = figure.subplots()
-    boxes = axes.boxplot([group.known(metric) for group in shown], widths=0.55, whis=1.5, patch_artist=True)
-    for i, group in enumerate(shown):
-        color = _GREY if np.isnan(group.trained_on) else _COLORS[0]
-        boxes["boxes"][i].set(facecolor=color, alpha=0.35, edgecolor=color)
-        boxes["medians"][i].set(color=color, lw=2.2)
-        boxes["fliers"][i].set(marker="o", markersize=2.5, markerfacecolor=color, markeredgecolor="none", alpha=0.7)
-        for line in (*boxes["whiskers"][2 * i : 2 * i + 2], *boxes["caps"][2 * i : 2 * i + 2]):
-            line.set(color=color)
+    for position, group in enumerate(shown, 1):
+        color = _GREY if np.isnan(group.trained_on) else COLORS[0]
+        dots = {"marker": "o", "markersize": 2.5, "markerfacecolor": color, "markeredgecolor": "none", "alpha": 0.7}
+        tukey_box(axes, group.known(metric), position, color, widths=0.55, flierprops=dots)
     axes.set_xticks(range(1, len(shown) + 1), [group.method for group in shown], rotation=35, ha="right")
-    axes.set_ylabel(title(metric), color=_INK)
-    _tidy(axes)
+    axes.set_ylabel(title(metric), color=INK)
+    tidy(axes, "y")
     return _svg(figure)
 
 
@@ -64,14 +57,12 @@ def size_curves(rows: Sequence[Row], metric: str) -> bytes:
             around = np.abs(np.array([[row["p25"] for row in found], [row["p75"] for row in found]]) - middle)
             bars: dict[str, Any] = {"yerr": around, "capsize": 2} if kind == "median" else {}
             sizes = [row["trained_on"] for row in found]
-            axes.errorbar(
-                sizes, middle, marker="o", ms=4, lw=1.4, color=_COLORS[i % len(_COLORS)], label=method, **bars
-            )
-        axes.set_xlabel("training cases", color=_INK)
-        axes.set_title(f"{kind} {title(name)}", color=_INK, fontsize=10)
+            axes.errorbar(sizes, middle, marker="o", ms=4, lw=1.4, color=COLORS[i % len(COLORS)], label=method, **bars)
+        axes.set_xlabel("training cases", color=INK)
+        axes.set_title(f"{kind} {title(name)}", color=INK, fontsize=10)
         axes.set_ylim(bottom=0)
-        _tidy(axes)
-    panels[0].legend(frameon=False, labelcolor=_INK, fontsize=8)
+        tidy(axes, "y")
+    panels[0].legend(frameon=False, labelcolor=INK, fontsize=8)
     return _svg(figure)
 
 
@@ -99,20 +90,12 @@ def deformation_maps(columns: dict[str, tuple[dict[str, np.ndarray], float]]) ->
             axis.set_xticks([])
             axis.set_yticks([])
             if axes is panels[0]:
-                axis.set_title(method, fontsize=9, color=_INK)
-        axes[0].set_ylabel(name, color=_INK)
+                axis.set_title(method, fontsize=9, color=INK)
+        axes[0].set_ylabel(name, color=INK)
         figure.colorbar(picture, ax=list(axes), shrink=0.85).ax.tick_params(labelsize=7)
     file = io.BytesIO()
     canvas.print_png(file, metadata={"Software": None})
     return file.getvalue()
-
-
-def _tidy(axes: Axes) -> None:
-    axes.tick_params(colors=_INK, labelsize=8.5, length=0)
-    axes.grid(axis="y", color="#e4e7eb", lw=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color("#cbd2d9")
 
 
 def _svg(figure: Figure) -> bytes:

@@ -75,33 +75,30 @@ def top(study: Study, complete: str) -> str:
 
 def claims(rows: Sequence[Row]) -> str:
     """A row for each claim, with its verdict."""
-    if not rows:
-        return ""
-    header = ("claim", "metric", "runs", "pairs", "medians", "difference [95 % CI]", "p", "p, corrected", "verdict")
-    lines: list[list[Cell]] = [
-        [
-            row["claim"],
-            title(row["metric"]),
-            row["runs"],
-            str(row["pairs"]),
-            (f"{short(row['median_better'])} against {short(row['median_than'])}", _percent(row["change_percent"])),
-            _interval(row, "estimate"),
-            chance(row["p"]),
-            chance(row["p_corrected"]),
-            row["verdict"],
-        ]
+    lines: list[dict[str, Cell]] = [
+        {
+            "claim": row["claim"],
+            "metric": title(row["metric"]),
+            "runs": row["runs"],
+            "pairs": row["pairs"],
+            "medians": (
+                f"{short(row['median_better'])} against {short(row['median_than'])}",
+                "" if np.isnan(row["change_percent"]) else f"{row['change_percent']:+.3g} %",
+            ),
+            "difference [95 % CI]": _interval(row),
+            "p": chance(row["p"]),
+            "p, corrected": chance(row["p_corrected"]),
+            "verdict": row["verdict"],
+        }
         for row in rows
     ]
-    marked = {(i, 8) for i, row in enumerate(rows) if row["verdict"] == "holds"}
-    return table(header, lines, 2, marked) + _note("claims")
+    marked = {(i, "verdict") for i, row in enumerate(rows) if row["verdict"] == "holds"}
+    return _noted("claims", table(lines, 2, marked))
 
 
 def missing(progress: Sequence[Row]) -> str:
     """How many cells of each method are in which state, for the methods that are not complete."""
-    lacking = [row for row in progress if row["done"] < row["cells"] or row["with other code"]]
-    if not lacking:
-        return ""
-    return table(list(lacking[0]), [[str(value) for value in row.values()] for row in lacking]) + _note("missing")
+    return _noted("missing", table([row for row in progress if row["done"] < row["cells"] or row["with other code"]]))
 
 
 def results(study: Study, groups: Sequence[Group], rows: Sequence[Row], metrics: Sequence[str]) -> str:
@@ -114,14 +111,14 @@ def results(study: Study, groups: Sequence[Group], rows: Sequence[Row], metrics:
     ):
         text += subheading(heading)
         for first in range(0, len(metrics), COLUMNS):
-            part = metrics[first : first + COLUMNS]
-            lines: list[list[Cell]] = []
+            lines: list[dict[str, Cell]] = []
             for group in groups:
-                found = [known.get((group.method, group.folds, group.size, metric)) for metric in part]
-                cells: list[Cell] = ["—" if row is None else shown(row) for row in found]
-                runs = str(len(group.cells) or "—")
-                lines.append([_name(study, setting(group)), runs, short(group.training_minutes), *cells])
-            text += table(["method", "runs", "training, min", *map(title, part)], lines)
+                lines.append({"method": _name(study, setting(group)), "runs": len(group.cells) or "—"})
+                lines[-1]["training, min"] = short(group.training_minutes)
+                for metric in metrics[first : first + COLUMNS]:
+                    row = known.get((group.method, group.folds, group.size, metric))
+                    lines[-1][title(metric)] = "—" if row is None else shown(row)
+            text += table(lines)
     return text
 
 
@@ -134,33 +131,30 @@ def boxes(groups: Sequence[Group], metrics: Sequence[str]) -> str:
 
 def wilcoxon(rows: Sequence[Row]) -> str:
     """Paired Wilcoxon tests."""
-    header = ("comparison", "metric", "pairs", "median difference", "Hodges–Lehmann [95 % CI]", "p", "p, corrected")
-    lines: list[list[Cell]] = [
-        [
-            f"{row['first']} − {row['second']}",
-            title(row["metric"]),
-            str(row["pairs"]),
-            short(row["median_difference"]),
-            _interval(row, "estimate"),
-            chance(row["p"]),
-            chance(row["p_corrected"]),
-        ]
+    lines: list[dict[str, Cell]] = [
+        {
+            "comparison": f"{row['first']} − {row['second']}",
+            "metric": title(row["metric"]),
+            "pairs": row["pairs"],
+            "median difference": short(row["median_difference"]),
+            "Hodges–Lehmann [95 % CI]": _interval(row),
+            "p": chance(row["p"]),
+            "p, corrected": chance(row["p_corrected"]),
+        }
         for row in rows
     ]
-    marked = {(i, 6) for i, row in enumerate(rows) if row["p_corrected"] < SIGNIFICANT}
-    return table(header, lines, 2, marked) + _note("wilcoxon") if rows else ""
+    marked = {(i, "p, corrected") for i, row in enumerate(rows) if row["p_corrected"] < SIGNIFICANT}
+    return _noted("wilcoxon", table(lines, 2, marked))
 
 
 def better(rows: Sequence[Row], names: Sequence[str]) -> str:
     """One-sided Mann–Whitney U tests of each method against each other, a square for each metric."""
-    text = _squares(rows, names, ("better", "than", "p_corrected"), mirrored=False)
-    return text and text + _note("better")
+    return _noted("better", _squares(rows, names, ("better", "than", "p_corrected"), mirrored=False))
 
 
 def ranges(rows: Sequence[Row], names: Sequence[str]) -> str:
     """Tukey's range tests, a square for each metric."""
-    text = _squares(rows, names, ("first", "second", "p"), mirrored=True)
-    return text and text + _note("ranges")
+    return _noted("ranges", _squares(rows, names, ("first", "second", "p"), mirrored=True))
 
 
 def _squares(rows: Sequence[Row], names: Sequence[str], keys: tuple[str, str, str], mirrored: bool) -> str:
@@ -170,10 +164,9 @@ def _squares(rows: Sequence[Row], names: Sequence[str], keys: tuple[str, str, st
         known = {(row[first], row[second]): row[value] for row in rows if row["metric"] == metric}
         known |= {(b, a): p for (a, b), p in known.items()} if mirrored else {}
         shown = [name for name in names if any(name in pair for pair in known)]
-        p = [[known.get((a, b), np.nan) for b in shown] for a in shown]
-        lines = [[a, *("" if np.isnan(one) else chance(one) for one in line)] for a, line in zip(shown, p, strict=True)]
-        marked = {(int(i), int(j) + 1) for i, j in np.argwhere(np.array(p) < SIGNIFICANT)}
-        text += subheading(title(metric)) + table(["", *shown], lines, 1, marked)
+        lines = [{"": a} | {b: chance(known[a, b]) if (a, b) in known else "" for b in shown} for a in shown]
+        marked = {(shown.index(a), b) for (a, b), p in known.items() if p < SIGNIFICANT}
+        text += subheading(title(metric)) + table(lines, marked=marked)
     return text
 
 
@@ -182,12 +175,11 @@ def kinds(rows: Sequence[Row], names: Sequence[str]) -> str:
     text = ""
     for measure, heading in (("distance_after_mm", "Centroid distance, mm"), ("dsc_after", "DSC")):
         known = {(row["label"], row["method"]): row for row in rows if row["measure"] == measure and row["n"]}
-        labels = list(dict.fromkeys(label for label, _ in known))
-        lines: list[list[Cell]] = [
-            [label, *(_quartiles(known[label, name]) if (label, name) in known else "—" for name in names)]
-            for label in labels
-        ]
-        text += subheading(f"{heading}: median, and quartiles") + table(["label", *names], lines) if lines else ""
+        lines: list[dict[str, Cell]] = []
+        for label in dict.fromkeys(label for label, _ in known):
+            found = {name: known.get((label, name)) for name in names}
+            lines.append({"label": label} | {n: "—" if row is None else _quartiles(row) for n, row in found.items()})
+        text += subheading(f"{heading}: median, and quartiles") + table(lines) if lines else ""
     return text
 
 
@@ -198,22 +190,21 @@ def sizes(rows: Sequence[Row], tested: Sequence[str]) -> str:
     text = image(
         size_curves(rows, tested[0]), "svg+xml", "Error, bias and variance against the number of training cases"
     )
-    header = ("method", "training cases", "repeats", "metric", "n", "mean", "median", "quartiles")
-    lines: list[list[Cell]] = [
-        [
-            row["method"],
-            short(row["trained_on"]),
-            str(row["repeats"]),
-            title(row["metric"]),
-            str(row["n"]),
-            short(row["mean"]),
-            short(row["median"]),
-            f"{short(row['p25'])} – {short(row['p75'])}",
-        ]
+    lines: list[dict[str, Cell]] = [
+        {
+            "method": row["method"],
+            "training cases": short(row["trained_on"]),
+            "repeats": row["repeats"],
+            "metric": title(row["metric"]),
+            "n": row["n"],
+            "mean": short(row["mean"]),
+            "median": short(row["median"]),
+            "quartiles": f"{short(row['p25'])} – {short(row['p75'])}",
+        }
         for row in rows
         if row["metric"] in (tested[0], BIAS, VARIANCE)
     ]
-    return text + table(header, lines) + _note("sizes")
+    return _noted("sizes", text + table(lines))
 
 
 def scores(muregpro: Sequence[Row], learn2reg: Sequence[Row]) -> str:
@@ -221,10 +212,10 @@ def scores(muregpro: Sequence[Row], learn2reg: Sequence[Row]) -> str:
     text = ""
     for heading, rows in (("µ-RegPro", muregpro), ("Learn2Reg", learn2reg)):
         if rows:
-            names = [name for name in rows[0] if name not in ("data", "folds", "training_size")]
-            lines = [[row["method"], *(short(row[name]) for name in names[1:])] for row in rows]
-            text += subheading(heading) + table([name.replace("_", " ") for name in names], lines)
-    return text and text + _note("scores")
+            names = [name for name in rows[0] if name not in ("data", "method", "folds", "training_size")]
+            lines = [{"method": r["method"]} | {n.replace("_", " "): short(r[n]) for n in names} for r in rows]
+            text += subheading(heading) + table(lines)
+    return _noted("scores", text)
 
 
 def maps(cases: Sequence[tuple[str, dict[str, Any]]]) -> str:
@@ -241,8 +232,9 @@ def notes() -> str:
     return "".join(map(paragraph, _METHODS))
 
 
-def _note(name: str) -> str:
-    return paragraph(_NOTES[name], "quiet")
+def _noted(name: str, text: str) -> str:
+    """A section with what readers need to know about it; empty for an empty one."""
+    return text and text + paragraph(_NOTES[name], "quiet")
 
 
 def _name(study: Study, row: Mapping[str, Any]) -> str:
@@ -272,9 +264,5 @@ def _quartiles(row: Row) -> Cell:
     return f"{short(row['median'])}{_number(row)}", f"{short(row['p25'])} – {short(row['p75'])}"
 
 
-def _interval(row: Row, key: str) -> str:
-    return f"{short(row[key])} [{short(row['low'])}, {short(row['high'])}]"
-
-
-def _percent(value: float) -> str:
-    return "" if np.isnan(value) else f"{value:+.3g} %"
+def _interval(row: Row) -> str:
+    return f"{short(row['estimate'])} [{short(row['low'])}, {short(row['high'])}]"
