@@ -79,24 +79,22 @@ class Bundle:
         Raises:
             CheckError: the list is malformed, or an entry has no path.
         """
-        for name in LARGE_FILES:
-            if (self.root / name).is_file():
-                try:
-                    content = ConfigParser.load_config_file(self.root / name)
-                except Exception as error:  # of the reader of JSON or of YAML
-                    raise CheckError(
-                        f"{name} cannot be read: {' '.join(str(error).split()):.120}; correct it"
-                    ) from error
-                listed = (content.get("large_files") or []) if isinstance(content, dict) else None
-                if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
-                    raise CheckError(f"{name} is not a list large_files of path, url, hash_val and hash_type")
-                if not all(entry.get("path") for entry in listed):
-                    raise CheckError(f"{name} has an entry without a path; add the file's place in the bundle")
-                return {str(entry["path"]): dict(entry) for entry in listed}
-        return {}
+        name = next((name for name in LARGE_FILES if (self.root / name).is_file()), None)
+        if name is None:
+            return {}
+        try:
+            content = ConfigParser.load_config_file(self.root / name)
+        except Exception as error:  # of the reader of JSON or of YAML
+            raise CheckError(f"{name} cannot be read: {' '.join(str(error).split()):.120}; correct it") from error
+        listed = (content.get("large_files") or []) if isinstance(content, dict) else None
+        if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
+            raise CheckError(f"{name} is not a list large_files of path, url, hash_val and hash_type")
+        if not all(entry.get("path") for entry in listed):
+            raise CheckError(f"{name} has an entry without a path; add the file's place in the bundle")
+        return {str(entry["path"]): entry for entry in listed}
 
     def files(self, *suffixes: str) -> Iterator[Path]:
-        """The bundle's files in order, without those that work on it produced; only those with one of the suffixes."""
+        """The bundle's files in order, only those with one of the suffixes; without results and compiled files."""
         for path in sorted(self.root.rglob("*")):
             inside = path.relative_to(self.root).parts
             own = inside[0] not in WORKING_FOLDERS and not any(part in {"__pycache__", ".git"} for part in inside)
@@ -111,9 +109,8 @@ class Bundle:
             CheckError: there are no weights.
         """
         if not (self.root / WEIGHTS).is_file() and WEIGHTS in self.large_files:
-            raise NotCheckedError(
-                f"{WEIGHTS} is not here: python -m monai.bundle download_large_files --bundle_path {self.root}"
-            )
+            fetch = f"python -m monai.bundle download_large_files --bundle_path {self.root}"
+            raise NotCheckedError(f"{WEIGHTS} is not here: {fetch}")
         return self.path(WEIGHTS)
 
     def config(self, *names: str) -> ConfigParser:
@@ -132,8 +129,8 @@ class Bundle:
 
     def shape(self, batch: int = 1) -> tuple[list[int], list[int]]:
         """Shapes (B, C, X, Y, Z) of the network's input and output, from the metadata."""
-        pair = (self.tensor("inputs", "image"), self.tensor("outputs", "pred"))
-        first, second = ([batch, tensor["num_channels"], *tensor["spatial_shape"]] for tensor in pair)
+        image, pred = self.tensor("inputs", "image"), self.tensor("outputs", "pred")
+        first, second = ([batch, one["num_channels"], *one["spatial_shape"]] for one in (image, pred))
         return first, second
 
 

@@ -7,7 +7,6 @@ import configparser
 import json
 import logging.handlers
 import re
-from pathlib import Path
 
 from regzoo.files import file_hash
 from regzoo_tools.bundle import CONFIGS, WEIGHTS, Bundle, CheckError
@@ -45,9 +44,7 @@ def name(bundle: Bundle) -> str:
     """The folder's name, which the zoo and MONAI Label use for the bundle."""
     words = [word for word in FORBIDDEN_WORDS if word in bundle.name.lower()]
     if words:
-        raise CheckError(
-            f"{bundle.name} contains {', '.join(words)}, which changes how MONAI Label serves it; rename it"
-        )
+        raise CheckError(f"{bundle.name} contains {words[0]}, which changes how MONAI Label serves it; rename it")
     if not NAME.fullmatch(bundle.name):
         raise CheckError(f"{bundle.name} is not of the form <anatomy>_<modality>_<task>; rename the folder")
     return bundle.name
@@ -61,9 +58,7 @@ def licences(bundle: Bundle) -> str:
     if kind is None:
         raise CheckError("LICENSE is neither the text of Apache-2.0 nor of MIT; use the whole text of one of them")
     if not bundle.path("docs/data_license.txt").read_text(encoding="utf-8").strip():
-        raise CheckError(
-            "docs/data_license.txt is empty; say whose data the weights were trained on, and their licence"
-        )
+        raise CheckError("docs/data_license.txt is empty; name the data that the weights saw, and their licence")
     return kind
 
 
@@ -78,36 +73,31 @@ def sizes(bundle: Bundle) -> str:
         if here.is_file() and file_hash(here, kind) != str(entry["hash_val"]):
             raise CheckError(f"{listed} is not the file in the list of large files ({kind} differs)")
     everything = {path.relative_to(bundle.root).as_posix(): path.stat().st_size for path in bundle.files()}
-    own = {file: size for file, size in everything.items() if file not in bundle.large_files}
-    large = {
-        file: size for file, size in own.items() if size > (LARGEST if file.startswith("models/") else LARGEST_OTHER)
-    }
+    large = [
+        f"{file} ({size / 1e6:.1f} MB)"
+        for file, size in everything.items()
+        if file not in bundle.large_files and size > (LARGEST if file.startswith("models/") else LARGEST_OTHER)
+    ]
     if large:
-        found = ", ".join(f"{file} ({size / 1e6:.1f} MB)" for file, size in large.items())
-        raise CheckError(
-            f"more than 25 MB in models/ or 1 MB (1024 kB) for another file: {found}; for the weights use "
-            "regzoo package --large_files URL, make others smaller"
-        )
-    biggest = max(everything, key=lambda file: everything[file])
+        limits = "larger than 25 MB in models/, or than 1 MB (1024 kB) elsewhere"
+        raise CheckError(f"{limits}: {', '.join(large)}; make it smaller, or for weights package with --large_files")
+    biggest = max(everything, key=everything.__getitem__)
     return f"largest is {biggest} with {everything[biggest] / 1e6:.1f} MB; limits: 25 MB in models/, 1 MB elsewhere"
 
 
 def json_format(bundle: Bundle) -> str:
     """JSON files are formatted as by ``pretty-format-json --indent=4 --no-sort-keys``."""
-    paths = list(bundle.files(".json"))
-    wrong = [path.relative_to(bundle.root) for path in paths if path.read_text(encoding="utf-8") != pretty(path)]
+    paths, wrong = list(bundle.files(".json")), []
+    for path in paths:
+        text = path.read_text(encoding="utf-8")
+        try:
+            if text != json.dumps(json.loads(text), indent=4) + "\n":
+                wrong.append(path.relative_to(bundle.root).as_posix())
+        except ValueError as error:
+            raise CheckError(f"{path.name} is not JSON: {error}") from None
     if wrong:
-        listed = ", ".join(path.as_posix() for path in wrong)
-        raise CheckError(f"not formatted as by json.dumps(value, indent=4): {listed}")
+        raise CheckError(f"not formatted as by json.dumps(value, indent=4): {', '.join(wrong)}")
     return f"{len(paths)} files"
-
-
-def pretty(path: Path) -> str:
-    """The content of a JSON file, formatted."""
-    try:
-        return json.dumps(json.loads(path.read_text(encoding="utf-8")), indent=4) + "\n"
-    except ValueError as error:
-        raise CheckError(f"{path.name} is not JSON: {error}") from None
 
 
 def logging_conf(bundle: Bundle) -> str:
@@ -125,22 +115,16 @@ def logging_conf(bundle: Bundle) -> str:
             try:
                 ast.literal_eval(re.sub(r"\bsys\.stdout\b", "None", value) or "None")
             except (ValueError, SyntaxError):
-                raise CheckError(
-                    f"configs/logging.conf: {field}={value} of [{section}] has more than literals and sys.stdout"
-                ) from None
+                problem = f"{field}={value} of [{section}] has more than literals and sys.stdout"
+                raise CheckError(f"configs/logging.conf: {problem}") from None
     return f"{len(parser.sections())} sections"
-
-
-def headings(text: str) -> list[str]:
-    """The headings of a Markdown page, without code and emphasis."""
-    text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
-    return [heading.strip("* ") for heading in re.findall(r"^#{1,6}\s+(.+?)\s*$", text, flags=re.MULTILINE)]
 
 
 def readme_sections(bundle: Bundle) -> str:
     """``docs/README.md`` has the sections of the zoo's READMEs."""
-    found = headings(bundle.path("docs/README.md").read_text(encoding="utf-8"))
-    missing = [name for name in SECTIONS if name.lower() not in {heading.lower() for heading in found}]
+    text = re.sub(r"```.*?```", "", bundle.path("docs/README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    found = {heading.strip("* ").lower() for heading in re.findall(r"^#{1,6}\s+(.+?)\s*$", text, flags=re.MULTILINE)}
+    missing = [name for name in SECTIONS if name.lower() not in found]
     if missing:
         raise CheckError(f"docs/README.md has no heading {', '.join(missing)}")
     return ", ".join(SECTIONS)
@@ -148,13 +132,10 @@ def readme_sections(bundle: Bundle) -> str:
 
 def links(bundle: Bundle) -> str:
     """Links of the bundle's pages to files lead somewhere."""
-    count, dangling = 0, []
-    for page in bundle.files(".md"):
-        for link in links_of(page.read_text(encoding="utf-8")):
-            if link.local:
-                count += 1
-                if not (page.parent / link.path).exists():
-                    dangling.append(f"{page.relative_to(bundle.root).as_posix()} → {link.path}")
+    pages = {page: links_of(page.read_text(encoding="utf-8")) for page in bundle.files(".md")}
+    found = [(page, link.path) for page, page_links in pages.items() for link in page_links if link.local]
+    dangling = [(page, path) for page, path in found if not (page.parent / path).exists()]
     if dangling:
-        raise CheckError(f"no such file: {', '.join(dangling)}")
-    return f"{count} links to files"
+        listed = ", ".join(f"{page.relative_to(bundle.root).as_posix()} → {path}" for page, path in dangling)
+        raise CheckError(f"no such file: {listed}")
+    return f"{len(found)} links to files"

@@ -14,8 +14,8 @@ from regzoo_tools.bundle import Bundle, CheckError, NotCheckedError
 SCHEMAS = Path(__file__).parent
 #: The address of the zoo's schemas.
 SCHEMA_URL = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/"
-#: Packages whose version the zoo reads without an operator.
-PLAIN = {"monai", "torch", "numpy"}
+#: Packages whose version the zoo reads without an operator, and the entry that holds it.
+PLAIN = {"monai": "monai_version", "torch": "pytorch_version", "numpy": "numpy_version"}
 #: Fields that the zoo requires for each tensor of the network.
 TENSOR_FIELDS = ("type", "format", "num_channels", "spatial_shape", "dtype", "value_range")
 
@@ -56,12 +56,12 @@ def requirements(bundle: Bundle) -> list[Requirement]:
         CheckError: a version is missing or malformed.
     """
     pins = {}
-    for package, key in (("monai", "monai_version"), ("torch", "pytorch_version"), ("numpy", "numpy_version")):
+    for package, key in PLAIN.items():
         if key not in bundle.metadata:
             raise CheckError(f"configs/metadata.json has no {key}")
         pins[package] = bundle.metadata[key]
-    pins.update(bundle.metadata.get("optional_packages_version", {}))
-    pins.update(bundle.metadata.get("required_packages_version", {}))
+    for key in ("optional_packages_version", "required_packages_version"):
+        pins |= bundle.metadata.get(key, {})
     return [requirement(package, str(pin).strip()) for package, pin in pins.items()]
 
 

@@ -81,7 +81,5 @@ def torchscript(bundle: Bundle, trace: bool) -> str:
         scale = float(prediction.abs().max())
         difference = float((exported(image) - prediction).abs().max())
     if not difference <= TOLERANCE * scale:  # NaN fails too
-        raise CheckError(
-            f"output differs from the network's by up to {difference:.3g}, its largest value is {scale:.3g}"
-        )
+        raise CheckError(f"the output differs from the network's by {difference:.3g}; its largest value is {scale:.3g}")
     return f"largest difference {difference:.1e}, largest value {scale:.3g}"

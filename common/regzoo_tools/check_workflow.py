@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Collection, Mapping
@@ -12,6 +11,7 @@ from unittest.mock import patch
 
 from monai.bundle import ConfigWorkflow
 from regzoo.datasets import load_records, load_single_records
+from regzoo.datasets.text import read_json
 from regzoo.engines.origin import STEPS, step_of
 from regzoo.errors import RegZooError, user_error
 from regzoo_phantoms import embedded_phantoms
@@ -47,43 +47,39 @@ FEW = {"pairs": 4, "cases": 4, "held_out": 2}
 COARSE = 8.0
 
 
-def missing_ids(bundle: Bundle, ids: Mapping[str, tuple[str, ...]]) -> str:
-    """Raise `CheckError` if a configuration lacks one of the ids."""
+def check_ids(bundle: Bundle, ids: Mapping[str, tuple[str, ...]], overlays: bool = False) -> int:
+    """The number of ids that configurations must have; those of an overlay must be at its top level.
+
+    Raises:
+        CheckError: a configuration lacks one of the ids.
+    """
     for name, wanted in ids.items():
-        parser = bundle.config(name)
-        missing = [id_ for id_ in wanted if id_ not in parser]
-        if missing:
-            raise CheckError(f"{name}.json has no {', '.join(missing)}")
-    return f"{sum(map(len, ids.values()))} ids"
+        found = read_json(bundle.path(f"configs/{name}.json")) if overlays else bundle.config(name)
+        if missing := [id_ for id_ in wanted if id_ not in found]:
+            raise CheckError(f"{name}.json {'does not override' if overlays else 'has no'} {', '.join(missing)}")
+    return sum(map(len, ids.values()))
 
 
 def zoo_ids(bundle: Bundle) -> str:
     """The ids that the zoo requires, the ids that overlays override, and the use of ``val_interval``."""
-    missing_ids(bundle, ZOO_IDS)
-    for name, wanted in OVERLAY_IDS.items():
-        overridden = json.loads(bundle.path(f"configs/{name}.json").read_text(encoding="utf-8"))
-        missing = [id_ for id_ in wanted if id_ not in overridden]
-        if missing:
-            raise CheckError(f"{name}.json does not override {', '.join(missing)}")
+    count = check_ids(bundle, ZOO_IDS) + check_ids(bundle, OVERLAY_IDS, overlays=True)
     for handler in bundle.config("train")["train"]["handlers"]:
         if handler.get("_target_") == "ValidationHandler" and handler.get("interval") != "@val_interval":
             raise CheckError("interval of the ValidationHandler in train.json is not @val_interval")
-    return f"{sum(map(len, [*ZOO_IDS.values(), *OVERLAY_IDS.values()]))} ids"
+    return f"{count} ids"
 
 
 def label_ids(bundle: Bundle) -> str:
     """The ids that MONAI Label reads and overrides; nothing refers to metadata, and clients write no configuration."""
-    found = missing_ids(bundle, LABEL_IDS)
+    count = check_ids(bundle, LABEL_IDS)
     if "_meta_" in bundle.path("configs/inference.json").read_text(encoding="utf-8"):
         raise CheckError("inference.json refers to @_meta_, which MONAI Label does not read; write the value there")
     if bundle.config("inference").get("displayable_configs"):
-        raise CheckError(
-            "inference.json has displayable_configs: MONAI Label writes what clients send into them, and MONAI runs "
-            "what begins with $import there; leave them empty and read the request in the preprocessing"
-        )
+        problem = "MONAI Label writes what clients send into them, and MONAI runs what begins with $import there"
+        raise CheckError(f"inference.json has displayable_configs: {problem}; read the request in the preprocessing")
     if not isinstance(bundle.config("train")["train"]["handlers"], list):
         raise CheckError("train#handlers in train.json is not a list; MONAI Label inserts a handler at its start")
-    return found
+    return f"{count} ids"
 
 
 def same_settings(bundle: Bundle) -> str:
@@ -102,9 +98,7 @@ def same_settings(bundle: Bundle) -> str:
         raise CheckError("train.json has no network_def of its own to compare with")
     inputs = train.get("inputs", ["fixed_image", "moving_image"])
     if inputs[0] != "fixed_image" or len(inputs) != bundle.shape()[0][1]:
-        raise CheckError(
-            f"inputs of train.json are {inputs}: not the fixed image first, or not the channels of metadata"
-        )
+        raise CheckError(f"inputs of train.json are {inputs}: not the fixed image first, or not as in the metadata")
     return f"{len(shared)} settings"
 
 
@@ -174,11 +168,9 @@ def served_training(bundle: Bundle) -> str:
                     error = _error(bundle, parameter, value)
                 if made.exists() or not str(user_error(error)).startswith(parameter):
                     what = "evaluates" if made.exists() else "does not refuse"
-                    raise CheckError(
-                        f"train.json {what} {value!r:.60} for {parameter}, which a client of MONAI Label can send; "
-                        "begin imports with $from regzoo.monai_label.settings import check_request, and call it first "
-                        "in initialize"
-                    )
+                    problem = f"train.json {what} {value!r:.60} for {parameter}, which a client of MONAI Label can send"
+                    fix = "begin imports with $from regzoo.monai_label.settings import check_request"
+                    raise CheckError(f"{problem}; {fix}, and call it first in initialize")
     return f"{len(PARAMETERS) * len(values)} values refused"
 
 

@@ -54,16 +54,13 @@ class Export:
         """The text that ``regzoo export`` prints."""
         inputs, outputs = (f"(batch, {', '.join(map(str, shape))})" for shape in (self.inputs, self.outputs))
         grid = "this grid only" if self.fixed_size else "any grid"
-        verified = (
-            f"largest difference from PyTorch: {self.largest:.1e}, "
-            f"which is {self.difference:.1e} of the largest value ({self.scale:.3g})"
-        )
+        verified = f"largest difference from PyTorch: {self.largest:.1e}"
+        verified += f", which is {self.difference:.1e} of the largest value ({self.scale:.3g})"
         if self.scale == 0:
             verified = "the network predicts nothing but zeros, in this file and in PyTorch: the weights look untrained"
-        return (
-            f"{self.path} ({self.path.stat().st_size / 1e6:.2f} MB)\n"
-            f"{INPUT} {inputs} → {OUTPUT} {outputs}, float32; any batch, {grid}\n{verified}"
-        )
+        size = self.path.stat().st_size / 1e6
+        tensors = f"{INPUT} {inputs} → {OUTPUT} {outputs}, float32; any batch, {grid}"
+        return f"{self.path} ({size:.2f} MB)\n{tensors}\n{verified}"
 
 
 def export_network(
@@ -75,10 +72,9 @@ def export_network(
 ) -> Export:
     """Export the ``network_def`` of a bundle's inference configuration with its weights, and verify the file.
 
-    The file takes a batch (B, C, X, Y, Z) of any size and returns the network's prediction. To verify the file, random
-    input is passed through it, loaded as inference loads it, and through PyTorch: batches of one and of three on the
-    network grid and, if the file takes any grid, a batch of one on a larger grid. If a value differs by more than
-    `TOLERANCE` of the largest, no file is written.
+    The file takes a batch (B, C, X, Y, Z) of any size and returns the network's prediction. No file is written if that
+    differs from PyTorch's by more than `TOLERANCE` of the largest value, for random batches of one and of three on the
+    network grid and, if the file takes any grid, for one on a larger grid.
 
     Args:
         bundle: a bundle's folder, or its name.
@@ -135,7 +131,7 @@ def export_network(
     }
     with own_path(path) as temporary:
         write_network(network, format, temporary, _described(metadata, export), config)
-        written = _open(format, temporary, (root, network, checkpoint, grid.size, grid.spacing))
+        written = _open(format, temporary, root, network, checkpoint, grid.size, grid.spacing)
         with torch.inference_mode():
             found = [written(example) for example in examples]
         # PyTorch's maximum, unlike Python's, is NaN if any value is.
@@ -143,15 +139,13 @@ def export_network(
         largest = float(torch.stack([(a - b).abs().max() for a, b in zip(found, expected, strict=True)]).max())
         result = Export(path, (channels, *grid.size), tuple(outputs), fixed_size, largest, scale)
         if not result.difference <= TOLERANCE:  # also if it is NaN
-            raise bad_file(
-                path,
-                f"not written: its prediction differs from PyTorch by {result.difference:.1e} of the largest value",
-                f"try other versions of torch and {'onnxruntime' if format == 'onnx' else format}, and report it",
-            )
+            problem = f"its prediction differs from PyTorch by {result.difference:.1e} of the largest value"
+            fix = f"try other versions of torch and {'onnxruntime' if format == 'onnx' else format}, and report it"
+            raise bad_file(path, f"not written: {problem}", fix)
     return result
 
 
-def _open(format: str, path: Path, expected: tuple[Any, ...]) -> ExportedNetwork:
+def _open(format: str, path: Path, *expected: Any) -> ExportedNetwork:
     """Load a file that has just been written, as inference loads it."""
     if format == "onnx":
         return OnnxNetwork(path, *expected)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,9 @@ def write_network(network: nn.Module, format: str, path: Path, metadata: dict[st
     Raises:
         RegZooError: the format needs a package that is not installed, or a GPU where there is none.
     """
+    writers = {"torchscript": _write_torchscript, "onnx": _write_onnx, "tensorrt": _write_tensorrt}
     with _quiet():
-        _WRITERS[format](network, path, metadata, config)
+        writers[format](network, path, metadata, config)
 
 
 def _write_torchscript(network: nn.Module, path: Path, metadata: dict[str, Any], config: str) -> None:
@@ -121,13 +122,6 @@ def _write_tensorrt(network: nn.Module, path: Path, metadata: dict[str, Any], co
     )
     _write_torchscript(compiled, path, metadata, config)
     network.cpu()
-
-
-_WRITERS: dict[str, Callable[[nn.Module, Path, dict[str, Any], str], None]] = {
-    "torchscript": _write_torchscript,
-    "onnx": _write_onnx,
-    "tensorrt": _write_tensorrt,
-}
 
 
 @contextmanager

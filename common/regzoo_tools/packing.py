@@ -18,7 +18,7 @@ from regzoo.ownership import check_file, own_path
 from regzoo_tools.bundle import LARGE_FILES, WEIGHTS, Bundle, bundle_version, known_bundle, own_code
 from regzoo_tools.linked_pages import Pages
 
-#: The release of PyYAML that a bundle with a list of large files requires.
+#: The release of PyYAML that a bundle with a list of large files requires: MONAI reads the list with it.
 PYYAML = "6.0.3"
 #: The folders of a bundle whose files are packed.
 COPIED = ("configs", "docs")
@@ -39,8 +39,7 @@ def package(
 
     Args:
         out: the zip; ``<name>_v<version>.zip`` in the working folder if not given.
-        large_files: where ``models/model.pt`` can be downloaded from; it is then left out, and ``large_files.yml``
-            says so, as MONAI and the Model Zoo read it.
+        large_files: where ``models/model.pt`` can be downloaded from; the zip then holds ``large_files.yml`` instead.
 
     Raises:
         RegZooError: no such bundle, a file or the goal of a link is missing, or another regzoo is inside.
@@ -73,10 +72,13 @@ def stage(bundle: Bundle, folder: Path, large_files: str | None = None) -> Path:
         if not isinstance(config, dict):
             raise bad_file(source, "is not a configuration", 'write {"setting": value}')
         if path.name == "metadata.json":
-            adapt_requirements(config, fetches=large_files is not None)
+            required = config.setdefault("required_packages_version", {})
+            required.pop("regzoo", None)
+            if large_files is not None:
+                required["pyyaml"] = PYYAML
         else:
             add_bundle_path(config)
-        write(path, config)
+        path.write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8", newline="\n")
     Pages(bundle.root, target).copy()
     for name, source in own_code().items():
         copy(source, target / "regzoo" / name)
@@ -84,23 +86,10 @@ def stage(bundle: Bundle, folder: Path, large_files: str | None = None) -> Path:
     return target
 
 
-def write(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON in the zoo's format, with the same line ends on every system."""
-    path.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8", newline="\n")
-
-
 def copy(source: Path, target: Path) -> None:
     """Copy a file's content, not its times and permissions."""
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
-
-
-def adapt_requirements(metadata: dict[str, Any], fetches: bool) -> None:
-    """Remove regzoo from the required packages; add PyYAML if MONAI must read ``large_files.yml``."""
-    required = metadata.setdefault("required_packages_version", {})
-    required.pop("regzoo", None)
-    if fetches:
-        required["pyyaml"] = PYYAML
 
 
 def add_bundle_path(config: dict[str, Any]) -> None:
@@ -129,17 +118,14 @@ def stage_weights(bundle: Bundle, target: Path, url: str | None) -> None:
     others = [name for name in LARGE_FILES if (target / name).is_file()]
     if others:
         raise bad_file(bundle.root / others[0], "exists already", "edit it, or leave --large_files out")
-    entry = {"path": WEIGHTS, "url": url, "hash_val": file_hash(weights), "hash_type": "sha256"}
-    lines = [f"{'  - ' if key == 'path' else '    '}{key}: {json.dumps(value)}" for key, value in entry.items()]
-    text = "\n".join(["large_files:", *lines]) + "\n"
-    (target / LARGE_FILES[0]).write_text(text, encoding="utf-8", newline="\n")
+    text = f'large_files:\n  - path: "{WEIGHTS}"\n    url: "{url}"\n    hash_val: "{file_hash(weights)}"\n'
+    (target / LARGE_FILES[0]).write_text(text + '    hash_type: "sha256"\n', encoding="utf-8", newline="\n")
 
 
 def write_zip(folder: Path, target: Path) -> None:
     """Write a folder as a zip in which nothing depends on the machine.
 
-    The files are sorted, have one time and one permission, and are not compressed: compressors differ by version, and
-    weights hardly get smaller.
+    Files are not compressed: compressors differ by version, and weights hardly get smaller.
     """
     with zipfile.ZipFile(target, "w", compression=zipfile.ZIP_STORED) as archive:
         for path in sorted((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.as_posix()):

@@ -35,8 +35,8 @@ def write_datalist(
     """Write a datalist of the files in some folders.
 
     A pattern is a path in a folder, where ``{case}``, ``{patient}`` and each ``*`` stand for any text without a ``/``.
-    Files with the same words there, in any folder, belong to one case. If a pattern has ``{case}`` or
-    ``{patient}``, only these pair its files with others; ``*`` is then any text.
+    Files with the same words there, in any folder, belong to one case. In a pattern with ``{case}`` or ``{patient}``,
+    the text of ``*`` does not matter.
 
     Args:
         folders: where the patterns start.
@@ -62,33 +62,24 @@ def write_datalist(
             raise bad_file(root, "is not a folder", "name the folders where the patterns start")
     if not roots:
         raise RegZooError("no folder was named; name those where the patterns start")
-    expression = _regex(patient)
+    try:
+        expression = None if patient is None else re.compile(patient)
+    except re.error as error:
+        raise RegZooError(f"--patient {patient}: is not a regular expression ({error}); correct it") from error
     found = {key: _matches(roots, key, patterns[key]) for key in PATH_KEYS if patterns.get(key)}
     images = [key for key in (FIXED.image, MOVING.image) if key in found]
     whole = [words for words in found[FIXED.image] if all(words in found[key] for key in images)]
-    left = [
-        f"{match.file}: " + (_lacks(words, found, images) if key in images else f"is the {key} of no image")
-        for key, matches in found.items()
-        for words, match in matches.items()
-        if words not in whole
-    ]
+    left = []
+    for key, matches in found.items():
+        for words, match in matches.items():
+            lacking = " and no ".join(other for other in images if words not in found[other])
+            problem = f"has no {lacking} of its name" if key in images else f"is the {key} of no image"
+            left += [] if words in whole else [f"{match.file}: {problem}"]
     if not whole:
         raise bad_file(roots[0], "no two files belong together", "give both patterns {case} at the same part of a name")
     rows = [_row({key: found[key][words] for key in found if words in found[key]}, expression) for words in whole]
     _write(target, rows, single=MOVING.image not in found)
     return len(rows), left
-
-
-def _regex(text: str | None) -> re.Pattern[str] | None:
-    try:
-        return None if text is None else re.compile(text)
-    except re.error as error:
-        raise RegZooError(f"--patient {text}: is not a regular expression ({error}); correct it") from error
-
-
-def _lacks(words: tuple[str, ...], found: Mapping[str, Mapping[tuple[str, ...], Match]], keys: Sequence[str]) -> str:
-    """The images that are missing beside an image."""
-    return f"has no {' and no '.join(key for key in keys if words not in found[key])} of its name"
 
 
 def _matches(roots: Sequence[Path], key: str, pattern: str) -> dict[tuple[str, ...], Match]:

@@ -13,7 +13,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from regzoo.errors import RegZooError
+from regzoo.errors import RegZooError, bad_file
 from regzoo_tools.bundle import bundle_version, known_bundle
 from regzoo_tools.linked_pages import PICTURES, Link, rewrite
 from regzoo_tools.packing import stage
@@ -57,10 +57,8 @@ def publish(
 
     address, tag = f"{ENDPOINT}/{repo}", str(version or bundle_version(found))
     if tag in tags(repo, token):
-        raise RegZooError(
-            f"{repo}: has the version {tag} already; raise the version in configs/metadata.json, or give another "
-            "--version"
-        )
+        fix = "raise the version in configs/metadata.json, or give another --version"
+        raise RegZooError(f"{repo}: has the version {tag} already; {fix}")
     with tempfile.TemporaryDirectory(prefix="regzoo-") as folder:
         staged = stage(found, Path(folder))
         absolute_links(staged, address)
@@ -103,9 +101,7 @@ def errors_in_one_line(repo: str, token: str | None) -> Iterator[None]:
         message = " ".join(str(error).split()) or type(error).__name__
         for secret in (token, os.environ.get("HF_TOKEN")):
             message = message.replace(secret, "***") if secret else message
-        raise RegZooError(
-            f"{repo}: the Hub refused it ({message}); check the name, the token and the network"
-        ) from None
+        raise bad_file(repo, f"the Hub refused it ({message})", "check the name, the token and the network") from None
 
 
 def absolute_links(staged: Path, address: str) -> None:

@@ -1,9 +1,8 @@
 """The Model Zoo's checks of a bundle, and those that MONAI Label needs, offline and in one table.
 
-Each check is a function that takes a `Bundle` and returns a few words about the result, or raises `CheckError` or
-`NotCheckedError`. The checks of the zoo are those of its ``ci/verify_bundle.py``, ``runtests.sh`` and
-``.pre-commit-config.yaml``, except the hooks for text files and what needs the internet or the zoo's own files: pytype,
-mypy, the unit tests, and the version against ``model_info.json``.
+A check is a function of a `Bundle` that returns a few words about the result, or raises `CheckError` or
+`NotCheckedError`. The zoo's are those of its ``ci/verify_bundle.py``, ``runtests.sh`` and ``.pre-commit-config.yaml``;
+docs/model_zoo.md lists what is left out.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from os import PathLike
+from textwrap import shorten
 
 import torch
 from regzoo.errors import user_error
@@ -57,6 +57,8 @@ CHECKS: dict[str, Check] = {
 }
 
 OK, FAILED, SKIPPED = "ok", "FAILED", "skipped"
+#: Most characters of a message.
+LENGTH = 400
 
 
 @dataclass(frozen=True)
@@ -87,18 +89,12 @@ def run_check(name: str, check: Check, bundle: Bundle) -> Row:
         with isolated():
             return Row(name, OK, check(bundle))
     except NotCheckedError as reason:
-        return Row(name, SKIPPED, one_line(reason))
+        return Row(name, SKIPPED, str(reason))
     except CheckError as problem:
-        return Row(name, FAILED, one_line(problem))
+        return Row(name, FAILED, shorten(str(problem), LENGTH))
     except Exception as error:
         known = user_error(error)
-        return Row(name, FAILED, one_line(known) if known else f"{type(error).__name__}: {one_line(error)}")
-
-
-def one_line(error: BaseException, length: int = 400) -> str:
-    """The message of an exception on one line."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= length else text[: length - 1] + "…"
+        return Row(name, FAILED, shorten(str(known or f"{type(error).__name__}: {error}"), LENGTH))
 
 
 @contextlib.contextmanager

@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from monai.engines import SupervisedEvaluator
+from monai.utils import string_list_all_gather
 from regzoo.case import FIXED, MOVING, Key
 from regzoo.datasets import Record, check_records, load_records
 from regzoo.datasets.folders import case_name
 from regzoo.engines.distributed import check_share
 from regzoo.errors import RegZooError, user_error
-from regzoo.report.engine import cases_of, gather_strings
+from regzoo.report.engine import cases_of
 from torch.utils.data import IterableDataset
 
 logger = logging.getLogger(__name__)
@@ -157,7 +158,8 @@ def report_failures(dataset: CaseStream) -> None:
     Raises:
         RegZooError: a case failed, in any process.
     """
-    failures = [line for line in gather_strings(dataset.failures) if line]  # a process without failures sends ""
+    # A process without failures sends "".
+    failures = [line for line in string_list_all_gather(dataset.failures) if line]
     if len(failures) == 1 and len(dataset.data) == 1:
         raise RegZooError(failures[0])
     if failures:

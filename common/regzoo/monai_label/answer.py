@@ -24,9 +24,8 @@ class BuildAnswerd(MapTransform):
         label the warped moving image, float32. A label map keeps its values; masks get 1, 2, … in their order, and
         where they overlap the smallest one shows.
 
-        ``result``, if a server asked: ``case``, ``answer`` (``label`` or ``image``) and the statistics of
-        `registration_statistics`, where each label has its value in ``pred``. Volumes and centroids are those of the
-        whole masks, overlapping parts included.
+        ``result``, if a server asked: ``case``, ``answer`` (``label`` or ``image``) and `registration_statistics`,
+        which measure the whole masks, overlapping parts included.
     """
 
     def __init__(self) -> None:

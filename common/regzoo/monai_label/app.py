@@ -1,12 +1,10 @@
 """MONAI Label's own server, closed to web pages of other addresses.
 
-Start it with ``monailabel start_server --uvicorn_app regzoo.monai_label.app:app …``. By itself, MONAI Label lets every
-web page read its answers. Its setting against that, ``MONAI_LABEL_CORS_ORIGINS``, cannot be used: in version 0.8.5
-neither the server nor its background trainings start with it. This server answers only pages of the addresses in
-``REGZOO_ORIGINS``, separated by commas; by default these are its own addresses on this machine. It refuses requests
-from other pages before MONAI Label sees them. It also refuses requests to other host names, because a page can make its
-own name point here. It drops the requests of clients that hung up while they waited. And it refuses trainings that name
-a file of tracking settings.
+Start it with ``monailabel start_server --uvicorn_app regzoo.monai_label.app:app …``. MONAI Label alone lets every web
+page read its answers, and its setting against that, ``MONAI_LABEL_CORS_ORIGINS``, keeps version 0.8.5 from starting.
+This server answers only pages of the addresses in ``REGZOO_ORIGINS``, separated by commas; by default, its own on this
+machine. It refuses other host names, too, because a page can make its own name point here, and trainings that name a
+file of tracking settings. It drops the requests of clients that have hung up.
 """
 
 from __future__ import annotations
@@ -38,8 +36,8 @@ async def _known_origins_only(scope: Any, receive: Any, send: Any) -> None:
     """Refuse requests from pages of other addresses; browsers say in ``Origin`` where a page is from."""
     origin = dict(scope.get("headers", ())).get(b"origin", b"").decode("latin-1")
     if origin and origin not in ORIGINS:
-        refusal = JSONResponse({"detail": "web pages of other addresses may not ask this server"}, status_code=403)
-        await refusal(scope, receive, send)
+        detail = "web pages of other addresses may not ask this server"
+        await JSONResponse({"detail": detail}, status_code=403)(scope, receive, send)
     elif scope["type"] == "http" and scope["method"] == "POST" and scope["path"].startswith("/train"):
         await _with_known_tracking(scope, receive, send)
     elif scope["type"] == "http" and scope["path"].startswith("/infer/"):
@@ -61,9 +59,8 @@ async def _with_known_tracking(scope: Any, receive: Any, send: Any) -> None:
             return
         body, more = body + message.get("body", b""), message.get("more_body", False)
     if not all(value in TRACKING for value in _tracking(body)):
-        refusal = JSONResponse({"detail": "tracking: not a known value; use mlflow or None"}, status_code=400)
-        await refusal(scope, receive, send)
-        return
+        detail = "tracking: not a known value; use mlflow or None"
+        return await JSONResponse({"detail": detail}, status_code=400)(scope, receive, send)
     messages = iter([{"type": "http.request", "body": body, "more_body": False}])
 
     async def received() -> Any:

@@ -91,9 +91,7 @@ def find_file(studies: Path, key: str, value: Any) -> str:
     if value in (None, ""):
         raise RegZooError(f"{key}: missing; give the id of an image of the studies, or a path inside their folder")
     if not isinstance(value, str) or not value.isprintable() or len(value) > LONGEST_NAME:
-        raise RegZooError(
-            f"{key}: {value!r:.80} is not a name; give an image's id, or a path inside the studies folder"
-        )
+        raise RegZooError(f"{key}: {value!r:.80} is not a name; give an image's id, or a path inside the studies")
     candidates = [studies / value]
     if len(Path(value).parts) == 1:
         folders = [studies / FINISHED, studies] if key in LABEL_KEYS + MASK_KEYS else [studies]
@@ -139,11 +137,12 @@ def check_files(studies: Path, files: Mapping[str, Sequence[str]], most_voxels: 
 
 
 def without_folders(message: str, image_path: Any = None) -> str:
-    """A message with the paths of the server taken out.
+    """A message without the server's paths: files keep their path within the studies, others only their name.
 
-    Files of the studies keep their path within the studies, and all others only their name. An uploaded image is called
-    "the file sent with the request", because its temporary name means nothing to the client. `image_path` is where
-    MONAI Label put the fixed image.
+    An uploaded image is called `UPLOADED`, because its temporary name means nothing to the client.
+
+    Args:
+        image_path: where MONAI Label put the fixed image.
     """
     if isinstance(image_path, str) and is_upload(Path(os.path.realpath(image_path))):
         for name in (os.path.realpath(image_path), image_path, Path(image_path).name, case_name(image_path)):

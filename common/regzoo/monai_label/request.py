@@ -38,12 +38,11 @@ class RequestedPaird(MapTransform):
     """First step of an inference: the record of the pair that was asked for.
 
     Without ``fixed_image``, ``image`` is the fixed image. In a request to a server, which `ServedCompose` marks,
-    ``moving_image``, ``moving_label`` and ``fixed_label`` name files of the studies, by the id of an image or by a path
-    inside the studies folder. For a label, an id means the finished label of the image with that id, or else that image
-    itself. Labels may be lists with one mask each. ``fixed_mask`` and ``moving_mask`` are named like labels. ``align``
-    is kept, and so are ``refine`` and ``refine_seconds`` within the limit. The datastore's notes on the fixed image
-    fill in those that the request leaves out. Everything else that the client sent is dropped, except what the server
-    needs.
+    ``moving_image``, labels and masks name files of the studies, by the id of an image or by a path inside the studies
+    folder. For a label or a mask, an id means the finished label of that image, or else the image itself. Labels may be
+    lists with one mask each. ``align``, ``refine`` and ``refine_seconds`` are kept, the last within the limit. The
+    datastore's notes on the fixed image fill in what the request leaves out of these. Everything else that the client
+    sent is dropped, except what the server needs.
 
     Args:
         models: the folder of the bundle's weights; ``model_filename`` of a request must name one of them.
@@ -51,8 +50,8 @@ class RequestedPaird(MapTransform):
         max_refine_seconds: limit for ``refine_seconds`` of a request, and its value if the request gives none.
 
     Raises:
-        RegZooError: a file is not named, missing, too large or outside the studies folder, or names another one that
-            is, or another parameter is wrong.
+        RegZooError: a file is not named, missing, too large or outside the studies folder, or names one that is
+            outside; or another parameter is wrong.
     """
 
     def __init__(
@@ -96,7 +95,7 @@ class RequestedPaird(MapTransform):
 
 
 class _Answering(Transform):
-    """Several steps as one, whose errors reach the client of a server."""
+    """Several steps as one, whose errors a server passes on to the client."""
 
     def __init__(self, transforms: Sequence[Callable[[Any], Any]], served: bool) -> None:
         self.steps = Compose(transforms)
@@ -118,10 +117,10 @@ class _Answering(Transform):
 
 
 class ServedCompose(Compose):
-    """MONAI's `Compose` for the steps of an inference: a client's mistake in a request is answered in one line.
+    """MONAI's `Compose` for the steps of an inference; a client's mistake is answered in one line, with status 400.
 
-    MONAI Label takes a `Compose` apart, runs its parts and hides the error from the client. This one has a single part,
-    which answers an error that the client can correct with status 400. It also marks each case as served or not.
+    MONAI Label takes a `Compose` apart, runs its parts and hides their errors from the client. So this one has a single
+    part. It also marks each case as served or not.
 
     Args:
         served: whether a server runs them, see `is_served`.

@@ -4,9 +4,8 @@ MONAI Label writes parameters of a request into the configuration of a training 
 every string there that begins with ``$``, ``@`` or ``%`` and every dictionary with a ``_target_``, so a client could
 run code. Two steps of a training's configuration prevent this:
 
-- ``"imports": ["$from regzoo.monai_label.settings import check_request", …]``. MONAI evaluates all imports of a
-  configuration first, in its order, and also those that a client sent. So this import itself disarms what a client
-  sent, before anything else is evaluated.
+- ``"imports": ["$from regzoo.monai_label.settings import check_request", …]``. MONAI evaluates imports first, in their
+  order, also those that a client sent. So this import itself disarms what a client sent.
 - ``"initialize": […, "$check_request()", …]`` then refuses the training.
 """
 
@@ -33,13 +32,10 @@ def __getattr__(name: str) -> Any:
     """Disarm the request whenever ``check_request`` is imported; a plain function would only be looked up."""
     if name != "check_request":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    workflow = running_workflow()
-    if workflow is not None:
+    if (workflow := running_workflow()) is not None:
         items = workflow.parser.ref_resolver.items
         for refused, _ in _refused(workflow):
-            for key in items:
-                if key == refused or key.startswith(f"{refused}::"):
-                    items[key] = ConfigItem(None, key)
+            items |= {key: ConfigItem(None, key) for key in items if f"{key}::".startswith(f"{refused}::")}
     return _check_request
 
 

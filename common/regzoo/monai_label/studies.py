@@ -40,14 +40,12 @@ def is_served() -> bool:
 
 
 def training_folder(bundle_root: str | Path) -> str:
-    """The output folder of a training whose user named none.
+    """The output folder of a training whose user named none: ``output/train`` of the bundle, see `writable`.
 
-    ``output/train`` of the bundle, see `writable`. MONAI Label starts each training anew from some weights, so each of
-    its trainings gets a folder of its own, ``output/monai_label/<time>``.
+    Each training of MONAI Label starts anew from some weights, so it gets a folder of its own.
     """
-    return writable(
-        bundle_root, f"output/monai_label/{datetime.now():%Y%m%d-%H%M%S}" if is_served() else "output/train"
-    )
+    name = f"monai_label/{datetime.now():%Y%m%d-%H%M%S}" if is_served() else "train"
+    return writable(bundle_root, f"output/{name}")
 
 
 def served_weights(bundle_root: str | Path) -> str | None:
@@ -60,8 +58,8 @@ def split_studies(
 ) -> tuple[list[Record], list[Record]]:
     """The pairs to train on and to validate on, made of the entries that MONAI Label lists for the two.
 
-    Records of this package are returned as they are. MONAI Label divides the images, not the pairs: the pairs are made
-    of all images, and the last ones by name are validated on, in the same proportion as the images.
+    Records of this package are returned as they are. MONAI Label divides the images, not the pairs. So pairs are made
+    of all images, and the last ones by name are validated on, in the same proportion.
 
     Args:
         training, validation: records, or entries ``{"image": path, "label": path}``.

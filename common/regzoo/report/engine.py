@@ -7,16 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from monai.data import decollate_batch
-from monai.utils import string_list_all_gather
 
 if TYPE_CHECKING:  # a registration does without Ignite, which takes as long to import as PyTorch
     from ignite.engine import Engine
 
 
 def cases_of(engine: Engine) -> list[dict[str, Any]]:
-    """The cases of the engine's current iteration: one dict per case, with the entries of the batch and of the output.
+    """The cases of the current iteration: a dict for each, with the entries of the batch and of the output.
 
-    Works for evaluators with decollation (lists of dicts) and without it (dicts of batch-first values).
+    The evaluator may decollate (lists of dicts) or not (dicts of batch-first values).
     """
     batch, output = _per_case(engine.state.batch), _per_case(engine.state.output)
     if batch and output and len(batch) != len(output):
@@ -24,13 +23,6 @@ def cases_of(engine: Engine) -> list[dict[str, Any]]:
     batch = batch or [{} for _ in output]
     output = output or [{} for _ in batch]
     return [{**inputs, **outputs} for inputs, outputs in zip(batch, output, strict=True)]
-
-
-def gather_strings(strings: list[str]) -> list[str]:
-    """The strings of all ranks, in the same order as MONAI gathers its metrics."""
-    import ignite.distributed as idist
-
-    return string_list_all_gather(strings) if idist.get_world_size() > 1 else strings
 
 
 def is_writer() -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -13,7 +13,7 @@ INK = "#1f2933"
 COLORS = ("#1273de", "#d97706", "#0f8a5f", "#b4307a", "#6b4fbb", "#7b8794", "#a3580f", "#0b7285")
 
 
-def tidy(axes: Axes, grid: str = "both") -> None:
+def tidy(axes: Axes, grid: Literal["both", "y"] = "both") -> None:
     """Dark text, a pale grid behind the data, and no frame but the axis at the bottom."""
     axes.tick_params(colors=INK, labelsize=9, length=0)
     axes.grid(axis=grid, color="#e4e7eb", lw=0.8)

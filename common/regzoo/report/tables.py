@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 from monai.engines import IterationEvents
+from monai.utils import string_list_all_gather
 from regzoo.case import REFERENCE, UNREGISTERED, WARPED, Key
 from regzoo.files import make_folder, write_text
 from regzoo.metrics.base import affine_of
 from regzoo.metrics.handlers import BEFORE
 from regzoo.metrics.labels import centroid_distances, dice
 from regzoo.metrics.points import point_distances
-from regzoo.report.engine import cases_of, gather_strings, is_writer
+from regzoo.report.engine import cases_of, is_writer
 from regzoo.spatial import as_tensor
 
 if TYPE_CHECKING:
@@ -69,7 +70,8 @@ class Table:
             self._texts += self._new
 
     def _finish(self, engine: Engine) -> None:
-        texts = gather_strings(self._texts)
+        # A process without cases sends "".
+        texts = [text for text in string_list_all_gather(self._texts) if text]
         if is_writer():
             make_folder(self.output_dir)
             self._write(engine, texts)
@@ -82,12 +84,11 @@ class Table:
 
 
 class CaseTable(Table):
-    """Ignite handler that writes a table of all metrics of an evaluator.
+    """Ignite handler that writes all metrics of an evaluator when the run ends.
 
-    Attach it after the metrics. When the run ends, it writes ``cases.csv`` (a row per case, a column per metric) and
-    ``summary.csv`` (a row per metric: n, missing, mean, std, median and percentiles), and prints the summary, with a
-    metric ``X`` and its unregistered counterpart ``before_X`` side by side. Values come from
-    ``engine.state.metric_details``, so attach the metrics with ``IgniteMetricHandler(save_details=True)``.
+    ``cases.csv`` has a row per case and a column per metric; ``summary.csv`` has a row per metric, see
+    `percentile_summary`. The summary is also printed, a metric ``X`` beside its unregistered counterpart ``before_X``.
+    Attach it after the metrics, which need ``IgniteMetricHandler(save_details=True)``.
 
     Args:
         show: print the summary.
@@ -105,7 +106,8 @@ class CaseTable(Table):
 
     def _write(self, engine: Engine, texts: list[str]) -> None:
         columns = _columns(getattr(engine.state, "metric_details", None) or {}, len(texts))
-        kept = _first_of_each(texts)
+        # With several ranks, a sampler may repeat cases to fill the last batch.
+        kept = np.sort(np.unique(texts, return_index=True)[1])
         columns = {name: values[kept] for name, values in columns.items()}
         rows = [[texts[i], *(values[row] for values in columns.values())] for row, i in enumerate(kept)]
         write_csv(self.output_dir / "cases.csv", ["case", *columns], rows)
@@ -149,11 +151,8 @@ class LabelTable(RowTable):
 
     Each case must have ``reference_label`` and ``warped_label`` and may have ``unregistered_label``, (C, X, Y, Z) on
     the fixed grid, and ``label_names``. A label that is empty in the fixed image, or in the moving image both before
-    and after registration, has no row.
-
-    Columns: case, label (channel), name, centroid distance in mm and DSC before and after, and the volumes of the
-    fixed, unregistered and warped label in ml. An empty cell means that the label is absent: a warped label without a
-    distance has left the image.
+    and after registration, has no row. An empty cell means that the label is absent: a warped label without a distance
+    has left the image.
     """
 
     FILE = "labels.csv"
@@ -189,10 +188,8 @@ class LabelTable(RowTable):
 class PointTable(RowTable):
     """Ignite handler that writes ``points.csv``: a row per case and point, before and after registration.
 
-    Each case must have what `regzoo.transforms.CarryPointsd` adds. Without any point, there is no table.
-
-    Columns: case, name of the point, and its distance in mm before and after; an empty cell means that there is no
-    transformation to measure.
+    Each case must have what `regzoo.transforms.CarryPointsd` adds. Without any point, there is no table. An empty cell
+    means that there is no transformation to measure.
     """
 
     FILE = "points.csv"
@@ -218,16 +215,13 @@ def percentile_summary(values: Iterable[float]) -> dict[str, float | int]:
     """
     everything = np.asarray(list(values), dtype=np.float64)
     known = everything[~np.isnan(everything)]
-    summary: dict[str, float | int] = {"n": known.size, "missing": everything.size - known.size}
-    if known.size == 0:
-        names = ("mean", "std", "median", *(f"p{p}" for p in PERCENTILES))
-        return summary | dict.fromkeys(names, float("nan"))
-    summary["mean"] = float(known.mean())
-    summary["std"] = float(known.std(ddof=1)) if known.size > 1 else float("nan")
-    summary["median"] = float(np.median(known))
-    for percent, value in zip(PERCENTILES, np.percentile(known, PERCENTILES), strict=True):
-        summary[f"p{percent}"] = float(value)
-    return summary
+    names = ("mean", "std", "median", *(f"p{percent}" for percent in PERCENTILES))
+    found = [math.nan] * len(names)
+    if known.size:
+        deviation = known.std(ddof=1) if known.size > 1 else math.nan
+        found = [known.mean(), deviation, *np.percentile(known, (50, *PERCENTILES))]
+    counts: dict[str, float | int] = {"n": known.size, "missing": everything.size - known.size}
+    return counts | dict(zip(names, map(float, found), strict=True))
 
 
 def summary_text(summaries: Mapping[str, Mapping[str, float]], cases: int) -> str:
@@ -238,19 +232,18 @@ def summary_text(summaries: Mapping[str, Mapping[str, float]], cases: int) -> st
     measured = {name for name, summary in summaries.items() if summary["n"]}
     names = [n for n in names if {n, BEFORE + n} & measured]
     paired = any(BEFORE + name in summaries for name in names)
-    groups = [("unregistered", BEFORE), ("registered", "")] if paired else [("", "")]
+    prefixes = [BEFORE, ""] if paired else [""]
     width = max([len("metric"), *map(len, names)])
-    block = 8 * len(shown)
     title = f"{cases} case{'s' if cases != 1 else ''}".ljust(width)
     lines = []
     if paired:
-        lines.append((title + "".join(f"  {label:^{block}}" for label, _ in groups)).rstrip())
+        lines.append(f"{title}  {'unregistered':^40}  {'registered':^40}".rstrip())
     heading = "".join(f"{column:>8}" for column in shown)
-    lines.append(("metric" if paired else title).ljust(width) + f"  {heading}" * len(groups))
+    lines.append(("metric" if paired else title).ljust(width) + f"  {heading}" * len(prefixes))
     lines.append("-" * len(lines[-1]))
     for name in names:
         line = name.ljust(width)
-        for _, prefix in groups:
+        for prefix in prefixes:
             summary = summaries.get(prefix + name)
             line += "  " + "".join(f"{_short(summary[column]) if summary else '':>8}" for column in shown)
         lines.append(line.rstrip())
@@ -270,15 +263,6 @@ def _columns(details: Mapping[str, Any], cases: int) -> dict[str, np.ndarray]:
         else:
             columns |= {f"{name}_{i}": values[:, i] for i in range(values.shape[1])}
     return columns
-
-
-def _first_of_each(cases: Sequence[str]) -> list[int]:
-    """Indices of the first row of each case; with several ranks, a sampler may repeat cases to fill the last batch."""
-    import ignite.distributed as idist
-
-    if idist.get_world_size() == 1:
-        return list(range(len(cases)))
-    return sorted({case: i for i, case in reversed(list(enumerate(cases)))}.values())
 
 
 def _cell(value: Any) -> str:

@@ -79,17 +79,15 @@ class Examiner:
     def __call__(self, record: Record, draw: bool = False) -> CaseFacts:
         """Examine a case, and make a thumbnail of it if `draw`."""
         facts = CaseFacts(str(record[Key.CASE]))
-        files, image = record_files(record), record[FIXED.image]
         needed = self.need if record.get(Key.SPLIT, "train") != "test" else ()
         with collected_warnings() as warnings:
             item = self._loaded(record, facts, needed)
-            grid = None if item is None else self._prepared(item, facts, files)
+            grid = None if item is None else self._prepared(item, facts, record)
             if item is not None and grid is not None:
                 self._look_at_labels(item, grid, record, facts, needed)
                 if draw:
                     facts.thumbnail = thumbnail(item, grid, facts.case)
-        for line in dict.fromkeys(warnings):
-            facts.findings.append(finding_of(line, "warning", files, facts.case, image))
+        _note(facts, record, "warning", warnings)
         return facts
 
     def _loaded(self, record: Record, facts: CaseFacts, needed: Sequence[str]) -> Case | None:
@@ -102,11 +100,7 @@ class Examiner:
         try:
             item = self.load(cast(Any, record))
         except Exception as error:
-            problems = self._bad_files(record, facts) or [_known(error)]
-            files = record_files(record)
-            facts.findings += [
-                finding_of(one, "error", files, facts.case, record[FIXED.image]) for one in dict.fromkeys(problems)
-            ]
+            _note(facts, record, "error", self._bad_files(record, facts) or [_known(error)])
             return None
         for side in SIDES:
             if (image := item.get(side.image)) is not None:
@@ -115,9 +109,7 @@ class Examiner:
         try:
             landmarks_of(item, (FIXED.image, MOVING.image))
         except RegZooError as error:
-            facts.findings.append(
-                finding_of(str(error), "error", record_files(record), facts.case, record[FIXED.image])
-            )
+            _note(facts, record, "error", [str(error)])
         return item
 
     def _bad_files(self, record: Record, facts: CaseFacts) -> list[str]:
@@ -139,7 +131,7 @@ class Examiner:
                 problems.append(_known(error))
         return problems
 
-    def _prepared(self, item: Case, facts: CaseFacts, files: Sequence[str]) -> Grid | None:
+    def _prepared(self, item: Case, facts: CaseFacts, record: Record) -> Grid | None:
         """Take a case through the steps before the network grid, which is returned; None if a step refuses it."""
         try:
             for step in self.steps:
@@ -154,7 +146,7 @@ class Examiner:
             box = np.abs(_corners(fixed, fixed.network_grid((1, 1, 1), (8, 8, 8)))).max(axis=0)
             return fixed.network_grid((2 * box / 64).tolist(), (64, 64, 64))
         except Exception as error:
-            facts.findings.append(finding_of(_known(error), "error", files, facts.case, item[FIXED.image]))
+            _note(facts, record, "error", [_known(error)])
             return None
 
     def _look_at_labels(self, item: Case, grid: Grid, record: Record, facts: CaseFacts, needed: Sequence[str]) -> None:
@@ -192,13 +184,18 @@ class Examiner:
             other = MOVING.name if side == FIXED.name else FIXED.name
             for channel, volume in enumerate(volumes):
                 if volume == 0 and facts.volumes.get(other, volumes)[channel] > 0:
-                    where = label_file(record, other, channel)
-                    problem = f"is empty here but drawn in {where}"
+                    problem = f"is empty here but drawn in {label_file(record, other, channel)}"
                     note("warning", side, channel, problem, "draw it, or leave it empty if it cannot be seen")
                 share = facts.shares[side][channel]
                 if self.view is not None and share < IN_VIEW:
                     problem = f"has only {100 * share:.0f} % of its volume in the network's field of view"
                     note("warning", side, channel, problem, "enlarge size or spacing, or choose another --align")
+
+
+def _note(facts: CaseFacts, record: Record, severity: Severity, lines: Sequence[str]) -> None:
+    """Add the findings of errors or warnings about a case, each once."""
+    files, image = record_files(record), record[FIXED.image]
+    facts.findings += [finding_of(line, severity, files, facts.case, image) for line in dict.fromkeys(lines)]
 
 
 def label_file(record: Record, side: str, channel: int) -> str:

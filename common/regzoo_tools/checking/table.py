@@ -21,17 +21,15 @@ def as_text(report: Report) -> str:
     """The report: a summary of the data, the proposals, and the findings."""
     rows = [("data", report.data), ("cases", _cases(report))]
     rows += [(f"{side} images", line) for side in (FIXED.name, MOVING.name) if (line := _images(report.facts, side))]
-    rows += [("labels" if not n else "", line) for n, line in enumerate(_labels(report))] or [
-        ("labels", "none that can be read")
-    ]
+    labels = _labels(report) or ["none that can be read"]
+    rows += [("" if n else "labels", line) for n, line in enumerate(labels)]
     if report.spacing and report.size:
         bundle = f" for {report.bundle}" if report.bundle else ", about 64³ voxels (name a bundle with --bundle)"
-        spacing, size = _list(report.spacing), _list(report.size)
-        rows.append(("proposed", '--spacing "' + spacing + '" --size "' + size + '"' + bundle))
+        rows.append(("proposed", f'--spacing "{_list(report.spacing)}" --size "{_list(report.size)}"{bundle}'))
     if report.folds:
         rows.append(("", f"--folds {report.folds}"))
     rows += [("", note) for note in report.notes]
-    rows += [("estimate" if not n else "", line) for n, line in enumerate(_cost(report))]
+    rows += [("" if n else "estimate", line) for n, line in enumerate(_cost(report))]
     lines = [f"{name:14}  {text}" for name, text in rows]
     findings = list(_lines(report.findings))
     counts = Counter(finding.severity for finding in report.findings)

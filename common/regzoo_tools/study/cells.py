@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from regzoo.files import file_name, write_json
 from regzoo_tools.study.description import Study, config_files, data_of, data_settings, fold_numbers
@@ -91,15 +91,9 @@ def read_facts(study: Study, cell: Cell) -> dict[str, Any]:
 def write_facts(study: Study, cell: Cell, facts: dict[str, Any]) -> None:
     """Write the facts of a cell, atomically."""
     method = study.methods[cell.method]
-    names: dict[str, Any] = {
-        "cell": cell.name,
-        "method": cell.method,
-        "baseline": method.baseline or None,
-        "bundle": method.bundle,
-    }
-    names |= {"overlays": [*study.overlays, *method.overlays], "data": data_of(study, method)}
-    axes = {key: value for key, value in asdict(cell).items() if key != "method"} | {"seed": cell.repeat}
-    write_json(folder_of(study, cell) / FACTS, names | axes | facts)
+    own: dict[str, Any] = {"cell": cell.name, "method": cell.method, "baseline": method.baseline or None}
+    own |= {"bundle": method.bundle, "overlays": [*study.overlays, *method.overlays], "data": data_of(study, method)}
+    write_json(folder_of(study, cell) / FACTS, own | asdict(cell) | {"seed": cell.repeat} | facts)
 
 
 def outdated(study: Study, cell: Cell, facts: dict[str, Any]) -> list[str]:
@@ -112,16 +106,8 @@ def recipe(study: Study, cell: Cell) -> dict[str, str]:
     """The hashes of everything that the result of a cell depends on, see `PARTS`."""
     method, start = study.methods[cell.method], start_of(study, cell)
     settings = [study.settings, data_settings(study, method), method.settings, study.evaluation, method.evaluation]
-    rest = [
-        study.weights,
-        study.fields,
-        method.bundle,
-        method.baseline,
-        method.tool,
-        method.measured,
-        study.processes,
-        asdict(cell),
-    ]
+    rest = [study.weights, study.fields, method.bundle, method.baseline, method.tool, method.measured]
+    rest += [study.processes, asdict(cell)]
     scripts = [path for word in method.tool if (path := Path(word)).suffix == ".py" and path.is_file()]
     return {
         "study": _digest(json.dumps([settings, rest], sort_keys=True).encode()),
@@ -171,17 +157,9 @@ def locked(path: Path, patience: float = 0.0) -> Iterator[int | None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + patience
     with path.open("w") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() >= end:
-                    yield None
-                    return
-                time.sleep(0.02)
-            else:
-                yield file.fileno()
-                return
+        while not (mine := _lock(file, fcntl.LOCK_EX)) and time.monotonic() < end:
+            time.sleep(0.02)
+        yield file.fileno() if mine else None
 
 
 def is_locked(path: Path) -> bool:
@@ -189,11 +167,15 @@ def is_locked(path: Path) -> bool:
     if not path.is_file():
         return False
     with path.open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+        return not _lock(file, fcntl.LOCK_SH)
+
+
+def _lock(file: IO[str], kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def lock_of(study: Study, cell: Cell) -> Path:

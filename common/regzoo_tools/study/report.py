@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +95,7 @@ def write_report(study: Study) -> tuple[Path, str]:
         suffix = f": {name}" if len(study.data) > 1 else ""
         for heading, html in _data_sections(study, options, here, largest, found).items():
             parts[heading + suffix] = html
-    found["claims"] = tables.claims([dataclasses.asdict(claim) for claim in claims], main)
+    found["claims"] = tables.claims(claims, main)
     found["values"] = tables.values(groups)
     first = {"Claims": sections.claims(found["claims"]), "What is missing": sections.missing(progress)}
     complete = f"{len(done)} of {sum(row['cells'] for row in progress)} cells"
@@ -114,15 +113,14 @@ def _write(path: Path, rows: Sequence[Row]) -> None:
     write_csv(path, list(rows[0]), [["" if value is None else value for value in row.values()] for row in rows])
 
 
-def _options(study: Study) -> tuple[Options, list[Claim]]:
-    """The study's ``report``, checked."""
+def _options(study: Study) -> tuple[Options, list[Row]]:
+    """The study's ``report`` and its claims, checked."""
     options = Options(**checked(study.file, "report.", study.report, Options))
-    claims = [
-        Claim(**checked(study.file, f"report.claims[{number}].", entry, Claim))
-        for number, entry in enumerate(options.claims)
-    ]
-    named = [("report.compare", name) for pair in options.compare for name in pair]
-    named += [(f"report.claims[{i}]", name) for i, claim in enumerate(claims) for name in (claim.better, claim.than)]
+    claims, named = [], [("report.compare", name) for pair in options.compare for name in pair]
+    for number, entry in enumerate(options.claims):
+        place = f"report.claims[{number}]"
+        claims.append(asdict(Claim(**checked(study.file, f"{place}.", entry, Claim))))
+        named += [(place, claims[-1][key]) for key in ("better", "than")]
     # A scale may leave methods out; what is asked of them is then not measured.
     known = [*study.methods, *json.loads(study.file.read_text(encoding="utf-8"))["methods"]]
     for place, name in named:
@@ -151,9 +149,8 @@ def _progress(study: Study) -> tuple[list[Facts], list[Row]]:
         if state == "done" or new_code:
             state = "done"
             done.append(facts)
-        row = counts.setdefault(
-            cell.method, {"method": cell.method, "cells": 0, **dict.fromkeys(used, 0), "with other code": 0}
-        )
+        empty = {"method": cell.method} | dict.fromkeys(["cells", *used, "with other code"], 0)
+        row = counts.setdefault(cell.method, empty)
         row["cells"] += 1
         row[state] += 1
         row["with other code"] += new_code

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import shutil
@@ -17,10 +16,12 @@ from typing import Any
 from regzoo.errors import RegZooError, bad_file
 from regzoo.files import make_folder, write_json
 from regzoo_tools.study.cells import Cell, cells_of, depth, folder_of, is_locked, lock_of, locked, outdated, read_facts
-from regzoo_tools.study.description import Study, data_of, unknown
+from regzoo_tools.study.description import Study, data_of
 from regzoo_tools.study.work import Work
 
 EXECUTORS = ("local", "slurm")
+#: The file with the last job of Slurm of each cell.
+SUBMITTED = "submitted.json"
 #: The largest array of a Slurm with its own defaults.
 LARGEST_ARRAY = 1000
 #: How often submitit starts a job of Slurm again that has reached its time limit.
@@ -57,9 +58,8 @@ def run_study(study: Study, executor: str = "local", jobs: int = 1, redo: bool =
         print(f"{cell.name}: was made with other {', '.join(words)}; {moved}", flush=True)
     waiting = submitted_cells(study) if executor == "slurm" else set()
     kept = set() if redo else old.keys()
-    cells = [
-        cell for cell in everything if cell not in kept and _status(study, cell) != "done" and cell.name not in waiting
-    ]
+    todo = [cell for cell in everything if cell not in kept and read_facts(study, cell).get("status") != "done"]
+    cells = [cell for cell in todo if cell.name not in waiting]
     print(f"{study.folder}: {len(cells)} of {len(everything)} cells to run", flush=True)
     if cells:
         write_phantoms(study, cells)
@@ -69,14 +69,11 @@ def run_study(study: Study, executor: str = "local", jobs: int = 1, redo: bool =
         print(f"submitted; see: regzoo study status {study.file}")
         return
     # A cell is skipped if it cannot be run on this machine.
-    left = [cell for cell in everything if cell in kept or _status(study, cell) not in ("done", "skipped")]
+    over = ("done", "skipped")
+    left = [cell for cell in everything if cell in kept or read_facts(study, cell).get("status") not in over]
     if left:
         fix = "--redo runs them again" if kept else "regzoo study status shows why; run again to go on"
         raise RegZooError(f"{study.folder}: {len(left)} of {len(everything)} cells are not done; {fix}")
-
-
-def _status(study: Study, cell: Cell) -> str:
-    return str(read_facts(study, cell).get("status", ""))
 
 
 def _set_aside(study: Study, cell: Cell) -> Path:
@@ -104,21 +101,13 @@ def write_phantoms(study: Study, cells: Sequence[Cell]) -> None:
         RegZooError: a parameter that these phantoms do not have.
     """
     from regzoo_phantoms import embedded_phantoms
-    from regzoo_phantoms.embedded import KINDS
 
     for name in dict.fromkeys(data_of(study, study.methods[cell.method]) for cell in cells):
-        parameters: dict[str, Any] | None = study.data[name].get("phantoms")
-        if parameters is None:
-            continue
-        place = f"data.{name}.phantoms"
-        kind = parameters.get("kind", "prostate")
-        if kind not in KINDS:
-            raise unknown(study.file, f"{place}.kind", f"{kind} is not known", kind, KINDS)
-        known = ["kind", *inspect.signature(KINDS[kind]).parameters]
-        for key in parameters:
-            if key not in known:
-                raise unknown(study.file, f"{place}.{key}", "no such parameter", key, known)
-        embedded_phantoms(study.folder / "data" / name, **parameters)
+        if "phantoms" in study.data[name]:
+            try:
+                embedded_phantoms(study.folder / "data" / name, **study.data[name]["phantoms"])
+            except RegZooError as error:
+                raise RegZooError(f"{study.file}: data.{name}.phantoms: {error}") from error
 
 
 def _run_here(study: Study, cells: Sequence[Cell], jobs: int) -> None:
@@ -205,10 +194,6 @@ def _submit(study: Study, cells: Sequence[Cell], jobs: int) -> None:
             print(f"{len(part)} cells are array {earlier[-1]}, {jobs} at a time", flush=True)
 
 
-#: The file that says which job of Slurm a cell was submitted as last.
-SUBMITTED = "submitted.json"
-
-
 def _submitted(study: Study) -> dict[str, str]:
     path = study.folder / SUBMITTED
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
@@ -219,8 +204,6 @@ def submitted_cells(study: Study) -> set[str]:
     names = _submitted(study)
     if not names or shutil.which("squeue") is None:
         return set()
-    listed = subprocess.run(
-        ["squeue", "--me", "--array", "--noheader", "--format=%i"], capture_output=True, text=True, check=True
-    )
-    active = set(listed.stdout.split())
+    command = ["squeue", "--me", "--array", "--noheader", "--format=%i"]
+    active = set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
     return {name for name, job in names.items() if job in active}
