@@ -76,12 +76,7 @@ def export_network(
     differs from PyTorch's by more than `TOLERANCE` of the largest value, for random batches of one and of three on the
     network grid and, if the file takes any grid, for one on a larger grid.
 
-    Args:
-        bundle: a bundle's folder, or its name.
-        format: ``torchscript``, ``onnx`` or ``tensorrt`` (which needs an NVIDIA GPU).
-        out: the file; by default ``model.ts``, ``model.onnx`` or ``model_trt.ts`` in the bundle's ``models`` folder.
-        overlays: further configuration files, relative to the bundle, as for `Registrar`.
-        overrides: any id of ``configs/inference.json``, such as ``checkpoint``, ``size`` or ``spacing``.
+    Arguments are those of the command `regzoo_tools.commands.export`.
 
     Raises:
         RegZooError: there is no such bundle or format, the weights do not fit, a package is missing, or the file's

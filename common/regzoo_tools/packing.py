@@ -37,9 +37,7 @@ def package(
 ) -> Path:
     """Write a bundle and this package as one zip; the same files give the same bytes anywhere.
 
-    Args:
-        out: the zip; ``<name>_v<version>.zip`` in the working folder if not given.
-        large_files: where ``models/model.pt`` can be downloaded from; the zip then holds ``large_files.yml`` instead.
+    Arguments are those of the command `regzoo_tools.commands.package`.
 
     Raises:
         RegZooError: no such bundle, a file or the goal of a link is missing, or another regzoo is inside.
@@ -57,7 +55,7 @@ def package(
 
 
 def stage(bundle: Bundle, folder: Path, large_files: str | None = None) -> Path:
-    """Copy a bundle's own files and this package into ``folder/<name>``. Arguments and errors as in `package`."""
+    """Copy a bundle's own files and this package into ``folder/<name>``; errors as in `package`."""
     target = folder / bundle.name
     for source in [bundle.root / "LICENSE", *(bundle.root / name for name in LARGE_FILES)]:
         if source.is_file():

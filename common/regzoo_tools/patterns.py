@@ -32,15 +32,12 @@ def write_datalist(
     patterns: Mapping[str, str],
     patient: str | None = None,
 ) -> tuple[int, list[str]]:
-    """Write a datalist of the files in some folders.
+    """Write a datalist of the files in some folders, see the command `regzoo_tools.commands.datalist`.
 
-    A pattern is a path in a folder, where ``{case}``, ``{patient}`` and each ``*`` stand for any text without a ``/``.
-    Files with the same words there, in any folder, belong to one case. In a pattern with ``{case}`` or ``{patient}``,
-    the text of ``*`` does not matter.
+    Files with the same words in the places of a pattern belong to one case, in any folder. In a pattern with ``{case}``
+    or ``{patient}``, the text of ``*`` does not matter. Paths in the datalist are relative to its folder.
 
     Args:
-        folders: where the patterns start.
-        out: the datalist, .csv or .tsv, which must not exist; paths in it are relative to its folder.
         patterns: by ``fixed_image`` and, optionally, ``moving_image``, ``fixed_label`` and ``moving_label``.
         patient: regular expression that finds the patient in the name of a case, as its first group or its whole.
 

@@ -6,12 +6,11 @@ import importlib.util
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 from regzoo.errors import RegZooError, bad_file
 from regzoo_tools.bundle import bundle_version, known_bundle
@@ -26,17 +25,13 @@ def publish(
     token: str | None = None,
     version: str | None = None,
     private: bool = True,
-    report: Any = None,
+    report: Callable[[list[Row]], None] = lambda rows: None,
 ) -> str:
-    """Push a packaged bundle to the Hugging Face Hub, unless a check fails.
+    """Push a packaged bundle to the Hugging Face Hub, unless a check of the packaged copy fails.
 
-    The checks run on the copy that is pushed.
+    Arguments are those of the command `regzoo_tools.commands.publish`, and:
 
     Args:
-        repo: ``organisation/name``; created if it does not exist.
-        token: access token; by default that of ``hf auth login`` or of the variable HF_TOKEN.
-        version: tag; by default the version in the metadata.
-        private: whether a new repository is private.
         report: called with the rows of `verify` before anything is pushed.
 
     Returns:
@@ -62,9 +57,8 @@ def publish(
     with tempfile.TemporaryDirectory(prefix="regzoo-") as folder:
         staged = stage(found, Path(folder))
         absolute_links(staged, address)
-        rows: list[Row] = verify(staged)
-        if report is not None:
-            report(rows)
+        rows = verify(staged)
+        report(rows)
         if failed(rows):
             raise RegZooError(f"{found.root}: not published, because these checks failed: {', '.join(failed(rows))}")
         with errors_in_one_line(repo, token):

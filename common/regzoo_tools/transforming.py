@@ -1,4 +1,4 @@
-"""Commands that use a transformation once it is saved."""
+"""What the commands of `regzoo_tools.transform_commands` do; their arguments are explained there."""
 
 from __future__ import annotations
 
@@ -33,15 +33,10 @@ def carry(
     to_moving: bool = False,
     background: float | None = None,
 ) -> bool:
-    """Carry an image or labels through a saved transformation, with one interpolation from the file's own voxels.
+    """Carry an image or labels from the moving to the fixed image or, through the inverse, `to_moving`.
 
     Args:
-        field: the transformation, see `regzoo.spatial.transform_files.read_transformation`.
-        out: NIfTI, NRRD or MetaImage file to write; labels keep the form and the values of their file.
         image, label: exactly one of the two; `label` may be a list of masks.
-        reference: an image on whose grid the result lies; None for the grid of the field.
-        to_moving: carry from the fixed to the moving image instead, through the inverse.
-        background: the value where `image` is not known; None for its lowest value.
 
     Returns:
         Whether anything of the image or the labels lies on the grid of the result.
@@ -90,15 +85,7 @@ def sampled(field: File, reference: File | None, to_moving: bool) -> Displacemen
 def carry_points(
     field: File, out: File, points: File, to_fixed: bool, reference: File | None = None, frame: str | None = None
 ) -> tuple[int, int]:
-    """Carry a list of points or a surface through a saved transformation; the result has the form of the input.
-
-    Args:
-        field: the transformation from fixed to moving.
-        out: file to write, with the suffix of `points`.
-        points: see `regzoo.spatial.point_files.read_points`.
-        to_fixed: from moving to fixed, through the inverse; otherwise from fixed to moving.
-        reference: the image into which the points go; points outside of it are marked.
-        frame: ``RAS`` or ``LPS``, for a file that does not say so itself.
+    """Carry points or a surface from the fixed to the moving image or, through the inverse, `to_fixed`.
 
     Returns:
         How many points lie outside the field of view, and the number of points.
@@ -124,11 +111,6 @@ def grid_of(path: File) -> Grid:
 def invert_file(field: File, out: File, reference: File | None = None) -> float | None:
     """Write the transformation from moving to fixed.
 
-    Args:
-        field: the transformation from fixed to moving.
-        out: the file to write; its name says its form.
-        reference: the moving image, on whose grid the inverse is sampled; None for the grid of the field.
-
     Returns:
         The `round_trip` in mm; None for an affine map, whose inverse is exact.
     """
@@ -152,12 +134,7 @@ def invert_file(field: File, out: File, reference: File | None = None) -> float 
 def join_files(fields: Sequence[File], out: File, reference: File | None = None, affine: File | None = None) -> None:
     """Write one transformation that applies several, in the order in which a point of the fixed image travels.
 
-    Args:
-        fields: the transformations.
-        out: the file to write; its name says its form.
-        reference: the fixed image, on whose grid a field is written, and which files of Learn2Reg need.
-        affine: an affine transformation that is contained in `fields` as their last step; a file of ITK then holds
-            the deformation and this step apart.
+    If `affine` is the last step that `fields` contain, a file of ITK holds the deformation and this step apart.
     """
     check_out(out, WRITTEN, *fields, reference)
     grid = grid_of(reference) if reference is not None else None

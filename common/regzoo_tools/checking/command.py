@@ -79,13 +79,11 @@ def check_data(
 ) -> Report:
     """Check a data set as a training will read it. Every problem is a finding; a bad file does not stop the check.
 
+    Arguments are those of the command `regzoo_tools.commands.check`, and:
+
     Args:
-        data: a folder in a known layout, or a datalist.
-        bundle: the bundle to train; without it only what does not depend on one is checked.
-        out: folder for ``check.json`` and ``contact_sheet.png``; nothing is written without it.
         estimate: run a few steps of the training to estimate its time and memory.
         workers: number of processes; None: one per processor.
-        settings: ids of the bundle's ``configs/train.json`` with other values.
 
     Raises:
         RegZooError: the data set is in no known layout, no such bundle or setting, or `out` holds another's files.

@@ -78,31 +78,29 @@ def contact_sheet(path: str | PathLike[str], thumbnails: Sequence[Thumbnail], ti
     """Draw slices side by side, below a title, and write them as a PNG file."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
     from regzoo.report.picture import BACKGROUND, FIXED, MOVING, MUTED, TEXT
 
     sides = 1 + any(len(one.images) > 1 for one in thumbnails)
     across = min(ACROSS, len(thumbnails))
     rows = -(-len(thumbnails) // across)
-    width, height = across * (sides * INCHES + 0.1), rows * (INCHES + 0.25) + 0.7
-    figure = Figure(figsize=(width, height), dpi=120, facecolor=BACKGROUND)
+    size = (across * sides * INCHES, rows * (INCHES + 0.25) + 0.6)
+    figure = Figure(figsize=size, dpi=120, facecolor=BACKGROUND, layout="constrained")
     canvas = FigureCanvasAgg(figure)
-    for number, one in enumerate(thumbnails):
-        row, column = divmod(number, across)
-        left, bottom = column * (sides * INCHES + 0.1) + 0.05, height - 0.65 - (row + 1) * (INCHES + 0.25) + 0.03
-        figure.text(left / width, (bottom + INCHES + 0.03) / height, one.case[:34], color=MUTED, fontsize=7)
-        for place, (side, image) in enumerate(one.images.items()):
-            box = (left + place * INCHES) / width, bottom / height, 0.98 * INCHES / width, INCHES / height
-            axes = figure.add_axes(box)
-            axes.set_axis_off()
+    panels = figure.subplots(rows, across * sides, squeeze=False)
+    for axes in panels.flat:
+        axes.set_axis_off()
+    for one, axes_of_case in zip(thumbnails, panels.reshape(-1, sides), strict=False):
+        axes_of_case[0].set_title(one.case[:34], color=MUTED, fontsize=7, loc="left")
+        for axes, (side, image) in zip(axes_of_case, one.images.items(), strict=False):
             axes.imshow(image.T, origin="lower", cmap="gray", vmin=0, vmax=255)
             for name, color in (("fixed", FIXED), ("moving", MOVING)):
                 for mask in one.labels.get(name, ()) if side == "moving" or name == "fixed" else ():
                     if mask.any() and not mask.all():
                         axes.contour(mask.T.astype(float), levels=[0.5], colors=[color], linewidths=0.8)
-    figure.text(0.05 / width, 1 - 0.12 / height, title, color=TEXT, fontsize=9, va="top")
-    outlines = "outlines: fixed labels" + (" in both" if sides > 1 else "")
-    figure.text(0.05 / width, 1 - 0.34 / height, outlines, color=FIXED, fontsize=7.5, va="top")
-    if sides > 1:
-        figure.text(0.4, 1 - 0.34 / height, "moving labels", color=MOVING, fontsize=7.5, va="top")
+    figure.suptitle(title, x=0.01, ha="left", color=TEXT, fontsize=9)
+    outlines = {FIXED: "fixed labels" + " (in both)" * (sides > 1)} | ({MOVING: "moving labels"} if sides > 1 else {})
+    handles = [Line2D([], [], color=color, label=text) for color, text in outlines.items()]
+    figure.legend(handles=handles, loc="outside lower left", ncols=2, frameon=False, labelcolor=TEXT, fontsize=7.5)
     with own_path(path) as temporary:
         canvas.print_png(str(temporary))

@@ -35,10 +35,7 @@ POLL, END = 1.0, 10.0
 def run_study(study: Study, executor: str = "local", jobs: int = 1, redo: bool = False) -> None:
     """Run the cells of a study that are not done; prints a line about each.
 
-    Args:
-        executor: ``local`` runs them on this machine and waits; ``slurm`` submits them.
-        jobs: how many run at the same time.
-        redo: also run cells that were made with other settings or code; earlier results are moved, not removed.
+    Arguments are those of the command `regzoo_tools.study_commands.Study.run`.
 
     Raises:
         RegZooError: an unknown executor, missing or wrong parameters, or, after all others, a cell that is not done.
