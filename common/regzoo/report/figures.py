@@ -22,18 +22,17 @@ def case_figure(path: str | PathLike[str], item: Mapping[str, Any]) -> None:
     Columns: the fixed image; the moving image before and after registration, with the outlines of its labels and of the
     fixed labels; a checkerboard of the fixed and the warped image; a regular grid of the fixed image, drawn where its
     lines lie in the moving image; the local volume change (det J), with folded voxels marked. Edges are lettered, in
-    the radiological convention.
+    the radiological convention. Labels that were propagated without a transformation are shown on the fixed image, in
+    the third and last column, with their probabilities.
 
-    There is no warped image if the labels were propagated without a transformation. Then the third column is the last;
-    it shows the labels on the fixed image, with their probabilities before thresholding.
+    The planes go through the centroid of the fixed gland, channel 0, else of another label, else through the image
+    centre. In a label map (``moving_label_is_map``) they go through the largest label.
 
     Args:
         item: has ``reference_image``, a `MetaTensor`, ``unregistered_image`` and ``warped_image`` (1, X, Y, Z), and may
             have ``reference_label``, ``unregistered_label``, ``warped_label`` (C, X, Y, Z, or held as a map), and
             ``field`` or ``ddf`` (3, X, Y, Z) in voxels, all on the grid of ``reference_image``. With
-            ``labels_predicted`` there is no warped image, but perhaps a ``probability`` (C, X, Y, Z). The planes go
-            through the centroid of the fixed gland, channel 0, else of another label, else through the image centre. In
-            a label map (``moving_label_is_map``) no label is special: the planes go through the largest.
+            ``labels_predicted``, it has no warped image and may have a ``probability`` (C, X, Y, Z).
     """
     # matplotlib is slow to import, and a server that only registers may lack it.
     from regzoo.report.picture import Picture

@@ -38,11 +38,7 @@ def field_files(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def voxel_displacement(field: DisplacementField, moving: Grid) -> np.ndarray:
-    """From each voxel of the fixed image to its correspondent in the moving one, in voxels, (3, X, Y, Z) float32.
-
-    `scipy.ndimage.map_coordinates` of the moving image at the indices of the fixed image plus the result is the warped
-    image, also if the two images lie on different grids.
-    """
+    """The voxels of the moving image that correspond to those of the fixed one, minus these, (3, X, Y, Z) float32."""
     there = np.linalg.inv(moving.affine)
     matrix = there @ field.grid.affine
     indices = np.indices(field.grid.shape, dtype=np.float64)

@@ -117,10 +117,8 @@ class Picture:
                 self._panel(axes, name, plane)
                 if row == 0:
                     axes.set_title(name, color=TEXT, fontsize=9.5, pad=5)
-            middle = (y + heights[row] / 2) / height
-            figure.text(
-                0.17 / width, middle, plane.name, color=MUTED, fontsize=9, rotation=90, va="center", ha="center"
-            )
+            middle = (0.17 / width, (y + heights[row] / 2) / height)
+            figure.text(*middle, plane.name, color=MUTED, fontsize=9, rotation=90, va="center", ha="center")
             y -= gap
         bars = ([] if self.heat is None else [_probability_bar]) + ([] if self.deformation is None else [self._det_bar])
         high = sum(heights) / max(len(bars), 1)
@@ -161,10 +159,8 @@ class Picture:
         axes.set_xlim((right, left) if plane.mirrored else (left, right))
         axes.set_ylim(bottom, top)
         axes.set_aspect("equal", adjustable="box")
-        axes.set_xticks([])
-        axes.set_yticks([])
-        for spine in axes.spines.values():
-            spine.set_visible(False)
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
         if lettered:
             places = ((0.03, 0.5), (0.97, 0.5), (0.5, 0.03), (0.5, 0.97))
             aligned = (("left", "center"), ("right", "center"), ("center", "bottom"), ("center", "top"))
@@ -260,7 +256,6 @@ class Picture:
 
     def _landmark_facts(self) -> list[str]:
         """Target registration error before and after, and how many labels were not found."""
-        facts: list[str] = []
         affine = torch.diag(torch.tensor([*self.spacing, 1.0]))
         labels = {
             k: MetaTensor(torch.from_numpy(np.stack([v.values(i) for i in range(v.count)]).astype(np.float32)), affine)
@@ -268,7 +263,8 @@ class Picture:
         }
         fixed, moving, warped = (labels.get(key) for key in ("fixed", "moving", "warped"))
         if moving is None or warped is None or moving.shape != warped.shape:
-            return facts
+            return []
+        facts = []
         if fixed is not None and fixed.shape == warped.shape:
             errors = [TargetRegistrationError().measure(label, fixed).item() for label in (moving, warped)]
             if np.isfinite(errors).all():
@@ -278,22 +274,20 @@ class Picture:
         return [*facts, f"{lost} of {int(in_moving.sum())} labels not found"] if lost else facts
 
     def _legend(self, figure: Figure) -> None:
-        handles: list[Any] = []
-        if "fixed" in self.labels:
-            handles.append(Line2D([], [], color=FIXED, lw=2, label="fixed label"))
-        propagated = {"warped"} if self.result == "propagated" else set()
-        if self.labels.keys() & {"moving", "warped"} - propagated:
-            handles.append(Line2D([], [], color=MOVING, lw=2, label="moving label"))
-        if self.labels.keys() & propagated:
-            handles.append(Line2D([], [], color=_PROPAGATED, lw=2, label="propagated label"))
+        shown = self.labels.keys()
+        moved = {"moving", "warped"} if self.warps else {"moving"}
+        lines = {"fixed label": (FIXED, "fixed" in shown), "moving label": (MOVING, bool(shown & moved))}
+        lines["propagated label"] = (_PROPAGATED, not self.warps and "warped" in shown)
+        handles: list[Any] = [
+            Line2D([], [], color=color, lw=2, label=name) for name, (color, drawn) in lines.items() if drawn
+        ]
         if self._silhouettes:
             handles.append(Line2D([], [], color=MUTED, lw=1.5, ls="dotted", label="outside this plane"))
         if self.deformation is not None:
             handles.append(Patch(color=_FOLDED, label="folded (det J ≤ 0)"))
         if handles:
-            figure.legend(
-                handles=handles, loc="lower center", ncols=len(handles), frameon=False, labelcolor=TEXT, fontsize=9
-            )
+            style: dict[str, Any] = {"frameon": False, "labelcolor": TEXT, "fontsize": 9}
+            figure.legend(handles=handles, loc="lower center", ncols=len(handles), **style)
 
 
 def _array(values: torch.Tensor) -> np.ndarray:

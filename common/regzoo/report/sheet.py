@@ -16,7 +16,7 @@ def contact_sheet(path: str | PathLike[str], pictures: Sequence[Path]) -> None:
     """Write pictures, made smaller, row by row into one PNG file.
 
     Args:
-        pictures: at least one, such as those of `regzoo.report.case_figure`, which show the names of their cases.
+        pictures: at least one, such as those of `regzoo.report.case_figure`.
     """
     from PIL import Image
 

@@ -150,9 +150,8 @@ def read_study(file: str | Path, scale: str | None = None, out: str | Path | Non
     values = checked(path, "", content, Study, {"file", "folder"})
     for name, entry in values["data"].items():
         checked(path, f"data.{name}.", entry, Source)
-    methods = {
-        name: Method(**checked(path, f"methods.{name}.", entry, Method)) for name, entry in values["methods"].items()
-    }
+    entries = {name: checked(path, f"methods.{name}.", entry, Method) for name, entry in values["methods"].items()}
+    methods = {name: Method(**entry) for name, entry in entries.items()}
     study = Study(**values | {"file": path.resolve(), "folder": folder.resolve(), "methods": methods})
     _check(study)
     return _with_absolute_paths(study)
@@ -243,8 +242,7 @@ def _check_method(study: Study, name: str, method: Method) -> None:
         raise unknown(file, f"{place}.baseline", f"no baseline {method.baseline}", method.baseline, BASELINES)
     if bool(method.tool) != (method.baseline == "tool"):
         raise bad_file(file, f"{place}.tool: belongs to a baseline tool, and to no other method", "write both or none")
-    if method.start:
-        _check_start(study, name, method)
+    _check_start(study, name, method)
     try:
         folder = find_bundle(method.bundle, "train.json") / "configs"
     except RegZooError:
@@ -255,14 +253,8 @@ def _check_method(study: Study, name: str, method: Method) -> None:
         if overlay not in variants:
             raise unknown(file, f"{place}.overlays", f"no overlay {overlay}", overlay, variants)
     contents = [json.loads(path.read_text(encoding="utf-8")) for path in config_files(study, method)]
-    ids = {key for content in contents for key in content}
-    for key in (
-        *study.settings,
-        *data_settings(study, method),
-        *study.evaluation,
-        *method.settings,
-        *method.evaluation,
-    ):
+    ids = set().union(*contents)
+    for key in study.settings | data_settings(study, method) | study.evaluation | method.settings | method.evaluation:
         first = key.lstrip("+").replace("::", "#").split("#")[0]
         if first not in ids:
             raise unknown(file, f"{place}.settings.{key}", f"no such setting of {method.bundle}", first, ids)
@@ -275,15 +267,14 @@ def _check_method(study: Study, name: str, method: Method) -> None:
 
 def _check_start(study: Study, name: str, method: Method) -> None:
     seen = [name]
-    while method.start:
-        if method.start not in study.methods or study.methods[method.start].baseline:
+    while start := method.start:
+        if start not in study.methods or study.methods[start].baseline:
             trained = [other for other, one in study.methods.items() if not one.baseline and other != name]
-            problem = f"no trained method {method.start}"
-            raise unknown(study.file, f"methods.{seen[-1]}.start", problem, method.start, trained)
-        if method.start in seen:
-            raise bad_file(study.file, f"methods.{name}.start: leads back to {method.start}", "name another method")
-        seen.append(method.start)
-        method = study.methods[method.start]
+            raise unknown(study.file, f"methods.{seen[-1]}.start", f"no trained method {start}", start, trained)
+        if start in seen:
+            raise bad_file(study.file, f"methods.{name}.start: leads back to {start}", "name another method")
+        seen.append(start)
+        method = study.methods[start]
 
 
 def config_files(study: Study, method: Method) -> list[Path]:
@@ -318,14 +309,10 @@ def _with_absolute_paths(study: Study) -> Study:
             if not Path(source["dataset_dir"]).exists():
                 fix = f"name the data set as data.{name}.dataset_dir"
                 raise bad_file(source["dataset_dir"], f"no such folder or file, named in {study.file}", fix)
-    methods = {
-        name: replace(
-            method,
-            bundle=str(find_bundle(method.bundle).resolve()) if Path(method.bundle).is_dir() else method.bundle,
-            tool=[_absolute(home, word) for word in method.tool],
-        )
-        for name, method in study.methods.items()
-    }
+    methods = {}
+    for name, method in study.methods.items():
+        bundle = str(find_bundle(method.bundle).resolve()) if Path(method.bundle).is_dir() else method.bundle
+        methods[name] = replace(method, bundle=bundle, tool=[_absolute(home, word) for word in method.tool])
     return replace(study, data=data, methods=methods, python=[_absolute(home, word) for word in study.python])
 
 

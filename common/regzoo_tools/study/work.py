@@ -36,7 +36,7 @@ from regzoo_tools.study.description import BASELINES, Study, config_files, data_
 
 #: Lines of the log that the facts of a failed cell hold.
 LAST_LINES = 5
-#: How long to wait for a lock: `study status` holds it for a moment, and a start is trained by another worker.
+#: How long to wait for a lock, s: `study status` holds it for a moment, and another worker while it trains a start.
 MOMENT, FOREVER = 0.2, float("inf")
 #: How a bundle calls the number of cases to train on.
 SIZE_SETTINGS = ("max_pairs", "max_images")
@@ -46,8 +46,7 @@ def training_overlay(study: Study, cell: Cell) -> dict[str, Any]:
     """The settings of the training of a cell, the last of its configurations."""
     method, folder = study.methods[cell.method], folder_of(study, cell)
     settings = {"show_progress": False} | study.settings | data_settings(study, method) | method.settings
-    settings |= _shared(study, cell)
-    settings |= {"seed": cell.repeat}
+    settings |= _shared(study, cell) | {"seed": cell.repeat}
     if cell.training_size is not None:
         config = _config(study, cell)
         settings[next(key for key in SIZE_SETTINGS if key in config)] = cell.training_size
@@ -70,32 +69,27 @@ def evaluation_overlay(study: Study, cell: Cell) -> dict[str, Any]:
     if "pairs_file" in config:
         drawn = f"fold{cell.fold}of{cell.folds}_seed{cell.repeat}" if cell.folds else settings.get("eval_split", "all")
         settings["pairs_file"] = str(study.folder / "pairs" / f"{data_of(study, method)}_{drawn}.json")
-    here = "regzoo_tools.study"
+    here = "regzoo_tools.study.measuring"
+    clock: list[Any] = [{"_target_": f"{here}.StartClock"}, "@validate#preprocessing"]
+    fields = {"output_dir": str(folder / "evaluation" / "fields"), "count": study.fields}
+    table = {"_target_": f"{here}.CentroidTable", "output_dir": str(folder / "evaluation")}
     settings |= {
         "checkpoint": "" if method.baseline else str(_weights(study, cell)),
-        "validate#dataset#transform": {
-            "_target_": "Compose",
-            "transforms": [{"_target_": f"{here}.measuring.StartClock"}, "@validate#preprocessing"],
-        },
-        "validate#metrics#measures#runtime_s": {"_target_": f"{here}.measuring.Runtime"},
+        "validate#dataset#transform": {"_target_": "Compose", "transforms": clock},
+        "validate#metrics#measures#runtime_s": {"_target_": f"{here}.Runtime"},
         "+validate#postprocessing#transforms": [
-            {"_target_": f"{here}.measuring.StopClock"},
-            {
-                "_target_": f"{here}.measuring.SaveFields",
-                "output_dir": str(folder / "evaluation" / "fields"),
-                "count": study.fields,
-            },
+            {"_target_": f"{here}.StopClock"},
+            {"_target_": f"{here}.SaveFields", **fields},
         ],
-        "+validate#handlers": [
-            {"_target_": f"{here}.measuring.CentroidTable", "output_dir": str(folder / "evaluation")}
-        ],
+        "+validate#handlers": [table],
     }
     if method.baseline:
-        settings["network"] = {"_target_": f"{here}.measuring.Still"}
+        settings["network"] = {"_target_": f"{here}.Still"}
     if method.tool:
         window = {"window": "@window"} if "window" in config else {}
-        kind = {"kind": config["refinement"]["kind"]} if config["refinement"]["kind"] == "ct" else {}
-        settings["refinement"] = {"_target_": f"{here}.tools.ToolPaird", "command": method.tool, **window, **kind}
+        kind = {"kind": "ct"} if config["refinement"]["kind"] == "ct" else {}
+        tool = "regzoo_tools.study.tools.ToolPaird"
+        settings["refinement"] = {"_target_": tool, "command": method.tool, **window, **kind}
     return settings
 
 
@@ -129,14 +123,15 @@ def command(study: Study, cell: Cell, part: str) -> list[str]:
         part: ``training`` or ``evaluation``; its settings are in a file of this name in the folder of the cell.
     """
     *files, last = config_files(study, study.methods[cell.method])
-    start = [*(study.python or [sys.executable])]
+    start = study.python or [sys.executable]
     if part == "evaluation":
         files.append(last)
     elif study.processes > 1:
         files.append(last.parent / "multi_gpu_train.json")
-        start += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(study.processes)]
-    start += ["-m", "monai.bundle", "run", *(["training"] if part == "training" else [])]
-    return [*start, "--config_file", str([*map(str, files), str(folder_of(study, cell) / f"{part}.json")])]
+        start = [*start, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(study.processes)]
+    run = ["run", "training"] if part == "training" else ["run"]
+    configs = str([*map(str, files), str(folder_of(study, cell) / f"{part}.json")])
+    return [*start, "-m", "monai.bundle", *run, "--config_file", configs]
 
 
 def run_cell(study: Study, cell: Cell, run: str = "") -> None:
@@ -156,8 +151,7 @@ def run_cell(study: Study, cell: Cell, run: str = "") -> None:
         if facts and outdated(study, cell, facts):
             return
         started = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        now: dict[str, Any] = {"started": started, "host": socket.gethostname(), "run": run}
-        now |= {"recipe": recipe(study, cell)}
+        now = {"started": started, "host": socket.gethostname(), "run": run, "recipe": recipe(study, cell)}
         now |= {key: facts.get(key) for key in ("trained_on", "training_seconds")}
         tool = study.methods[cell.method].tool
         if tool and not shutil.which(tool[0]):
@@ -176,11 +170,7 @@ def run_cell(study: Study, cell: Cell, run: str = "") -> None:
 
 
 def _train(study: Study, cell: Cell, facts: dict[str, Any], lock: int) -> dict[str, Any]:
-    """Train, unless that is done or not needed; the facts that follow from it.
-
-    Raises:
-        RegZooError: the process failed, or the training that this one starts from is not done.
-    """
+    """Train, unless that is done or not needed; the facts that follow from it."""
     if study.methods[cell.method].baseline or facts["trained_on"] is not None:
         return {}
     if (start := start_of(study, cell)) and read_facts(study, start).get("status") != "done":
@@ -197,11 +187,7 @@ def _train(study: Study, cell: Cell, facts: dict[str, Any], lock: int) -> dict[s
 
 
 def _evaluate(study: Study, cell: Cell, lock: int) -> dict[str, Any]:
-    """Evaluate, if the method is measured; the facts that follow from it.
-
-    Raises:
-        RegZooError: the process failed.
-    """
+    """Evaluate, if the method is measured; the facts that follow from it."""
     if not study.methods[cell.method].measured:
         return {}
     write_json(folder_of(study, cell) / "evaluation.json", evaluation_overlay(study, cell))
