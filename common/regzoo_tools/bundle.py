@@ -161,10 +161,8 @@ def package_inside(bundle: Bundle) -> str:
     different |= found.keys() ^ ours.keys()
     if different:
         first = ", ".join(sorted(different)[:3]) + (", …" if len(different) > 3 else "")
-        raise CheckError(
-            f"regzoo/ inside the bundle is not the running package ({len(different)} files differ: {first}); "
-            "run python -m regzoo in the bundle's folder, or package it again"
-        )
+        problem = f"regzoo/ inside the bundle is not the running package ({len(different)} files differ: {first})"
+        raise CheckError(f"{problem}; run python -m regzoo in the bundle's folder, or package it again")
     return f"{len(ours)} files, as in the package that runs"
 
 
@@ -172,7 +170,7 @@ def known_bundle(bundle: str | PathLike[str]) -> Bundle:
     """A bundle whose metadata and list of large files can be read, and whose package is the running one.
 
     Raises:
-        RegZooError: missing or malformed bundle.
+        RegZooError: there is none.
     """
     found = Bundle(bundle)
     read_metadata(found.root)

@@ -39,9 +39,9 @@ def python_style(bundle: Bundle) -> str:
     modules = {**{tool: tool for tool in TOOLS}, **PLUGINS}
     missing = [package for module, package in modules.items() if importlib.util.find_spec(module) is None]
     names = [str(path.relative_to(bundle.root.parent)) for path in paths]
-    complaints = [run_tool(tool, bundle, names) for tool in TOOLS if tool not in missing]
-    if any(complaints):
-        raise CheckError("; ".join(complaint for complaint in complaints if complaint))
+    complaints = [found for tool in TOOLS if tool not in missing and (found := run_tool(tool, bundle, names))]
+    if complaints:
+        raise CheckError("; ".join(complaints))
     if missing:
         raise NotCheckedError(f"{', '.join(missing)} not installed: pip install {' '.join(missing)}")
     return f"{len(paths)} files, {', '.join(TOOLS)} with {len(PLUGINS)} plugins"

@@ -68,8 +68,7 @@ def requirements(bundle: Bundle) -> list[Requirement]:
 def requirement(package: str, pin: str) -> Requirement:
     """The requirement that the zoo's ``get_bundle_requirements.py`` makes of a version.
 
-    A version that begins with <, > or = is used unchanged. Otherwise, and always for the packages in `PLAIN`, the zoo
-    writes == before it.
+    It writes == before a version that does not begin with <, > or =, and always for the packages in `PLAIN`.
 
     Raises:
         CheckError: the result is not a valid requirement.

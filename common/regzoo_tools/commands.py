@@ -200,10 +200,10 @@ def verify(bundle: str) -> None:
         bundle: a bundle's name or folder.
     """
     _has_configs(bundle)
-    from regzoo_tools.verification import as_table, failed, summary, verify
+    from regzoo_tools.verification import as_table, failed, verify
 
     rows = verify(bundle)
-    print(f"{as_table(rows)}\n{summary(rows)}")
+    print(as_table(rows))
     if failed(rows):
         sys.exit(1)
 
@@ -236,10 +236,9 @@ def publish(bundle: str, repo: str, token: str | None = None, version: str | Non
     """
     _has_configs(bundle)
     from regzoo_tools.publishing import publish
-    from regzoo_tools.verification import as_table, summary
+    from regzoo_tools.verification import as_table
 
-    address = publish(bundle, repo, token, version, private, report=lambda r: print(f"{as_table(r)}\n{summary(r)}"))
-    print(address)
+    print(publish(bundle, repo, token, version, private, report=lambda rows: print(as_table(rows))))
 
 
 def _has_configs(bundle: str) -> None:

@@ -56,7 +56,7 @@ def read_curves(folder: str | PathLike[str]) -> dict[str, Curve]:
 def training_figure(path: str | PathLike[str], folder: str | PathLike[str]) -> int:
     """Draw the training loss, its terms and each metric of the validation over the epochs.
 
-    A dotted line marks the epoch whose weights were kept, if ``last.pt`` in the training's output folder says which.
+    A dotted line marks the epoch whose weights were kept, if ``last.pt`` says which.
 
     Returns:
         The number of epochs.

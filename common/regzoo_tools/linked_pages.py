@@ -24,7 +24,6 @@ _CODE_OR_LINK = re.compile(
     flags=re.DOTALL,
 )
 
-
 #: Characters that need no encoding in the path of a link.
 SAFE = "/:@!$&*+,;=~-._"
 
@@ -89,8 +88,7 @@ class Pages:
 
     def copy(self) -> None:
         """Rewrite the bundle's own pages, then the pages that they link to."""
-        while self.todo:
-            page = self.todo.pop(0)
+        for page in self.todo:  # which grows meanwhile
             place = self.places[page]
             place.parent.mkdir(parents=True, exist_ok=True)
             text = rewrite(read_text(page).replace("\r\n", "\n"), partial(self.link, page))

@@ -24,7 +24,7 @@ PYYAML = "6.0.3"
 COPIED = ("configs", "docs")
 #: The time of every file in the zip, the earliest that the format knows.
 TIME = (1980, 1, 1, 0, 0, 0)
-#: Lines that let a configuration find the package beside it from any working folder. MONAI runs ``imports`` first and
+#: Lines that let a configuration find the package beside it from any working folder: MONAI runs ``imports`` first and
 #: puts the bundle's folder on the path only before ``run``. So ``initialize`` adds the folder and imports again.
 MODULES = ["$import os", "$import sys"]
 STEPS = ["$sys.path.insert(0, os.path.abspath(@bundle_root))", "$import regzoo"]

@@ -99,10 +99,7 @@ def errors_in_one_line(repo: str, token: str | None) -> Iterator[None]:
 
 
 def absolute_links(staged: Path, address: str) -> None:
-    """Let ``docs/README.md`` link to files by their address on the Hub.
-
-    MONAI copies the page to the top of the repository, where links relative to ``docs/`` would lead nowhere.
-    """
+    """Let ``docs/README.md`` link to files by their address on the Hub: MONAI copies it to the repository's top."""
     page = staged / "docs" / "README.md"
 
     def absolute(link: Link) -> str:

@@ -12,6 +12,7 @@ import io
 import logging
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -119,19 +120,14 @@ def isolated() -> Iterator[None]:
 
 
 def as_table(rows: Sequence[Row]) -> str:
-    """Rows as a text table with a header."""
+    """Rows as a text table with a header, and a line such as ``26 checks: 25 ok, 1 skipped``."""
     table = [Row("check", "result", "detail"), *rows]
-    widths = [max(len(value) for value in column) for column in zip(*((r.check, r.result) for r in table), strict=True)]
-    lines = [f"{r.check:{widths[0]}} | {r.result:{widths[1]}} | {r.detail}" for r in table]
-    lines.insert(1, f"{'-' * widths[0]}-|-{'-' * widths[1]}-|-{'-' * len(table[0].detail)}")
-    return "\n".join(lines)
-
-
-def summary(rows: Sequence[Row]) -> str:
-    """The number of results of each kind, as ``26 checks: 25 ok, 1 skipped``."""
-    results = [row.result for row in rows]
-    counts = [f"{results.count(result)} {result}" for result in (OK, FAILED, SKIPPED) if result in results]
-    return f"{len(rows)} checks: {', '.join(counts)}"
+    width = max(len(row.check) for row in table)
+    lines = [f"{row.check:{width}} | {row.result:7} | {row.detail}" for row in table]
+    lines.insert(1, f"{'-' * width}-|---------|-------")
+    counts = Counter(row.result for row in rows)
+    listed = ", ".join(f"{counts[result]} {result}" for result in (OK, FAILED, SKIPPED) if counts[result])
+    return "\n".join([*lines, f"{len(rows)} checks: {listed}"])
 
 
 def failed(rows: Sequence[Row]) -> list[str]:

@@ -85,7 +85,7 @@ def split_study_images(
 ) -> tuple[list[Record], list[Record]]:
     """As `split_studies`, for a method that simulates the moving images: images to train on, pairs to validate on.
 
-    The images stay divided as MONAI Label divided them. Each image to validate on is paired with the next one.
+    MONAI Label's division stays. Each image to validate on is paired with the next one.
     """
     return _own_records(training, validation) or (_images(training), _ring(_images(validation)))
 

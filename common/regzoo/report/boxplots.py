@@ -23,8 +23,7 @@ _NAMES = {"tre_mm": "landmark TRE, mm", "gland_dsc": "gland DSC", "gland_hd95_mm
 def summary_figure(path: str | PathLike[str], cases_csv: str | PathLike[str]) -> None:
     """Draw Tukey box plots of each metric before and after registration; a line joins the two values of a case.
 
-    The box spans the quartiles; the whiskers reach the last value within 1.5 box lengths of it. The plot shows each
-    measured metric that the table also has as ``before_<name>``.
+    Metrics are those that the table also has as ``before_<name>``.
 
     Args:
         path: PNG file to write.

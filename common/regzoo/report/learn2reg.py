@@ -47,10 +47,9 @@ def voxel_displacement(field: DisplacementField, moving: Grid) -> np.ndarray:
 
 
 class Learn2RegFields:
-    """Ignite handler of an evaluator that writes the field of each case for the evaluation of Learn2Reg.
+    """Ignite handler that writes the field of each case for the evaluation of Learn2Reg, see `field_files`.
 
-    The files are those of `field_files`: one array (3, X, Y, Z), float16, of the fixed image's full size, see
-    `voxel_displacement`. Each rank writes its own cases.
+    A file has one array (3, X, Y, Z), float16, see `voxel_displacement`. Each rank writes its own cases.
 
     Args:
         wanted: whether to write anything.

@@ -31,7 +31,7 @@ def check_viewer() -> None:
     """Check that the page can be written.
 
     Raises:
-        RegZooError: this is a packaged bundle, which does not contain NiiVue.
+        RegZooError: this is a packaged bundle, which lacks NiiVue.
     """
     if not FILES.is_dir():
         raise RegZooError('outputs: viewer is not part of a packaged bundle; pip install "regzoo[zoo]", or use picture')
@@ -55,21 +55,19 @@ def case_page(path: str | PathLike[str], item: Mapping[str, Any]) -> None:
     picture = Picture(item)
     source = Grid.of(item[REFERENCE.image])
     target = coarser(source, VOXELS)
-    images = {"fixed": REFERENCE.image, "warped": WARPED.image, "moving": UNREGISTERED.image}
-    labels = {"fixed": REFERENCE.label, "warped": WARPED.label, "moving": UNREGISTERED.label}
+    views = {"fixed": REFERENCE, "warped": WARPED, "moving": UNREGISTERED}
+    images = {name: image for name, view in views.items() if (image := item.get(view.image)) is not None}
+    labels = {name: label for name, view in views.items() if (label := item.get(view.label)) is not None}
     shown = "×".join(f"{size:.3g}" for size in target.spacing)
     content = {
         "name": picture.title or "Registration",
         "facts": picture.facts(),
         "note": f"256 grey levels, voxels of {shown} mm",
         "images": {
-            name: _image(_on(target, item[key][:1], source), target, picture.windows[name])
-            for name, key in images.items()
-            if item.get(key) is not None
+            name: _image(_on(target, image[:1], source), target, picture.windows[name])
+            for name, image in images.items()
         },
-        "labels": {
-            name: _labels(item[key], source, target) for name, key in labels.items() if item.get(key) is not None
-        },
+        "labels": {name: _labels(label, source, target) for name, label in labels.items()},
         "field": _deformation(item[Key.FIELD]) if Key.FIELD in item else None,
         "niivue": base64.b64encode((FILES / "niivue.umd.js.gz").read_bytes()).decode(),
     }

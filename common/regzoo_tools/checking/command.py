@@ -22,7 +22,7 @@ from regzoo.files import make_folder
 from regzoo.ownership import check_file, own_path
 from regzoo_tools.checking.cases import CaseFacts, Examiner
 from regzoo_tools.checking.dataset import compare_cases, label_table
-from regzoo_tools.checking.findings import Finding, collected_warnings, finding_of
+from regzoo_tools.checking.findings import Finding, Severity, collected_warnings, finding_of
 from regzoo_tools.checking.plan import Cost, Plan, available_bytes
 from regzoo_tools.checking.proposals import propose_folds, propose_grid
 from regzoo_tools.checking.sheet import contact_sheet
@@ -138,15 +138,12 @@ def _records(plan: Plan) -> tuple[list[Record], list[Finding]]:
             except RegZooError:
                 raise error from None
     files = [file for record in records for file in record_files(record)]
-    findings = [finding_of(problem, "error", files, otherwise=_start(problem)) for problem in dict.fromkeys(problems)]
-    findings += [finding_of(line, "warning", files, otherwise=_start(line)) for line in dict.fromkeys(warnings)]
+    lines: list[tuple[str, Severity]] = [(line, "error") for line in dict.fromkeys(problems)]
+    lines += [(line, "warning") for line in dict.fromkeys(warnings)]
+    findings = [finding_of(line, severity, files, otherwise=line.partition(": ")[0]) for line, severity in lines]
     missing = {finding.file for finding in findings if finding.problem == "no such file"}
     # A case with a missing file has a finding already and is not examined.
     return [record for record in records if not missing & set(record_files(record))], findings
-
-
-def _start(line: str) -> str:
-    return line.partition(": ")[0]
 
 
 def _key(record: Record) -> tuple[str, ...]:
@@ -203,10 +200,8 @@ def _propose(plan: Plan, report: Report, estimate: bool) -> None:
         needed = report.cost.step_bytes + report.cost.case_bytes * len(training)
         if needed <= budget:
             return
-        report.notes.append(
-            f"spacing {report.spacing} and size {report.size} would need {needed / 1e9:.1f} GB, but "
-            f"{budget / 1e9:.1f} GB are available; larger voxels are proposed"
-        )
+        asked = f"spacing {report.spacing} and size {report.size} would need {needed / 1e9:.1f} GB"
+        report.notes.append(f"{asked}, but {budget / 1e9:.1f} GB are available; larger voxels are proposed")
         larger = propose_grid(report.facts, report.spacing, max(1.1, (needed / budget) ** (1 / 3)))
         assert larger is not None
         report.spacing, report.size = larger

@@ -68,10 +68,8 @@ def _first_labels(records: Sequence[Record], facts: Sequence[CaseFacts]) -> Iter
         for side, volumes in case.volumes.items():
             largest = int(np.argmax(volumes))
             if volumes[0] < volumes[largest]:
-                problem = (
-                    f"has {volumes[0] / 1000:.3g} mL, less than label {largest} with {volumes[largest] / 1000:.3g} mL; "
-                    "the gland must come first"
-                )
+                sizes = f"{volumes[0] / 1000:.3g} mL, less than label {largest} with {volumes[largest] / 1000:.3g} mL"
+                problem = f"has {sizes}; the gland must come first"
                 fix = "put the gland first in every file, or name its value first in label_values"
                 yield Finding("warning", label_file(record, side, 0), problem, fix, case.case, 0)
                 break

@@ -13,13 +13,11 @@ Severity = Literal["error", "warning"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One problem of a data set.
+    """One problem of a data set, and how to fix it.
 
     Attributes:
         severity: an ``error`` stops or spoils a training; a ``warning`` should be reviewed.
         file: the file, or the data set if no file is concerned.
-        problem: what is wrong.
-        fix: what to do about it.
         case: name of the case; empty if no case is concerned.
         channel: number of the label, from 0; None if no label is concerned.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import sys
 import tempfile
@@ -122,16 +123,15 @@ class Plan:
         """
         with tempfile.TemporaryDirectory(prefix="regzoo-") as folder:
             more: dict[str, Any] = {"train#dataset#data": [record], "validate#dataset#data": [record]}
-            more |= {"spacing": spacing, "size": size, "output_dir": folder}
-            more |= {"num_workers": 0, "cache_rate": 1.0}
+            more |= {"spacing": spacing, "size": size, "output_dir": folder, "num_workers": 0, "cache_rate": 1.0}
             parser = self.parser(**more)
             epoch = int(parser.get_parsed_content("samples_per_epoch"))
             batch = int(parser.get_parsed_content("batch_size"))
             parser["samples_per_epoch"] = batch * (1 + TIMED_STEPS)
             device, amp = torch.device(parser.get_parsed_content("device")), bool(parser.get_parsed_content("amp"))
             network = parser.get_parsed_content("network").train()
-            names = ("train#trainer#loss_function", "train#trainer#optimizer", "train#trainer#prepare_batch")
-            loss, optimizer, prepare = (parser.get_parsed_content(name) for name in names)
+            names = ("loss_function", "optimizer", "prepare_batch")
+            loss, optimizer, prepare = (parser.get_parsed_content(f"train#trainer#{name}") for name in names)
             loader = parser.get_parsed_content("train#dataloader")
             seconds = []
             for batch_of in loader:
@@ -161,7 +161,6 @@ def available_bytes(device: str) -> int:
     """The memory that a training may use: of the GPU, or of this machine."""
     if device == "cuda":
         return int(torch.cuda.get_device_properties(0).total_memory)
-    for line in Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").is_file() else ():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 8 << 30
+    facts = Path("/proc/meminfo")
+    found = re.search(r"MemAvailable:\s*(\d+) kB", facts.read_text()) if facts.is_file() else None
+    return int(found[1]) * 1024 if found else 8 << 30

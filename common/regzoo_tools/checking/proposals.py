@@ -23,7 +23,7 @@ PER_FOLD, FEWEST, MOST = 5, 5, 20
 
 
 def field_of_view(facts: Sequence[CaseFacts]) -> np.ndarray | None:
-    """The sides (mm) of a box, about the middle of the view, that holds the labels and a margin; None without cases.
+    """The sides (mm) of a box about the middle of the view that holds the labels and a margin; None without cases.
 
     It holds 99 % of every label along each axis in 99 % of the cases; without labels, the fixed image.
     """
@@ -32,17 +32,6 @@ def field_of_view(facts: Sequence[CaseFacts]) -> np.ndarray | None:
         return None
     margin = MARGIN if any(case.volumes for case in facts) else 0.0
     return 2 * (np.percentile(np.asarray(reaches), CASES, axis=0) + margin)
-
-
-def finest(facts: Sequence[CaseFacts]) -> float:
-    """The finest useful voxel size (mm): the median of the images' finest axes."""
-    return float(np.median([min(image.spacing) for case in facts for image in case.images.values()]))
-
-
-def grid_for(box: np.ndarray, spacing: Sequence[float]) -> list[int]:
-    """The smallest size, in multiples of 8 from 16 on, that covers a box (mm)."""
-    voxels = np.ceil(np.round(box / np.asarray(spacing), 3) / MULTIPLE) * MULTIPLE
-    return [max(SMALLEST, int(n)) for n in voxels]
 
 
 def propose_grid(
@@ -56,7 +45,8 @@ def propose_grid(
         times: factor by which the voxel size grows so that a training fits into memory.
 
     Returns:
-        Voxel sizes, in half millimetres where they are not the bundle's own and never finer than the images; sizes.
+        Voxel sizes, never finer than the images and in half millimetres unless they are the bundle's own, and the
+        smallest size that covers the field of view.
     """
     box = field_of_view(facts)
     if box is None:
@@ -64,10 +54,12 @@ def propose_grid(
     if spacing is None:
         spacing = [float((box.prod() / VOXELS) ** (1 / 3))] * 3
         times = max(times, 1 + 1e-9)
-    found = [max(float(mm) * times, finest(facts)) for mm in spacing]
+    finest = float(np.median([min(image.spacing) for case in facts for image in case.images.values()]))
+    found = [max(float(mm) * times, finest) for mm in spacing]
     if found != [float(mm) for mm in spacing]:
         found = [max(0.5, float(np.ceil(round(mm * 2, 3)) / 2)) for mm in found]
-    return found, grid_for(box, found)
+    voxels = np.ceil(np.round(box / np.asarray(found), 3) / MULTIPLE) * MULTIPLE
+    return found, [max(SMALLEST, int(n)) for n in voxels]
 
 
 def propose_folds(records: Sequence[Record]) -> int | None:

@@ -46,8 +46,7 @@ class Cell:
 def cells_of(study: Study) -> list[Cell]:
     """All cells of a study; a cell comes after the one whose weights it starts from.
 
-    A baseline has cells only for the first number of folds, and neither repeats nor training-set sizes, because its
-    result for a case does not depend on them.
+    The result of a baseline depends neither on the number of folds nor on repeats and sizes: it has one of each.
     """
     cells = []
     for name, method in study.methods.items():

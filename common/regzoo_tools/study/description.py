@@ -31,18 +31,9 @@ WORDS = {str: "a text", int: "a whole number", bool: "true or false", list: "a l
 
 @dataclass(frozen=True)
 class Method:
-    """One row of a study's tables: a way to train a bundle, or a baseline that needs no training.
+    """One row of a study's tables: a way to train a bundle, or one of `BASELINES`, which need no training.
 
-    Attributes:
-        bundle: name or folder.
-        overlays: names in the bundle's ``configs/variants``, after those of the study.
-        settings: of the training and its evaluation, such as ``{"max_epochs": 9}``.
-        evaluation: further settings of the evaluation, such as ``{"refine": true}``.
-        data: which of the study's data sets; empty for the first.
-        start: the method whose weights this training starts from.
-        measured: whether it is evaluated; not for the first of two steps.
-        baseline: one of `BASELINES`; empty for a training.
-        tool: the command of a registration tool, see `regzoo_tools.study.tools`.
+    docs/studies.md explains the entries. Those of ``data``, ``start`` and ``baseline`` are empty if they do not apply.
     """
 
     bundle: str
@@ -58,12 +49,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set: one of the first two, and settings of all methods on these data.
-
-    Attributes:
-        dataset_dir: a path, relative to the file of the study.
-        phantoms: their ``kind`` and parameters.
-    """
+    """A data set, a path or the parameters of phantoms, and settings of all methods on it."""
 
     dataset_dir: str = ""
     phantoms: dict[str, Any] = field(default_factory=dict)
@@ -72,26 +58,14 @@ class Source:
 
 @dataclass(frozen=True)
 class Study:
-    """A study with one of its scales.
+    """A study with one of its scales; docs/studies.md explains the keys of its file.
 
     Attributes:
         folder: where its results go.
         title, source: in words.
         data: name → the entries of a `Source`.
         methods: name → description, in the order of the tables.
-        overlays, settings, evaluation: for all methods, see `Method`.
-        folds: the number of folds, or several numbers, each for a training-set size of its own; None: the part of the
-            data set that it holds out is measured.
-        run_folds: only the first few folds of each.
-        repeats: how often everything is done, each time with another seed.
-        training_sizes: numbers of cases to train on; only without folds.
-        weights: which weights are measured, of the ``last`` epoch or of the ``best`` by the validation.
-        fields: how many displacement fields each evaluation keeps.
-        processes: of a training, with ``torchrun`` if there are several.
-        python: the command that starts Python, such as one in a container.
-        slurm: parameters of submitit, such as ``{"timeout_min": 240, "slurm_partition": "gpu"}``.
-        report: what the report compares; it has no effect on the runs.
-        scales: name → what differs from the study.
+        report: what the report compares, see `regzoo_tools.study.report.Options`; it has no effect on the runs.
     """
 
     file: Path

@@ -43,19 +43,17 @@ def kept_cases(groups: Sequence[Group], folder: Path) -> list[str]:
 
 def field_file(group: Group, case: str, folder: Path) -> Path | None:
     """The field of a case that the first of a group's cells kept."""
-    files = (
-        folder / "cells" / cell["cell"] / "evaluation" / "fields" / f"{file_name(case)}.nii.gz" for cell in group.cells
-    )
+    place = f"evaluation/fields/{file_name(case)}.nii.gz"
+    files = (folder / "cells" / cell["cell"] / place for cell in group.cells)
     return next((file for file in files if file.is_file()), None)
 
 
 def case_maps(
     groups: Sequence[Group], case: str, folder: Path
 ) -> tuple[dict[str, tuple[dict[str, np.ndarray], float]], list[Row]]:
-    """The axial planes of a case through its first label, by method, and the statistics of the whole volumes.
+    """By method, the axial planes of a case through its first label and the height of a pixel over its width.
 
-    Returns:
-        Method → the planes and the height of a pixel over its width; a row per method and quantity.
+    Also a row per method and quantity, with the statistics of the whole volume.
     """
     columns, rows = {}, []
     for group in groups:
@@ -75,9 +73,7 @@ def case_maps(
         planes = {name: PLANES[0].of(turn.volume(volume), position) for name, volume in found.items()}
         columns[group.method] = (planes, float(spacing[1] / spacing[0]))
         for name, volume in found.items():
-            values = {"mean": volume.mean(), "sd": volume.std(), "min": volume.min(), "max": volume.max()}
-            rows.append(
-                {"data": group.data, "case": case, "method": group.method, "quantity": name}
-                | {key: float(value) for key, value in values.items()}
-            )
+            row: Row = {"data": group.data, "case": case, "method": group.method, "quantity": name}
+            row |= {"mean": float(volume.mean()), "sd": float(volume.std())}
+            rows.append(row | {"min": float(volume.min()), "max": float(volume.max())})
     return columns, rows

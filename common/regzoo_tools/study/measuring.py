@@ -58,10 +58,9 @@ class Runtime(CaseMetric):
 
 
 class CentroidTable(RowTable):
-    """Ignite handler that writes ``centroids.csv``: where each label of a case lies, and where it was predicted.
+    """Ignite handler that writes ``centroids.csv``: where each label of a case lies and was predicted, RAS mm.
 
-    Columns: case, label (channel), name, and the centroids of the fixed and the warped label, RAS mm; empty cells mean
-    that the warped label has left the image. A label that is empty in the fixed image has no row.
+    Empty cells: the warped label has left the image. A label that is empty in the fixed image has no row.
     """
 
     FILE = "centroids.csv"

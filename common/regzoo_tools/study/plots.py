@@ -47,10 +47,8 @@ def size_curves(rows: Sequence[Row], metric: str) -> bytes:
     panels = figure.subplots(1, 3)
     for axes, (name, kind) in zip(panels, ((metric, "mean"), (BIAS, "median"), (VARIANCE, "median")), strict=True):
         for i, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
-            found = sorted(
-                (row for row in rows if row["method"] == method and row["metric"] == name),
-                key=lambda row: float(row["trained_on"]),
-            )
+            found = [row for row in rows if row["method"] == method and row["metric"] == name]
+            found.sort(key=lambda row: float(row["trained_on"]))
             if not found:
                 continue
             middle = np.array([row[kind] for row in found])
@@ -67,10 +65,7 @@ def size_curves(rows: Sequence[Row], metric: str) -> bytes:
 
 
 def deformation_maps(columns: dict[str, tuple[dict[str, np.ndarray], float]]) -> bytes:
-    """One axial plane of det J, ‖u‖ and ‖∇u‖ for each method, on common scales, as PNG.
-
-    Args:
-        columns: method → the three planes (width, height) by name, and the height of a pixel over its width.
+    """One axial plane of det J, ‖u‖ and ‖∇u‖ for each method, on common scales, as PNG; see `case_maps`.
 
     Source: Hu et al. 2018, figure 10.
     """
@@ -87,8 +82,7 @@ def deformation_maps(columns: dict[str, tuple[dict[str, np.ndarray], float]]) ->
             picture = axis.imshow(planes[name].T, origin="lower", cmap=colors, vmin=low, vmax=high, aspect=aspect)
             if name == "det J" and (planes[name] <= 0).any():
                 axis.contour(planes[name].T <= 0, levels=[0.5], colors="#7dff3a", linewidths=0.8)
-            axis.set_xticks([])
-            axis.set_yticks([])
+            axis.set(xticks=[], yticks=[])
             if axes is panels[0]:
                 axis.set_title(method, fontsize=9, color=INK)
         axes[0].set_ylabel(name, color=INK)

@@ -32,8 +32,6 @@ class Claim:
     """A sentence that a study tests: one method is better than another, by a paired test of a metric.
 
     Attributes:
-        claim: in words.
-        better, than: methods.
         metric: a column of ``cases.csv``, or ``bias_mm2`` or ``variance_mm2``.
         percent: by how much the median is better, at least.
         data: the data set, if both methods were measured on several.
@@ -53,9 +51,8 @@ class Options:
 
     Attributes:
         metrics: what is tested and drawn; by default `TESTED`.
-        compare: pairs of methods. Paired tests take the second from the first, Mann–Whitney tests ask whether the
-            first is better, range tests take all methods named here. By default, all pairs; of more than `METHODS`
-            methods, the page then shows only the paired tests with the first method.
+        compare: pairs of methods; by default all, and of more than `METHODS` methods the page shows only the paired
+            tests with the first. Range tests take all methods named here.
         cases: whose deformations are shown; by default the first that most methods kept.
         claims: see `Claim`.
     """
@@ -67,9 +64,7 @@ class Options:
 
 
 def write_report(study: Study) -> tuple[Path, str]:
-    """Write ``report/index.html`` and the CSV files into the folder of a study.
-
-    A study that is not complete gets a report of what is there, which says what is missing.
+    """Write ``report/index.html`` and the CSV files of what is done into the folder of a study.
 
     Returns:
         The page, and in words how many cells it is made from.

@@ -47,8 +47,6 @@ class Group:
     """A method in one setting: the cells that differ only in their fold and their repeat.
 
     Attributes:
-        data: name of the data set.
-        folds: number of folds, or None.
         size: the limit of the training set, or None.
         cells: the facts of its cells.
         metrics: metric → its values. ``bias_mm2`` and ``variance_mm2`` have a value for each label of each case.
@@ -150,11 +148,10 @@ def _labels(repeat: int, evaluation: Path) -> list[Label]:
             fixed, warped = (np.array([numbers[f"{side}_{a}_mm"] for a in "xyz"]) for side in ("fixed", "warped"))
             places[words["case"], words["label"]] = (warped - fixed, fixed)
     unknown = (np.full(3, np.nan), np.full(3, np.nan))
-    labels = []
-    for words, numbers in _table(evaluation / "labels.csv"):
-        place = places.get((words["case"], words["label"]), unknown)
-        labels.append(Label(words["case"], int(words["label"]), words["name"], repeat, numbers, *place))
-    return labels
+    return [
+        Label(w["case"], int(w["label"]), w["name"], repeat, numbers, *places.get((w["case"], w["label"]), unknown))
+        for w, numbers in _table(evaluation / "labels.csv")
+    ]
 
 
 def _decompose(group: Group) -> None:
@@ -171,10 +168,7 @@ def _decompose(group: Group) -> None:
 
 
 def main_setting(groups: Sequence[Group]) -> list[Group]:
-    """The groups with the largest training sets, one per method, and the baselines.
-
-    With several numbers of folds or training sizes, only methods that were measured in the largest one are kept.
-    """
+    """The baselines, and of several numbers of folds or training sizes, the groups with the largest training set."""
     trained = [group for group in groups if not np.isnan(group.trained_on)]
     if not trained:
         return list(groups)

@@ -65,9 +65,7 @@ _METHODS = (
 def top(study: Study, complete: str) -> str:
     """What the study is, and how much of it the report is made from."""
     text = paragraph(study.source, "quiet") if study.source else ""
-    text += paragraph(
-        f"Made from {complete} of {study.file.name}. The CSV files beside this page hold all its numbers."
-    )
+    text += paragraph(f"Made from {complete} of {study.file.name}. The CSV files beside this page hold all numbers.")
     if any("phantoms" in source for source in study.data.values()):
         text += paragraph("Measured on phantoms: drawn images, not images of patients.", "notice")
     return text
@@ -187,9 +185,8 @@ def sizes(rows: Sequence[Row], tested: Sequence[str]) -> str:
     """Error, bias and variance against the size of the training set."""
     if not rows:
         return ""
-    text = image(
-        size_curves(rows, tested[0]), "svg+xml", "Error, bias and variance against the number of training cases"
-    )
+    description = "Error, bias and variance against the number of training cases"
+    text = image(size_curves(rows, tested[0]), "svg+xml", description)
     lines: list[dict[str, Cell]] = [
         {
             "method": row["method"],

@@ -41,11 +41,8 @@ def status_text(study: Study) -> str:
     counts = {name: Counter(state for cell, state in found.items() if cell.method == name) for name in study.methods}
     rows = [["method", *used], *([name, *(str(count[state]) for state in used)] for name, count in counts.items())]
     rows.append(["all", *(str(sum(count[state] for count in counts.values())) for state in used)])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    ]
+    width = max(len(row[0]) for row in rows)
+    lines = [row[0].ljust(width) + "".join(f"{cell:>13}" for cell in row[1:]) for row in rows]
     reasons = []
     for cell, state in found.items():
         if state in ("failed", "skipped"):

@@ -25,7 +25,9 @@ from regzoo_tools.study.words import best
 Row = dict[str, Any]
 Pairs = Sequence[tuple[str, str]]
 
-_DSC, _HD95 = ("dsc", "gland_dsc"), ("hd95_mm", "gland_hd95_mm")
+#: The metrics of Learn2Reg → their columns; the first that was measured counts.
+_LEARN2REG = {"DSC": ("dsc", "gland_dsc"), "HD95": ("hd95_mm", "gland_hd95_mm"), "TRE": ("tre_mm",)}
+_LEARN2REG |= {"SDlogJ": ("sdlogj", "log_jacobian_std")}
 
 
 def measured(groups: Sequence[Group]) -> list[str]:
@@ -145,8 +147,7 @@ def training_sizes(groups: Sequence[Group], metrics: Sequence[str]) -> list[Row]
 def muregpro(groups: Sequence[Group]) -> list[Row]:
     """The score of µ-RegPro for each group whose cases have a gland and landmarks: the mean over the repeats.
 
-    Errors are divided by those of the method ``identity`` if the study measured it, else by the group's own before
-    registration.
+    Errors are divided by those of the method ``identity`` or, without it, by the group's own before registration.
     """
     identity = next((g for g in groups if any(cell["baseline"] == "identity" for cell in g.cells)), None)
     rows = []
@@ -182,12 +183,7 @@ def _challenge_cases(group: Group, repeat: int, when: str) -> dict[str, CaseValu
 def learn2reg(groups: Sequence[Group]) -> list[Row]:
     """The measures of Learn2Reg, and its rank score: the geometric mean of those of DSC, HD95, TRE and SD log J."""
     ranked, rows = [], [setting(group) for group in groups]
-    for name, metrics in (
-        ("DSC", _DSC),
-        ("HD95", _HD95),
-        ("TRE", ("tre_mm",)),
-        ("SDlogJ", ("sdlogj", "log_jacobian_std")),
-    ):
+    for name, metrics in _LEARN2REG.items():
         metric = next((m for m in metrics if any(group.known(m).size for group in groups)), None)
         if metric is None:
             continue

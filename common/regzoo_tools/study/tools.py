@@ -23,11 +23,8 @@ from regzoo_tools.study.measuring import UNTIMED
 class ToolPaird(MapTransform):
     """Register a pair by another program, from where the bundle's pre-alignment leaves it.
 
-    Takes the place of `RefinePaird`. The program is called as ``COMMAND PAIR OUT``. PAIR is a folder with
-    ``fixed.nii.gz`` and ``moving.nii.gz``, each on its own grid, intensities in [0, 1], and ``pair.json``, which says
-    that the headers align them. The program writes two files into the folder OUT: ``field.nii.gz``, the displacement
-    of every fixed voxel as an ITK vector image (LPS mm), and ``run.json`` with the ``seconds`` that the registration
-    took without starting and without reading and writing files. Only these seconds count in the runtime of the case.
+    Takes the place of `RefinePaird`; docs/studies.md says what the program is given and has to write. Only the
+    ``seconds`` that it reports count in the runtime of the case.
 
     Args:
         command: the program and its first arguments.
@@ -59,9 +56,8 @@ class ToolPaird(MapTransform):
             ended = subprocess.run([*self.command, str(pair), str(out)], capture_output=True, text=True)
             if ended.returncode:
                 said = (ended.stderr or ended.stdout).strip().rpartition("\n")[2]
-                raise RegZooError(
-                    f"{self.command[0]}: ended with status {ended.returncode} on {data[Key.CASE]}: {said}"
-                )
+                problem = f"ended with status {ended.returncode} on {data[Key.CASE]}: {said}"
+                raise RegZooError(f"{self.command[0]}: {problem}")
             try:
                 seconds = float(json.loads((out / "run.json").read_text(encoding="utf-8"))["seconds"])
             except (OSError, ValueError, KeyError) as error:

@@ -227,11 +227,10 @@ class Work:
     """The job of a worker, as submitit runs it: cells one after another.
 
     Args:
-        cells: in order.
         run: see `run_cell`.
         environment: of the processes.
-        alive: a file that the process which started this worker holds locked; when that ends, so does the worker after
-            its cell. None for a worker of a cluster.
+        alive: a file that the starting process holds locked; once that has ended, the worker starts no further cell.
+            None for a worker of a cluster.
     """
 
     def __call__(
