@@ -170,7 +170,7 @@ def known_bundle(bundle: str | PathLike[str]) -> Bundle:
     """A bundle whose metadata and list of large files can be read, and whose package is the running one.
 
     Raises:
-        RegZooError: there is none.
+        RegZooError: it is missing or malformed, or another package is inside.
     """
     found = Bundle(bundle)
     read_metadata(found.root)

@@ -58,7 +58,7 @@ def licences(bundle: Bundle) -> str:
     if kind is None:
         raise CheckError("LICENSE is neither the text of Apache-2.0 nor of MIT; use the whole text of one of them")
     if not bundle.path("docs/data_license.txt").read_text(encoding="utf-8").strip():
-        raise CheckError("docs/data_license.txt is empty; name the data that the weights saw, and their licence")
+        raise CheckError("docs/data_license.txt is empty; say whose data the weights were trained on, and the licence")
     return kind
 
 
@@ -80,7 +80,8 @@ def sizes(bundle: Bundle) -> str:
     ]
     if large:
         limits = "larger than 25 MB in models/, or than 1 MB (1024 kB) elsewhere"
-        raise CheckError(f"{limits}: {', '.join(large)}; make it smaller, or for weights package with --large_files")
+        fix = "make them smaller, or leave out the weights with regzoo package --large_files URL"
+        raise CheckError(f"{limits}: {', '.join(large)}; {fix}")
     biggest = max(everything, key=everything.__getitem__)
     return f"largest is {biggest} with {everything[biggest] / 1e6:.1f} MB; limits: 25 MB in models/, 1 MB elsewhere"
 

@@ -90,7 +90,7 @@ def run_check(name: str, check: Check, bundle: Bundle) -> Row:
         with isolated():
             return Row(name, OK, check(bundle))
     except NotCheckedError as reason:
-        return Row(name, SKIPPED, str(reason))
+        return Row(name, SKIPPED, shorten(str(reason), LENGTH))
     except CheckError as problem:
         return Row(name, FAILED, shorten(str(problem), LENGTH))
     except Exception as error:

@@ -92,12 +92,11 @@ def _cost(report: Report) -> list[str]:
         return []
     cost = report.cost
     training = sum(record[Key.SPLIT] == "train" for record in report.records)
-    memory = cost.step_bytes + cost.case_bytes * training
-    minutes = cost.epoch_seconds / 60
+    cached, minutes = cost.case_bytes * training, cost.epoch_seconds / 60
+    speed = f"{cost.step_seconds:.2f} s a step and {minutes:.1f} min an epoch on this machine ({cost.device})"
     return [
-        f"{cost.step_seconds:.2f} s a step and {minutes:.1f} min an epoch on this machine ({cost.device}), "
-        "without the validation",
-        f"{memory / 1e9:.1f} GB of memory, {cost.case_bytes * training / 1e9:.2f} GB of it for the cached cases",
+        f"{speed}, without the validation",
+        f"{(cost.step_bytes + cached) / 1e9:.1f} GB of memory, {cached / 1e9:.2f} GB of it for the cached cases",
         "estimated from a few steps on one case; other work on this machine slows it down",
     ]
 

@@ -36,11 +36,9 @@ class Cell:
     @property
     def name(self) -> str:
         """The name of its folder."""
-        parts = [file_name(self.method)]
-        parts += [] if self.fold is None else [f"fold{self.fold}of{self.folds}"]
-        parts += [f"repeat{self.repeat}"]
-        parts += [] if self.training_size is None else [f"size{self.training_size}"]
-        return "_".join(parts)
+        fold = "" if self.fold is None else f"_fold{self.fold}of{self.folds}"
+        size = "" if self.training_size is None else f"_size{self.training_size}"
+        return f"{file_name(self.method)}{fold}_repeat{self.repeat}{size}"
 
 
 def cells_of(study: Study) -> list[Cell]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from regzoo_tools.study.description import Study
 from regzoo_tools.study.page import Cell, image, paragraph, subheading, table
 from regzoo_tools.study.plots import box_plots, deformation_maps, size_curves
 from regzoo_tools.study.results import BIAS, VARIANCE, Group
-from regzoo_tools.study.tables import Row, setting
+from regzoo_tools.study.tables import Row
 from regzoo_tools.study.words import chance, short, title
 
 #: The largest number of metrics side by side in a table.
@@ -111,7 +111,7 @@ def results(study: Study, groups: Sequence[Group], rows: Sequence[Row], metrics:
         for first in range(0, len(metrics), COLUMNS):
             lines: list[dict[str, Cell]] = []
             for group in groups:
-                lines.append({"method": _name(study, setting(group)), "runs": len(group.cells) or "—"})
+                lines.append({"method": _name(study, group), "runs": len(group.cells) or "—"})
                 lines[-1]["training, min"] = short(group.training_minutes)
                 for metric in metrics[first : first + COLUMNS]:
                     row = known.get((group.method, group.folds, group.size, metric))
@@ -234,23 +234,24 @@ def _noted(name: str, text: str) -> str:
     return text and text + paragraph(_NOTES[name], "quiet")
 
 
-def _name(study: Study, row: Mapping[str, Any]) -> str:
+def _name(study: Study, group: Group) -> str:
     """A method, and its setting where the study has several."""
-    parts = [row["method"]]
-    if isinstance(study.folds, list) and len(study.folds) > 1 and row["folds"]:
-        parts.append(f"{row['folds']} folds")
-    if len(study.training_sizes or ()) > 1 and row["training_size"]:
-        parts.append(f"{row['training_size']} cases")
-    return ", ".join(parts)
+    name = group.method
+    if isinstance(study.folds, list) and len(study.folds) > 1 and group.folds:
+        name += f", {group.folds} folds"
+    if len(study.training_sizes or ()) > 1 and group.size:
+        name += f", {group.size} cases"
+    return name
 
 
 def _percentiles(row: Row) -> Cell:
-    return f"{short(row['median'])}{_number(row)}", " · ".join(short(row[name]) for name in PERCENTILES)
+    return _median(row), " · ".join(short(row[name]) for name in PERCENTILES)
 
 
-def _number(row: Row) -> str:
-    """The number of values, and how many are missing."""
-    return f" (n = {row['n']}{', ' + str(row['missing']) + ' missing' if row['missing'] else ''})"
+def _median(row: Row) -> str:
+    """The median, the number of values, and how many are missing."""
+    missing = f", {row['missing']} missing" if row["missing"] else ""
+    return f"{short(row['median'])} (n = {row['n']}{missing})"
 
 
 def _mean_and_sd(row: Row) -> Cell:
@@ -258,7 +259,7 @@ def _mean_and_sd(row: Row) -> Cell:
 
 
 def _quartiles(row: Row) -> Cell:
-    return f"{short(row['median'])}{_number(row)}", f"{short(row['p25'])} – {short(row['p75'])}"
+    return _median(row), f"{short(row['p25'])} – {short(row['p75'])}"
 
 
 def _interval(row: Row) -> str:

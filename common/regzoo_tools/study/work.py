@@ -36,7 +36,7 @@ from regzoo_tools.study.description import BASELINES, Study, config_files, data_
 
 #: Lines of the log that the facts of a failed cell hold.
 LAST_LINES = 5
-#: How long to wait for a lock, s: `study status` holds it for a moment, and another worker while it trains a start.
+#: Seconds to wait for a lock: `study status` holds it for a moment; a training that another starts from, until it ends.
 MOMENT, FOREVER = 0.2, float("inf")
 #: How a bundle calls the number of cases to train on.
 SIZE_SETTINGS = ("max_pairs", "max_images")
@@ -151,7 +151,8 @@ def run_cell(study: Study, cell: Cell, run: str = "") -> None:
         if facts and outdated(study, cell, facts):
             return
         started = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        now = {"started": started, "host": socket.gethostname(), "run": run, "recipe": recipe(study, cell)}
+        now: dict[str, Any] = {"started": started, "host": socket.gethostname(), "run": run}
+        now |= {"recipe": recipe(study, cell)}
         now |= {key: facts.get(key) for key in ("trained_on", "training_seconds")}
         tool = study.methods[cell.method].tool
         if tool and not shutil.which(tool[0]):
