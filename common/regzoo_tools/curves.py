@@ -32,7 +32,7 @@ _NOT_DRAWN = ("learning_rate", "selection")
 
 
 def read_curves(folder: str | PathLike[str]) -> dict[str, Curve]:
-    """All scalars in the output folder of a training, which may have been resumed: tag → the mean of each epoch.
+    """The scalars in the output folder of a training, which may have been resumed: tag → the value of each epoch.
 
     Raises:
         RegZooError: the folder holds no log of a training.

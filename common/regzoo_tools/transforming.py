@@ -72,7 +72,7 @@ def carried_labels(field: DisplacementField, file: LabelFile) -> MetaTensor:
 
 def sampled(field: File, reference: File | None, to_moving: bool) -> DisplacementField:
     """The transformation of a file from the target of the voxels to their source, sampled on the target's grid."""
-    grid = grid_of(reference) if reference is not None else None
+    grid = grid_of(reference)
     if to_moving and grid is None:
         raise bad_file(field, "does not say where the moving image's voxels lie", "name that image with --reference")
     transformation = read_transformation(field, grid)
@@ -91,7 +91,7 @@ def carry_points(
         How many points lie outside the field of view, and the number of points.
     """
     check_out(out, [point_suffix(points)], field, points, reference)
-    file, grid = read_points(points, frame), grid_of(reference) if reference is not None else None
+    file, grid = read_points(points, frame), grid_of(reference)
     transformation = read_transformation(field, grid)
     fixed, moving = (grid or transformation.grid, None) if to_fixed else (transformation.grid, grid)
     moved, known = transformation.carry(file.points, to_fixed, fixed, moving)
@@ -100,8 +100,10 @@ def carry_points(
     return int((~known).sum()), len(known)
 
 
-def grid_of(path: File) -> Grid:
-    """The grid of an image file, of labels or of a field."""
+def grid_of(path: File | None) -> Grid | None:
+    """The grid of a file of an image, of labels or of a field; None without a file."""
+    if path is None:
+        return None
     values, affine, _ = read_values(path)
     check_spatial(path, values)
     x, y, z = values.shape[:3]
@@ -115,11 +117,10 @@ def invert_file(field: File, out: File, reference: File | None = None) -> float 
         The `round_trip` in mm; None for an affine map, whose inverse is exact.
     """
     check_out(out, WRITTEN, field, reference)
-    moving = grid_of(reference) if reference is not None else None
+    moving = grid_of(reference)
     forward = read_transformation(field, moving)
     grid = moving or forward.grid
-    linear = all(isinstance(step, Affine) for step, _ in forward.steps)
-    if grid is None and not linear:
+    if grid is None and not _is_affine(forward):
         raise bad_file(field, "does not say where to sample its inverse", "name the moving image with --reference")
     if grid is not None and reference is None:
         outside = 1 - float(within_grid(forward.points(probes(grid)), grid).mean())
@@ -137,11 +138,11 @@ def join_files(fields: Sequence[File], out: File, reference: File | None = None,
     If `affine` is the last step that `fields` contain, a file of ITK holds the deformation and this step apart.
     """
     check_out(out, WRITTEN, *fields, reference)
-    grid = grid_of(reference) if reference is not None else None
+    grid = grid_of(reference)
     whole = chain([read_transformation(file, grid) for file in fields])
     if affine is not None:
         last = read_transformation(affine)
-        if not all(isinstance(step, Affine) for step, _ in last.steps):
+        if not _is_affine(last):
             raise bad_file(affine, "is not affine", "name the affine pre-alignment")
         if (home := grid or whole.grid) is None:
             raise bad_file(fields[0], "does not say where its voxels lie", "name the fixed image with --reference")
@@ -150,12 +151,12 @@ def join_files(fields: Sequence[File], out: File, reference: File | None = None,
         write_transformation(temporary, whole, grid)
 
 
-def check_out(out: File, suffixes: Sequence[str], *inputs: File | Sequence[str] | None) -> None:
-    """Refuse a name of an output before any work is done.
+def _is_affine(transformation: Transformation) -> bool:
+    return all(isinstance(step, Affine) for step, _ in transformation.steps)
 
-    Raises:
-        RegZooError: the output has another suffix, or is one of the inputs.
-    """
+
+def check_out(out: File, suffixes: Sequence[str], *inputs: File | Sequence[str] | None) -> None:
+    """Refuse an output that has another suffix or is one of the inputs, before any work is done."""
     if not str(out).lower().endswith(tuple(suffixes)):
         raise bad_file(out, "has a suffix that cannot be written here", f"let it end in {', '.join(suffixes)}")
     flat = [one for given in inputs if given for one in ([given] if isinstance(given, str | Path) else given)]

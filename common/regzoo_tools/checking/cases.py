@@ -40,15 +40,12 @@ class CaseFacts:
     """The results of examining a case.
 
     Attributes:
-        case: its name.
         images: by side, as far as they can be read.
         names: of the labels.
         volumes: of each label by side, mm³.
         shares: of each label by side, how much lies in the network's field of view, NaN for an empty label.
         reach: how far the labels (or, without labels, the fixed image) extend from the middle of the view along the
             network's axes, mm (3,).
-        findings: what is wrong.
-        thumbnail: what the case looks like, if asked for.
     """
 
     case: str

@@ -43,11 +43,10 @@ class Report:
     """The results of a check.
 
     Attributes:
-        data, bundle: the data set, and the bundle if one was named.
         records, facts: of each case, in order.
         findings: all, errors first.
         labels: see `regzoo_tools.checking.dataset.label_table`.
-        spacing, size, folds: proposals; None if there is no proposal.
+        spacing, size, folds: proposals; None if there is none.
         cost: of a training with these values; None if not estimated.
         notes: remarks about the proposals.
     """

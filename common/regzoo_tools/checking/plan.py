@@ -31,10 +31,9 @@ TIMED_STEPS = 2
 
 @dataclass
 class Cost:
-    """What a training costs, estimated from a few of its steps.
+    """What a training costs on `device` (cpu or cuda), estimated from a few of its steps.
 
     Attributes:
-        device: cpu or cuda.
         step_seconds, epoch_seconds: of a step, and of the steps of an epoch, without the validation.
         step_bytes: memory of the program with one step on `device`.
         case_bytes: memory that a case takes in the cache.
