@@ -72,19 +72,19 @@ def deformation_maps(columns: dict[str, tuple[dict[str, np.ndarray], float]]) ->
     figure = Figure(figsize=(1.75 * len(columns) + 0.9, 5.0), dpi=110, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     panels = figure.subplots(len(_MAPS), len(columns), squeeze=False)
+    for axis, method in zip(panels[0], columns, strict=True):
+        axis.set_title(method, fontsize=9, color=INK)
     for axes, (name, (colors, middle)) in zip(panels, _MAPS.items(), strict=True):
         everything = np.concatenate([planes[name].ravel() for planes, _ in columns.values()])
         low, high = np.nanmin(everything), np.nanmax(everything)
         if middle is not None:
             reach = max(high - middle, middle - low, 1e-3)
             low, high = middle - reach, middle + reach
-        for axis, (method, (planes, aspect)) in zip(axes, columns.items(), strict=True):
+        for axis, (planes, aspect) in zip(axes, columns.values(), strict=True):
             picture = axis.imshow(planes[name].T, origin="lower", cmap=colors, vmin=low, vmax=high, aspect=aspect)
             if name == "det J" and (planes[name] <= 0).any():
                 axis.contour(planes[name].T <= 0, levels=[0.5], colors="#7dff3a", linewidths=0.8)
             axis.set(xticks=[], yticks=[])
-            if axes is panels[0]:
-                axis.set_title(method, fontsize=9, color=INK)
         axes[0].set_ylabel(name, color=INK)
         figure.colorbar(picture, ax=list(axes), shrink=0.85).ax.tick_params(labelsize=7)
     file = io.BytesIO()

@@ -18,6 +18,7 @@ from regzoo.spatial import DisplacementField, Grid
 from regzoo_tools.study.cells import Cell, cells_of, folder_of, read_facts, recipe, write_facts
 from regzoo_tools.study.description import Study, read_study
 from regzoo_tools.study.maps import quantities
+from regzoo_tools.study.plots import deformation_maps
 from regzoo_tools.study.report import write_report
 from scipy import stats
 from synthetic import CASES, DDF, LABELS, description, fill, measured_in, rows_of, study_of
@@ -333,3 +334,8 @@ def test_quantities_of_an_affine_deformation() -> None:
     assert found["‖∇u‖"] == pytest.approx(np.linalg.norm(matrix), abs=1e-4)
     corner = grid.to_world(np.array([[7, 0, 6]]))[0]
     assert found["‖u‖, mm"][7, 0, 6] == pytest.approx(np.linalg.norm(matrix @ corner), rel=1e-4)
+
+
+def test_maps_name_their_methods() -> None:
+    planes = ({name: np.ones((6, 5)) for name in ("det J", "‖u‖, mm", "‖∇u‖")}, 1.0)
+    assert len({deformation_maps({"ddf": planes, name: planes}) for name in ("sdm", "demons")}) == 2
