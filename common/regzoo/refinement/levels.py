@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from nibabel.affines import from_matvec
 from regzoo.errors import RegZooError
 from regzoo.refinement.lattice import Sampler, shrunk
 from regzoo.spatial import Grid, resample
@@ -125,11 +126,8 @@ def finest_grid(fixed: Volumes, spacing: float, max_voxels: int) -> Grid:
         if size.prod() <= max_voxels or spacing > extent.max():
             break
         spacing *= 1.05 * max((size.prod() / max_voxels) ** (1 / 3), 1.0)
-    middle = native.to_world((low + high) / 2)
-    affine = native.affine.copy()
-    affine[:3, :3] *= steps / native.spacing
-    affine[:3, 3] = middle - affine[:3, :3] @ ((size - 1) / 2)
-    return Grid((int(size[0]), int(size[1]), int(size[2])), affine)
+    axes = native.affine[:3, :3] * (steps / native.spacing)
+    return Grid(size, from_matvec(axes, native.to_world((low + high) / 2) - axes @ ((size - 1) / 2)))
 
 
 def _content(fixed: Volumes) -> tuple[np.ndarray, np.ndarray]:
@@ -185,11 +183,9 @@ def make_levels(
         size, outer = _size(finest, wanted), _size(around, wanted)
         step = (np.asarray(finest.shape) - 1) / np.maximum(np.asarray(size) - 1, 1)
         outer_step = (np.asarray(around.shape) - 1) / np.maximum(np.asarray(outer) - 1, 1)
-        affine = finest.affine.copy()
-        affine[:3, :3] *= step
         levels.append(
             Level(
-                Grid(size, affine),
+                Grid(size, finest.affine @ np.diag([*step, 1])),
                 shrunk(fixed_channels, size),
                 shrunk(moving_channels, outer),
                 None if fixed_mask is None else (shrunk(fixed_mask, size) > 0.5).float(),
@@ -201,12 +197,10 @@ def make_levels(
     return levels
 
 
-def _size(grid: Grid, spacing: np.ndarray) -> tuple[int, int, int]:
+def _size(grid: Grid, spacing: np.ndarray) -> list[int]:
     """The number of voxels of about a given size from the first to the last voxel of a grid."""
-    size = []
-    for n, old, new in zip(grid.shape, grid.spacing, spacing, strict=True):
-        size.append(max(round((n - 1) * old / new) + 1, min(SMALLEST, n)))
-    return size[0], size[1], size[2]
+    axes = zip(grid.shape, grid.spacing, spacing, strict=True)
+    return [max(round((n - 1) * old / new) + 1, min(SMALLEST, n)) for n, old, new in axes]
 
 
 def _reach(grid: Grid, moving: Grid) -> tuple[np.ndarray, np.ndarray]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from nibabel.affines import from_matvec
 from regzoo.errors import bad_file
 from regzoo.filters import gaussian_matrix, matrix_for
 from regzoo.refinement.adam import Adam
@@ -124,7 +125,7 @@ class _Side:
         old = np.asarray(self.grid.shape)
         size = np.minimum(np.maximum(np.round((old - 1) * self.grid.spacing / spacing) + 1, THINNEST), old).astype(int)
         affine = self.grid.affine @ np.diag([*(old - 1) / (size - 1), 1])
-        return _Side(shrunk(self.channels, size.tolist()), Grid((int(size[0]), int(size[1]), int(size[2])), affine))
+        return _Side(shrunk(self.channels, size.tolist()), Grid(size, affine))
 
     def equalised(self) -> _Side:
         """Intensities from 0 to 1, spread by the square root of their histogram to suit any modality."""
@@ -163,9 +164,7 @@ def _starts(source: _Side, target: _Side) -> torch.Tensor:
     ]
     starts = []
     for (here, there), turn in itertools.product(pairs, turns):
-        matrix = np.eye(4)
-        matrix[:3, :3], matrix[:3, 3] = turn, there - turn @ here
-        starts.append(matrix)
+        starts.append(from_matvec(turn, there - turn @ here))
     return torch.as_tensor(np.stack(starts), device=source.channels.device)
 
 

@@ -13,16 +13,11 @@ from regzoo.spatial.volumes import warn_or_refuse
 
 VECTOR_INTENT = 1007  # NIFTI_INTENT_VECTOR
 _DISPLACEMENT_INTENT = 1006  # NIFTI_INTENT_DISPVECT
-#: The kinds of transformation that NiftyReg numbers in intent_p1.
-_NIFTYREG = (
-    "a deformation field",
-    "a displacement field",
-    "a cubic spline grid",
-    "a velocity field",
-    "a velocity field",
-    "a spline grid of velocities",
-    "a linear spline grid",
-)
+#: The kinds of transformation that NiftyReg numbers in intent_p1, besides 0 (deformation) and 1 (displacement field).
+_NIFTYREG: dict[float, str] = {
+    **{2: "a cubic spline grid", 3: "a velocity field", 4: "a velocity field"},
+    **{5: "a spline grid of velocities", 6: "a linear spline grid"},
+}
 _LPS = RAS_LPS.diagonal()[:3]
 _WRITE = "write it as ITK does: shape (X, Y, Z, 1, 3), LPS mm, NIfTI intent 1007"
 
@@ -47,7 +42,7 @@ def read_field(path: str | PathLike[str], strict_headers: bool = False) -> tuple
         raise bad_file(path, f"is an FSL warp (intent {intent}), in FSL's own coordinates", _WRITE)
     if volume.values.ndim != 5 or shape[3:] != (1, 3):
         raise bad_file(path, f"has shape {shape}, so it is not a displacement field", _WRITE)
-    grid = Grid((shape[0], shape[1], shape[2]), volume.affine)
+    grid = Grid(shape[:3], volume.affine)
     signs, absolute = (_LPS, False) if header is None else _convention(path, header)
     vectors = np.ascontiguousarray(np.moveaxis(volume.values[:, :, :, 0], -1, 0))
     vectors *= signs.astype(np.float32).reshape(3, 1, 1, 1)
@@ -71,7 +66,7 @@ def _convention(path: str, header: nib.Nifti1Header) -> tuple[np.ndarray, bool]:
     if name.upper().startswith("NREG"):
         if kind in (0, 1):
             return np.ones(3), kind == 0
-        what = _NIFTYREG[int(kind)] if kind in range(len(_NIFTYREG)) else f"a transformation of kind {kind:g}"
+        what = _NIFTYREG.get(kind, f"a transformation of kind {kind:g}")
         raise bad_file(path, f"is {what} of NiftyReg", "convert it with reg_transform -disp")
     if name.lower() == "mapping" and code in (VECTOR_INTENT, _DISPLACEMENT_INTENT):
         return np.ones(3), True

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import nibabel as nib
 import numpy as np
 import torch
+from nibabel.affines import from_matvec
 
 #: Flips the first two axes: RAS mm ↔ LPS mm.
 RAS_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class Grid:
     """A regular grid of voxel centres in the world.
 
@@ -25,16 +26,14 @@ class Grid:
     shape: tuple[int, int, int]
     affine: np.ndarray
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
-        object.__setattr__(self, "affine", np.asarray(self.affine, dtype=np.float64).reshape(4, 4))
+    def __init__(self, shape: Sequence[int] | np.ndarray, affine: np.ndarray) -> None:
+        object.__setattr__(self, "shape", tuple(int(n) for n in shape))
+        object.__setattr__(self, "affine", np.asarray(affine, dtype=np.float64).reshape(4, 4))
 
     @classmethod
     def of(cls, image: torch.Tensor) -> Grid:
         """The grid of a `MetaTensor` of shape (..., X, Y, Z)."""
-        affine = np.asarray(torch.as_tensor(image.affine).cpu().numpy(), dtype=np.float64)  # type: ignore[attr-defined]
-        x, y, z = image.shape[-3:]
-        return cls((x, y, z), affine)
+        return cls(image.shape[-3:], torch.as_tensor(image.affine).cpu().numpy())  # type: ignore[attr-defined]
 
     @property
     def spacing(self) -> np.ndarray:
@@ -54,9 +53,7 @@ class Grid:
     @property
     def corner_grid(self) -> Grid:
         """The grid of the voxels at the eight corners, on which a linear displacement is exact."""
-        affine = self.affine.copy()
-        affine[:3, :3] *= [max(n - 1, 1) for n in self.shape]
-        return Grid((2, 2, 2), affine)
+        return Grid((2, 2, 2), self.affine @ np.diag([*(max(n - 1, 1) for n in self.shape), 1]))
 
     def to_world(self, voxels: np.ndarray | Sequence[float]) -> np.ndarray:
         """Voxel indices (..., 3) → RAS mm (..., 3)."""
@@ -78,17 +75,13 @@ class Grid:
         directions = np.zeros((3, 3))
         for axis, (target, flip) in enumerate(nib.io_orientation(straight.affine)):
             directions[:, int(target)] = flip * straight.affine[:3, axis] / straight.spacing[axis]
-        affine = np.eye(4)
-        affine[:3, :3] = directions * np.asarray(spacing, dtype=np.float64)
-        affine[:3, 3] = self.center - affine[:3, :3] @ ((np.asarray(size) - 1) / 2)
-        return Grid((int(size[0]), int(size[1]), int(size[2])), affine)
+        axes = directions * np.asarray(spacing, dtype=np.float64)
+        return Grid(size, from_matvec(axes, self.center - axes @ ((np.asarray(size) - 1) / 2)))
 
     def straightened(self) -> Grid:
         """The nearest grid with axes at right angles: the same voxel size and the same first voxel."""
         left, _, right = np.linalg.svd(self.affine[:3, :3] / self.spacing)
-        affine = self.affine.copy()
-        affine[:3, :3] = left @ right * self.spacing
-        return Grid(self.shape, affine)
+        return Grid(self.shape, from_matvec(left @ right * self.spacing, self.affine[:3, 3]))
 
     def distance(self, other: Grid) -> float:
         """The largest distance between corresponding corners of two grids, mm."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from nibabel.affines import from_matvec
 from regzoo.errors import bad_file
 from regzoo.spatial.grid import Grid
 from regzoo.spatial.labels import label_values
@@ -65,10 +66,8 @@ def boxes(labels: torch.Tensor, count: int) -> list[Box | None]:
 
 def part_of(grid: Grid, box: Box) -> Grid:
     """The part of a grid inside a box, which may also reach beyond the grid."""
-    affine = grid.affine.copy()
-    affine[:3, 3] = grid.to_world([side.start for side in box])
-    x, y, z = (side.stop - side.start for side in box)
-    return Grid((x, y, z), affine)
+    first = grid.to_world([side.start for side in box])
+    return Grid([side.stop - side.start for side in box], from_matvec(grid.affine[:3, :3], first))
 
 
 def sizes_and_centres(labels: MetaTensor, found: Sequence[Box | None]) -> tuple[list[float], np.ndarray]:

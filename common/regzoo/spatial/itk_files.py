@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from nibabel.affines import from_matvec
 from regzoo.errors import bad_file
 from regzoo.spatial.grid import RAS_LPS, Grid
 from regzoo.spatial.itk_headers import TextHeader, check_complete, metaimage_header, nrrd_header
@@ -105,11 +106,9 @@ def read_itk(path: Path, file: ItkFile) -> tuple[np.ndarray, np.ndarray, tuple[s
     image = reader.GetOutput()
     values = itk.array_view_from_image(image)
     values = np.ascontiguousarray(np.moveaxis(values.T, 0, -1) if vectors else values.T).reshape(shape)
-    lps = np.eye(4)
-    lps[:3, :3] = (itk.array_from_matrix(image.GetDirection()) * np.asarray(image.GetSpacing()))[:3, :3]
-    lps[:3, 3] = np.asarray(image.GetOrigin())[:3]
-    x, y, z = values.shape[:3]
-    return values, orthogonal(path, Grid((x, y, z), RAS_LPS @ lps)).affine, _doubt(path, header.fields, len(shape) == 5)
+    axes = (itk.array_from_matrix(image.GetDirection()) * np.asarray(image.GetSpacing()))[:3, :3]
+    grid = Grid(shape[:3], RAS_LPS @ from_matvec(axes, np.asarray(image.GetOrigin())[:3]))
+    return values, orthogonal(path, grid).affine, _doubt(path, header.fields, len(shape) == 5)
 
 
 def itk_name(path: str | os.PathLike[str]) -> str:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import from_matvec
 from nibabel.quaternions import quat2mat
 from regzoo.errors import RegZooError, bad_file
 from regzoo.spatial.grid import RAS_LPS, Grid
@@ -163,7 +164,7 @@ def place(file: NiftiFile) -> tuple[np.ndarray, tuple[str, str] | None]:
                 raise bad_file(file.path, "its affine is not invertible", "write a valid sform into its header")
     if affine is None:
         affine, source = _by_voxel_size(file, coded["qform"]), "qform" if coded["qform"] else "neither"
-    grid = orthogonal(file.path, Grid(_three(file.shape), _in_mm(affine, unit, header["srow_x"].dtype)))
+    grid = orthogonal(file.path, Grid((*file.shape, 1, 1)[:3], _in_mm(affine, unit, header["srow_x"].dtype)))
     doubt = doubt or _doubt(header, grid, source, coded, unit)
     if doubt is None and not math.isfinite(slope := float(header["scl_slope"])):
         doubt = (f"the scale of its values is {slope}, so they are taken as stored", "write a number as scl_slope")
@@ -266,12 +267,9 @@ def _qform(header: nib.Nifti1Header, size: np.ndarray) -> np.ndarray:
     vector = np.nan_to_num(np.array([float(header[f"quatern_{axis}"]) for axis in "bcd"]))
     square = float(vector @ vector)
     quaternion = [0.0, *(vector / np.sqrt(square))] if 1 - square < 1e-7 else [np.sqrt(1 - square), *vector]
-    affine = np.eye(4)
-    affine[:3, :3] = quat2mat(quaternion) * size
-    if header["pixdim"][0] < 0:
-        affine[:3, 2] *= -1
-    affine[:3, 3] = [float(header[f"qoffset_{axis}"]) for axis in "xyz"]
-    return affine
+    mirror = (1, 1, -1 if header["pixdim"][0] < 0 else 1)
+    offset = [float(header[f"qoffset_{axis}"]) for axis in "xyz"]
+    return np.asarray(from_matvec(quat2mat(quaternion) * size * mirror, offset))
 
 
 def _mirrored(sform: np.ndarray, qform: np.ndarray) -> bool:
@@ -289,18 +287,11 @@ def _by_voxel_size(file: NiftiFile, has_qform: bool) -> np.ndarray:
         raise bad_file(file.path, f"its header gives no voxel size (pixdim {shown}) and no usable sform", _WRITE_BOTH)
     if not has_qform:
         flipped = size * (-1, 1, 1)
-        affine = np.diag([*flipped, 1.0])
-        affine[:3, 3] = -flipped * (np.asarray(_three(file.shape)) - 1) / 2
-        return affine
+        return np.asarray(from_matvec(np.diag(flipped), -flipped * (np.array([*file.shape, 1, 1][:3]) - 1) / 2))
     vector = np.array([float(header[f"quatern_{axis}"]) for axis in "bcd"])
     if not vector @ vector <= 1.001:
         raise bad_file(file.path, f"its qform is not a rotation (quaternion {vector.tolist()})", _WRITE_BOTH)
     return _qform(header, size)
-
-
-def _three(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    x, y, z = (*shape, 1, 1)[:3]
-    return x, y, z
 
 
 def _tolerance(grid: Grid) -> float:

@@ -236,7 +236,6 @@ def _mgh_header(path: Path, start: bytes) -> MghFile:
 
 def _read_mgh(path: Path, file: MghFile) -> Volume:
     values = read_stored(path, path, file.shape, file.header.get_data_dtype(), DATA_OFFSET)
-    x, y, z = (*file.shape, 1, 1)[:3]
     with np.errstate(all="ignore"):  # `orthogonal` refuses what is not a number
         affine = np.asarray(file.header.get_affine(), dtype=np.float64)
     doubt = None
@@ -246,4 +245,4 @@ def _read_mgh(path: Path, file: MghFile) -> Volume:
             "write its position into its header",
         )
     values = values.astype(np.float32, order="C", copy=False)
-    return Volume(values, orthogonal(path, Grid((x, y, z), affine)).affine, doubt)
+    return Volume(values, orthogonal(path, Grid((*file.shape, 1, 1)[:3], affine)).affine, doubt)

@@ -10,6 +10,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
+from nibabel.affines import from_matvec
 from regzoo.errors import bad_file
 from regzoo.files import atomic_path
 from regzoo.spatial.field import DisplacementField
@@ -137,9 +138,8 @@ def _read_mat(path: Path) -> Transformation:
     if name.split("_")[0] not in AFFINE_MATS or (values.size, center.size) != (12, 3):
         return _read_itk(path, ".mat")
     parameters, origin = values.ravel().astype(np.float64), center.ravel().astype(np.float64)
-    lps = np.eye(4)
-    lps[:3, :3] = parameters[:9].reshape(3, 3)
-    lps[:3, 3] = parameters[9:] + origin - lps[:3, :3] @ origin
+    linear = parameters[:9].reshape(3, 3)
+    lps = from_matvec(linear, parameters[9:] + origin - linear @ origin)
     return Transformation(_checked(path, RAS_LPS @ lps @ RAS_LPS))
 
 
@@ -183,14 +183,16 @@ def _steps(path: Path, transform: Any) -> list[Step]:
     if transform.IsLinear() and "Elevation" not in name:  # ITK calls its spherical coordinates linear
         corners = np.vstack([np.zeros(3), np.eye(3)])
         origin, *axes = (np.array(transform.TransformPoint(corner.tolist())) for corner in corners)
-        matrix = np.eye(4)
-        matrix[:3, :3], matrix[:3, 3] = np.stack(axes, axis=1) - origin[:, None], origin
+        matrix = from_matvec(np.stack(axes, axis=1) - origin[:, None], origin)
         return [_checked(path, RAS_LPS @ matrix @ RAS_LPS)]
     kind = name.split("_")[0]
     if not kind.endswith(("DisplacementFieldTransform", "OnUpdateTransform")) and kind != "BSplineTransform":
         fix = "convert it to a displacement field with the program that wrote it"
         raise bad_file(path, f"holds a {kind}, which cannot be read here", fix)
-    shape, grid = _itk_grid(fixed)
+    # The fixed parameters are size, origin, spacing and direction, LPS mm.
+    axes = fixed[9:18].reshape(3, 3) * fixed[6:9]
+    grid = Grid(fixed[:3], RAS_LPS @ from_matvec(axes, fixed[3:6]))
+    shape = grid.shape
     if min(shape) < 1 or parameters.size != 3 * math.prod(shape):
         raise bad_file(path, f"its {kind} has {parameters.size} numbers for {times(shape)} points", AGAIN)
     if kind == "BSplineTransform":
@@ -198,15 +200,6 @@ def _steps(path: Path, transform: Any) -> list[Step]:
         return [BSpline(values, grid, int(name.partition("_3_3_")[2] or 3))]
     values = parameters.reshape(*shape[::-1], 3).transpose(3, 2, 1, 0) * _SIGNS.reshape(3, 1, 1, 1)
     return [DisplacementField(torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)), grid)]
-
-
-def _itk_grid(fixed: np.ndarray) -> tuple[tuple[int, int, int], Grid]:
-    """The grid in ITK's fixed parameters: size, origin, spacing and direction, LPS mm."""
-    x, y, z = (int(n) for n in fixed[:3])
-    lps = np.eye(4)
-    lps[:3, :3] = fixed[9:18].reshape(3, 3) * fixed[6:9]
-    lps[:3, 3] = fixed[3:6]
-    return (x, y, z), Grid((x, y, z), RAS_LPS @ lps)
 
 
 def _write_itk(path: Path, transformation: Transformation, grid: Grid | None) -> None:
@@ -299,7 +292,6 @@ def _halved(path: Path, transformation: Transformation, grid: Grid) -> np.ndarra
         problem = f"would have half as many voxels along each axis as the fixed image ({times(grid.shape)})"
         raise bad_file(path, problem, "write disp_*.nii.gz, which has its full size")
     steps = np.array([(n - 1) / (n // 2 - 1) for n in grid.shape])
-    x, y, z = (n // 2 for n in grid.shape)
-    half = Grid((x, y, z), grid.affine @ np.diag([*steps, 1.0]))
+    half = Grid([n // 2 for n in grid.shape], grid.affine @ np.diag([*steps, 1.0]))
     world = transformation.on(half).displacement.numpy()
     return np.asarray(np.einsum("ij,jxyz->ixyz", np.linalg.inv(grid.affine[:3, :3]), world))

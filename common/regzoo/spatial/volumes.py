@@ -113,8 +113,7 @@ def read_image_values(
         raise bad_file(path, "holds no numbers: every voxel is NaN or infinity", _CHECK)
     if low == high:
         raise bad_file(path, f"is constant: every voxel is {low:g}", _CHECK)
-    x, y, z = volume.shape
-    return volume[None], Grid((x, y, z), affine)
+    return volume[None], Grid(volume.shape, affine)
 
 
 def as_tensor(image: torch.Tensor) -> torch.Tensor:

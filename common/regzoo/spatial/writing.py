@@ -43,11 +43,10 @@ def write_image(
         return
     import itk
 
-    x, y, z = array.shape
     image = itk.image_view_from_array(np.ascontiguousarray(array.T))
     for key, value in (entries or {}).items():
         image[key] = value
-    write_itk_image(path, image, Grid((x, y, z), affine))
+    write_itk_image(path, image, Grid(array.shape, affine))
 
 
 def write_itk_image(path: str | os.PathLike[str], image: Any, grid: Grid) -> None:
@@ -79,7 +78,7 @@ def write_nifti(
     if not str(path).lower().endswith((".nii", ".nii.gz")):
         raise bad_file(path, "is not the name of a NIfTI file", "let it end in .nii.gz")
     affine = np.asarray(affine, dtype=np.float64)
-    grid = Grid((array.shape[0], array.shape[1], array.shape[2]), affine)
+    grid = Grid(array.shape[:3], affine)
     _check_straight(path, grid)
     image = nib.Nifti1Image(array, affine)
     image.header.set_xyzt_units("mm")

@@ -224,7 +224,7 @@ def body_region(image: MetaTensor) -> Region:
         return _region(np.ones(grid.shape, dtype=bool), grid)
     largest = parts == np.bincount(parts.ravel())[1:].argmax() + 1
     affine = grid.affine @ np.diag([*steps, 1.0])
-    return _region(largest, Grid(tuple(largest.shape), affine), grow=THIN)
+    return _region(largest, Grid(largest.shape, affine), grow=THIN)
 
 
 def _region(mask: np.ndarray, grid: Grid, grow: float = 0.0) -> Region:
