@@ -99,11 +99,6 @@ def test_gradients_against_finite_differences(masked: bool, shape: tuple[int, in
     assert torch.autograd.gradcheck(prepared, warped.requires_grad_(), fast_mode=True, eps=1e-7, atol=1e-6)
 
 
-def test_descriptor_gradient_against_finite_differences() -> None:
-    volume = image(1, (6, 5, 4)).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: mind_ssc(x, 1, 1), volume, fast_mode=True, eps=1e-7, atol=1e-5)
-
-
 def test_contrast_does_not_matter() -> None:
     warped, fixed = image(1), image(2)
     loss = MindSimilarity()

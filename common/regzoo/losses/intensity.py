@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from regzoo.errors import RegZooError
 from regzoo.losses.local import LocalMeasure, LocalSum, Slopes
 from regzoo.losses.similarity import Prepared, Similarity
-from regzoo.losses.windows import Window, window_weights
+from regzoo.losses.windows import Window, gaussian_weights
 
 
 class NormalizedCrossCorrelation(Similarity):
@@ -86,32 +84,23 @@ class LocalNormalizedCrossCorrelation(_WindowedSimilarity):
     unrelated. Windows that reach beyond the border see zeros there; with a mask, they see only the voxels that count.
 
     Equal to 1 + ``monai.losses.LocalNormalizedCrossCorrelationLoss`` with ``kernel_size=window`` and
-    ``smooth_dr=eps * v``, where v is the sum of the window's weights (for the rectangular one, its number of voxels).
+    ``smooth_dr=eps * v``, where v is the number of voxels of the window.
     MONAI's default, 1e-5 for any window, is below the rounding errors of float32, so flat areas get arbitrary values.
 
     Args:
         window: odd width in voxels, one number or one per axis.
-        kernel: ``rectangular``, or ``gaussian`` with σ = window / 3, cut off at the window.
         eps: lower limit of the variance in a window, squared intensities; the default suits images in [0, 1].
 
     Source: Avants et al. 2008; Balakrishnan et al. 2019.
     """
 
-    def __init__(
-        self,
-        window: int | Sequence[int] = 9,
-        kernel: Literal["rectangular", "gaussian"] = "rectangular",
-        eps: float = 1e-5,
-    ) -> None:
+    def __init__(self, window: int | Sequence[int] = 9, eps: float = 1e-5) -> None:
         super().__init__()
-        if kernel not in ("rectangular", "gaussian"):
-            raise ValueError(f"kernel must be 'rectangular' or 'gaussian', not {kernel!r}")
-        self.widths, self.kernel, self.eps = _widths(window), kernel, _positive("eps", eps)
-        sigmas = [width / 3 if kernel == "gaussian" else math.inf for width in self.widths]
-        self.window = Window([window_weights(*pair) for pair in zip(self.widths, sigmas, strict=True)], valid=False)
+        self.widths, self.eps = _widths(window), _positive("eps", eps)
+        self.window = Window([(1.0,) * width for width in self.widths], valid=False)
 
     def extra_repr(self) -> str:
-        return f"window={self.widths} voxels, kernel={self.kernel}, eps={self.eps}"
+        return f"window={self.widths} voxels, eps={self.eps}"
 
     def measure(self, fixed: torch.Tensor, mask: torch.Tensor | None, share: float) -> LocalMeasure:
         return _LocalCorrelation(fixed, self.window, mask, share, self.eps)
@@ -181,7 +170,7 @@ class StructuralSimilarity(_WindowedSimilarity):
             raise ValueError(f"sigma must be one positive number or one per axis, got {sigma}")
         self.data_range = _positive("data_range", data_range)
         self.k1, self.k2 = _positive("k1", k1), _positive("k2", k2)
-        self.window = Window([window_weights(*pair) for pair in zip(self.widths, self.sigmas, strict=True)], valid=True)
+        self.window = Window(list(map(gaussian_weights, self.widths, self.sigmas)), valid=True)
 
     def extra_repr(self) -> str:
         constants = f"data_range={self.data_range}, k1={self.k1}, k2={self.k2}"

@@ -211,28 +211,9 @@ class _Sum(torch.autograd.Function):
         return by_image * grads[0], by_floor * grads[0], None, None
 
 
-class _Describe(torch.autograd.Function):
-    """`_Descriptors.describe`, differentiable."""
-
-    @staticmethod
-    def forward(ctx: Any, image: torch.Tensor, floor: torch.Tensor, descriptors: _Descriptors) -> torch.Tensor:
-        ctx.save_for_backward(image, floor)
-        ctx.descriptors = descriptors
-        return descriptors.describe(image, floor)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        image, floor = ctx.saved_tensors
-
-        def head(descriptors: torch.Tensor, slab: slice) -> tuple[torch.Tensor, torch.Tensor]:
-            return image.new_zeros(()), grads[0][:, slab].clone()
-
-        _, by_image, by_floor = ctx.descriptors.evaluate(image, floor, head, slopes=True)
-        return by_image, by_floor, None
-
-
+@torch.no_grad()
 def mind_ssc(image: torch.Tensor, radius: int = 2, dilation: int = 2, eps: float = 1e-4) -> torch.Tensor:
-    """The MIND-SSC descriptors of an image, differentiable.
+    """The MIND-SSC descriptors of an image, without gradient.
 
     Args:
         image: (B, 1, X, Y, Z); it goes on beyond its border as it ends there.
@@ -248,7 +229,7 @@ def mind_ssc(image: torch.Tensor, radius: int = 2, dilation: int = 2, eps: float
     """
     images = (image if image.dtype == torch.float64 else image.float())[:, 0]
     descriptors = _Descriptors(radius, dilation, images)
-    return torch.stack([_Describe.apply(one, _floor(one, None, eps), descriptors) for one in images])  # type: ignore[no-untyped-call]
+    return torch.stack([descriptors.describe(one, _floor(one, None, eps)) for one in images])
 
 
 class MindSimilarity(Similarity):

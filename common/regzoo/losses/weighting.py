@@ -8,25 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
-
-
-class _MeanGradient(torch.autograd.Function):
-    """Identity whose gradient is averaged over all processes, as `DistributedDataParallel` does for the network."""
-
-    @staticmethod
-    def forward(ctx: Any, parameter: torch.Tensor) -> torch.Tensor:
-        return parameter.view_as(parameter)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
-        mean = grads[0] / dist.get_world_size()
-        dist.all_reduce(mean)
-        return mean
 
 
 class LearnedWeights(nn.Module):
@@ -128,7 +113,14 @@ class SoftmaxWeights(LearnedWeights):
 
 
 def _shared(parameter: torch.Tensor) -> torch.Tensor:
-    """The parameter, with its gradient averaged so that it stays the same in all processes."""
+    """The parameter, with its gradient averaged over all processes, as in `DistributedDataParallel`."""
     if torch.is_grad_enabled() and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        parameter = _MeanGradient.apply(parameter)  # type: ignore[no-untyped-call]
+        parameter = parameter.view_as(parameter)
+        parameter.register_hook(_mean)
     return parameter
+
+
+def _mean(gradient: torch.Tensor) -> torch.Tensor:
+    mean = gradient / dist.get_world_size()
+    dist.all_reduce(mean)
+    return mean

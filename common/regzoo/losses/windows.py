@@ -6,21 +6,14 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from regzoo.filters import matrix_for
 from torch import nn
 
-#: Windows up to this width are summed tap by tap; wider ones use an n×n matrix, which costs the same for any width. At
-#: 128³ one core filters a volume in 6 ms with 11 taps along each axis and in 20 ms with matrices. A sum of taps also
-#: avoids TF32 on a GPU, which would spoil variances because they are differences of means.
-NARROW = 11
 #: Numbers in a slab on the CPU, so that the intermediate results of a slab stay in its cache.
 SLAB = 3 * 2**18
 
 
-def window_weights(width: int, sigma: float) -> tuple[float, ...]:
-    """A sampled Gaussian of the given width with sum 1; an infinite σ gives a box of ones."""
-    if sigma == math.inf:
-        return (1.0,) * width
+def gaussian_weights(width: int, sigma: float) -> tuple[float, ...]:
+    """A sampled Gaussian of the given width with sum 1."""
     kernel = [math.exp(-0.5 * (k / sigma) ** 2) for k in range(-(width // 2), width // 2 + 1)]
     return tuple(weight / sum(kernel) for weight in kernel)
 
@@ -66,7 +59,8 @@ class Window:
 
     Args:
         kernels: for each axis, an odd number of weights.
-        valid: True keeps the windows that lie wholly within the volume; False keeps the size, with zeros outside.
+        valid: True keeps the windows that lie wholly within the volume; False keeps the size, with zeros outside. False
+            is for boxes, whose weights are all 1.
     """
 
     def __init__(self, kernels: Sequence[Sequence[float]], valid: bool) -> None:
@@ -108,20 +102,16 @@ class Window:
         return volume
 
     def _correlate(self, volume: torch.Tensor, axis: int, adjoint: bool) -> torch.Tensor:
-        kernel, pad = self.kernels[axis], self._pad(axis)
-        lost = len(kernel) - 1 - 2 * pad
-        size = volume.shape[1 + axis] + (lost if adjoint else 0)
-        if len(kernel) <= NARROW:
-            out = size if adjoint else size - lost
-            offsets = [pad - k if adjoint else k - pad for k in range(len(kernel))]
-            return _sum_of_shifted(volume, 1 + axis, out, offsets, kernel)
-        matrix = matrix_for(volume.device, _window_matrix, size, kernel, pad, volume.dtype)
-        matrix = matrix.T if adjoint else matrix
-        if axis == 2:
-            return volume @ matrix.T
-        if axis == 1:
-            return matrix @ volume
-        return (matrix @ volume.flatten(2)).view(len(volume), -1, *volume.shape[2:])
+        """Tap by tap: a product with a matrix may run in TF32 on a GPU, too coarse for differences of means."""
+        kernel, size, shape = self.kernels[axis], volume.shape[1 + axis], list(volume.shape)
+        shape[1 + axis] += (len(kernel) - 1) * (1 if adjoint else -1)
+        total = volume.new_zeros(shape)
+        for k, weight in enumerate(kernel):
+            if adjoint:
+                total.narrow(1 + axis, k, size).add_(volume, alpha=weight)
+            else:
+                total.add_(volume.narrow(1 + axis, k, shape[1 + axis]), alpha=weight)
+        return total
 
 
 def box_sum(volume: torch.Tensor, axis: int, width: int) -> torch.Tensor:
@@ -141,27 +131,4 @@ def box_sum(volume: torch.Tensor, axis: int, width: int) -> torch.Tensor:
             part = runs.narrow(axis, covered, size)
             total = total + part if covered == 1 else total.add_(part)
             covered += length
-    return total
-
-
-def _window_matrix(size: int, kernel: tuple[float, ...], pad: int, dtype: torch.dtype) -> torch.Tensor:
-    """The banded matrix of a kernel on an axis of `size` voxels with `pad` zeros before and after it."""
-    out = size - len(kernel) + 1 + 2 * pad
-    matrix = torch.zeros(out, size, dtype=torch.float64)
-    for k, weight in enumerate(kernel):
-        matrix.diagonal(k - pad).fill_(weight)
-    return matrix.to(dtype)
-
-
-def _sum_of_shifted(
-    volume: torch.Tensor, axis: int, size: int, offsets: Sequence[int], weights: Sequence[float]
-) -> torch.Tensor:
-    """Σ weight · volume[i + offset] for each i below `size` along an axis; the volume is 0 outside."""
-    shape = [*volume.shape[:axis], size, *volume.shape[axis + 1 :]]
-    total = volume.new_zeros(shape)
-    for offset, weight in zip(offsets, weights, strict=True):
-        first, last = max(0, -offset), min(size, volume.shape[axis] - offset)
-        if last > first:
-            part = volume.narrow(axis, first + offset, last - first)
-            total.narrow(axis, first, last - first).add_(part, alpha=weight)
     return total
