@@ -166,7 +166,7 @@ def test_metrics_measure_wherever_the_labels_are(metric: metrics.base.CaseMetric
         augmentation.RandomAffinePair(),
         augmentation.RandomIntensityPair(),
         augmentation.SingleImageAugmentation([2.0] * 3, with_ddf=False),
-        augmentation.SingleImageAugmentation([2.0] * 3, background=0.2, augment_fixed_intensity=True),
+        augmentation.SingleImageAugmentation([2.0] * 3),
     ],
     ids=["affine", "intensity", "single", "single all"],
 )
@@ -189,7 +189,7 @@ def test_augmentations_wait_for_nothing(made: Any) -> None:
     [
         (augmentation.RandomAffinePair(), 12),
         (augmentation.SingleImageAugmentation([2.0] * 3), 300),
-        (augmentation.SingleImageAugmentation([2.0] * 3, background=0.2, augment_fixed_intensity=True), 300),
+        (augmentation.SingleImageAugmentation([2.0] * 3), 300),
     ],
     ids=["affine", "single", "single all"],
 )

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from regzoo.augmentation.spline_transform import SplineTransform, limit_scale, unfold_scale
 from regzoo.augmentation.thin_plate import thin_plate_spline
-from regzoo.case import COUNTERPART, FIXED, IMAGE_KEYS, LABEL_KEYS, MOVING, Key
+from regzoo.case import COUNTERPART, FIXED, LABEL_KEYS, MOVING, Key
 from regzoo.spatial import sample
 from regzoo.spatial.warp import Mode, slabs
 from scipy.spatial.transform import Rotation
@@ -25,15 +25,15 @@ class DrawnDeformation:
     """The random numbers of one sample.
 
     Attributes:
-        gamma: exponents for the intensities of the moving and the fixed image.
-        brightness: added to the intensities afterwards, in the same order.
+        gamma: exponent for the intensities of the moving image.
+        brightness: added to the intensities afterwards.
         rotation: degrees about each of the three array axes, applied in turn.
         translation: (3,) mm.
         displacements: (3, control points…) mm, before `SingleImageAugmentation` scales them down.
     """
 
-    gamma: tuple[float, float]
-    brightness: tuple[float, float]
+    gamma: float
+    brightness: float
     rotation: np.ndarray
     translation: np.ndarray
     displacements: np.ndarray
@@ -59,12 +59,12 @@ class SingleImageAugmentation:
         min_jacobian: smallest det J of the spline anywhere, between 0 and 1; larger is smoother.
         tolerance: largest deviation from the thin-plate spline, voxels; smaller is slower.
         label_mode: ``nearest`` for label maps and binary channels, ``bilinear`` for soft channels.
-        background: value outside the fixed image; None extends it by its border values. Labels are extended by zeros.
-        augment_fixed_intensity: give the fixed image its own gamma and brightness, as the paper's code does.
         with_ddf: return the true DDF.
 
-    Source: Pérez de Frutos et al. 2023, section "Augmentation layer", and its code, which moves along each axis by up
-    to 30 mm, rotates about one axis only and does not prevent folds.
+    Beyond their borders, images are extended by their border values and labels by zeros.
+
+    Source: Pérez de Frutos et al. 2023, section "Augmentation layer", and its code, which also changes the intensities
+    of the fixed image, moves along each axis by up to 30 mm, rotates about one axis only and does not prevent folds.
     """
 
     def __init__(
@@ -79,8 +79,6 @@ class SingleImageAugmentation:
         min_jacobian: float = 0.3,
         tolerance: float = 0.02,
         label_mode: Mode = "nearest",
-        background: float | None = None,
-        augment_fixed_intensity: bool = False,
         with_ddf: bool = True,
     ) -> None:
         counts = [control_points] * 3 if isinstance(control_points, int) else list(control_points)
@@ -107,8 +105,6 @@ class SingleImageAugmentation:
         # The lattice's interpolation error falls with the square of the number of cells per control point.
         self.subdivisions = max(3, math.ceil(math.sqrt(0.16 * max_displacement / min(spacing) / tolerance)))
         self.label_mode = label_mode
-        self.background = background
-        self.augment_fixed_intensity = augment_fixed_intensity
         self.with_ddf = with_ddf
 
     def draw(self, seed: int) -> DrawnDeformation:
@@ -116,14 +112,15 @@ class SingleImageAugmentation:
         # Unlike PyTorch, NumPy gives unrelated streams for other uses of the same seed.
         random = np.random.default_rng([seed % 2**64, 0x7D5])
         low, high = np.log(self.gamma)
-        gamma = np.exp(random.uniform(low, high, 2)).clip(*self.gamma)
-        brightness = random.uniform(-1, 1, 2) * self.max_brightness
+        # The second number of each is not used; without it, a seed would give other numbers below.
+        gamma, _ = np.exp(random.uniform(low, high, 2)).clip(*self.gamma)
+        brightness, _ = random.uniform(-1, 1, 2) * self.max_brightness
         rotation = random.uniform(-1, 1, 3) * self.max_rotation
         direction = random.normal(size=3)
         length = self.max_translation * random.uniform() ** (1 / 3)
         return DrawnDeformation(
-            gamma=(float(gamma[0]), float(gamma[1])),
-            brightness=(float(brightness[0]), float(brightness[1])),
+            gamma=float(gamma),
+            brightness=float(brightness),
             rotation=rotation,
             translation=direction * (length / np.linalg.norm(direction)),
             displacements=random.uniform(-1, 1, (3, *self.control_points)) * self.max_displacement,
@@ -179,8 +176,6 @@ class SingleImageAugmentation:
         result = {key: value for key, value in batch.items() if key not in COUNTERPART.values()} | moving
         if self.with_ddf:
             result[Key.DDF] = torch.empty(len(image), 3, *image.shape[2:], device=image.device)
-        if self.augment_fixed_intensity:
-            result[FIXED.image] = image.clone()
         # A GPU makes all samples at once. The CPU makes one by one, so that a sample does not depend on its batch and
         # only one sample needs working memory.
         together = 1 if image.device.type == "cpu" else max(len(image), 1)
@@ -200,27 +195,20 @@ class SingleImageAugmentation:
         field = result[Key.DDF] if self.with_ddf else None
         transform = self.transform(drawn, shape, device, field)
         sources = {key: value.float() for key, value in fixed.items()}
-        if self.background:
-            sources[FIXED.image] = sources[FIXED.image] - self.background
         with torch.autocast(device.type, enabled=False):
             for slab in _slabs(shape, device):
                 origin = transform.inverse(slab)
                 for key, source in sources.items():
-                    result[COUNTERPART[key]][:, :, slab] = self._resample(key, source, origin)
+                    is_label = key in LABEL_KEYS
+                    mode: Mode = self.label_mode if is_label else "bilinear"
+                    moved = sample(source, origin, mode, "zeros" if is_label else "border")
+                    result[COUNTERPART[key]][:, :, slab] = moved
             if field is not None:
                 for slab in _slabs(shape, device):
                     field[:, :, slab] = transform.ddf(slab)
-            for turn, side in enumerate((MOVING, FIXED) if self.augment_fixed_intensity else (MOVING,)):
-                numbers = [(one.gamma[turn], one.brightness[turn]) for one in drawn]
-                _change_intensity(result[side.image], torch.tensor(numbers))
-
-    def _resample(self, key: str, source: torch.Tensor, origin: torch.Tensor) -> torch.Tensor:
-        """The values of an image, label or distance map at voxel coordinates."""
-        if key in LABEL_KEYS:
-            return sample(source, origin, self.label_mode)
-        if self.background is None or key not in IMAGE_KEYS:
-            return sample(source, origin, padding="border")
-        return sample(source, origin) + self.background  # `source` holds differences from the background
+            numbers = torch.tensor([(one.gamma, one.brightness) for one in drawn])
+            gamma, brightness = map(_per_sample, numbers.to(device, non_blocking=True).unbind(1))
+            result[MOVING.image].clamp_(0, 1).pow_(gamma).add_(brightness).clamp_(0, 1)
 
 
 def _limit(name: str, value: float) -> float:
@@ -237,9 +225,3 @@ def _slabs(shape: Sequence[int], device: torch.device) -> Iterable[slice]:
 def _per_sample(values: torch.Tensor) -> torch.Tensor:
     """One number for each sample, to multiply (B, C, X, Y, Z) with."""
     return values.view(-1, 1, 1, 1, 1)
-
-
-def _change_intensity(image: torch.Tensor, numbers: torch.Tensor) -> None:
-    """``image ** gamma + brightness``, clipped to [0, 1], in place; `numbers` (B, 2) on the CPU are both of them."""
-    gamma, brightness = numbers.to(image.device, non_blocking=True).unbind(1)
-    image.clamp_(0, 1).pow_(_per_sample(gamma)).add_(_per_sample(brightness)).clamp_(0, 1)
