@@ -146,27 +146,18 @@ class Registrar:
             raise user_error(error) or error from None
 
 
-def _record(
-    fixed: str | PathLike[str],
-    moving: str | PathLike[str],
-    label: Label | None,
-    fixed_label: Label | None,
-    fixed_mask: str | PathLike[str] | None,
-    moving_mask: str | PathLike[str] | None,
-) -> Record:
-    """The record of a pair of files, all of which exist."""
-    files: dict[str, Any] = {"fixed_image": fixed, "moving_image": moving}
-    files |= {"moving_label": label, "fixed_label": fixed_label}
-    files |= {"fixed_mask": fixed_mask, "moving_mask": moving_mask}
-    for key, file in files.items():
+def _record(*files: Label | None) -> Record:
+    """The record of a pair of files, in the order of `Registrar.register`, all of which exist."""
+    keys = ("fixed_image", "moving_image", "moving_label", "fixed_label", "fixed_mask", "moving_mask")
+    named: dict[str, Any] = {}
+    for key, file in zip(keys, files, strict=True):
+        if file is None:
+            continue
         several = file if isinstance(file, (list, tuple)) and key.endswith("label") else [file]
-        if wrong := [one for one in several if not isinstance(one, str | PathLike | None)]:
+        if wrong := [one for one in several if not isinstance(one, str | PathLike)]:
             raise bad_file(key, f"is a {type(wrong[0]).__name__}, not the path of a file", "save it, and name the file")
-    named: dict[str, Any] = {
-        key: str(file) if isinstance(file, str | PathLike) else [str(one) for one in file]
-        for key, file in files.items()
-        if file is not None
-    }
+        names = [str(one) for one in several]
+        named[key] = names if several is file else names[0]
     (record,) = requested_records(**named)
     return record
 

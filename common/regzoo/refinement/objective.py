@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from regzoo.losses import LocalNormalizedCrossCorrelation, MultiScaleDice, NormalizedCrossCorrelation
-from regzoo.losses.distance import LogDistance
-from regzoo.losses.mind import MindSimilarity
+from regzoo.losses import (
+    LocalNormalizedCrossCorrelation,
+    LogDistance,
+    MindSimilarity,
+    MultiScaleDice,
+    NormalizedCrossCorrelation,
+)
+from regzoo.losses.similarity import Prepared, Similarity
 from regzoo.refinement.levels import Level
 from regzoo.refinement.options import RefinementOptions
 
@@ -17,8 +22,6 @@ OVERLAP = 0.01
 MEANS = frozenset({"lncc", "ncc", "mind"})
 #: The fewest voxels from which a level of a masked pair learns anything.
 INFORMED = 100
-
-_Term = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Objective:
@@ -33,7 +36,7 @@ class Objective:
 
     def __init__(self, level: Level, options: RefinementOptions) -> None:
         self.level, self.options = level, options
-        self.terms: list[tuple[float, str, _Term]] = []
+        self.terms: list[tuple[float, str, Prepared]] = []
         #: Whether the terms were prepared for a displacement at which all voxels of the moving side count.
         self.all_counted = False
         self.share = 1.0
@@ -67,25 +70,20 @@ class Objective:
             self.is_informed = float(mask.sum()) >= INFORMED
         self.terms = [(weight, name, self._term(name, mask)) for name, weight in self.options.similarity.items()]
 
-    def _term(self, name: str, mask: torch.Tensor | None) -> _Term:
-        fixed = self.level.fixed[:, self._channels(name)]
-        if name == "lncc":
-            return LocalNormalizedCrossCorrelation(self._window()).prepare(fixed, mask)
-        if name == "ncc":
-            return NormalizedCrossCorrelation().prepare(fixed, mask)
-        if name == "mind":
-            return MindSimilarity().prepare(fixed, mask)
-        if name == "distance":
-            return LogDistance().prepare(fixed, mask)
+    def _term(self, name: str, mask: torch.Tensor | None) -> Prepared:
+        window = [min(self.options.window, n - (n + 1) % 2) for n in self.level.size]  # no wider than the level
         spacing = self.level.grid.spacing.tolist()
-        return MultiScaleDice(self.options.sigmas, spacing, squared_denominator=True).prepare(fixed, mask)
+        similarities: dict[str, Callable[[], Similarity]] = {
+            "lncc": lambda: LocalNormalizedCrossCorrelation(window),
+            "ncc": NormalizedCrossCorrelation,
+            "mind": MindSimilarity,
+            "distance": LogDistance,
+            "labels": lambda: MultiScaleDice(self.options.sigmas, spacing, squared_denominator=True),
+        }
+        return similarities[name]().prepare(self.level.fixed[:, self._channels(name)], mask)
 
     def _channels(self, name: str) -> slice:
         return self.level.slices[_part(name)]
-
-    def _window(self) -> list[int]:
-        """The window, no wider than the level."""
-        return [min(self.options.window, n - (n + 1) % 2) for n in self.level.size]
 
     def __call__(self, displacement: torch.Tensor) -> torch.Tensor:
         """The objective at a displacement (1, X, Y, Z, 3), voxels of the level: a scalar that carries gradients."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
+from nibabel.affines import from_matvec
 from regzoo.errors import RegZooError, bad_file
 from regzoo.spatial.grid import RAS_LPS, Grid
 from regzoo.spatial.itk_files import itk_name, quiet
@@ -101,8 +102,7 @@ def find_series(path: Path) -> Series:
     for file, start in _dicom_files(folder, deep):
         if (found := _slice(file, start)) is not None:
             series.setdefault(found.tags.get(_UID, ""), []).append(found)
-    slices = _chosen(path, folder, series, wanted)
-    return Series(*_placed(path, slices))
+    return _placed(path, _chosen(path, folder, series, wanted))
 
 
 def read_series(path: Path, series: Series) -> tuple[np.ndarray, np.ndarray]:
@@ -216,8 +216,7 @@ def _chosen(path: Path, folder: Path, series: Mapping[str, list[Slice]], wanted:
     raise bad_file(folder, f"{what}: {', '.join(listed[:_MOST_LISTED])}{more}", f"name one, such as {folder}{example}")
 
 
-def _placed(path: Path, slices: list[Slice]) -> tuple[list[Slice], Grid]:
-    """The slices in order, and their grid."""
+def _placed(path: Path, slices: list[Slice]) -> Series:
     first = slices[0]
     columns, rows, _ = first.shape
     for one in slices:
@@ -230,20 +229,16 @@ def _placed(path: Path, slices: list[Slice]) -> tuple[list[Slice], Grid]:
             raise _mixed(path, first, one, "of another size")
         if np.abs(one.numbers(_ORIENTATION, 6) - first.numbers(_ORIENTATION, 6)).max() > 1e-3:
             raise _mixed(path, first, one, "of another orientation")
-    lps = np.eye(4)
-    lps[:3, :2] = first.numbers(_ORIENTATION, 6).reshape(2, 3).T
-    lps[:3, 2] = np.cross(lps[:3, 0], lps[:3, 1])
+    right, down = first.numbers(_ORIENTATION, 6).reshape(2, 3)
+    normal = np.cross(right, down)
     positions = np.array([one.numbers(_POSITION, 3) for one in slices])
-    order = np.argsort(positions @ lps[:3, 2], kind="stable")
+    order = np.argsort(positions @ normal, kind="stable")
     slices, positions = [slices[index] for index in order], positions[order]
     height, width = first.numbers(_SPACING, 2)
-    lps[:3, :2] *= width, height
-    lps[:3, 3] = positions[0]
-    if len(slices) > 1:
-        tolerance = min(SAME_MM, SAME_VOXELS * min(width, height))
-        lps[:3, 2] *= _step(path, slices, positions - positions[0], lps[:3, 2], tolerance)
-    grid = Grid((columns, rows, len(slices)), RAS_LPS @ lps)
-    return slices, orthogonal(path, grid)
+    tolerance = min(SAME_MM, SAME_VOXELS * min(width, height))
+    step = _step(path, slices, positions - positions[0], normal, tolerance) if len(slices) > 1 else 1.0
+    lps = from_matvec(np.stack([right * width, down * height, normal * step], axis=1), positions[0])
+    return Series(slices, orthogonal(path, Grid((columns, rows, len(slices)), RAS_LPS @ lps)))
 
 
 def _mixed(path: Path, one: Slice, other: Slice, what: str) -> RegZooError:

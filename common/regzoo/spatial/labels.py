@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
+from nibabel.affines import from_matvec
 from regzoo.errors import bad_file
 from regzoo.spatial.grid import Grid
 from regzoo.spatial.itk_headers import Segment, segments
 from regzoo.spatial.nifti import times
-from regzoo.spatial.volumes import STORED_AXES, as_tensor, check_finite, check_spatial, read_checked, with_affine
+from regzoo.spatial.volumes import as_tensor, check_finite, check_spatial, read_values, with_affine
 from regzoo.spatial.warp import SLAB
 from torch.nn import functional
 
@@ -74,12 +75,11 @@ def read_label_file(
         if not path or not all(isinstance(one, (str, Path)) for one in path):
             raise bad_file(f"{path!s:.80}", "is not a list of files", "write ['a.nii.gz', 'b.nii.gz']")
         return _joined(path, image, may_be_empty, strict_headers)
-    volume = read_checked(path, strict_headers)
-    axes = min(int(volume.meta[STORED_AXES]), 4)
+    stored, affine, axes = read_values(path, strict_headers)
     is_slicer = str(path).lower().endswith(".seg.nrrd")
     if image is not None and is_slicer:
-        volume = _uncropped(volume, image)
-    stored, named = volume.as_tensor(), segments(Path(path)) if is_slicer else []
+        stored, affine = _uncropped(stored, affine, image)
+    named = segments(Path(path)) if is_slicer else []
     if named and stored.ndim == 4:
         stored = _segment_masks(path, stored, named)
     _check_last_axis(path, stored, image)
@@ -106,11 +106,11 @@ def read_label_file(
         values = torch.stack(masks)
     if not bool(values.any()) and not may_be_empty:
         raise bad_file(path, "holds no labelled voxel", _DRAW)
-    label = with_affine(values, volume.affine)
+    label = with_affine(values, affine)
     if image is not None:
         check_on_grid(path, label, image)
     names = {one.value if is_map else number: one.name for number, one in enumerate(named, 1)}
-    return LabelFile(label, is_map, mask_values, axes, names)
+    return LabelFile(label, is_map, mask_values, min(axes, 4), names)
 
 
 def _joined(paths: Sequence[str | Path], image: Grid | None, may_be_empty: bool, strict_headers: bool) -> LabelFile:
@@ -131,16 +131,15 @@ def _joined(paths: Sequence[str | Path], image: Grid | None, may_be_empty: bool,
     return LabelFile(with_affine(joined, affine), False, values, 4, {})
 
 
-def _uncropped(label: MetaTensor, image: Grid) -> MetaTensor:
+def _uncropped(label: torch.Tensor, affine: np.ndarray, image: Grid) -> tuple[torch.Tensor, np.ndarray]:
     """Pad a segmentation to the grid of its image; 3D Slicer saves segmentations cropped to their segments."""
-    affine = np.array(label.affine, dtype=np.float64)
     before = np.rint(image.to_voxels(affine[:3, 3])).astype(int)
     after = np.asarray(image.shape) - before - label.shape[:3]
     if label.ndim not in (3, 4) or min(*before, *after) < 0:
-        return label
-    affine[:3, 3] -= affine[:3, :3] @ before
+        return label, affine
+    first = affine[:3, 3] - affine[:3, :3] @ before
     sides = [0, 0] * (label.ndim - 3) + [int(n) for pair in zip(before[::-1], after[::-1], strict=True) for n in pair]
-    return with_affine(functional.pad(label.as_tensor(), sides), affine)
+    return functional.pad(label, sides), from_matvec(affine[:3, :3], first)
 
 
 def _segment_masks(path: str | Path, layers: torch.Tensor, named: Sequence[Segment]) -> torch.Tensor:

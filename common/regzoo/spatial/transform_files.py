@@ -55,9 +55,9 @@ def read_transformation(path: str | PathLike[str], fixed: Grid | None = None) ->
     if start.startswith(b"PK\x03\x04") or name.endswith(".npz"):
         return Transformation(_learn2reg(path, _npz(path), fixed))
     if start.startswith(b"#Insight Transform File"):
-        return _read_itk(path, ".txt")
+        return _read_itk(path, "Txt")
     if start.startswith(b"\x89HDF"):
-        return _read_itk(path, ".h5")
+        return _read_itk(path, "HDF5")
     if name.endswith(".mat") and b"\0" in start:
         return _read_mat(path)
     if b"(Transform " in start:
@@ -136,20 +136,20 @@ def _read_mat(path: Path) -> Transformation:
     except Exception as error:  # on a damaged file SciPy can raise anything
         raise bad_file(path, "is damaged, or is not a transformation of ITK or ANTs", AGAIN) from error
     if name.split("_")[0] not in AFFINE_MATS or (values.size, center.size) != (12, 3):
-        return _read_itk(path, ".mat")
+        return _read_itk(path, "Matlab")
     parameters, origin = values.ravel().astype(np.float64), center.ravel().astype(np.float64)
     linear = parameters[:9].reshape(3, 3)
     lps = from_matvec(linear, parameters[9:] + origin - linear @ origin)
     return Transformation(_checked(path, RAS_LPS @ lps @ RAS_LPS))
 
 
-def _read_itk(path: Path, suffix: str) -> Transformation:
-    """A transform file of ITK; `suffix` tells ITK which of its readers understands the content."""
+def _read_itk(path: Path, kind: str) -> Transformation:
+    """A transform file of ITK, of the kind for which ITK names a reader, whatever its suffix."""
     import itk  # its transforms take eight seconds
 
     reader = itk.TransformFileReaderTemplate[itk.D].New()
     reader.SetFileName(itk_name(path))
-    reader.SetTransformIO(_transform_io(itk, suffix))
+    reader.SetTransformIO(getattr(itk, f"{kind}TransformIOTemplate")[itk.D].New())
     with quiet():
         try:
             reader.Update()
@@ -162,11 +162,6 @@ def _read_itk(path: Path, suffix: str) -> Transformation:
     if not steps:
         raise bad_file(path, "holds an empty composite transformation", "check how the registration ended")
     return Transformation(*steps)
-
-
-def _transform_io(itk: Any, suffix: str) -> Any:
-    kinds = {".h5": "HDF5TransformIOTemplate", ".txt": "TxtTransformIOTemplate", ".mat": "MatlabTransformIOTemplate"}
-    return getattr(itk, kinds.get(suffix, kinds[".txt"]))[itk.D].New()
 
 
 def _steps(path: Path, transform: Any) -> list[Step]:

@@ -18,9 +18,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Metadata keys: MONAI's for the file name of an image, and ours for the number of axes of the file.
+#: MONAI's metadata key for the file name of an image.
 FILE = "filename_or_obj"
-STORED_AXES = "stored_axes"
 NAN_FIX = "replace them with the background value: in most images the minimum, in CT -1000"
 _CHECK = "check that the right file was exported"
 _warned: set[str] = set()
@@ -35,20 +34,16 @@ def with_affine(
     return MetaTensor(values, affine=torch.as_tensor(affine), meta=meta)
 
 
-def read_checked(path: str | Path, strict: bool = False) -> MetaTensor:
-    """`read_values` as a volume; ``meta[STORED_AXES]`` is the number of axes of the file."""
-    return with_affine(*read_values(path, strict))
-
-
-def read_values(path: str | Path, strict: bool = False) -> tuple[torch.Tensor, np.ndarray, dict[str, Any]]:
-    """The float32 values of a file without trailing axes of one voxel, its affine (voxel → RAS mm) and its metadata."""
+def read_values(path: str | Path, strict: bool = False) -> tuple[torch.Tensor, np.ndarray, int]:
+    """The float32 values of a file without trailing axes of one voxel, its affine (voxel → RAS mm), and how many axes
+    it has."""
     file = read_volume(path)
     warn_or_refuse(path, file.doubt, strict)
     # In NIfTI the first axis varies fastest; slab by slab computation is faster when it varies slowest.
     values = torch.from_numpy(file.values).contiguous()
     while values.ndim > 3 and values.shape[-1] == 1:
         values = values[..., 0]
-    return values, file.affine, {STORED_AXES: file.values.ndim}
+    return values, file.affine, file.values.ndim
 
 
 def warn_or_refuse(path: str | Path, doubt: tuple[str, str] | None, strict: bool = False) -> None:

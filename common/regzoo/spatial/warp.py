@@ -200,7 +200,6 @@ def resample(
     mode: Mode | Literal["bspline"] = "bilinear",
     padding: Padding = "zeros",
     anti_alias: bool = False,
-    background: float = 0.0,
 ) -> torch.Tensor:
     """Resample an image from one grid onto another through world coordinates.
 
@@ -211,7 +210,6 @@ def resample(
         mode: ``bilinear``, ``nearest``, or ``bspline`` (cubic, by SciPy on the CPU).
         padding: more than half a voxel beyond the outermost centres of `source`, see `sample_file`.
         anti_alias: blur beforehand along axes where the target is coarser, σ = (ratio - 1) / 2 voxels.
-        background: the value beyond `source`, unless `padding` is ``border`` or `mode` is ``bspline``.
 
     Returns:
         (C, X, Y, Z) float32 on `target`.
@@ -230,7 +228,7 @@ def resample(
     values = image.new_empty(len(image), *target.shape)
     for rows in slabs(target.shape):
         coordinates = slab_points(matrix, target.shape, rows, image.device)
-        values[:, rows] = sample_file(image, coordinates, mode, padding, background)
+        values[:, rows] = sample_file(image, coordinates, mode, padding)
     return values
 
 
