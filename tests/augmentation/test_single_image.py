@@ -305,7 +305,6 @@ def test_plugs_into_prepare_batch() -> None:
         ({"max_displacement": float("inf")}, "max_displacement"),
         ({"control_points": 1}, "control_points"),
         ({"control_points": (8, 8)}, "control_points"),
-        ({"min_jacobian": 1}, "min_jacobian"),
         ({"tolerance": 0}, "tolerance"),
         ({"label_mode": "cubic"}, "label_mode"),
     ],

@@ -18,6 +18,8 @@ from scipy.spatial.transform import Rotation
 
 #: Voxels that the CPU resamples at a time, so that the working memory does not grow with the image.
 _SLAB = 3 * 2**16
+#: The smallest det J of a spline.
+MIN_JACOBIAN = 0.3
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ class SingleImageAugmentation:
     displacements of a regular grid of control points, then a rotation R about the image centre c and a translation t.
     The moving image is ``fixed(T⁻¹(y))``, resampled once, and the DDF is ``T(x) - x``. So ``warp(moving, ddf)`` is the
     fixed image, up to interpolation, wherever T stays within the image. T and T⁻¹ are exact to a small part of a voxel.
-    A spline that folds, or exceeds its limit between the control points, is scaled down.
+    A spline whose det J is below 0.3, or that exceeds its limit between the control points, is scaled down. Beyond its
+    border, an image is extended by its border values, a label by zeros.
 
     Args:
         spacing: voxel size of the network grid along each axis, mm.
@@ -56,12 +59,9 @@ class SingleImageAugmentation:
         max_translation: mm, length of the translation; uniform in a ball.
         max_displacement: mm, of the spline along each axis, anywhere in the image.
         control_points: number along each axis; the outermost lie on the outermost voxels.
-        min_jacobian: smallest det J of the spline anywhere, between 0 and 1; larger is smoother.
         tolerance: largest deviation from the thin-plate spline, voxels; smaller is slower.
         label_mode: ``nearest`` for label maps and binary channels, ``bilinear`` for soft channels.
         with_ddf: return the true DDF.
-
-    Beyond their borders, images are extended by their border values and labels by zeros.
 
     Source: Pérez de Frutos et al. 2023, section "Augmentation layer", and its code, which also changes the intensities
     of the fixed image, moves along each axis by up to 30 mm, rotates about one axis only and does not prevent folds.
@@ -76,7 +76,6 @@ class SingleImageAugmentation:
         max_translation: float = 30.0,
         max_displacement: float = 6.0,
         control_points: int | Sequence[int] = 8,
-        min_jacobian: float = 0.3,
         tolerance: float = 0.02,
         label_mode: Mode = "nearest",
         with_ddf: bool = True,
@@ -88,8 +87,6 @@ class SingleImageAugmentation:
             raise ValueError(f"gamma must be two positive numbers, the smaller first, got {list(gamma)}")
         if len(counts) != 3 or min(counts) < 2:
             raise ValueError(f"control_points must be at least 2 along each of three axes, got {control_points}")
-        if not 0 < min_jacobian < 1:
-            raise ValueError(f"min_jacobian must lie between 0 and 1, got {min_jacobian}")
         if tolerance <= 0:
             raise ValueError(f"tolerance must be positive, got {tolerance}")
         if label_mode not in get_args(Mode):
@@ -101,7 +98,6 @@ class SingleImageAugmentation:
         self.max_translation = _limit("max_translation", max_translation)
         self.max_displacement = _limit("max_displacement", max_displacement)
         self.control_points = tuple(counts)
-        self.min_jacobian = min_jacobian
         # The lattice's interpolation error falls with the square of the number of cells per control point.
         self.subdivisions = max(3, math.ceil(math.sqrt(0.16 * max_displacement / min(spacing) / tolerance)))
         self.label_mode = label_mode
@@ -150,7 +146,7 @@ class SingleImageAugmentation:
             for slab in _slabs(shape, device):
                 field[:, :, slab] = spline.lattice.on_voxels(values, slab)
             factor = _per_sample(limit_scale(field, limits))
-            factor = factor * _per_sample(unfold_scale(spline.lattice, values * factor, self.min_jacobian))
+            factor = factor * _per_sample(unfold_scale(spline.lattice, values * factor, MIN_JACOBIAN))
             return SplineTransform(spline.lattice, values * factor, field.mul_(factor), matrix, translation)
 
     @torch.no_grad()

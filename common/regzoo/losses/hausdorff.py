@@ -13,7 +13,7 @@ from torch import nn
 class SoftHausdorff(nn.Module):
     """Squared errors of a label, weighted by their distance from the boundaries, so that distant errors cost most.
 
-    ``L = 1/N Σ_x (p(x) − g(x))² · (d_p(x)^α + d_g(x)^α)``
+    ``L = 1/N Σ_x (p(x) − g(x))² · (d_p(x)² + d_g(x)²)``
 
     where p is the warped label, g the fixed label, d the distance in mm from a voxel to the nearest voxel on the other
     side of the label's boundary at ½, and N the number of voxels of the volume. The distances count as constants. The
@@ -26,25 +26,19 @@ class SoftHausdorff(nn.Module):
 
     Args:
         spacing: voxel size of the labels, mm.
-        alpha: exponent α of the distances; the loss is in mm^α.
-        one_sided: leave out d_p, which saves one transform per label and step.
 
     Source: Karimi and Salcudean 2019, loss based on distance transforms, α = 2; Pérez de Frutos et al. 2023,
     designs with "HD".
     """
 
-    def __init__(self, spacing: Sequence[float] = (1.0, 1.0, 1.0), alpha: float = 2.0, one_sided: bool = False) -> None:
+    def __init__(self, spacing: Sequence[float] = (1.0, 1.0, 1.0)) -> None:
         super().__init__()
         if len(spacing) != 3 or min(spacing) <= 0:
             raise ValueError(f"spacing must be three positive numbers in mm, got {list(spacing)}")
-        if not alpha > 0:
-            raise ValueError(f"alpha must be positive, got {alpha}")
         self.spacing = [float(s) for s in spacing]
-        self.alpha = float(alpha)
-        self.one_sided = bool(one_sided)
 
     def extra_repr(self) -> str:
-        return f"spacing={self.spacing} mm, alpha={self.alpha}, one_sided={self.one_sided}"
+        return f"spacing={self.spacing} mm"
 
     def forward(self, warped: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
         """Loss of warped moving labels against fixed labels.
@@ -54,7 +48,7 @@ class SoftHausdorff(nn.Module):
             fixed: (B, C, X, Y, Z), values in [0, 1]; taken as constant. Empty labels do not count.
 
         Returns:
-            Scalar, mm^α, mean over the labels that are not empty; 0 if all are empty.
+            Scalar, mm², mean over the labels that are not empty; 0 if all are empty.
 
         Raises:
             ValueError: the labels differ in shape.
@@ -71,7 +65,7 @@ class SoftHausdorff(nn.Module):
             return error.sum() / (max(labels, 1) * fixed[0, 0].numel())
 
     def _weights(self, warped: np.ndarray, fixed: np.ndarray) -> tuple[np.ndarray, int]:
-        """d_p^α + d_g^α in the box of both labels, else 0, (B, C, X, Y, Z); and the number of non-empty labels."""
+        """d_p² + d_g² in the box of both labels, else 0, (B, C, X, Y, Z); and the number of non-empty labels."""
         weights = np.zeros(warped.shape, dtype=np.float32)
         labels = 0
         for index in np.ndindex(warped.shape[:2]):
@@ -79,18 +73,17 @@ class SoftHausdorff(nn.Module):
             if g.any():
                 labels += 1
                 box = _box((p != 0) | (g != 0))
-                weights[index][box] = self._power(g[box])
-                if not self.one_sided:
-                    weights[index][box] += self._power(p[box])
+                weights[index][box] = self._squared(g[box])
+                weights[index][box] += self._squared(p[box])
         return weights, labels
 
-    def _power(self, label: np.ndarray) -> np.ndarray:
-        """Distance to the other side of the boundary, to the power of α; 0 if the label has no boundary."""
+    def _squared(self, label: np.ndarray) -> np.ndarray:
+        """Squared distance to the other side of the boundary; 0 if the label has no boundary."""
         mask = label > 0.5
         if mask.all() or not mask.any():
             return np.zeros(mask.shape)
         inside, outside = (distance_transform_edt(side, sampling=self.spacing) for side in (mask, ~mask))
-        return np.asarray((inside + outside) ** self.alpha)
+        return np.asarray((inside + outside) ** 2)
 
 
 def _box(mask: np.ndarray) -> tuple[slice, ...]:
