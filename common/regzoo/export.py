@@ -92,9 +92,8 @@ class ExportedNetwork(nn.Module):
         except RegZooError:
             raise
         except Exception as error:  # each library raises its own errors for a damaged file
-            raise bad_file(
-                self.path, "is damaged, or was not written by this regzoo's export", f"write it again: {fix}"
-            ) from error
+            problem = "is damaged, or was not written by this regzoo's export"
+            raise bad_file(self.path, problem, f"write it again: {fix}") from error
         problem = None
         if name != read_metadata(bundle_root, "name")["name"]:
             problem = f"holds the network of another bundle ({name})"
@@ -126,11 +125,8 @@ class ExportedNetwork(nn.Module):
         image = as_tensor(image)
         expected = [self.channels, *(self.grid if self.fixed_size else image.shape[2:])]
         if list(image.shape[1:]) != expected:
-            raise bad_file(
-                self.path,
-                f"takes (channels, X, Y, Z) = {expected}, not {list(image.shape[1:])}",
-                "export it with the overlays and settings used here",
-            )
+            problem = f"takes (channels, X, Y, Z) = {expected}, not {list(image.shape[1:])}"
+            raise bad_file(self.path, problem, "export it with the overlays and settings used here")
         return self._run(image)
 
     def _load(self) -> Mapping[str, Any]:

@@ -173,10 +173,8 @@ class LabelPairDataset(CaseCache):
         items = [{key: value for key, value in item.items() if key in shared} for item in items]
         counts = {len(item.get(Key.LABEL_NUMBERS, item[key])) for item in items for key in LABEL_KEYS if key in item}
         if self.labels_per_pair == 0 and len(counts) > 1:
-            raise RegZooError(
-                f"images with {min(counts)} and with {max(counts)} labels cannot share a batch; set batch_size to 1, "
-                "or draw the same number of labels from each"
-            )
+            problem = f"images with {min(counts)} and with {max(counts)} labels cannot share a batch"
+            raise RegZooError(f"{problem}; set batch_size to 1, or draw the same number of labels from each")
         return items
 
 

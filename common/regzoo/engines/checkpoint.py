@@ -171,11 +171,8 @@ class TrainingCheckpoint:
             return True
         state = self.evaluator.state
         if state.best_metric_epoch > 0 and math.isnan(float(state.best_metric)):
-            logger.warning(
-                "the key metric %s could not be measured on any validation pair; %s keeps the latest weights",
-                getattr(state, "key_metric_name", ""),
-                self.best_file,
-            )
+            text = "the key metric %s could not be measured on any validation pair; %s keeps the latest weights"
+            logger.warning(text, getattr(state, "key_metric_name", ""), self.best_file)
             return True
         # A training that ends before its first validation also writes weights.
         never_validated = state.best_metric_epoch < 0 and engine.state.epoch == engine.state.max_epochs

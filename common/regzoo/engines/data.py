@@ -59,9 +59,8 @@ def data_folder(
     except ModuleNotFoundError as error:
         if error.name != "regzoo_phantoms":
             raise
-        raise RegZooError(
-            "no data set was named, and a packaged bundle contains no phantoms; name one as dataset_dir"
-        ) from error
+        problem = "no data set was named, and a packaged bundle contains no phantoms"
+        raise RegZooError(f"{problem}; name one as dataset_dir") from error
     return str(embedded_phantoms(writable(bundle_root, f"data/{name}"), **phantoms))
 
 

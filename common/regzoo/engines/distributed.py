@@ -40,10 +40,8 @@ def check_processes() -> None:
     """
     count = int(os.environ.get("WORLD_SIZE") or 1)
     if count > 1 and not torch.distributed.is_initialized():
-        raise RegZooError(
-            f"{count} processes were started, but the configuration is for one; add configs/multi_gpu_train.json or "
-            "configs/multi_gpu_evaluate.json to --config_file, or start without torchrun"
-        )
+        fix = "add configs/multi_gpu_train.json or multi_gpu_evaluate.json to --config_file, or start without torchrun"
+        raise RegZooError(f"{count} processes were started, but the configuration is for one; {fix}")
 
 
 def share_cases(data: Dataset) -> DistributedSampler:
@@ -65,9 +63,8 @@ def check_share(cases: int) -> None:
     import ignite.distributed as idist
 
     if cases < (count := idist.get_world_size()):
-        raise RegZooError(
-            f"{count} processes cannot share {cases} cases to evaluate; start at most {cases} with --nproc_per_node"
-        )
+        fix = f"start at most {cases} with --nproc_per_node"
+        raise RegZooError(f"{count} processes cannot share {cases} cases to evaluate; {fix}")
 
 
 def distributed(network: nn.Module, device: str | torch.device) -> DistributedDataParallel:

@@ -90,9 +90,8 @@ class LossTerms:
         self.count = 0
         self.check.waiting.clear()
         if names := non_finite(_weights(engine)):
-            raise RegZooError(
-                f"{first_few(names)} hold NaN or infinity before the first step; start from other weights"
-            )
+            problem = f"{first_few(names)} hold NaN or infinity before the first step"
+            raise RegZooError(f"{problem}; start from other weights")
 
     def _keep_terms(self, values: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> None:
         self.step = {f"loss/{name}": value for name, value in values.items()}

@@ -53,9 +53,8 @@ def requested_records(
         return load_records(dataset_dir, split or None, direction)
     for key in (FIXED.image, MOVING.image):
         if key not in named:
-            raise RegZooError(
-                f"no {key.replace('_', ' ')} to register; name it as {key}, or name a data set as dataset_dir"
-            )
+            problem = f"no {key.replace('_', ' ')} to register"
+            raise RegZooError(f"{problem}; name it as {key}, or name a data set as dataset_dir")
     check_records([named])
     return [named]
 

@@ -73,11 +73,9 @@ def load_state(network: nn.Module, content: Mapping[str, Any], path: str | PathL
     try:
         network.load_state_dict(state, strict=True)
     except (RuntimeError, AttributeError, TypeError) as error:
-        raise bad_file(
-            path,
-            f"holds the weights of another network than this {type(network).__name__}{_misfits(network, state)}",
-            "use the configuration it was trained with (channels, variant overlay), or another file",
-        ) from error
+        problem = f"holds the weights of another network than this {type(network).__name__}{_misfits(network, state)}"
+        fix = "use the configuration it was trained with (channels, variant overlay), or another file"
+        raise bad_file(path, problem, fix) from error
 
 
 def _misfits(network: nn.Module, state: Any) -> str:

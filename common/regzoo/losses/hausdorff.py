@@ -55,7 +55,7 @@ class SoftHausdorff(nn.Module):
         """
         if warped.ndim != 5 or warped.shape != fixed.shape:
             raise ValueError(
-                f"labels must have the same shape (B, C, X, Y, Z), got {list(warped.shape)} and {list(fixed.shape)}"
+                f"both must have the same shape (B, C, X, Y, Z): {list(warped.shape)}, {list(fixed.shape)}"
             )
         with torch.autocast(warped.device.type, enabled=False):
             warped = warped if warped.dtype == torch.float64 else warped.float()

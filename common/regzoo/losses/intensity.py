@@ -63,10 +63,8 @@ class _WindowedSimilarity(Similarity):
     def against(self, fixed: torch.Tensor, weights: torch.Tensor | None) -> Prepared:
         widths = [len(kernel) for kernel in self.window.kernels]
         if any(n < width for n, width in zip(fixed.shape[2:], widths, strict=True)):
-            raise RegZooError(
-                f"a window of {widths} voxels does not fit into a volume of {list(fixed.shape[2:])}; enlarge size "
-                "or use a smaller window"
-            )
+            problem = f"a window of {widths} voxels does not fit into a volume of {list(fixed.shape[2:])}"
+            raise RegZooError(f"{problem}; enlarge size or use a smaller window")
         images = fixed.flatten(0, 1)
         masks = [None] * len(images) if weights is None else weights.flatten(0, 1)
         measures = [self.measure(*pair, 1 / len(images)) for pair in zip(images, masks, strict=True)]

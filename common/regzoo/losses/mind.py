@@ -252,9 +252,7 @@ class MindSimilarity(Similarity):
     def __init__(self, radius: int = 2, dilation: int = 2, eps: float = 1e-4) -> None:
         super().__init__()
         if radius < 0 or dilation < 1 or not eps > 0:
-            raise ValueError(
-                f"radius must be at least 0, dilation at least 1 and eps positive, got {radius}, {dilation} and {eps}"
-            )
+            raise ValueError(f"radius must be ≥ 0, dilation ≥ 1 and eps > 0, got {radius}, {dilation} and {eps}")
         self.radius, self.dilation, self.eps = int(radius), int(dilation), float(eps)
 
     def extra_repr(self) -> str:
@@ -283,9 +281,7 @@ class MindSimilarity(Similarity):
             weight = torch.where(descriptors.known, mask, 0)
             mass = weight.sum()
             if not bool(mass > 0):
-                raise RegZooError(
-                    "no voxel has a whole neighbourhood of voxels that count; enlarge the masks or align first"
-                )
+                raise RegZooError("no voxel has a whole neighbourhood that counts; enlarge the masks or align first")
             weight = weight * (2 * share / (CHANNELS * mass))
 
         def head(found: torch.Tensor, slab: slice) -> tuple[torch.Tensor, torch.Tensor]:

@@ -123,11 +123,9 @@ class RegistrationLoss(nn.Module):
         unknown = sorted((set(fixed) | learned) - set(terms))
         if unknown:
             raise ValueError(f"weights for unknown loss terms {unknown}; the terms are {sorted(terms)}")
-        negative = [name for name, weight in fixed.items() if float(weight) < 0]
-        if negative:
-            raise RegZooError(
-                f"the loss term {negative[0]!r} has the weight {float(fixed[negative[0]]):g}; use 0 or more"
-            )
+        for name, weight in fixed.items():
+            if float(weight) < 0:
+                raise RegZooError(f"the loss term {name!r} has the weight {float(weight):g}; use 0 or more")
         self.terms = nn.ModuleDict(dict(terms))
         self.weights = {name: float(fixed.get(name, 1.0)) for name in terms if name not in learned}
         self.listeners: list[Listener] = []

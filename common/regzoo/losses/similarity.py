@@ -57,10 +57,8 @@ class Similarity(nn.Module):
 
         def loss(warped: torch.Tensor) -> torch.Tensor:
             if warped.ndim != 5 or warped.shape != fixed.shape:
-                raise ValueError(
-                    "volumes must have the same shape (B, C, X, Y, Z), got "
-                    f"{list(warped.shape)} and {list(fixed.shape)}"
-                )
+                shapes = f"{list(warped.shape)} and {list(fixed.shape)}"
+                raise ValueError(f"volumes must have the same shape (B, C, X, Y, Z), got {shapes}")
             with torch.autocast(warped.device.type, enabled=False):
                 return against(warped.to(fixed.dtype))
 

@@ -31,9 +31,7 @@ class _ImageSimilarity(CaseMetric):
     def _scaled(self, y_pred: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The warped and the fixed image (1, 1, X, Y, Z), float32 in [0, 1]."""
         if y_pred.ndim != 4 or len(y_pred) != 1 or y_pred.shape != y.shape:
-            raise ValueError(
-                f"both images must have one shape (1, X, Y, Z): warped {tuple(y_pred.shape)}, fixed {tuple(y.shape)}"
-            )
+            raise ValueError(f"both images must have one shape (1, X, Y, Z): {tuple(y_pred.shape)}, {tuple(y.shape)}")
         fixed = as_tensor(y).to(y_pred.device).float()
         low, high = self.window or (float(fixed.min()), float(fixed.max()))
         width = max(high - low, torch.finfo(torch.float32).tiny)

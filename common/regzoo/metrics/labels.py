@@ -248,6 +248,4 @@ def _emptied(y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 def _check_same_shape(y_pred: torch.Tensor, y: torch.Tensor) -> None:
     if y_pred.ndim != 4 or y_pred.shape != y.shape:
-        raise ValueError(
-            f"both labels must have one shape (C, X, Y, Z): warped {tuple(y_pred.shape)}, fixed {tuple(y.shape)}"
-        )
+        raise ValueError(f"both labels must have one shape (C, X, Y, Z): {tuple(y_pred.shape)}, {tuple(y.shape)}")

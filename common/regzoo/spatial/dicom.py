@@ -60,9 +60,8 @@ class Slice(NamedTuple):
             values = np.empty(0)
         if len(values) != count or not np.isfinite(values).all():
             what = {_POSITION: "position", _ORIENTATION: "orientation", _SPACING: "voxel size"}[tag]
-            raise bad_file(
-                self.file, f"its header gives no {what} ({tag.replace('|', ',')})", "export the series again"
-            )
+            problem = f"its header gives no {what} ({tag.replace('|', ',')})"
+            raise bad_file(self.file, problem, "export the series again")
         return values
 
 
@@ -268,9 +267,7 @@ def _step(path: Path, slices: list[Slice], offsets: np.ndarray, normal: np.ndarr
         usual = float(np.median(gaps))
         one, other = names[int(gaps.argmax())]
         if np.abs(gaps / usual - np.rint(gaps / usual)).max() < SAME_VOXELS:
-            problem = (
-                f"lacks slices: {gaps.max():.3g} mm lie between {one} and {other}, and {usual:.3g} mm between others"
-            )
+            problem = f"lacks slices: {gaps.max():.3g} mm lie between {one} and {other}, and {usual:.3g} mm elsewhere"
             raise bad_file(path, problem, "copy or export the whole series again")
         problem = f"its slices are unevenly spaced, by {gaps.min():.3g} to {gaps.max():.3g} mm"
         raise bad_file(path, problem, "resample it to even spacing")

@@ -220,12 +220,9 @@ def _check_numbers(path: Path, fields: dict[str, str]) -> None:
         raise _unclear(path, f"NDims {fields.get('NDims', 'missing')!r:.40}")
     axes = int(fields["NDims"])
     counts = dict.fromkeys(_PER_AXIS, axes) | dict.fromkeys(_PER_ENTRY, axes * axes) | _FIXED
-    if len(sizes := fields.get("DimSize", "").split()) != axes or not all(
-        re.fullmatch(r"0*[1-9]\d{0,9}", n) for n in sizes
-    ):
-        raise bad_file(
-            path, f"has impossible sizes in its header (DimSize {fields.get('DimSize', 'missing')!r:.60})", AGAIN
-        )
+    sizes = fields.get("DimSize", "missing")
+    if len(sizes.split()) != axes or not all(re.fullmatch(r"0*[1-9]\d{0,9}", n) for n in sizes.split()):
+        raise bad_file(path, f"has impossible sizes in its header (DimSize {sizes!r:.60})", AGAIN)
     for key, value in fields.items():
         if key in counts and not _numbers(value, counts[key]):
             raise _unclear(path, f"{key} {value!r:.60}")

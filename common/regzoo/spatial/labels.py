@@ -121,9 +121,8 @@ def _joined(paths: Sequence[str | Path], image: Grid | None, may_be_empty: bool,
         masks.append(file.volume.as_tensor() > 0)
         values += [_only_value(path, file.volume, "holds")] if file.is_map else file.mask_values
         if masks[-1].shape[1:] != masks[0].shape[1:]:
-            raise bad_file(
-                paths[0], "lies on a different grid from the other masks", "resample all masks onto one grid"
-            )
+            problem = "lies on a different grid from the other masks"
+            raise bad_file(paths[0], problem, "resample all masks onto one grid")
         affine = file.volume.affine
     joined = torch.cat(masks)
     if not bool(joined.any()) and not may_be_empty:

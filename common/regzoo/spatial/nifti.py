@@ -226,22 +226,14 @@ def _doubt(
         return problem, "write the right sform or qform, with code 1"
     if not apart <= _tolerance(grid):
         if itk_source == "either":
-            return (
-                f"programs that use its qform, perhaps including ITK, place it up to {apart:.3g} mm away: its "
-                "sform and qform mirror each other, and the sform is used here",
-                _WRITE_BOTH,
-            )
+            others, why = "programs that use its qform, perhaps ITK, place", "its sform and qform mirror each other"
+            return f"{others} it up to {apart:.3g} mm away: {why}, and the sform is used here", _WRITE_BOTH
+        away = f"ITK (3D Slicer, ANTs) places it up to {apart:.3g} mm away"
         if source == itk_source:
-            return (
-                f"ITK (3D Slicer, ANTs) places it up to {apart:.3g} mm away: its pixdim is not the voxel size of its "
-                f"{source}, which is used here",
-                "write the right voxel size as pixdim, for example by saving it with nibabel",
-            )
-        return (
-            f"ITK (3D Slicer, ANTs) places it up to {apart:.3g} mm away: its sform and qform differ, ITK uses the "
-            f"{itk_source}, and the {source} is used here",
-            _WRITE_BOTH,
-        )
+            problem = f"{away}: its pixdim is not the voxel size of its {source}, which is used here"
+            return problem, "write the right voxel size as pixdim, for example by saving it with nibabel"
+        problem = f"{away}: its sform and qform differ, ITK uses the {itk_source}, and the {source} is used here"
+        return problem, _WRITE_BOTH
     if coded["sform"] and coded["qform"]:
         size = np.abs(header["pixdim"][1:4].astype(np.float64))
         apart = grid.distance(Grid(grid.shape, scale @ _qform(header, size)))

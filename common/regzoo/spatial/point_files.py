@@ -78,15 +78,11 @@ def point_suffix(path: str | Path) -> str:
 def _signs(path: Path, said: str | None, frame: str | None) -> np.ndarray:
     """The factors between the frame of a file and RAS."""
     if said is None and frame is None:
-        raise bad_file(
-            path,
-            "does not say whether its points are RAS or LPS",
-            "set frame to RAS or LPS; in a datalist, points_frame",
-        )
+        problem = "does not say whether its points are RAS or LPS"
+        raise bad_file(path, problem, "set frame to RAS or LPS; in a datalist, points_frame")
     if said is not None and frame is not None and said != frame:
-        raise bad_file(
-            path, f"says that its points are {said}, not {frame}", "leave frame out (in a datalist, points_frame)"
-        )
+        problem = f"says that its points are {said}, not {frame}"
+        raise bad_file(path, problem, "leave frame out (in a datalist, points_frame)")
     return np.ones(3) if (said or frame) == "RAS" else RAS_LPS.diagonal()[:3]
 
 

@@ -137,11 +137,8 @@ def _opened(path: Path) -> Any:
     for kind, suffixes in ITK_SUFFIXES.items():
         if start.startswith(b"NRRD0") if kind == "NRRD" else _is_metaimage(start):
             if not name.endswith(suffixes):
-                raise bad_file(
-                    path,
-                    f"is {'an' if kind == 'NRRD' else 'a'} {kind} file with another suffix",
-                    f"rename it to end in {suffixes[0]}" if not is_zipped(path) else _UNZIP,
-                )
+                fix = _UNZIP if is_zipped(path) else f"rename it to end in {suffixes[0]}"
+                raise bad_file(path, f"is {'an' if kind == 'NRRD' else 'a'} {kind} file with another suffix", fix)
             if is_zipped(path):
                 raise bad_file(path, "is compressed as a whole with gzip, which ITK cannot read", _UNZIP)
             return itk_header(path, kind)
@@ -240,9 +237,7 @@ def _read_mgh(path: Path, file: MghFile) -> Volume:
         affine = np.asarray(file.header.get_affine(), dtype=np.float64)
     doubt = None
     if not file.is_placed:
-        doubt = (
-            "its header does not say which side is left, so FreeSurfer's usual axes are taken",
-            "write its position into its header",
-        )
+        problem = "its header does not say which side is left, so FreeSurfer's usual axes are taken"
+        doubt = (problem, "write its position into its header")
     values = values.astype(np.float32, order="C", copy=False)
     return Volume(values, orthogonal(path, Grid((*file.shape, 1, 1)[:3], affine)).affine, doubt)

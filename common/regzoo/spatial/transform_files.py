@@ -257,9 +257,8 @@ def _npz(path: Path) -> np.ndarray:
     except MemoryError:
         raise
     except Exception as error:  # on a damaged file NumPy can raise anything
-        raise bad_file(
-            path, "is not a NumPy file with one array", "write it with numpy.savez, as Learn2Reg does"
-        ) from error
+        fix = "write it with numpy.savez, as Learn2Reg does"
+        raise bad_file(path, "is not a NumPy file with one array", fix) from error
     if values.ndim != 4 or values.shape[0] != 3 or values.dtype.kind != "f":
         problem = f"has shape {values.shape} and type {values.dtype}, so it does not hold displacements"
         raise bad_file(path, problem, "write an array of shape (3, X, Y, Z), in voxels")

@@ -46,11 +46,9 @@ class SignedDistanced(MapTransform):
             label = data[side.label]
             gland = as_tensor(label)[0].float()
             if float(gland.sum()) <= MIN_VOXELS:
-                raise bad_file(
-                    file_of(label, f"{side.label} of case {data.get(Key.CASE, '')}"),
-                    "holds no gland (channel 0) within the network's field of view",
-                    "leave the case out, or enlarge size and spacing",
-                )
+                name = file_of(label, f"{side.label} of case {data.get(Key.CASE, '')}")
+                problem = "holds no gland (channel 0) within the network's field of view"
+                raise bad_file(name, problem, "leave the case out, or enlarge size and spacing")
             distance = torch.from_numpy(self._distance(gland, Grid.of(label).spacing))[None]
             item[side.distance] = MetaTensor(distance, affine=label.affine, meta={FILE: file_of(label)})
         return item

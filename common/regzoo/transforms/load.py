@@ -105,18 +105,13 @@ class LoadPaird(MapTransform):
                 item[Key.MOVING_MASK_VALUES] = moving.mask_values
         counts = [len(values) if file.is_map else len(file.volume) for file in files.values()]
         if len(set(counts)) > 1:
-            raise bad_file(
-                str(data[FIXED.label]),
-                f"holds {counts[0]} labels, {data[MOVING.label]} holds {counts[1]}",
-                "give both the same labels in the same order, empty where one is not labelled",
-            )
+            problem = f"holds {counts[0]} labels, {data[MOVING.label]} holds {counts[1]}"
+            fix = "give both the same labels in the same order, empty where one is not labelled"
+            raise bad_file(str(data[FIXED.label]), problem, fix)
         named = len(data.get(Key.LABEL_VALUES) or ())
         if files and not maps and named not in (0, counts[0]):
-            raise bad_file(
-                record_files(data, files)[0],
-                f"holds {counts[0]} labels, but {named} label_values are named",
-                "name the value of each label, in order, or none",
-            )
+            problem = f"holds {counts[0]} labels, but {named} label_values are named"
+            raise bad_file(record_files(data, files)[0], problem, "name the value of each label, in order, or none")
         item[Key.CASE] = data.get(Key.CASE) or case_name(data[FIXED.image])
         return item
 
@@ -125,11 +120,8 @@ class LoadPaird(MapTransform):
         counts = (volume.as_tensor() > 0).any(0)[None] ^ self.exclude
         if not bool(counts.any()):
             which = "all voxels are" if self.exclude else "no voxel is"
-            raise bad_file(
-                path,
-                f"leaves no voxel that counts: {which} above 0",
-                "check the mask, and whether exclude should be set",
-            )
+            problem = f"leaves no voxel that counts: {which} above 0"
+            raise bad_file(path, problem, "check the mask, and whether exclude should be set")
         return MetaTensor(counts, affine=volume.affine, meta={FILE: str(path)})
 
     def _values(self, record: Record, maps: Mapping[str, LabelFile]) -> list[int]:
@@ -140,9 +132,7 @@ class LoadPaird(MapTransform):
         if wanted is None:
             if len(found) == 2 and not set.intersection(*(set(values) for values in found.values())):
                 shown = " and ".join(f"{', '.join(map(str, values))} in {path}" for path, values in found.items())
-                logger.warning(
-                    "the label maps have no value in common: %s; give the same structure the same value", shown
-                )
+                logger.warning("the label maps share no value: %s; give the same structure the same value", shown)
             return sorted({value for values in found.values() for value in values})
         known = {int(value) for value in (*wanted, *(named or ()))}
         for path, values in found.items():
@@ -167,11 +157,8 @@ def _segment_names(files: Mapping[str, LabelFile], values: Sequence[int] | None)
     for file in files.values():
         for number, name in file.names.items() if file.is_map == (values is not None) else ():
             if found.setdefault(number, name) != name:
-                logger.warning(
-                    "label %d is called %r in the fixed image, but %r in the moving image; give the same structure the "
-                    "same value or place",
-                    *(number, found[number], name),
-                )
+                text = "label %d is called %r in the fixed image, but %r in the moving image; number them alike"
+                logger.warning(text, number, found[number], name)
     if values is None:
         values = range(1, max((len(file.volume) for file in files.values()), default=0) + 1)
     return [found.get(value, f"label_{value}") for value in values] if found else []
@@ -249,9 +236,8 @@ def _middle(item: Case, by_label: bool) -> np.ndarray:
         return Grid.of(item[MOVING.image]).center
     (centre,) = centroids(one_mask(label, 0)[None], label.affine).cpu().numpy()
     if not np.isfinite(centre).all():
-        raise bad_file(
-            file_of(label, "the moving label"), "its first label is empty", "draw it, or set align to center"
-        )
+        name = file_of(label, "the moving label")
+        raise bad_file(name, "its first label is empty", "draw it, or set align to center")
     return centre
 
 

@@ -114,16 +114,12 @@ class ResamplePaird(MapTransform):
             extent, view = item.get(Key.VIEW_EXTENT), np.multiply(self.spacing, self.size)
             if extent is not None and (np.asarray(extent) > view).any():
                 sides = ["×".join(f"{mm:.0f}" for mm in box) for box in (np.asarray(extent), view)]
-                logger.warning(
-                    "%s: %s mm are wanted, the network's field of view has %s mm", item.get(Key.CASE), *sides
-                )
+                logger.warning("%s: %s mm are wanted, the network sees %s mm", item.get(Key.CASE), *sides)
             grid = Grid(grid.shape, affine)
         if MOVING.image in item and not overlap(grid, Grid.of(aligned(item, item[MOVING.image]))):
-            raise bad_file(
-                file_of(item[MOVING.image], "the moving image"),
-                f"lies outside the network's field of view on {file_of(item[FIXED.image], 'the fixed image')}",
-                "set align to center, or enlarge size and spacing",
-            )
+            fixed, moving = (file_of(item[side.image], f"the {side.name} image") for side in SIDES)
+            problem = f"lies outside the network's field of view on {fixed}"
+            raise bad_file(moving, problem, "set align to center, or enlarge size and spacing")
         return grid
 
 
@@ -291,11 +287,9 @@ class MatchLabelsd(MapTransform):
         present = torch.stack([as_tensor(data[side.label]).flatten(1).sum(1) > MIN_VOXELS for side in sides]).all(dim=0)
         if not bool(present.any()):
             shared = "in common with its moving image " if MOVING.image in data else ""
-            raise bad_file(
-                file_of(data[FIXED.image], f"case {data.get(Key.CASE, '')}"),
-                f"has no label {shared}within the network's field of view",
-                "leave the case out, or enlarge size and spacing",
-            )
+            name = file_of(data[FIXED.image], f"case {data.get(Key.CASE, '')}")
+            problem = f"has no label {shared}within the network's field of view"
+            raise bad_file(name, problem, "leave the case out, or enlarge size and spacing")
         for side in sides:
             item[side.label] = data[side.label][present]
             self._warn(item, side)
@@ -311,9 +305,7 @@ class MatchLabelsd(MapTransform):
         logger.warning(
             "%s: only %.0f %% of label %d (from 0) lies in the network's field of view; enlarge size or spacing, or "
             "choose another align (said once; regzoo check lists all)",
-            file_of(item[side.label], side.label),
-            100 * float(shares[worst]),
-            worst,
+            *(file_of(item[side.label], side.label), 100 * float(shares[worst]), worst),
         )
 
 
