@@ -54,9 +54,8 @@ class SoftHausdorff(nn.Module):
             ValueError: the labels differ in shape.
         """
         if warped.ndim != 5 or warped.shape != fixed.shape:
-            raise ValueError(
-                f"both must have the same shape (B, C, X, Y, Z): {list(warped.shape)}, {list(fixed.shape)}"
-            )
+            shapes = f"{list(warped.shape)} and {list(fixed.shape)}"
+            raise ValueError(f"labels must have the same shape (B, C, X, Y, Z), got {shapes}")
         with torch.autocast(warped.device.type, enabled=False):
             warped = warped if warped.dtype == torch.float64 else warped.float()
             fixed = fixed.detach().to(warped.dtype)

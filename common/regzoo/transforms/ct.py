@@ -246,5 +246,6 @@ def _compare_heights(item: Case, bodies: dict[Side, Region]) -> None:
     """Warn if one image shows more of the body than the other: their middles then do not correspond."""
     heights = [box.extent[2] for box in bodies.values()]
     if max(heights) > TALLER * min(heights):
-        text = "%s: shows %.0f mm of a body, its moving image %.0f mm; label the organ in both, or crop them alike"
-        logger.warning(text, file_of(item[FIXED.image], "the fixed image"), *heights)
+        text = "%s: shows %.0f mm of a body, its moving image %.0f mm: their middles may not correspond; %s"
+        fix = "label the organ in both, crop them alike, or set align to another method"
+        logger.warning(text, file_of(item[FIXED.image], "the fixed image"), *heights, fix)

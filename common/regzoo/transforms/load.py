@@ -132,7 +132,7 @@ class LoadPaird(MapTransform):
         if wanted is None:
             if len(found) == 2 and not set.intersection(*(set(values) for values in found.values())):
                 shown = " and ".join(f"{', '.join(map(str, values))} in {path}" for path, values in found.items())
-                logger.warning("the label maps share no value: %s; give the same structure the same value", shown)
+                logger.warning("label maps with no value in common: %s; give the same structure the same value", shown)
             return sorted({value for values in found.values() for value in values})
         known = {int(value) for value in (*wanted, *(named or ()))}
         for path, values in found.items():
@@ -157,7 +157,7 @@ def _segment_names(files: Mapping[str, LabelFile], values: Sequence[int] | None)
     for file in files.values():
         for number, name in file.names.items() if file.is_map == (values is not None) else ():
             if found.setdefault(number, name) != name:
-                text = "label %d is called %r in the fixed image, but %r in the moving image; number them alike"
+                text = "label %d is called %r in the fixed image, but %r in the moving image; number both files alike"
                 logger.warning(text, number, found[number], name)
     if values is None:
         values = range(1, max((len(file.volume) for file in files.values()), default=0) + 1)
