@@ -73,11 +73,7 @@ def read_config(file: str | PathLike[str]) -> dict[str, Any]:
 
 
 def read_metadata(bundle: str | PathLike[str], *needed: str) -> dict[str, Any]:
-    """The ``configs/metadata.json`` of a bundle; it must have the ids `needed`, such as ``name`` or ``a::b``.
-
-    Raises:
-        RegZooError: see `read_config`, or it lacks an id.
-    """
+    """`read_config` of a bundle's ``configs/metadata.json``, which must have the ids `needed`, such as ``a::b``."""
     file = Path(bundle) / "configs" / "metadata.json"
     if not file.is_file():
         raise bad_file(file, "no such file", "name the folder of a bundle")

@@ -20,11 +20,7 @@ from regzoo.errors import RegZooError, bad_file
 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:
-    """Create an output folder and check that it can be written to.
-
-    Raises:
-        RegZooError: the folder cannot be created or written to.
-    """
+    """Create an output folder; raises `RegZooError` if it cannot be created or written to."""
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -37,11 +33,7 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
-    """Check that an output folder can be created and written to, without leaving it behind.
-
-    Raises:
-        RegZooError: see `make_folder`.
-    """
+    """Check that `make_folder` can make an output folder, without leaving it behind."""
     folder = Path(path).absolute()
     new = _missing(folder)
     try:

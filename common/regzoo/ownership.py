@@ -106,11 +106,7 @@ def _record(folder: Path, files: Mapping[str, str | None], bundle: str = "") -> 
 
 
 def claim(folder: Path, names: Collection[str], bundle: str = "") -> None:
-    """Record files before they are written, so that they count as ours even if the run is cut short.
-
-    Raises:
-        RegZooError: see `check_folder`.
-    """
+    """`check_folder`, and record files before they are written: they count as ours even if the run is cut short."""
     check_folder(folder, names, bundle)
     _record(folder, dict.fromkeys(names), bundle)
 
@@ -123,11 +119,7 @@ def settle(folder: Path) -> None:
 
 @contextmanager
 def own_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Like `regzoo.files.atomic_path`, but records the file as ours and never replaces a file that is not.
-
-    Raises:
-        RegZooError: see `check_file` and `atomic_path`.
-    """
+    """`regzoo.files.atomic_path` for a file of ours, see `check_file`; it records the file as ours."""
     target = Path(path)
     check_file(target)
     with atomic_path(target) as temporary:

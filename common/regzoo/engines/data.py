@@ -95,10 +95,7 @@ def split_pairs(
         fold: the fold to hold out, from 0; None: 0, or the validation part.
         folds: the number of folds; None: the data set's own number, else 20.
         folder: the data set, for its validation part.
-        holdout: kinds of label that the training leaves out.
-
-    Raises:
-        RegZooError: see `regzoo.datasets.validate_kinds`.
+        holdout: kinds of label that the training leaves out, see `regzoo.datasets.validate_kinds`.
     """
     division = _divided(records, fold, folds, seed, load_validation(folder) if folder and records else [], FOLDS)
     if records:
@@ -148,10 +145,7 @@ def evaluation_records(
         direction: moving to fixed, see `regzoo.datasets.load_records`.
         count: use only the first few records of the data set; all for 0 or None.
         fold, folds, seed: the settings of the training, see `split_pairs`.
-        holdout: kinds of label that the training left out, to be measured separately.
-
-    Raises:
-        RegZooError: see `regzoo.datasets.validate_kinds`.
+        holdout: kinds of label that the training left out, to be measured separately; see `split_pairs`.
     """
     if split == "fold":
         records = split_pairs(training_records(folder, direction, count), fold, folds, seed, folder).validation

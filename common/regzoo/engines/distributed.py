@@ -33,11 +33,7 @@ def start_process_group() -> None:
 
 
 def check_processes() -> None:
-    """Refuse to run a configuration for one process in several processes, which would all write the same files.
-
-    Raises:
-        RegZooError: ``torchrun`` started several processes, and no configuration has joined them.
-    """
+    """Raise `RegZooError` if ``torchrun`` started several processes that would all write the same files."""
     count = int(os.environ.get("WORLD_SIZE") or 1)
     if count > 1 and not torch.distributed.is_initialized():
         fix = "add configs/multi_gpu_train.json or multi_gpu_evaluate.json to --config_file, or start without torchrun"
@@ -45,21 +41,13 @@ def check_processes() -> None:
 
 
 def share_cases(data: Dataset) -> DistributedSampler:
-    """A sampler that gives each process its share of the cases to evaluate, and no case to two processes.
-
-    Raises:
-        RegZooError: there are fewer cases than processes.
-    """
+    """A sampler that gives each process its share of the cases to evaluate, and no case to two; see `check_share`."""
     check_share(len(data))  # type: ignore[arg-type]
     return DistributedSampler(data, even_divisible=False, shuffle=False)
 
 
 def check_share(cases: int) -> None:
-    """Refuse to share cases between more processes than there are cases.
-
-    Raises:
-        RegZooError: there are fewer cases than processes.
-    """
+    """Raise `RegZooError` if there are fewer cases than processes."""
     import ignite.distributed as idist
 
     if cases < (count := idist.get_world_size()):

@@ -76,11 +76,7 @@ class DivergenceCheck:
 
 
 def stop_if_any(names: list[str], where: str, rate: float | None = None) -> None:
-    """Raise an error in all processes of a group if any process names values that are not finite.
-
-    Raises:
-        RegZooError: the message names the values, the place and what to do.
-    """
+    """Raise `RegZooError` in all processes of a group if any process names values that are not finite."""
     import ignite.distributed as idist
 
     count = len(names)

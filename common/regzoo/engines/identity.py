@@ -75,11 +75,7 @@ def data_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def refuse_shared(trained: Mapping[str, Mapping[str, Any]], records: Sequence[Record], weights: object) -> None:
-    """Refuse to evaluate weights on data they were trained on.
-
-    Raises:
-        RegZooError: a case has an image or a patient of the `fingerprints` of the training; the message names it.
-    """
+    """Raise `RegZooError` if a case has an image or a patient of the `fingerprints` that weights were trained on."""
     hashes = {value: case for case, facts in trained.items() for key in IMAGE_KEYS for value in facts.get(key, [])}
     patients = {str(facts[key]): case for case, facts in trained.items() for key in PATIENT_KEYS if key in facts}
     fix = "evaluate other cases, or the fold that the training held out (eval_split fold and its fold)"

@@ -57,11 +57,7 @@ NULLABLE = {"label_values", "providers", "window", "norm", "outputs", "fold", "f
 
 
 def check_value(name: str, value: Any, default: Any) -> None:
-    """Refuse a value that is out of range, or whose type differs from that of the setting's default.
-
-    Raises:
-        RegZooError: the message names the setting, the value and the valid values.
-    """
+    """Raise `RegZooError` if a value is out of range, or its type is not that of the setting's default."""
     if (isinstance(value, str) and value.startswith(("$", "@", "%"))) or (value is None and default is None):
         return
     if name == "phantoms" and isinstance(value, dict):

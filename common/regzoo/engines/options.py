@@ -96,16 +96,13 @@ def _run_id(workflow: ConfigWorkflow) -> str:
 
 
 def check_config(parser: ConfigParser, files: Sequence[Path], given: Collection[str]) -> None:
-    """Refuse ids of a configuration that nothing reads, and invalid values.
+    """Refuse ids of a configuration that nothing reads, and invalid values, with the errors of `check_options`.
 
     Args:
         parser: the whole configuration, with overlays and settings.
         files: the bundle's own files from which it was made.
         given: ids that the user has set. An overlay may also set ids of the bundle's other files, for another run of
             the bundle.
-
-    Raises:
-        RegZooError: see `check_options`.
     """
     bundle = ConfigParser()
     bundle.read_config([str(file) for file in files])

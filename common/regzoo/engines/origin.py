@@ -147,11 +147,7 @@ def adopt(parser: ConfigParser, checkpoint: Any, base: str | PathLike[str], give
 
 
 def not_trained_on(checkpoint: str | PathLike[str], records: Sequence[Record]) -> None:
-    """Refuse to evaluate weights on the cases of their training, if the file of the weights records these cases.
-
-    Raises:
-        RegZooError: a case has an image or a patient of the training.
-    """
+    """`refuse_shared` for a file of weights, if it records the cases of its training."""
     if Path(checkpoint).is_file():
         settings = origin_of(read_checkpoint(checkpoint)).get("settings", {})
         refuse_shared(settings.get("data", {}), records, checkpoint)

@@ -152,11 +152,7 @@ class CaseEvaluator(SupervisedEvaluator):
 
 
 def report_failures(dataset: CaseStream) -> None:
-    """Raise one error that counts the failed cases of a run, if there are any.
-
-    Raises:
-        RegZooError: a case failed, in any process.
-    """
+    """Raise one `RegZooError` that counts the cases of a run that failed, in any process."""
     # A process without failures sends "".
     failures = [line for line in string_list_all_gather(dataset.failures) if line]
     if len(failures) == 1 and len(dataset.data) == 1:

@@ -22,16 +22,13 @@ TABLES = ("cases.csv", "labels.csv", "points.csv", "summary.csv", "summary.png",
 def claim_evaluation(
     folder: str | Path, evaluator: Engine, pictures: int | None = None, learn2reg: bool = False
 ) -> None:
-    """Claim the files of an evaluation before it runs; it may overwrite only an earlier evaluation of the same bundle.
+    """Claim the files of an evaluation before it runs, see `regzoo.ownership.claim`.
 
     Args:
         folder: the folder of the tables, the pictures and the record.
         evaluator: MONAI evaluator that is about to run.
         pictures: the largest number of pictures; None for a picture of each case.
         learn2reg: whether there will be fields, see `regzoo.report.Learn2RegFields`.
-
-    Raises:
-        RegZooError: see `regzoo.ownership.check_folder`.
     """
     if is_writer():
         cases = evaluator.data_loader.dataset.data

@@ -117,20 +117,12 @@ class RegistrationResult:
 
     @property
     def field(self) -> DisplacementField:
-        """The whole fixed-to-moving transformation.
-
-        Raises:
-            RegZooError: the bundle predicts labels without a transformation.
-        """
+        """The whole fixed-to-moving transformation; raises `RegZooError` if labels were predicted without one."""
         return self._required("field", "field")
 
     @property
     def warped_image(self) -> MetaTensor:
-        """(1, X, Y, Z), the moving image in the fixed image's frame.
-
-        Raises:
-            RegZooError: the bundle predicts labels without a transformation.
-        """
+        """(1, X, Y, Z), the moving image in the fixed image's frame; raises what `field` raises."""
         return self._required(WARPED.image, "image")
 
     def _required(self, key: str, output: str) -> Any:

@@ -27,13 +27,10 @@ class SaveRegistration:
 
     Args:
         outputs: which files to write, see `RegistrationResult.save`.
-        records: the cases of the run; their folders are checked before any work is done.
+        records: the cases of the run; their folders are checked before any work is done, see `check_target`.
         failures: the failures of the run. A case whose result cannot be written is added to them, and the run goes on;
             without a list of failures, the run ends. If a case fails, here or earlier, an earlier result of the same
             case is removed.
-
-    Raises:
-        RegZooError: see `check_target`.
     """
 
     def __init__(

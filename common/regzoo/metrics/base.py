@@ -55,11 +55,7 @@ class CaseMetric(CumulativeIterationMetric):
 
 
 def affine_of(image: torch.Tensor) -> torch.Tensor:
-    """The affine of a `MetaTensor` (voxel → RAS mm), 4×4 float64 on the CPU.
-
-    Raises:
-        ValueError: the tensor has no affine, so nothing can be measured in mm.
-    """
+    """The affine of a `MetaTensor` (voxel → RAS mm), 4×4 float64 on the CPU; raises `ValueError` for a plain tensor."""
     affine = getattr(image, "affine", None)
     if affine is None:
         raise ValueError("distances in mm need a MetaTensor with an affine; this is a plain tensor")

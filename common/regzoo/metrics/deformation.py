@@ -27,7 +27,6 @@ class FoldedVoxels(_DeformationMetric):
     """Percentage of voxels where the transformation folds (det J ≤ 0); NaN counts as a fold."""
 
     def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Percentage of folded voxels of one case."""
         return 100 * (~(_determinant(y_pred) > 0)).double().mean()
 
 
@@ -47,7 +46,6 @@ class LogJacobianStd(_DeformationMetric):
         self.mode = mode
 
     def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Standard deviation of one case."""
         determinant = _determinant(y_pred).double()
         if self.mode == "learn2reg":
             return (determinant[2:-2, 2:-2, 2:-2] + 3).clip(1e-9, 1e9).log().std(correction=0)
@@ -61,7 +59,6 @@ class JacobianGradient(_DeformationMetric):
     """
 
     def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Mean gradient magnitude of one case."""
         return torch.stack(torch.gradient(_determinant(y_pred))).norm(dim=0).double().mean()
 
 

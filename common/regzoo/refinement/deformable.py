@@ -165,9 +165,8 @@ class _Refinement:
         grid = self.levels[-1].grid
         middle = (voxels(self.levels[-1]) + start).mean(dim=(0, 1, 2, 3)).flip(0).cpu().numpy()
         center = torch.as_tensor(grid.to_world(middle), device=start.device)
-        transform = LinearTransform(
-            kind, center, float(np.linalg.norm(np.ptp(grid.corners.reshape(-1, 3), axis=0))) / 2
-        )
+        radius = float(np.linalg.norm(np.ptp(grid.corners.reshape(-1, 3), axis=0))) / 2
+        transform = LinearTransform(kind, center, radius)
         parameters = transform.start()
         for level, steps in zip(self.levels, self.options.steps, strict=True):
             follow = following(level, self._lattice(level).resized(start, level.size))

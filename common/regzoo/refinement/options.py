@@ -72,11 +72,7 @@ class RefinementOptions:
         return None if kind == "velocity" or kind == "displacement" else kind
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot be used.
-
-        Raises:
-            RegZooError: one line that names the option.
-        """
+        """Raise `RegZooError`, one line that names the option, for a value that cannot be used."""
         if not isinstance(self.similarity, Mapping):
             raise RegZooError(f"similarity: {self.similarity!r:.60} is not a dictionary; write {{'lncc': 1.0}}")
         for name in ("steps", "sigmas", "intensities"):

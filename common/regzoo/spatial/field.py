@@ -142,9 +142,8 @@ class DisplacementField:
             (C, X, Y, Z) float32 with the affine of the field's grid.
         """
         image = read_image(Path(moving)) if isinstance(moving, str | PathLike) else moving
-        return with_affine(
-            self.warp_values(image.as_tensor(), Grid.of(image), mode, padding, background), self.grid.affine
-        )
+        warped = self.warp_values(image.as_tensor(), Grid.of(image), mode, padding, background)
+        return with_affine(warped, self.grid.affine)
 
     def warp_values(
         self,

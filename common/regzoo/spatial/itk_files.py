@@ -112,11 +112,7 @@ def read_itk(path: Path, file: ItkFile) -> tuple[np.ndarray, np.ndarray, tuple[s
 
 
 def itk_name(path: str | os.PathLike[str]) -> str:
-    """The name of a file for ITK, which takes only names in UTF-8.
-
-    Raises:
-        RegZooError: the name is in another encoding.
-    """
+    """The name of a file for ITK; raises `RegZooError` if it is not UTF-8, which ITK needs."""
     try:
         return os.fsencode(path).decode("utf-8")
     except UnicodeDecodeError:

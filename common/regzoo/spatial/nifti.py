@@ -112,7 +112,7 @@ def read_voxels(file: NiftiFile) -> np.ndarray:
 
 
 def read_stored(path: Path, data: Path, shape: tuple[int, ...], dtype: np.dtype, offset: int) -> np.ndarray:
-    """The values in a file as stored, the first axis fastest.
+    """The values in a file as stored, the first axis fastest; errors as `read_voxels`.
 
     Args:
         path: the requested file, for errors.
@@ -120,9 +120,6 @@ def read_stored(path: Path, data: Path, shape: tuple[int, ...], dtype: np.dtype,
         shape: number of voxels along each axis.
         dtype: how a voxel is stored.
         offset: where the voxels start in the file, uncompressed.
-
-    Raises:
-        RegZooError: see `read_voxels`.
     """
     try:
         with open_unzipped(data) as stream:
@@ -172,11 +169,7 @@ def place(file: NiftiFile) -> tuple[np.ndarray, tuple[str, str] | None]:
 
 
 def orthogonal(path: Path, grid: Grid) -> Grid:
-    """The grid with axes at exactly right angles, as a qform and ITK require.
-
-    Raises:
-        RegZooError: a sheared grid, or an affine that is not invertible.
-    """
+    """The grid with axes at exactly right angles; raises `RegZooError` if it is sheared, or not invertible."""
     if not _usable(grid.affine):
         raise bad_file(path, "its affine is not invertible", "write valid voxel sizes and directions into its header")
     straight = grid.straightened()

@@ -59,9 +59,7 @@ def write_itk_image(path: str | os.PathLike[str], image: Any, grid: Grid) -> Non
         itk.imwrite(image, itk_name(temporary), compression=True)
 
 
-def write_nifti(
-    path: str | os.PathLike[str], array: np.ndarray, affine: np.ndarray, intent: int | str | None = None
-) -> None:
+def write_nifti(path: str | os.PathLike[str], array: np.ndarray, affine: np.ndarray, intent: int | None = None) -> None:
     """Write a NIfTI file atomically.
 
     Args:

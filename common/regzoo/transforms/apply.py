@@ -66,11 +66,7 @@ class WarpOnNetworkGridd(MapTransform):
 
 
 def _prediction(data: Case) -> torch.Tensor:
-    """The network's prediction for a case.
-
-    Raises:
-        RegZooError: it holds NaN or infinity.
-    """
+    """The network's prediction for a case; raises `RegZooError` if it holds NaN or infinity."""
     prediction = as_tensor(data[Key.PRED])
     if not prediction.isfinite().all():
         fix = "use other weights (in training, a lower learning_rate), or look for extreme values in it"

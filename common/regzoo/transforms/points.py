@@ -16,10 +16,7 @@ class CarryPointsd(MapTransform):
 
     Must come after `regzoo.transforms.ApplyFieldd`. Adds ``reference_points``, ``unregistered_points``,
     ``warped_points`` and ``point_names``, see `regzoo.case.Case`. They are empty for a case without points; a case
-    whose labels were predicted without a field has NaN for ``warped_points``.
-
-    Raises:
-        RegZooError: see `regzoo.spatial.landmarks.read_landmarks`.
+    whose labels were predicted without a field has NaN for ``warped_points``. Errors as in `read_landmarks`.
     """
 
     def __init__(self) -> None:

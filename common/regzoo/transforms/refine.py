@@ -84,7 +84,9 @@ class RefinePaird(MapTransform):
             start = DisplacementField.from_ddf(prediction, network, network)
         try:
             compares_labels = bool({"labels", "distance"} & options.similarity.keys())
-            if compares_labels and self._compares_outlines(data):
+            has_labels = FIXED.native_label in data and MOVING.native_label in data
+            has_outlines = FIXED.outline in data and (self.prefer_predicted or not has_labels)
+            if compares_labels and has_outlines:
                 fixed, moving = _outlined(data, prediction.device)
             else:
                 labels = self._labels(data) if compares_labels else None
@@ -100,10 +102,6 @@ class RefinePaird(MapTransform):
             item[Key.REFINEMENT] |= {"matrix": (np.linalg.inv(prealignment(data)) @ refined.matrix).tolist()}
         item[Key.LABELS_PREDICTED] = False
         return item
-
-    def _compares_outlines(self, data: Case) -> bool:
-        has_labels = FIXED.native_label in data and MOVING.native_label in data
-        return FIXED.outline in data and (self.prefer_predicted or not has_labels)
 
     def _volumes(
         self,

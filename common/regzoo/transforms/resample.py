@@ -102,11 +102,7 @@ class ResamplePaird(MapTransform):
         return item
 
     def target(self, item: Case) -> Grid:
-        """The network grid of a case, which its moving image reaches.
-
-        Raises:
-            RegZooError: the moving image lies outside.
-        """
+        """The network grid of a case; raises `RegZooError` if the moving image lies outside."""
         grid = Grid.of(item[FIXED.image]).network_grid(self.spacing, self.size)
         if Key.VIEW_CENTER in item:
             affine = grid.affine.copy()
