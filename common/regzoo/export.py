@@ -94,7 +94,7 @@ class ExportedNetwork(nn.Module):
         except Exception as error:  # each library raises its own errors for a damaged file
             problem = "is damaged, or was not written by this regzoo's export"
             raise bad_file(self.path, problem, f"write it again: {fix}") from error
-        problem = None
+        problem = ""
         if name != read_metadata(bundle_root, "name")["name"]:
             problem = f"holds the network of another bundle ({name})"
         elif self.fixed_size and self.grid != [int(n) for n in size]:

@@ -34,7 +34,9 @@ class SimulateMovingd(MapTransform):
         if MOVING.image in data:
             return item
         seed = zlib.crc32(f"{self.seed} {data.get(Key.CASE)}".encode())
-        batch = {key: as_tensor(data[key])[None] for key in self.key_iterator(data)}
+        batch: dict[str, torch.Tensor] = {
+            key: as_tensor(data[key])[None] for key in (FIXED.image, FIXED.label) if key in data
+        }
         made = self.augmentation(batch, torch.tensor([seed]))
         for key in (MOVING.image, MOVING.label):
             if key in made:
