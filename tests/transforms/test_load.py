@@ -279,7 +279,7 @@ def test_registration_within_masks(exclude: bool, case: Case) -> None:
 
 def test_registration_of_too_few_slices(case: Case) -> None:
     case.record["moving_image"] = case.file("moving", "thin", smooth_noise((9, 13, 2), 1, 0))
-    with pytest.raises(RegZooError, match=r"has 2 voxels along an axis.*; set align to header or") as caught:
+    with pytest.raises(RegZooError, match=r"has only 2 voxels along an axis.*; set align to header or") as caught:
         AlignPaird("affine")(LoadPaird()(case.record))
     assert str(caught.value).startswith(case.record["moving_image"])
 

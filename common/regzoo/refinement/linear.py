@@ -103,7 +103,7 @@ class _Side:
         known = image[weight]
         problem = ""
         if min(grid.shape) < THINNEST:
-            problem = f"has {min(grid.shape)} voxels along an axis, and a linear registration needs {THINNEST}"
+            problem = f"has only {min(grid.shape)} voxels along an axis, and a linear registration needs {THINNEST}"
         elif not len(known):
             problem = "has no voxel that counts"
         elif known.min() == known.max():
