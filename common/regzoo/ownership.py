@@ -119,7 +119,7 @@ def settle(folder: Path) -> None:
 
 @contextmanager
 def own_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """`regzoo.files.atomic_path` for a file of ours, see `check_file`; it records the file as ours."""
+    """`regzoo.files.atomic_path` that replaces only a file of ours, see `check_file`, and records the new one."""
     target = Path(path)
     check_file(target)
     with atomic_path(target) as temporary:
