@@ -15,8 +15,11 @@ VECTOR_INTENT = 1007  # NIFTI_INTENT_VECTOR
 _DISPLACEMENT_INTENT = 1006  # NIFTI_INTENT_DISPVECT
 #: The kinds of transformation that NiftyReg numbers in intent_p1, besides 0 (deformation) and 1 (displacement field).
 _NIFTYREG: dict[float, str] = {
-    **{2: "a cubic spline grid", 3: "a velocity field", 4: "a velocity field"},
-    **{5: "a spline grid of velocities", 6: "a linear spline grid"},
+    2: "a cubic spline grid",
+    3: "a velocity field",
+    4: "a velocity field",
+    5: "a spline grid of velocities",
+    6: "a linear spline grid",
 }
 _LPS = RAS_LPS.diagonal()[:3]
 _WRITE = "write it as ITK does: shape (X, Y, Z, 1, 3), LPS mm, NIfTI intent 1007"

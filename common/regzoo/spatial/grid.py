@@ -27,7 +27,8 @@ class Grid:
     affine: np.ndarray
 
     def __init__(self, shape: Sequence[int] | np.ndarray, affine: np.ndarray) -> None:
-        object.__setattr__(self, "shape", tuple(int(n) for n in shape))
+        x, y, z = (int(n) for n in shape)
+        object.__setattr__(self, "shape", (x, y, z))
         object.__setattr__(self, "affine", np.asarray(affine, dtype=np.float64).reshape(4, 4))
 
     @classmethod

@@ -144,7 +144,7 @@ def _read_mat(path: Path) -> Transformation:
 
 
 def _read_itk(path: Path, kind: str) -> Transformation:
-    """A transform file of ITK, of the kind for which ITK names a reader, whatever its suffix."""
+    """A transform file of ITK; `kind` names the reader of ITK that understands its content."""
     import itk  # its transforms take eight seconds
 
     reader = itk.TransformFileReaderTemplate[itk.D].New()

@@ -35,8 +35,7 @@ def with_affine(
 
 
 def read_values(path: str | Path, strict: bool = False) -> tuple[torch.Tensor, np.ndarray, int]:
-    """The float32 values of a file without trailing axes of one voxel, its affine (voxel → RAS mm), and how many axes
-    it has."""
+    """A file's float32 values without trailing axes of one voxel, its affine (voxel → RAS mm), its number of axes."""
     file = read_volume(path)
     warn_or_refuse(path, file.doubt, strict)
     # In NIfTI the first axis varies fastest; slab by slab computation is faster when it varies slowest.
