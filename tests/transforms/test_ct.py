@@ -264,7 +264,7 @@ def test_a_view_too_small_for_the_organ_is_mentioned(case: Case, caplog: pytest.
         assert not caplog.records
         ResamplePaird((8, 8, 8), (16, 10, 16))(item)
     (line,) = [entry.getMessage() for entry in caplog.records]
-    assert "105×112×118 mm are wanted, the network sees 128×80×128 mm" in line
+    assert "105×112×118 mm are wanted, the network's field of view has 128×80×128 mm" in line
 
 
 def test_values_that_nobody_knows_are_refused(case: Case) -> None:

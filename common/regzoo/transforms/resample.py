@@ -110,7 +110,8 @@ class ResamplePaird(MapTransform):
             extent, view = item.get(Key.VIEW_EXTENT), np.multiply(self.spacing, self.size)
             if extent is not None and (np.asarray(extent) > view).any():
                 sides = ["×".join(f"{mm:.0f}" for mm in box) for box in (np.asarray(extent), view)]
-                logger.warning("%s: %s mm are wanted, the network sees %s mm", item.get(Key.CASE), *sides)
+                text = "%s: %s mm are wanted, the network's field of view has %s mm"
+                logger.warning(text, item.get(Key.CASE), *sides)
             grid = Grid(grid.shape, affine)
         if MOVING.image in item and not overlap(grid, Grid.of(aligned(item, item[MOVING.image]))):
             fixed, moving = (file_of(item[side.image], f"the {side.name} image") for side in SIDES)
