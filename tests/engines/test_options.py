@@ -14,6 +14,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.scripts import run
 from regzoo.engines.options import check_config, check_effect
 from regzoo.errors import RegZooError, user_error
+from regzoo.inference import Registrar
 
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file")
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
@@ -68,6 +69,10 @@ def answer(
         ("evaluate", ["--learning_rate", "0.1"], READ),  # repeated from the training
         ("evaluate", ["--phantoms#seed", "3"], "phantoms#seed: has no effect with a data set of your own"),
         ("inference", ["--split", "val"], "split: has no effect without dataset_dir"),
+        ("inference", ["--refine_seconds", "3"], "refine_seconds: has no effect without refine; leave it out"),
+        ("evaluate", ["--refine_options", "{'steps': [1]}"], "refine_options: has no effect without refine"),
+        ("evaluate", ["--refine_options", "{'steps': [1]}", "--refine", "mr"], READ),
+        ("inference", ["--max_refine_seconds", "3"], "max_refine_seconds: has no effect outside MONAI Label"),
         ("train", ["--batch_size", "0"], "batch_size: 0 is less than 1"),
         ("train", ["--max_epochs", "0"], "max_epochs: 0 is less than 1"),
         ("train", ["--val_interval", "0"], "val_interval: 0 is less than 1"),
@@ -182,6 +187,33 @@ def test_a_direction_beside_a_datalist(tmp_path: Path) -> None:
     check_effect(parser, [], ["run"])  # as when the weights say it
     parser["dataset_dir"] = str(tmp_path.parent)
     check_effect(parser, ["direction"], ["run"])
+
+
+@pytest.mark.parametrize("kind", ["inference", "evaluate"])
+def test_a_refinement_that_a_row_asks_for(kind: str, tmp_path: Path) -> None:
+    files = [BUNDLES / WEAK / "configs" / name for name in ("train.json", "evaluate.json")]
+    parser = ConfigParser()
+    parser.read_config([str(BUNDLES / WEAK / "configs" / "inference.json")] if kind == "inference" else files)
+    parser["dataset_dir"] = str(tmp_path)
+    for row, effect in (("true", True), ("labels", True), ("false", False), ("", False)):
+        (tmp_path / "datalist.csv").write_text(f"fixed_image,moving_image,refine\na,b,\nc,d,{row}\n")
+        for name in ("refine_seconds", "refine_options"):
+            if effect:
+                check_effect(parser, [name], ["run"])
+                continue
+            with pytest.raises(RegZooError, match=f"^{name}: has no effect without refine; leave it out$"):
+                check_effect(parser, [name], ["run"])
+
+
+@pytest.mark.parametrize("bundle", [*ALL, "none"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("output_dir", "out"), ("bundle_root", "x"), ("max_voxels", 5), ("dataset_dir", "x"), ("outputs", "field")],
+)
+def test_what_a_registrar_cannot_use(bundle: str, name: str, value: object) -> None:
+    with pytest.raises(RegZooError, match=rf"^{name}: (has no effect|no such setting)") as caught:
+        Registrar(BUNDLES / bundle if bundle != "none" else bundle, **{name: value})
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("typed", ["2024", "007", "1e5", "1_2", "True", "None", "a,b", "[1].nii.gz", "x;y z"])

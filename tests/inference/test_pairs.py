@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import OrderedDict
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from PIL import Image
 from regzoo import Registrar
 from regzoo.cli import main
 from regzoo.engines.weights import ORIGIN
+from regzoo.errors import RegZooError
 from regzoo.inference import register_pairs
 from regzoo.ownership import origin_of
 from regzoo.report import read_csv
@@ -380,3 +382,13 @@ def test_points_and_a_refinement(
     before = np.linalg.norm(points["fixed"] - points["moving"], axis=1)
     assert float(row["point_tre_mm_before"]) == pytest.approx(before.mean(), abs=1e-3)
     assert row["refinement_steps"] == "3" and float(row["refinement_objective_after"]) > 0
+
+
+def test_options_of_a_refinement_that_no_row_asks_for(tmp_path: Path) -> None:
+    for row, refused in (("false", True), ("mr", False)):
+        (tmp_path / "pairs.csv").write_text(f"fixed_image,moving_image,refine\nf.nii,m.nii,{row}\n")
+        error = "^refine_seconds: has no effect without refine"
+        with pytest.raises(RegZooError, match=error) if refused else nullcontext():
+            (only,) = register_pairs("none", tmp_path / "pairs.csv", tmp_path / row, refine_seconds=5)
+            assert "f.nii" in only["problem"]
+        assert (tmp_path / row).exists() is not refused

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from regzoo.case import Record
+from regzoo.case import Key, Record
 from regzoo.datasets.datalist import DATALIST_SUFFIXES, read_datalist, read_lists
 from regzoo.datasets.decathlon import is_decathlon, read_decathlon
 from regzoo.datasets.ixi import is_ixi, read_ixi
@@ -60,6 +60,13 @@ def load_records(
 def names_fixed(dataset_dir: str | os.PathLike[str]) -> bool:
     """Whether a data set itself says which image of a pair is fixed, so that a direction has no effect."""
     return _datalist(Path(dataset_dir)) is not None or is_learn2reg(dataset_dir)
+
+
+def asks_refinement(dataset_dir: str | os.PathLike[str]) -> bool:
+    """Whether any pair of a data set asks for a refinement itself, as only an entry of a datalist can."""
+    datalist = _datalist(Path(dataset_dir))
+    lists = {} if datalist is None else read_lists(datalist, single=True)
+    return any(record.get(Key.REFINE) for records in lists.values() for record in records)
 
 
 def load_single_records(dataset_dir: str | os.PathLike[str], split: str | None = None) -> list[Record]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from monai.bundle import ConfigComponent, ConfigParser, ConfigWorkflow
 from regzoo.bundles import NAMES, as_value, read_config
-from regzoo.datasets.loading import names_fixed
+from regzoo.datasets.loading import asks_refinement, names_fixed
 from regzoo.engines.option_values import check_value
 from regzoo.engines.running import running_workflow
 from regzoo.errors import RegZooError, bad_file, one_line_errors
@@ -30,7 +30,19 @@ MONAI |= {"tracking", "workflow_type", "properties_path"}
 RUNS = ("run", "training")
 #: Ids that MONAI adds to a configuration for tracking; its federated client always adds them.
 TRACKING = {"tracking_uri", "experiment_name", "run_name", "is_not_rank0", "save_execute_config"}
-#: Settings that may have no effect → when they have none, and the words for it in the error.
+
+
+def _never_refines(config: Mapping[str, Any]) -> bool:
+    """Whether neither the setting ``refine`` nor a pair of the data set asks for a refinement.
+
+    Without ``dataset_dir``, the pairs come later, from Python.
+    """
+    folder = config.get("dataset_dir")
+    return config["refine"] is False and folder is not None and not (folder and asks_refinement(folder))
+
+
+#: Settings that may have no effect → whether they have none beside the other settings that a run uses, and the words
+#: for it in the error.
 IDLE: dict[str, tuple[Callable[[Mapping[str, Any]], Any], str]] = {
     "phantoms": (lambda config: config.get("dataset_dir"), "with a data set of your own"),
     "split": (lambda config: "fixed_image" in config and not config["dataset_dir"], "without dataset_dir"),
@@ -39,6 +51,9 @@ IDLE: dict[str, tuple[Callable[[Mapping[str, Any]], Any], str]] = {
         "without dataset_dir, or with data that say themselves which image is fixed",
     ),
     "integration_steps": (lambda config: config["diffeomorphic"] is False, "unless diffeomorphic is True"),
+    **dict.fromkeys(("refine_seconds", "refine_options"), (_never_refines, "without refine")),
+    **dict.fromkeys(("max_voxels", "max_refine_seconds"), (lambda _: True, "outside MONAI Label")),
+    "bundle_root": (lambda _: True, "beside the name of the bundle"),
 }
 
 
@@ -66,7 +81,9 @@ def check_options() -> None:
             parser[name] = read
     check_ids()
     check_config(parser, files, given)
-    check_effect(parser, given, [str(workflow.init_id), _run_id(workflow), str(workflow.final_id), "imports"])
+    roots = [str(workflow.init_id), _run_id(workflow), str(workflow.final_id), "imports"]
+    # Two settings that every run may be given, whether or not it uses them.
+    check_effect(parser, [name for name in given if name not in ("bundle_root", "output_dir")], roots)
 
 
 def check_ids() -> None:
@@ -127,15 +144,16 @@ def check_config(parser: ConfigParser, files: Sequence[Path], given: Collection[
 def check_effect(parser: ConfigParser, given: Collection[str], roots: Sequence[str]) -> None:
     """Refuse ids that the user has set (`given`) and that a run, which evaluates the ids `roots`, does not use."""
     used = _reached(parser.config, roots)
+    config = {name: value for name, value in parser.config.items() if name in used}
     for name in given:
         idle, when = IDLE.get(name.partition("::")[0], (lambda _: False, ""))
         shown = name.replace("::", "#")
-        if name not in {"bundle_root", "output_dir"} and not _covered(name, used):
+        if not _covered(name, used):
             if "evaluation_dir" in parser.config:  # the training's settings may be repeated for its evaluation
                 logger.warning("%s has no effect in an evaluation", shown)
                 continue
             when = "here: nothing in this run reads it"
-        elif not idle(parser.config):
+        elif not idle(config):
             continue
         raise RegZooError(f"{shown}: has no effect {when}; leave it out")
 

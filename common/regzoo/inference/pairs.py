@@ -71,6 +71,7 @@ def register_pairs(
     check_folder(Path(out), (SUMMARY, SHEET), find_bundle(bundle).resolve().name)
     registrar = Registrar(bundle, **overrides)
     records = load_records(pairs, split, registrar.settings.get("direction", "mr_to_us"), must_exist=False)
+    registrar.check_refinement(records)
     runner = _Runner(registrar, make_folder(out), wanted, inverse)
     claim(runner.folder, (SUMMARY, SHEET), runner.registrar.bundle)
     rows: list[Row] = []

@@ -129,11 +129,15 @@ class Registrar:
         ):
             if file is not None and not used:
                 raise RegZooError(f"{file}: this registration does not use {what}; set refine, or leave the file out")
-        for name in ("refine_seconds", "refine_options"):
-            if self.settings.get(name) and not self.refines:
-                raise RegZooError(f"{name}: has no effect without refine; set refine, or leave it out")
         record = _record(fixed, moving, label, fixed_label, fixed_mask, moving_mask)
+        self.check_refinement([record])
         return RegistrationResult.of(self.run(record), self.bundle)
+
+    def check_refinement(self, records: Sequence[Record]) -> None:
+        """Raise `RegZooError` if settings of a refinement are given, and none of the records is refined."""
+        for name in ("refine_seconds", "refine_options"):
+            if self.settings.get(name) and not self.refines and not any(record.get(Key.REFINE) for record in records):
+                raise RegZooError(f"{name}: has no effect without refine; set refine, or leave it out")
 
     def run(self, record: Record) -> dict[str, Any]:
         """The case of a record after the postprocessing; errors as `register`."""
