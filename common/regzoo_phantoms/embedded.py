@@ -22,6 +22,16 @@ KINDS: dict[str, type[PhantomSet]] = {
 }
 
 
+def phantom_set(kind: str = "prostate", **parameters: Any) -> PhantomSet:
+    """The set of phantoms of a kind; raises `RegZooError` for a kind or a parameter that does not exist."""
+    if kind not in KINDS:
+        raise RegZooError(f"phantoms of kind {kind!r} are unknown; use one of {', '.join(KINDS)}")
+    known = inspect.signature(KINDS[kind]).parameters
+    if unknown := next((name for name in parameters if name not in known), None):
+        raise RegZooError(f"phantoms of kind {kind!r} have no {unknown!r:.60}; use some of {', '.join(known)}")
+    return KINDS[kind](**parameters)
+
+
 def embedded_phantoms(folder: str | os.PathLike[str], kind: str = "prostate", **parameters: Any) -> Path:
     """Phantoms in `folder`, written if they do not exist yet; prints one line about it.
 
@@ -38,13 +48,8 @@ def embedded_phantoms(folder: str | os.PathLike[str], kind: str = "prostate", **
     Raises:
         RegZooError: no such kind or parameter; or the folder holds something else, or other phantoms.
     """
-    if kind not in KINDS:
-        raise RegZooError(f"phantoms of kind {kind!r} are unknown; use one of {', '.join(KINDS)}")
     target, workers = Path(folder), parameters.pop("workers", None)
-    known = inspect.signature(KINDS[kind]).parameters
-    if unknown := next((name for name in parameters if name not in known), None):
-        raise RegZooError(f"phantoms of kind {kind!r} have no {unknown!r:.60}; use some of {', '.join(known)}")
-    wanted = KINDS[kind](**parameters)
+    wanted = phantom_set(kind, **parameters)
     distributed = dist.is_available() and dist.is_initialized()
     if not distributed or dist.get_rank() == 0:
         try:

@@ -62,6 +62,11 @@ class PhantomSet:
         """The number of cases for training."""
         return int(getattr(self, f"{self.unit}s"))
 
+    @property
+    def patients(self) -> int:
+        """The number of patients for training."""
+        return len({case.patient for case in self._cases() if case.split == SPLITS[0]})
+
     def visits(self, split: str, patient: int) -> int:
         """How many cases a patient has."""
         return 1

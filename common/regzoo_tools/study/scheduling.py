@@ -11,13 +11,18 @@ import time
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from regzoo.bundles import read_config
+from regzoo.datasets import load_records, load_single_records, split_fold
 from regzoo.errors import RegZooError, bad_file
 from regzoo.files import make_folder, write_json
 from regzoo_tools.study.cells import Cell, cells_of, depth, folder_of, is_locked, lock_of, locked, outdated, read_facts
-from regzoo_tools.study.description import Study, data_of
+from regzoo_tools.study.description import Study, config_files, data_of, fold_numbers
 from regzoo_tools.study.work import Work
+
+if TYPE_CHECKING:
+    from regzoo_phantoms.writing import PhantomSet
 
 EXECUTORS = ("local", "slurm")
 #: The file with the last job of Slurm of each cell.
@@ -38,13 +43,16 @@ def run_study(study: Study, executor: str = "local", jobs: int = 1, redo: bool =
     Arguments are those of the command `regzoo_tools.study_commands.Study.run`.
 
     Raises:
-        RegZooError: an unknown executor, missing or wrong parameters, or, after all others, a cell that is not done.
+        RegZooError: an unknown executor, missing or wrong parameters, more folds than patients, or, after all others,
+            a cell that is not done.
     """
     if executor not in EXECUTORS:
         raise RegZooError(f"--executor {executor}: is not known; use one of {', '.join(EXECUTORS)}")
     if jobs < 1:
         raise RegZooError(f"--jobs {jobs}: is below 1; write how many cells run at the same time")
     _check_submitit(executor)
+    for name in dict.fromkeys(data_of(study, method) for method in study.methods.values()):
+        _check_data(study, name)
     make_folder(study.folder)
     write_json(study.folder / "study.json", study.as_dict())
     everything = cells_of(study)
@@ -91,20 +99,42 @@ def _check_submitit(executor: str) -> None:
         raise RegZooError("--executor slurm: there is no sbatch here; run on a machine that submits to Slurm")
 
 
-def write_phantoms(study: Study, cells: Sequence[Cell]) -> None:
-    """Write the phantoms of some cells, unless they exist.
+def _check_data(study: Study, name: str) -> None:
+    """Raise `RegZooError` if a data set of a study cannot be used, or has too few patients for the study's folds."""
+    phantoms, source = _phantoms(study, name), study.data[name].get("dataset_dir")
+    place = f"{study.file}: data.{name}"
+    trained = [config_files(study, method)[0] for method in study.methods.values() if data_of(study, method) == name]
+    for number in fold_numbers(study):
+        if phantoms is not None and number > phantoms.patients:
+            problem = f"{phantoms.patients} patients with {phantoms.count} {phantoms.unit}s cannot make {number} folds"
+            raise bad_file(place, problem, "use fewer folds or add patients")
+        for single in {"max_images" in read_config(path) for path in trained} if source else ():
+            records = load_single_records(source, "train") if single else load_records(source, "train")
+            try:
+                split_fold(records, 0, number)
+            except RegZooError as error:
+                raise RegZooError(f"{place}, {len(records)} cases: {error}") from error
 
-    Raises:
-        RegZooError: a parameter that these phantoms do not have.
-    """
+
+def _phantoms(study: Study, name: str) -> PhantomSet | None:
+    """The phantoms that a data set consists of; raises `RegZooError` for a parameter that they do not have."""
+    from regzoo_phantoms.embedded import phantom_set
+
+    if (parameters := study.data[name].get("phantoms")) is None:
+        return None
+    try:
+        return phantom_set(**parameters)
+    except RegZooError as error:
+        raise RegZooError(f"{study.file}: data.{name}.phantoms: {error}") from error
+
+
+def write_phantoms(study: Study, cells: Sequence[Cell]) -> None:
+    """Write the phantoms of some cells, unless they exist."""
     from regzoo_phantoms import embedded_phantoms
 
     for name in dict.fromkeys(data_of(study, study.methods[cell.method]) for cell in cells):
-        if "phantoms" in study.data[name]:
-            try:
-                embedded_phantoms(study.folder / "data" / name, **study.data[name]["phantoms"])
-            except RegZooError as error:
-                raise RegZooError(f"{study.file}: data.{name}.phantoms: {error}") from error
+        if _phantoms(study, name) is not None:
+            embedded_phantoms(study.folder / "data" / name, **study.data[name]["phantoms"])
 
 
 def _run_here(study: Study, cells: Sequence[Cell], jobs: int) -> None:

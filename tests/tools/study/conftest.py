@@ -17,11 +17,16 @@ BUNDLE = "prostate_mr_trus_weak_ddf"
 
 @pytest.fixture
 def write_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Writes ``study.json`` with two methods on a data set that is there; entries may be changed."""
+    """Writes ``study.json`` with two methods on a data set of four pairs; entries may be changed."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # or PyTorch would be asked for the GPUs
 
     def write(**changes: Any) -> Path:
         (tmp_path / "images").mkdir(exist_ok=True)
+        names = [f"{name}.nii.gz" for name in "abcdefgh"]
+        for name in names:
+            (tmp_path / "images" / name).touch()
+        rows = [f"{fixed},{moving}\n" for fixed, moving in zip(names[::2], names[1::2], strict=True)]
+        (tmp_path / "images" / "datalist.csv").write_text("".join(["fixed_image,moving_image\n", *rows]))
         study = {"data": {"prostate": {"dataset_dir": "images"}}, "python": PYTHON, "folds": 3}
         study["methods"] = {"sum": {"bundle": BUNDLE}, "finest level": {"bundle": BUNDLE, "overlays": ["delta0"]}}
         path = tmp_path / "study.json"

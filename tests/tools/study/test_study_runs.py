@@ -221,6 +221,26 @@ def test_mistakes_in_the_command(write_study: WriteStudy, monkeypatch: pytest.Mo
         run_study(read_study(path))
 
 
+@pytest.mark.parametrize(
+    ("data", "bundle", "said"),
+    [
+        ({"dataset_dir": "images"}, BUNDLE, "data.prostate, 4 cases: 4 patient(s) cannot make 9 folds"),
+        ({"dataset_dir": "images"}, "abdominal_ct_ddmr", "data.prostate, 8 cases: 8 patient(s) cannot make 9 folds"),
+        ({"phantoms": {"pairs": 9}}, BUNDLE, "data.prostate: 6 patients with 9 pairs cannot make 9 folds"),
+        ({"phantoms": {"kind": "brain", "cases": 4}}, BUNDLE, "4 patients with 4 cases cannot make 9 folds"),
+        ({"phantoms": {"pairs": 3, "pair": 3}}, BUNDLE, "data.prostate.phantoms: phantoms of kind 'prostate' have no 'pair'"),
+    ],
+)
+def test_more_folds_than_cases(write_study: WriteStudy, data: dict[str, object], bundle: str, said: str) -> None:
+    path = write_study(data={"prostate": data}, methods={"one": {"bundle": bundle}}, folds=[2, 9])
+    study = read_study(path)
+    with pytest.raises(RegZooError) as caught:
+        run_study(study)
+    line = str(caught.value)
+    assert line.startswith(f"{path}: ") and said in line and "\n" not in line
+    assert not study.folder.parent.exists()
+
+
 def start_run(study: Path, jobs: int = 2) -> subprocess.Popen[bytes]:
     words = [sys.executable, "-m", "regzoo", "study", "run", str(study), "--jobs", str(jobs)]
     return subprocess.Popen(
