@@ -51,6 +51,7 @@ class AbdomenPhantoms(Learn2RegSet):
     breathing: bool = False
 
     kind: ClassVar[str] = "abdomen"
+    field: ClassVar[tuple[float, float, float]] = FIELD
     task: ClassVar[str] = "AbdomenCTCT"
     modality: ClassVar[str] = "CT"
     labels: ClassVar[dict[int, str]] = LABELS

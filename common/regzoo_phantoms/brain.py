@@ -43,6 +43,7 @@ class BrainPhantoms(PhantomSet):
     scalp: bool = False
 
     kind: ClassVar[str] = "brain"
+    field: ClassVar[tuple[float, float, float]] = FIELD
     most: ClassVar[int] = 999
     labels: ClassVar[dict[int, str]] = LABELS
 

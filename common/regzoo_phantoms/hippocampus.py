@@ -46,6 +46,7 @@ class HippocampusPhantoms(Learn2RegSet):
     spacing: float = 1.0
 
     kind: ClassVar[str] = "hippocampus"
+    field: ClassVar[tuple[float, float, float]] = FIELD
     task: ClassVar[str] = "HippocampusMR"
     modality: ClassVar[str] = "MRI"
     labels: ClassVar[dict[int, str]] = LABELS

@@ -20,7 +20,7 @@ from scipy.spatial.transform import Rotation
 
 #: Fields of view, mm: of the MR along left-right, front-back, up-down; of the ultrasound along front-back, left-right,
 #: up-down.
-MR_FIELD = np.array([96.0, 102.4, 102.4])
+MR_FIELD = (96.0, 102.4, 102.4)
 TRUS_FIELD = np.array([64.8, 94.4, 70.4])
 #: Probabilities that a label other than the gland is drawn in both images, in none, in the MR only, in the ultrasound
 #: only.
@@ -54,6 +54,7 @@ class ProstatePhantoms(PhantomSet):
     slice_thickness: float | None = None
 
     kind: ClassVar[str] = "prostate"
+    field: ClassVar[tuple[float, float, float]] = MR_FIELD
     unit: ClassVar[str] = "pair"
     most: ClassVar[int] = 999_999
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,8 @@ from regzoo.files import make_folder, partial_folder, write_json
 from regzoo.spatial.grid import Grid
 
 SPLITS = ("train", "val")
+#: The most voxels of an image: drawing one takes some hundred bytes for each.
+MOST_VOXELS = 50_000_000
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class PhantomSet:
         version: raise it whenever the same seed gives other files, so that an old set is recognised.
         unit: the parameter that counts the cases for training is its plural.
         most: how many cases the names of the files can number.
+        field: the field of view of the largest image, mm along its axes.
         labels: names of the labels by value, if all cases have the same.
     """
 
@@ -49,6 +53,7 @@ class PhantomSet:
     version: ClassVar[int] = 1
     unit: ClassVar[str] = "case"
     most: ClassVar[int]
+    field: ClassVar[tuple[float, float, float]]
     labels: ClassVar[dict[int, str]] = {}
     held_out: int
     seed: int
@@ -106,6 +111,12 @@ class PhantomSet:
                 f"{self.kind} phantoms need at least one {self.unit} and at most {self.most}, a seed of 0 or more, and "
                 "voxels of more than 0 and at most 32 mm; correct the numbers"
             )
+        smallest = min(self.sizes())
+        sides = (self.spacing, self.spacing, smallest)
+        voxels = math.prod(mm / side for mm, side in zip(self.field, sides, strict=True))
+        if voxels > MOST_VOXELS:
+            problem = f"of {smallest:g} mm make {voxels:.2g} in an image, more than {MOST_VOXELS:,}"
+            raise RegZooError(f"{self.kind} phantoms: voxels {problem}; use larger ones")
         cases = self._cases()
         with new_set(folder) as root:
             for name in self.folders():

@@ -87,6 +87,7 @@ def answer(
         ("train", ["--output_dir", ""], "output_dir: '' is no folder; name one, or leave the setting out"),
         ("train", ["--phantoms", "{'seed': 'x'}"], "phantoms#seed: 'x' is not a number"),
         ("train", ["--size", "32"], "size: 32 is not a list"),
+        ("train", ["--size", "[2000,2000,2000]"], "size: [2000, 2000, 2000] makes 8e+09 voxels, more than 134,217,728"),
         ("train", ["--size", "[32,24]"], "has 2 values, not 3"),
         ("train", ["--spacing", "[1,-1,2]"], "is not above 0"),
         ("train", ["--align", "centre"], "use one of header, center, label, region, rigid, similarity, affine"),

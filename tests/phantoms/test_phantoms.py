@@ -10,6 +10,7 @@ import pytest
 import SimpleITK as sitk
 from regzoo.errors import RegZooError
 from regzoo_phantoms import write_prostate_phantoms
+from regzoo_phantoms.embedded import KINDS as PHANTOMS
 from scipy import ndimage
 
 KINDS = ("mr_images", "mr_labels", "us_images", "us_labels", "ddf")
@@ -357,4 +358,14 @@ def test_numbers_that_make_no_sense(tmp_path: Path, wrong: dict[str, Any]) -> No
     """One line, and nothing is written."""
     with pytest.raises(RegZooError, match="phantoms need at least one pair"):
         write_prostate_phantoms(tmp_path / "set", **wrong)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", PHANTOMS)
+@pytest.mark.parametrize("spacing", [1e-300, 0.001, 0.05])
+def test_more_voxels_than_memory_holds(tmp_path: Path, kind: str, spacing: float) -> None:
+    with pytest.raises(RegZooError, match=rf"^{kind} phantoms: voxels of {spacing:g} mm make .*; use larger ones$"):
+        PHANTOMS[kind](spacing=spacing).write(tmp_path / "set")
+    with pytest.raises(RegZooError, match=r"voxels of 0\.001 mm make 1\.6e\+09 in an image, more than 50,000,000"):
+        write_prostate_phantoms(tmp_path / "set", slice_thickness=0.001)
     assert not list(tmp_path.iterdir())

@@ -35,6 +35,8 @@ LIMITS: dict[str, tuple[float | None, float | None]] = {
 }
 #: The largest whole number, as PyTorch and NumPy take it for a seed.
 LARGEST = 2**32 - 1
+#: The most voxels of the network grid: 512³.
+MOST_VOXELS = 1 << 27
 #: Settings that name a folder to write to.
 FOLDERS = {"output_dir", "evaluation_dir"}
 #: The valid entries of settings that list parts of a case.
@@ -121,6 +123,8 @@ def _list_problem(name: str, value: Any, kind: list[Any]) -> str:
         problems = (_number_problem(name, item, kind[0]) for item in value)
         if problem := next(filter(None, problems), ""):
             return problem
+        if name == "size" and math.prod(value) > MOST_VOXELS:
+            return f"makes {math.prod(value):.2g} voxels, more than {MOST_VOXELS:,}; use a smaller grid"
         if name == "label_values" and len(set(value)) < len(value):
             return "has a value twice; write each value once"
         if name in {"window", "gamma"} and value[0] >= value[1]:
