@@ -1,8 +1,9 @@
-"""Write files so that a half-written one is never left behind."""
+"""Decode text, and write files so that a half-written one is never left behind."""
 
 from __future__ import annotations
 
 import atexit
+import codecs
 import errno
 import hashlib
 import json
@@ -66,6 +67,25 @@ def file_hash(path: Path, kind: str = "sha256") -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+#: The first bytes of a text in UTF-16.
+MARKS_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+def decoded(path: str | os.PathLike[str], content: bytes) -> str:
+    """The content of a text file in UTF-8 or, with a byte order mark, UTF-16, as spreadsheets write it.
+
+    Raises:
+        RegZooError: it is in another encoding.
+    """
+    try:
+        text = content.decode("utf-16" if content.startswith(MARKS_UTF16) else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise bad_file(path, f"is not UTF-8 text ({error.reason} at byte {error.start})", "save it in UTF-8") from error
+    if "\0" in text:
+        raise bad_file(path, "is not UTF-8 text (it holds zero bytes)", "save it in UTF-8")
+    return text
 
 
 #: Folders that this process has yet to remove.

@@ -10,6 +10,7 @@ import scipy.io
 import SimpleITK as sitk
 import torch
 from helpers import LPS, make_grid, rigid, smooth_ddf, to_sitk
+from regzoo.errors import RegZooError
 from regzoo.spatial import DisplacementField, Grid
 from regzoo.spatial.transform_files import read_transformation, write_transformation
 from regzoo.spatial.transformation import Affine, Transformation
@@ -213,3 +214,36 @@ def test_there_and_back(grid: Grid) -> None:
     assert np.linalg.norm(there - points, axis=1).min() > 50
     np.testing.assert_allclose(both.inverse().points(there), points, atol=0.01)
     np.testing.assert_allclose(both.inverse().inverse().points(points), there, atol=1e-6)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_byte_order_mark_is_read(encoding: str, end: str, tmp_path: Path) -> None:
+    """Of ITK's text and of a matrix: an editor or a shell of Windows writes it."""
+    grid = GRIDS["straight"]
+    transform, points = sitk_euler(grid), inner_points(grid)
+    expected = np.array([transform.TransformPoint((point * LPS).tolist()) for point in points]) * LPS
+    sitk.WriteTransform(transform, str(tmp_path / "plain.tfm"))
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.diag(LPS) @ np.reshape(transform.GetMatrix(), (3, 3)) @ np.diag(LPS)
+    matrix[:3, 3] = np.array(transform.TransformPoint((0.0, 0.0, 0.0))) * LPS
+    rows = "\n".join(" ".join(map(repr, map(float, row))) for row in matrix)
+    texts = {"itk.tfm": (tmp_path / "plain.tfm").read_text(), "greedy.mat": rows}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text.replace("\n", end), encoding=encoding, newline="")
+        np.testing.assert_allclose(read_transformation(tmp_path / name).points(points), expected, atol=1e-9)
+    (tmp_path / "bad.tfm").write_text("#Insight Transform File V1.0\nTransform: x\n", encoding=encoding)
+    with pytest.raises(RegZooError, match=f"^{tmp_path / 'bad.tfm'}: is damaged"):
+        read_transformation(tmp_path / "bad.tfm")
+
+
+def test_numbers_beyond_float32(tmp_path: Path) -> None:
+    line = "holds [0-9]+ numbers beyond the range of float32, of which the largest is 3.4e38; check the scale"
+    euler = sitk_euler(GRIDS["straight"])
+    euler.SetTranslation((1e300, 0, 0))
+    sitk.WriteTransform(euler, str(tmp_path / "euler.tfm"))
+    np.savetxt(tmp_path / "greedy.mat", np.diag([1e300, 1, 1, 1]))
+    np.savez(tmp_path / "disp.npz", np.full((3, 4, 4, 4), -1e39))
+    for name in ("euler.tfm", "greedy.mat", "disp.npz"):
+        with pytest.raises(RegZooError, match=f"{name}: {line}"):
+            read_transformation(tmp_path / name, make_grid((4, 4, 4)))

@@ -102,3 +102,28 @@ def test_masks_of_a_list_lie_on_one_grid(tmp_path: Path) -> None:
     files = [write(tmp_path / f"{n}.nii", np.ones((n, 6, 5), np.uint8)) for n in (7, 8)]
     with pytest.raises(RegZooError, match="a different grid"):
         read_label_file(files)
+
+
+@pytest.mark.parametrize("name", ["image.nii.gz", "image.nrrd", "image.mha", "scaled.nii"])
+def test_numbers_beyond_float32_are_not_called_infinite(name: str, tmp_path: Path) -> None:
+    values = np.where(WHOLE < -98, -1e300, WHOLE).astype(np.float64)
+    path = tmp_path / name
+    if name == "scaled.nii":
+        file = nib.Nifti2Image(np.where(values < -98, 1000, 0).astype(np.int16), AFFINE)
+        nib.save(file, path)
+        content = bytearray(path.read_bytes())
+        content[176:192] = np.array([1e300, 0.0]).tobytes()  # scl_slope and scl_inter
+        path.write_bytes(content)
+    elif name == "image.nii.gz":
+        write(path, values, AFFINE)
+    else:
+        sitk.WriteImage(to_sitk(values, AFFINE), str(path))
+    line = f"{path}: holds 2 numbers beyond the range of float32, of which the largest is 3.4e38; check the scale"
+    for read in (read_image, read_label_file, lambda path: read_image(path, allow_nan=True)):
+        with pytest.raises(RegZooError) as caught:
+            read(path)
+        assert str(caught.value).startswith(line)
+    infinite = np.where(WHOLE < -98, np.inf, WHOLE).astype(np.float64)
+    sitk.WriteImage(to_sitk(infinite, AFFINE), str(tmp_path / "infinite.nrrd"))
+    with pytest.raises(RegZooError, match="holds NaN or infinity in 2 voxels"):
+        read_image(tmp_path / "infinite.nrrd")

@@ -16,6 +16,7 @@ import SimpleITK as sitk
 import torch
 from helpers import LPS, make_grid, rigid, smooth_ddf, write
 from regzoo.cli import main
+from regzoo.errors import RegZooError
 from regzoo.spatial import DisplacementField
 from regzoo.spatial.point_files import OUTSIDE, read_points
 from regzoo.spatial.transformation import Affine, Transformation
@@ -264,7 +265,7 @@ MISTAKES: dict[str, tuple[str, str | bytes, str]] = {
     "voxels": ("p.fcsv", "# CoordinateSystem = IJK\n1,1,2,3\n", "IJK"),
     "no frame of a list": ("p.fcsv", "1,1,2,3\n", "set frame to"),
     "an empty file": ("p.fcsv", "", "empty"),
-    "not a text": ("p.fcsv", b"\xff\xfe\x00\x01", "text"),
+    "not a text": ("p.fcsv", b"\xff\xfe\x00\xd8", "text"),  # half a character of UTF-16
     "broken JSON": ("p.mrk.json", '{"markups": [', "markups"),
     "other JSON": ("p.mrk.json", '{"a": 1}', "markups"),
     "a box": (
@@ -356,3 +357,21 @@ def test_the_direction_of_points_must_be_said(
     with pytest.raises(SystemExit):
         call(monkeypatch, "apply", "field.nii.gz", "--points", written("fcsv", fixed_points()), "--out", "out.fcsv")
     assert "--from moving --to fixed" in capsys.readouterr().err and not Path("out.fcsv").exists()
+
+
+@pytest.mark.parametrize("form", list(FORMS))
+def test_a_byte_order_mark_and_numbers_beyond_float32(form: str, folder: Path) -> None:
+    points = fixed_points()
+    name = written(form, points)
+    frame = "LPS" if name.endswith(".csv") else None
+    Path(name).write_bytes(b"\xef\xbb\xbf" + Path(name).read_bytes())
+    np.testing.assert_allclose(read_points(name, frame).points, points, atol=1e-4)
+    if form in ("fcsv", "markups", "table"):
+        Path(name).write_bytes(Path(name).read_text(encoding="utf-8-sig").encode("utf-16"))
+        np.testing.assert_allclose(read_points(name, frame).points, points, atol=1e-4)
+    if form == "binary vtk":  # floats
+        return
+    points[2, 1] = 1e300
+    name = written(form, points)
+    with pytest.raises(RegZooError, match=f"^{name}: holds 1 numbers beyond the range of float32"):
+        read_points(name, frame)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import functools
 import json
 import logging
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from regzoo.errors import bad_file
+from regzoo.files import decoded
 
 logger = logging.getLogger(__name__)
 
@@ -30,22 +30,11 @@ def split_of(word: Any) -> str | None:
 
 
 def read_text(path: Path) -> str:
-    """A text file in UTF-8 or, with a byte order mark, UTF-16, as spreadsheets write it.
-
-    Raises:
-        RegZooError: it cannot be read, or is in another encoding.
-    """
+    """A text file; raises `RegZooError` if it cannot be read, or see `regzoo.files.decoded`."""
     try:
-        content = path.read_bytes()
-        marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        text = content.decode("utf-16" if marked else "utf-8-sig")
+        return decoded(path, path.read_bytes())
     except OSError as error:
         raise bad_file(path, "cannot be read", "check the path and its permissions") from error
-    except UnicodeDecodeError as error:
-        raise bad_file(path, f"is not UTF-8 text ({error.reason} at byte {error.start})", "save it in UTF-8") from error
-    if "\0" in text:
-        raise bad_file(path, "is not UTF-8 text (it holds zero bytes)", "save it in UTF-8")
-    return text
 
 
 def read_json(path: Path) -> Any:

@@ -42,7 +42,7 @@ def write_csv(path: str | PathLike[str], header: Sequence[str], rows: Sequence[S
 
 def read_csv(path: str | PathLike[str]) -> dict[str, list[str]]:
     """Columns of a CSV file written by `write_csv`, as text."""
-    with Path(path).open(newline="", encoding="utf-8") as file:
+    with Path(path).open(newline="", encoding="utf-8-sig") as file:
         header, *rows = list(csv.reader(file))
     return {name: [row[i] for row in rows] for i, name in enumerate(header)}
 

@@ -17,7 +17,7 @@ from nibabel.affines import from_matvec
 from regzoo.errors import bad_file
 from regzoo.spatial.grid import RAS_LPS, Grid
 from regzoo.spatial.itk_headers import TextHeader, check_complete, metaimage_header, nrrd_header
-from regzoo.spatial.nifti import AGAIN, orthogonal, too_large, truncated
+from regzoo.spatial.nifti import AGAIN, as_float32, orthogonal, too_large, truncated
 
 ITK_SUFFIXES = {"NRRD": (".nrrd", ".nhdr"), "MetaImage": (".mha", ".mhd")}
 #: The NRRD spaces that ITK knows; it treats all others as LPS.
@@ -93,7 +93,8 @@ def read_itk(path: Path, file: ItkFile) -> tuple[np.ndarray, np.ndarray, tuple[s
         raise bad_file(path, f"is a {axes}-D image", "give a 3-D volume with at least two slices")
     check_complete(path, header, shape, int(io.GetComponentSize()))
     kind = itk.VectorImage if vectors else itk.Image
-    reader = itk.ImageFileReader[kind[itk.F, axes]].New(FileName=itk_name(path), ImageIO=io)
+    number = itk.D if io.GetComponentTypeAsString(io.GetComponentType()) == "double" else itk.F
+    reader = itk.ImageFileReader[kind[number, axes]].New(FileName=itk_name(path), ImageIO=io)
     with quiet():
         try:
             reader.Update()
@@ -106,6 +107,7 @@ def read_itk(path: Path, file: ItkFile) -> tuple[np.ndarray, np.ndarray, tuple[s
     image = reader.GetOutput()
     values = itk.array_view_from_image(image)
     values = np.ascontiguousarray(np.moveaxis(values.T, 0, -1) if vectors else values.T).reshape(shape)
+    values = as_float32(path, values)
     axes = (itk.array_from_matrix(image.GetDirection()) * np.asarray(image.GetSpacing()))[:3, :3]
     grid = Grid(shape[:3], RAS_LPS @ from_matvec(axes, np.asarray(image.GetOrigin())[:3]))
     return values, orthogonal(path, grid).affine, _doubt(path, header.fields, len(shape) == 5)

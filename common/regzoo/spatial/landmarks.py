@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 from regzoo.errors import bad_file
+from regzoo.files import decoded
 from regzoo.spatial.grid import Grid
 from regzoo.spatial.point_files import read_points, table_rows
 from regzoo.spatial.transformation import within_grid
@@ -86,7 +87,7 @@ def _voxels(path: Path) -> np.ndarray | None:
     if path.suffix.lower() != ".csv":
         return None
     try:
-        lines = io.StringIO(path.read_text(encoding="utf-8-sig"), newline="")
+        lines = io.StringIO(decoded(path, path.read_bytes()), newline="")
         rows = np.array([[float(cell) for cell in row] for row in table_rows(path, lines)])
     except (OSError, ValueError):
         return None

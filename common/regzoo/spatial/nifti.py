@@ -10,6 +10,7 @@ import math
 import struct
 import zlib
 from collections.abc import Iterable
+from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
 
@@ -103,12 +104,25 @@ def read_voxels(file: NiftiFile) -> np.ndarray:
     values = read_stored(file.path, file.data, file.shape, header.get_data_dtype(), offset)
     try:
         if (slope, inter) != (1.0, 0.0):
-            values = values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64)
+            small = values.dtype.itemsize <= 2 and max(abs(slope), abs(inter)) < 1e30
+            values = values.astype(np.float32 if small else np.float64)
             values *= slope
             values += inter
-        return values.astype(np.float32, order="C", copy=False)
+        return as_float32(file.path, values)
     except MemoryError:
         raise too_large(file.path, file.shape) from None
+
+
+def as_float32(path: str | PathLike[str], values: np.ndarray) -> np.ndarray:
+    """Numbers of a file as float32; raises `RegZooError` for those beyond its range, which would become infinite."""
+    with np.errstate(over="ignore"):
+        found = values.astype(np.float32, order="C", copy=False)
+    if values.dtype.kind == "f" and values.dtype.itemsize > 4:
+        infinite = np.isinf(found)
+        if infinite.any() and (count := int(np.isfinite(values[infinite]).sum())):
+            problem = f"holds {count} numbers beyond the range of float32, of which the largest is 3.4e38"
+            raise bad_file(path, problem, "check the scale of its values")
+    return found
 
 
 def read_stored(path: Path, data: Path, shape: tuple[int, ...], dtype: np.dtype, offset: int) -> np.ndarray:

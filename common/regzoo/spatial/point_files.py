@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import copy
 import csv
 import io
@@ -13,9 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from regzoo.errors import RegZooError, bad_file
-from regzoo.files import atomic_path
+from regzoo.files import atomic_path, decoded
 from regzoo.spatial.grid import RAS_LPS
-from regzoo.spatial.nifti import AGAIN
+from regzoo.spatial.nifti import AGAIN, as_float32
 from regzoo.spatial.reading import not_a_file
 
 OUTSIDE = "outside the field of view"
@@ -61,7 +62,7 @@ def read_points(path: str | Path, frame: str | None = None) -> PointFile:
         raise not_a_file(path)
     if frame is not None and frame.upper() not in ("RAS", "LPS"):
         raise RegZooError(f"frame: {frame} is not a frame; write RAS or LPS")
-    content = path.read_bytes()
+    content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     if not content.strip():
         raise bad_file(path, "is empty", AGAIN)
     return _READERS[suffix](path, content, frame.upper() if frame else None)
@@ -92,14 +93,8 @@ def _checked(path: Path, points: Any) -> np.ndarray:
         raise bad_file(path, "holds no points", "place one, or leave the file out")
     if not np.isfinite(array).all():
         raise bad_file(path, "holds positions that are NaN or infinite", "remove these points")
+    as_float32(path, array)
     return array
-
-
-def _text(path: Path, content: bytes) -> str:
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise bad_file(path, "is not UTF-8 text", "save it in UTF-8") from None
 
 
 def table_rows(path: Path, lines: Iterable[str]) -> list[list[str]]:
@@ -140,7 +135,7 @@ def _csv_text(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _fcsv(path: Path, content: bytes, frame: str | None) -> PointFile:
-    lines = list(io.StringIO(_text(path, content), newline=""))
+    lines = list(io.StringIO(decoded(path, content), newline=""))
     head = [line.rstrip("\r\n") for line in lines if line.startswith("#")]
     facts = dict(re.findall(r"^#\s*(\w+)\s*=\s*(.*?)\s*$", "\n".join(head), re.M))
     said = {"0": "RAS", "1": "LPS", "2": "IJK"}.get(found := facts.get("CoordinateSystem", "").upper(), found)
@@ -176,7 +171,7 @@ def _replaced(row: Sequence[str], columns: Sequence[int], point: np.ndarray) -> 
 
 
 def _csv(path: Path, content: bytes, frame: str | None) -> PointFile:
-    header, *rows = table_rows(path, io.StringIO(_text(path, content), newline="")) or [[]]
+    header, *rows = table_rows(path, io.StringIO(decoded(path, content), newline="")) or [[]]
     names = [name.strip().lower() for name in header]
     if not {"x", "y", "z"} <= set(names):
         problem = f"names no columns x, y and z in its first line (it has: {', '.join(map(repr, header)):.80})"
@@ -211,7 +206,7 @@ def _placed(lists: Sequence[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]
 
 def _markups(path: Path, content: bytes, frame: str | None) -> PointFile:
     try:
-        scene = json.loads(_text(path, content))
+        scene = json.loads(decoded(path, content))
         lists = scene["markups"]
         placed = _placed(lists)
         numbers = [(float(x), float(y), float(z)) for x, y, z in (point["position"] for _, point in placed)]

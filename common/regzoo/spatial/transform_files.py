@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import codecs
 import math
 from os import PathLike
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import torch
 from nibabel.affines import from_matvec
-from regzoo.errors import bad_file
-from regzoo.files import atomic_path
+from regzoo.errors import RegZooError, bad_file
+from regzoo.files import MARKS_UTF16, atomic_path, decoded
 from regzoo.spatial.field import DisplacementField
 from regzoo.spatial.grid import RAS_LPS, Grid
 from regzoo.spatial.itk_files import itk_name, lay, quiet
-from regzoo.spatial.nifti import AGAIN, times
+from regzoo.spatial.nifti import AGAIN, as_float32, times
 from regzoo.spatial.reading import not_a_file, read_volume
 from regzoo.spatial.transformation import Affine, BSpline, Step, Transformation
 from regzoo.spatial.writing import write_itk_image
@@ -51,6 +53,8 @@ def read_transformation(path: str | PathLike[str], fixed: Grid | None = None) ->
         raise not_a_file(path)
     with path.open("rb") as file:
         start = file.read(4096)
+    if start.startswith((codecs.BOM_UTF8, *MARKS_UTF16)):
+        return _read_marked(path, fixed)
     name = path.name.lower()
     if start.startswith(b"PK\x03\x04") or name.endswith(".npz"):
         return Transformation(_learn2reg(path, _npz(path), fixed))
@@ -68,6 +72,18 @@ def read_transformation(path: str | PathLike[str], fixed: Grid | None = None) ->
     if name.startswith("disp_") and (volume := read_volume(path)).values.shape[3:] == (3,):
         return Transformation(_learn2reg(path, np.moveaxis(volume.values, -1, 0), fixed))
     return Transformation(DisplacementField.load(path))
+
+
+def _read_marked(path: Path, fixed: Grid | None) -> Transformation:
+    """`read_transformation` of a text with a byte order mark, which ITK does not take."""
+    text = decoded(path, path.read_bytes())
+    with TemporaryDirectory() as folder:
+        copy = Path(folder) / path.name
+        copy.write_text(text, encoding="utf-8")
+        try:
+            return read_transformation(copy, fixed)
+        except RegZooError as error:
+            raise RegZooError(str(error).replace(str(copy), str(path))) from error
 
 
 def write_transformation(path: str | PathLike[str], transformation: Transformation, grid: Grid | None) -> None:
@@ -110,7 +126,7 @@ def write_transformation(path: str | PathLike[str], transformation: Transformati
 def _read_matrix(path: Path, start: bytes) -> Affine:
     """The 4×4 matrix of greedy and c3d, text, RAS mm."""
     try:
-        matrix = np.array([float(word) for word in start.decode("utf-8-sig").split()]).reshape(4, 4)
+        matrix = np.array([float(word) for word in start.decode().split()]).reshape(4, 4)
     except ValueError:
         problem = "is neither a transform file of ITK nor a matrix of 4×4 numbers"
         raise bad_file(path, problem, "check the path, or export the transformation again") from None
@@ -122,6 +138,7 @@ def _read_matrix(path: Path, start: bytes) -> Affine:
 def _checked(path: Path, matrix: np.ndarray) -> Affine:
     if not np.isfinite(matrix).all():
         raise bad_file(path, "holds numbers that are NaN or infinite", AGAIN)
+    as_float32(path, matrix)
     if abs(np.linalg.det(matrix[:3, :3])) < 1e-6:
         raise bad_file(path, "flattens space, so it has no inverse", "check how the affine registration ended")
     return Affine(matrix)
@@ -175,6 +192,7 @@ def _steps(path: Path, transform: Any) -> list[Step]:
     parameters, fixed = (np.array(p) for p in (transform.GetParameters(), transform.GetFixedParameters()))
     if not (np.isfinite(parameters).all() and np.isfinite(fixed).all()):
         raise bad_file(path, "holds numbers that are NaN or infinite", AGAIN)
+    as_float32(path, parameters)
     if transform.IsLinear() and "Elevation" not in name:  # ITK calls its spherical coordinates linear
         corners = np.vstack([np.zeros(3), np.eye(3)])
         origin, *axes = (np.array(transform.TransformPoint(corner.tolist())) for corner in corners)
@@ -262,7 +280,7 @@ def _npz(path: Path) -> np.ndarray:
     if values.ndim != 4 or values.shape[0] != 3 or values.dtype.kind != "f":
         problem = f"has shape {values.shape} and type {values.dtype}, so it does not hold displacements"
         raise bad_file(path, problem, "write an array of shape (3, X, Y, Z), in voxels")
-    return np.asarray(values, dtype=np.float32)
+    return as_float32(path, values)
 
 
 def _learn2reg(path: Path, voxels: np.ndarray, fixed: Grid | None) -> DisplacementField:
@@ -277,7 +295,7 @@ def _learn2reg(path: Path, voxels: np.ndarray, fixed: Grid | None) -> Displaceme
         problem = f"has {times(voxels.shape[1:])} voxels, but the fixed image has {times(fixed.shape)}"
         raise bad_file(path, problem, "name the fixed image that it belongs to as reference")
     world = np.einsum("ij,jxyz->ixyz", fixed.affine[:3, :3], voxels)
-    return DisplacementField(torch.from_numpy(world.astype(np.float32)), fixed)
+    return DisplacementField(torch.from_numpy(as_float32(path, world)), fixed)
 
 
 def _halved(path: Path, transformation: Transformation, grid: Grid) -> np.ndarray:

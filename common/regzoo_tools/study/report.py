@@ -117,7 +117,7 @@ def _options(study: Study) -> tuple[Options, list[Row]]:
         claims.append(asdict(Claim(**checked(study.file, f"{place}.", entry, Claim))))
         named += [(place, claims[-1][key]) for key in ("better", "than")]
     # A scale may leave methods out; what is asked of them is then not measured.
-    known = [*study.methods, *json.loads(study.file.read_text(encoding="utf-8"))["methods"]]
+    known = [*study.methods, *json.loads(study.file.read_text(encoding="utf-8-sig"))["methods"]]
     for place, name in named:
         if name not in known:
             raise unknown(study.file, place, f"no method {name}", name, known)

@@ -59,7 +59,7 @@ class ToolPaird(MapTransform):
                 problem = f"ended with status {ended.returncode} on {data[Key.CASE]}: {said}"
                 raise RegZooError(f"{self.command[0]}: {problem}")
             try:
-                seconds = float(json.loads((out / "run.json").read_text(encoding="utf-8"))["seconds"])
+                seconds = float(json.loads((out / "run.json").read_text(encoding="utf-8-sig"))["seconds"])
             except (OSError, ValueError, KeyError) as error:
                 problem = f"wrote no run.json with its seconds for {data[Key.CASE]} ({error})"
                 raise RegZooError(f"{self.command[0]}: {problem}; see docs/studies.md") from error
