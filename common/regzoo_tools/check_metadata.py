@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 from pathlib import Path
+from typing import Any
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import InvalidVersion, Version
@@ -39,7 +40,7 @@ def schema(bundle: Bundle) -> str:
 
 def version(bundle: Bundle) -> str:
     """The metadata have a display name, and the change log has an entry for the version."""
-    found, changes = bundle.metadata.get("version"), bundle.metadata.get("changelog") or {}
+    found, changes = bundle.metadata.get("version"), _named(bundle, "changelog")
     if not bundle.metadata.get("name"):
         raise CheckError("configs/metadata.json has no name, which the zoo shows")
     if not re.fullmatch(r"\d+\.\d+\.\d+", str(found)):
@@ -61,8 +62,16 @@ def requirements(bundle: Bundle) -> list[Requirement]:
             raise CheckError(f"configs/metadata.json has no {key}")
         pins[package] = bundle.metadata[key]
     for key in ("optional_packages_version", "required_packages_version"):
-        pins |= bundle.metadata.get(key, {})
+        pins |= _named(bundle, key)
     return [requirement(package, str(pin).strip()) for package, pin in pins.items()]
+
+
+def _named(bundle: Bundle, key: str) -> dict[str, Any]:
+    """An entry of the metadata that gives things by name; empty without one."""
+    found = bundle.metadata.get(key, {})
+    if not isinstance(found, dict):
+        raise CheckError(f'configs/metadata.json: {key} is not an object; write {{"name": "…"}}')
+    return found
 
 
 def requirement(package: str, pin: str) -> Requirement:

@@ -71,6 +71,8 @@ def stage(bundle: Bundle, folder: Path, large_files: str | None = None) -> Path:
             raise bad_file(source, "is not a configuration", 'write {"setting": value}')
         if path.name == "metadata.json":
             required = config.setdefault("required_packages_version", {})
+            if not isinstance(required, dict):
+                raise bad_file(source, "required_packages_version is not an object", 'write {"package": "version"}')
             required.pop("regzoo", None)
             if large_files is not None:
                 required["pyyaml"] = PYYAML

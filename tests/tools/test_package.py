@@ -288,6 +288,11 @@ def test_a_configuration_that_is_no_json(name: str, copy_bundle: Copy, tmp_path:
         ("configs/metadata.json", b"{}", "has no version; add it"),
         ("configs/metadata.json", b'{"version": "../1"}', "its version '../1' is not of the form 1.2.3"),
         ("configs/metadata.json", b'{"version": null}', "its version None is not of the form 1.2.3"),
+        (
+            "configs/metadata.json",
+            b'{"version": "0.1.0", "required_packages_version": ["itk"]}',
+            'required_packages_version is not an object; write {"package": "version"}',
+        ),
         ("docs/README.md", b"\xff\xfe\xfa", "is not UTF-8 text"),
         ("large_files.yml", b"large_files: [{", "large_files.yml cannot be read"),
         ("large_files.yml", b"\xff\xfa", "large_files.yml cannot be read"),
