@@ -174,7 +174,7 @@ def _find(commands: Mapping[str, Any], arguments: Sequence[str]) -> tuple[Any, l
     """The command, or the group of commands, that the first words name; these words, and those after them.
 
     Raises:
-        RegZooError: one line that names the word and the nearest command.
+        RegZooError: one line that names the word and the nearest command, or an option before the command.
     """
     command, words, rest = commands, list[str](), list(arguments)
     while rest and not inspect.isroutine(command) and not rest[0].startswith("-"):
@@ -184,6 +184,9 @@ def _find(commands: Mapping[str, Any], arguments: Sequence[str]) -> tuple[Any, l
             fix = _suggestion(difflib.get_close_matches(words[-1], names, 1), list(names))
             raise RegZooError(f"regzoo {' '.join(words)}: no such command; {fix}")
         command = names[words[-1]]
+    if rest and not inspect.isroutine(command) and rest[0] != "--" and not {"--help", "-h"} & set(rest):
+        named = " ".join(["regzoo", *words])
+        raise RegZooError(f"{rest[0]}: stands before the command; write {named} COMMAND, then the options")
     return command, words, rest
 
 
