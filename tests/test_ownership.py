@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nibabel as nib
@@ -12,12 +14,13 @@ import numpy as np
 import pytest
 from helpers import ball, make_affine, smooth_noise, write
 from monai.bundle import ConfigWorkflow
+from regzoo import ownership
 from regzoo.cli import main
 from regzoo.engines import save_weights
 from regzoo.errors import RegZooError, user_error
 from regzoo.inference import register
 from regzoo.networks import LocalNet
-from regzoo.ownership import check_file, check_folder, claim, discard, own_files, settle, sign
+from regzoo.ownership import check_file, check_folder, claim, discard, own_files, own_path, settle, sign
 from regzoo_tools.export import export_network
 
 WEAK, SEG = "prostate_mr_trus_weak_ddf", "prostate_mr_trus_conditional_seg"
@@ -302,3 +305,30 @@ def test_a_training_refuses_a_folder_with_files_of_somebody_else(
         workflow.initialize()
     assert f"{tmp_path / name}: already exists" in str(user_error(caught.value))
     assert content(tmp_path) == {str(tmp_path / name): b"mine"}
+
+
+def test_files_that_end_at_the_same_moment_are_all_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow disk makes the moments between reading the record, writing it and moving the file longer."""
+    record, replace = ownership.write_json, Path.replace
+
+    def slow(path: Path, value: object) -> None:
+        time.sleep(0.02)
+        record(path, value)
+
+    def slow_replace(path: Path, target: Path) -> Path:
+        time.sleep(0.02 if path.suffix == ".txt" else 0)
+        return replace(path, target)
+
+    def write_one(number: int) -> None:
+        with own_path(tmp_path / f"{number}.txt") as temporary:
+            temporary.write_text(str(number))
+
+    monkeypatch.setattr(ownership, "write_json", slow)
+    monkeypatch.setattr(Path, "replace", slow_replace)
+    with ThreadPoolExecutor(8) as pool:
+        assert not any(list(pool.map(write_one, range(16))))
+    for number in range(16):
+        check_file(tmp_path / f"{number}.txt")
+    claim(tmp_path, ["new.txt"])
+    settle(tmp_path)
+    assert names(tmp_path) == sorted([".regzoo.files.json", *(f"{number}.txt" for number in range(16))])

@@ -88,6 +88,25 @@ def decoded(path: str | os.PathLike[str], content: bytes) -> str:
     return text
 
 
+@contextmanager
+def alone_in(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Wait until no other process or thread is in such a block with the same folder: to read a file and write it anew.
+
+    Where folders cannot be locked, as on Windows and on some network drives, nobody waits.
+    """
+    descriptor = None
+    with suppress(ImportError, OSError):
+        import fcntl
+
+        descriptor = os.open(folder, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)  # which unlocks it
+
+
 #: Folders that this process has yet to remove.
 _partial: set[str] = set()
 

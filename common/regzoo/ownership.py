@@ -9,13 +9,13 @@ import hashlib
 import json
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from regzoo import __version__
 from regzoo.errors import bad_file
-from regzoo.files import atomic_path, file_hash, write_json
+from regzoo.files import alone_in, atomic_path, file_hash, make_folder, write_json
 
 #: The record of a folder is the entry `KEY` of its statistics or, if it has none, of the file `RECORD`.
 STATISTICS, RECORD, KEY = "statistics.json", ".regzoo.json", "written_by"
@@ -100,6 +100,7 @@ def _is_claimed(file: Path, claimed: Mapping[str, str | None]) -> bool:
 
 
 def _record(folder: Path, files: Mapping[str, str | None], bundle: str = "") -> None:
+    """Add files to the record, whose other entries must not change meanwhile, see `alone_in`."""
     earlier = {name: digest for name, digest in _claimed(folder).items() if (folder / name).exists()}
     bundle = bundle or next((content[KEY].get("bundle", "") for _, content in _records(folder, [CLAIMS])), "")
     write_json(folder / CLAIMS, {KEY: {"regzoo": __version__, "bundle": bundle, "files": {**earlier, **files}}})
@@ -108,13 +109,15 @@ def _record(folder: Path, files: Mapping[str, str | None], bundle: str = "") -> 
 def claim(folder: Path, names: Collection[str], bundle: str = "") -> None:
     """`check_folder`, and record files before they are written: they count as ours even if the run is cut short."""
     check_folder(folder, names, bundle)
-    _record(folder, dict.fromkeys(names), bundle)
+    with alone_in(make_folder(folder)):
+        _record(folder, dict.fromkeys(names), bundle)
 
 
 def settle(folder: Path) -> None:
     """Record the content of the claimed files; a file that changes afterwards is no longer ours."""
-    if claimed := _claimed(folder):
-        _record(folder, {name: file_hash(folder / name) for name in claimed if (folder / name).is_file()})
+    with alone_in(folder):
+        if claimed := _claimed(folder):
+            _record(folder, {name: file_hash(folder / name) for name in claimed if (folder / name).is_file()})
 
 
 @contextmanager
@@ -122,9 +125,12 @@ def own_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """`regzoo.files.atomic_path` that replaces only a file of ours, see `check_file`, and records the new one."""
     target = Path(path)
     check_file(target)
-    with atomic_path(target) as temporary:
+    # Locked until the file is in its place: the record of another file leaves out files that are not there.
+    with ExitStack() as lock, atomic_path(target) as temporary:
         yield temporary
-        _record(target.parent, {target.name: file_hash(temporary)})
+        digest = file_hash(temporary)
+        lock.enter_context(alone_in(target.parent))
+        _record(target.parent, {target.name: digest})
 
 
 def check_file(path: str | os.PathLike[str]) -> None:

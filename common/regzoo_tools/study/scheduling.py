@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from regzoo.bundles import read_config
 from regzoo.datasets import load_records, load_single_records, split_fold
 from regzoo.errors import RegZooError, bad_file
-from regzoo.files import make_folder, write_json
+from regzoo.files import alone_in, make_folder, write_json
 from regzoo_tools.study.cells import Cell, cells_of, depth, folder_of, is_locked, lock_of, locked, outdated, read_facts
 from regzoo_tools.study.description import Study, config_files, data_of, fold_numbers
 from regzoo_tools.study.work import Work
@@ -200,7 +200,6 @@ def _submit(study: Study, cells: Sequence[Cell], jobs: int) -> None:
     run = f"{time.time_ns():x}"
     given = dict(study.slurm)
     more = given.pop("slurm_additional_parameters", {})
-    names = _submitted(study)
     earlier: list[str] = []
     for _, level in groupby(cells, lambda cell: depth(study, cell)):
         same_level, waits_for, earlier = list(level), earlier, []
@@ -215,8 +214,9 @@ def _submit(study: Study, cells: Sequence[Cell], jobs: int) -> None:
                 raise bad_file(study.file, f"slurm: {message}", "see the parameters of submitit's executors") from error
             with executor.batch():
                 submitted = [executor.submit(Work(), study, [cell], run, {}) for cell in part]
-            names |= {cell.name: str(job.job_id) for cell, job in zip(part, submitted, strict=True)}
-            write_json(study.folder / SUBMITTED, names)
+            with alone_in(study.folder):
+                names = {cell.name: str(job.job_id) for cell, job in zip(part, submitted, strict=True)}
+                write_json(study.folder / SUBMITTED, _submitted(study) | names)
             earlier.append(str(submitted[0].job_id).split("_")[0])
             print(f"{len(part)} cells are array {earlier[-1]}, {jobs} at a time", flush=True)
 
