@@ -10,6 +10,7 @@ import fire
 import numpy as np
 import pytest
 from bundle_list import training
+from helpers import line_of_failing
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.scripts import run
 from regzoo.engines.options import check_config, check_effect
@@ -116,8 +117,7 @@ def test_settings(
     bundle: str, kind: str, options: list[str], said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     assert said in answer(monkeypatch, tmp_path, bundle, kind, *options)
-    if said != READ:
-        assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("bundle", ALL)
@@ -169,6 +169,38 @@ def test_settings_that_need_another_one(monkeypatch: pytest.MonkeyPatch, tmp_pat
         (WEAK, "inference", ["--direction", "us_to_mr", "--fixed_image", "a"], "without dataset_dir"),
     ):
         assert said in answer(monkeypatch, tmp_path, bundle, kind, *options), options
+
+
+@pytest.mark.parametrize("existing", [False, True])
+@pytest.mark.parametrize("bundle", ALL)
+@pytest.mark.parametrize(
+    ("kind", "settings", "said"),
+    [
+        ("train", {"phantoms": {"kind": "liver"}}, "phantoms of kind 'liver' are unknown"),
+        ("train", {"phantoms#spacing": 0.001}, "use larger ones"),
+        ("evaluate", {"phantoms": {"kind": "liver"}}, "phantoms of kind 'liver' are unknown"),
+        ("inference", {"fixed_image": "/nowhere.nii"}, "no moving image to register"),
+    ],
+)
+def test_a_refused_run_leaves_no_folder(
+    bundle: str, kind: str, settings: dict[str, object], said: str, existing: bool, tmp_path: Path
+) -> None:
+    folder = BUNDLES / bundle / "configs"
+    names = ["train", "evaluate"] if kind == "evaluate" else [kind]
+    own = {"output_dir": str(tmp_path / "new" / "out"), "bundle_root": str(tmp_path / "bundle"), "device": "cpu"}
+    if existing:
+        (tmp_path / "new" / "out").mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    workflow = ConfigWorkflow(
+        config_file=[str(folder / f"{name}.json") for name in names],
+        meta_file=str(folder / "metadata.json"),
+        logging_file=False,
+        workflow_type="train" if kind == "train" else "infer",
+        **own,
+        **settings,
+    )
+    assert said in line_of_failing(workflow)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_an_array_is_not_a_list() -> None:

@@ -17,7 +17,7 @@ from regzoo.engines.identity import data_difference
 from regzoo.engines.origin import STEPS, origin
 from regzoo.engines.weights import load_state, read_checkpoint, save_weights, unwrap
 from regzoo.errors import bad_file
-from regzoo.files import atomic_path, make_folder
+from regzoo.files import atomic_path
 from regzoo.report.engine import is_writer
 from torch import nn
 
@@ -76,8 +76,7 @@ class TrainingCheckpoint:
         self.serve_as = serve_as
 
     def attach(self, engine: Engine) -> None:
-        """Register with a trainer, and make the folder: a trainer exists only once its data have been found valid."""
-        make_folder(self.last_file.parent)
+        """Register with a trainer."""
         if hasattr(engine, "amp"):
             dtype = (engine.amp_kwargs or {}).get("dtype", "its default") if engine.amp else torch.float32
             self.settings["precision"] = str(dtype).removeprefix("torch.")

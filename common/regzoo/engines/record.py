@@ -34,7 +34,7 @@ from regzoo.engines.plateau import just_validated
 from regzoo.engines.running import bundle_name, running_workflow
 from regzoo.engines.weights import is_training_state
 from regzoo.errors import bad_file
-from regzoo.files import make_folder, write_json
+from regzoo.files import check_writable, write_json
 from regzoo.ownership import CLAIMS, check_folder, claim
 from regzoo.report.engine import is_writer
 from regzoo.report.tables import read_csv, write_csv
@@ -204,11 +204,10 @@ def set_aside(folder: str | Path) -> Path | None:
     return target
 
 
-def output_folder(path: str | Path, served: bool = False) -> str:
-    """Create an output folder and check that it is writable, before any work is done.
+def output_folder(path: str | Path) -> str:
+    """Check that an output folder is writable, before any work is done.
 
-    A training that is `served` creates the folder later, once it has data: nobody would remove the empty folder of a
-    training that failed before.
+    What is written first creates the folder, so that a run that is refused before leaves none.
 
     Raises:
         RegZooError: the folder cannot be written to, a training would overwrite somebody else's file in it, or other
@@ -222,7 +221,9 @@ def output_folder(path: str | Path, served: bool = False) -> str:
     # A training by an older version, which did not record its files, may be resumed.
     if trains and ((folder / CLAIMS).is_file() or not is_training_state(folder / "last.pt")):
         check_folder(folder, TRAINED, bundle_name(workflow))
-    return str(path) if served else str(make_folder(path))
+    if is_writer():
+        check_writable(folder)
+    return str(path)
 
 
 class RunRecord:

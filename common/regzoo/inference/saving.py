@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from regzoo.engines.running import bundle_name, running_workflow
 from regzoo.engines.streams import Failures, name_of
 from regzoo.errors import RegZooError
-from regzoo.files import file_name, make_folder
+from regzoo.files import file_name
 from regzoo.inference.outputs import RegistrationResult, check_target, requested_outputs
 from regzoo.ownership import discard
 from regzoo.report.engine import cases_of
@@ -41,7 +41,7 @@ class SaveRegistration:
         failures: Failures | None = None,
     ) -> None:
         self.outputs = requested_outputs(outputs)
-        self.output_dir = make_folder(output_dir)
+        self.output_dir = Path(output_dir)
         self.failures = failures
         self.bundle = bundle_name(running_workflow())
         if failures is not None:
