@@ -40,10 +40,10 @@ def schema(bundle: Bundle) -> str:
 
 def version(bundle: Bundle) -> str:
     """The metadata have a display name, and the change log has an entry for the version."""
-    found, changes = bundle.metadata.get("version"), _named(bundle, "changelog")
+    found, changes = str(bundle.metadata.get("version")), _named(bundle, "changelog")
     if not bundle.metadata.get("name"):
         raise CheckError("configs/metadata.json has no name, which the zoo shows")
-    if not re.fullmatch(r"\d+\.\d+\.\d+", str(found)):
+    if not re.fullmatch(r"\d+\.\d+\.\d+", found):
         raise CheckError(f"version {found} is not of the form 1.2.3")
     if not changes.get(found):
         raise CheckError(f"version {found} has no entry in changelog of configs/metadata.json")

@@ -101,7 +101,7 @@ def _check_submitit(executor: str) -> None:
 
 def _check_data(study: Study, name: str) -> None:
     """Raise `RegZooError` if a data set of a study cannot be used, or has too few patients for the study's folds."""
-    phantoms, source = _phantoms(study, name), study.data[name].get("dataset_dir")
+    phantoms, source = _phantoms(study, name), str(study.data[name].get("dataset_dir", ""))
     place = f"{study.file}: data.{name}"
     trained = [config_files(study, method)[0] for method in study.methods.values() if data_of(study, method) == name]
     for number in fold_numbers(study):
