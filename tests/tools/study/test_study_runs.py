@@ -228,7 +228,7 @@ def test_mistakes_in_the_command(write_study: WriteStudy, monkeypatch: pytest.Mo
         ({"dataset_dir": "images"}, "abdominal_ct_ddmr", "data.prostate, 8 cases: 8 patient(s) cannot make 9 folds"),
         ({"phantoms": {"pairs": 9}}, BUNDLE, "data.prostate: 6 patients with 9 pairs cannot make 9 folds"),
         ({"phantoms": {"kind": "brain", "cases": 4}}, BUNDLE, "4 patients with 4 cases cannot make 9 folds"),
-        ({"phantoms": {"pairs": 3, "pair": 3}}, BUNDLE, "data.prostate.phantoms: phantoms of kind 'prostate' have no 'pair'"),
+        ({"phantoms": {"pairs": 3, "pair": 3}}, BUNDLE, "phantoms: phantoms of kind 'prostate' have no 'pair'"),
     ],
 )
 def test_more_folds_than_cases(write_study: WriteStudy, data: dict[str, object], bundle: str, said: str) -> None:
