@@ -1,9 +1,10 @@
 """Refinement of one pair: its deformation is optimised with the losses that train the networks.
 
 The coarse levels optimise one stationary velocity field v. The penalty is on the roughness of the whole of v, which
-keeps large deformations regular. The finest level costs most, so it optimises only a small deformation w of the moving
-side as v has warped it. Most of its steps take w as a displacement. The last ones integrate it, but take the gradient
-of w itself, which needs no backward pass through the squarings. The result is the composition of both exponentials.
+keeps large deformations regular. They may compare the images in both directions, by exp(v) and exp(−v). The finest
+level costs most, so it optimises only a small deformation w of the moving side as v has warped it. Most of its steps
+take w as a displacement. The last ones integrate it, but take the gradient of w itself, which needs no backward pass
+through the squarings. The result is the composition of both exponentials.
 
 A linear transformation is optimised on all levels by the same steps, without a penalty. It follows the start.
 """
@@ -111,6 +112,7 @@ class _Refinement:
         finest = options.smoothness * (1.0 if start is None else options.trust)
         #: The weight of the penalty at each level.
         self.smoothness = [finest * options.stiffening**n for n in reversed(range(len(self.levels)))]
+        self.symmetric = options.symmetric and options.transformation == "velocity"
         self.coarse, self.fine, self.result, self.result_finest = (
             (COARSE, FINE, RESULT, RESULT_FINEST) if options.transformation == "velocity" else (0, 0, 0, 0)
         )
@@ -204,7 +206,7 @@ class _Refinement:
             added = lattice.resized(added, lattice.size)
             here = None if base is None else lattice.resized(base, lattice.size)
             directions = [(level, self._of_velocity(level, lattice, here, 1))]
-            if self.options.symmetric and self.options.transformation == "velocity":
+            if self.symmetric:
                 directions.append((level.swapped(), self._of_velocity(level, lattice, here, -1)))
             phases = [(steps, self.coarse)]
             added = self._minimise(directions, added, phases, self.options.rate, smoothness, GRADIENT_SIGMA)
@@ -225,12 +227,7 @@ class _Refinement:
         phases = [(steps - integrated, 0), (integrated, self.fine)]
 
         def field(velocity: torch.Tensor, squarings: int) -> torch.Tensor:
-            if squarings:
-                # Near 0, the derivative of the exponential is the identity. A backward pass through the squarings
-                # would take longer than the rest of the step.
-                still = velocity.detach()
-                velocity = velocity + (lattice.exponential(still, squarings) - still)
-            return lattice.resized(velocity, level.size)
+            return self._field(lattice, velocity, squarings, level, exact=False)
 
         return self._minimise([(level, field)], lattice.zeros(), phases, self.options.rate, self.smoothness[-1])
 
@@ -242,12 +239,27 @@ class _Refinement:
         """
 
         def field(velocity: torch.Tensor, squarings: int) -> torch.Tensor:
-            return self._field(lattice, sign * (velocity if base is None else base + velocity), squarings, level)
+            whole = sign * (velocity if base is None else base + velocity)
+            return self._field(lattice, whole, squarings, level, exact=not self.symmetric)
 
         return field
 
-    def _field(self, lattice: Lattice, velocity: torch.Tensor, squarings: int, level: Level) -> torch.Tensor:
-        return lattice.resized(lattice.exponential(velocity, squarings), level.size)
+    def _field(
+        self, lattice: Lattice, velocity: torch.Tensor, squarings: int, level: Level, exact: bool = True
+    ) -> torch.Tensor:
+        """The displacement of a level that a velocity integrates to.
+
+        Args:
+            exact: False takes the derivative of the exponential as the identity, which it is near 0. The backward pass
+                through the squarings would take longer than the rest of the step. If both directions are compared, most
+                of the error cancels.
+        """
+        if exact or not squarings:
+            displacement = lattice.exponential(velocity, squarings)
+        else:
+            still = velocity.detach()
+            displacement = velocity + (lattice.exponential(still, squarings) - still)
+        return lattice.resized(displacement, level.size)
 
     def _minimise(
         self,
