@@ -119,7 +119,7 @@ def _is_number(value: Any) -> bool:
 
 #: The defaults for each kind of pair.
 KINDS: dict[str, RefinementOptions] = {
-    "mr": RefinementOptions(spacing=1.0, steps=(80, 40, 20), smoothness=0.15, stiffening=2.0, symmetric=True),
+    "mr": RefinementOptions(spacing=1.0, steps=(80, 40, 20), smoothness=0.2, stiffening=2.0, symmetric=True),
     "ct": RefinementOptions(
         spacing=3.0, steps=(100, 60, 20), lattice=6.0, smoothness=0.4, window=7, intensities=SOFT_TISSUE
     ),
