@@ -23,32 +23,35 @@ from regzoo.errors import RegZooError, bad_file
 def make_folder(path: str | os.PathLike[str]) -> Path:
     """Create an output folder; raises `RegZooError` if it cannot be created or written to."""
     folder = Path(path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise bad_file(folder, f"cannot write here ({reason})", "name a folder you may write to") from error
-    return folder
+    for tries_left in (2, 1, 0):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                return folder
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) and tries_left:
+                continue  # another run may have checked the same new folder, and removed it meanwhile
+            reason = (error.strerror or str(error)).lower()
+            raise bad_file(folder, f"cannot write here ({reason})", "name a folder you may write to") from error
+    raise AssertionError
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
     """Check that `make_folder` can make an output folder, without leaving it behind."""
     folder = Path(path).absolute()
-    new = _missing(folder)
+    new = missing_folders(folder)
     try:
         make_folder(folder)
     finally:
-        _remove_empty(new)
+        remove_empty(new)
 
 
-def _missing(folder: Path) -> list[Path]:
+def missing_folders(folder: Path) -> list[Path]:
     """A folder and those around it that do not exist, the innermost first."""
     return [parent for parent in (folder, *folder.parents) if not os.path.lexists(parent)]
 
 
-def _remove_empty(folders: Sequence[Path]) -> None:
+def remove_empty(folders: Sequence[Path]) -> None:
     """Remove folders that are empty, the innermost first."""
     for folder in folders:
         with suppress(OSError):
@@ -90,7 +93,7 @@ def decoded(path: str | os.PathLike[str], content: bytes) -> str:
 
 @contextmanager
 def alone_in(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Wait until no other process or thread is in such a block with the same folder: to read a file and write it anew.
+    """Let only one process or thread at a time run such a block for a folder, to read and rewrite a file safely.
 
     Where folders cannot be locked, as on Windows and on some network drives, nobody waits.
     """
@@ -161,12 +164,12 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         RegZooError: the folder cannot be written to, or the disk is full.
     """
     target = Path(path)
-    new = _missing(target.parent.absolute())
+    new = missing_folders(target.parent.absolute())
     try:
         with _temporary(target) as temporary:
             yield temporary
     except BaseException:
-        _remove_empty(new)
+        remove_empty(new)
         raise
 
 

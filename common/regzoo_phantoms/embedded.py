@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import json
 import os
@@ -23,13 +24,21 @@ KINDS: dict[str, type[PhantomSet]] = {
 
 
 def phantom_set(kind: str = "prostate", **parameters: Any) -> PhantomSet:
-    """The set of phantoms of a kind; raises `RegZooError` for a kind or a parameter that does not exist."""
+    """The set of phantoms of a kind.
+
+    Raises:
+        RegZooError: no such kind or parameter, or a value that makes no sense.
+    """
     if kind not in KINDS:
         raise RegZooError(f"phantoms of kind {kind!r} are unknown; use one of {', '.join(KINDS)}")
     known = inspect.signature(KINDS[kind]).parameters
     if unknown := next((name for name in parameters if name not in known), None):
-        raise RegZooError(f"phantoms of kind {kind!r} have no {unknown!r:.60}; use some of {', '.join(known)}")
-    return KINDS[kind](**parameters)
+        near = difflib.get_close_matches(unknown, known, 1)
+        fix = f"did you mean {near[0]}?" if near else f"use some of {', '.join(known)}"
+        raise RegZooError(f"phantoms of kind {kind!r} have no {unknown!r:.60}; {fix}")
+    wanted = KINDS[kind](**parameters)
+    wanted.check()
+    return wanted
 
 
 def embedded_phantoms(folder: str | os.PathLike[str], kind: str = "prostate", **parameters: Any) -> Path:
@@ -46,7 +55,7 @@ def embedded_phantoms(folder: str | os.PathLike[str], kind: str = "prostate", **
         The folder.
 
     Raises:
-        RegZooError: no such kind or parameter; or the folder holds something else, or other phantoms.
+        RegZooError: see `phantom_set`; or the folder holds something else, or other phantoms.
     """
     target, workers = Path(folder), parameters.pop("workers", None)
     wanted = phantom_set(kind, **parameters)

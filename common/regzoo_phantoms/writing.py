@@ -95,16 +95,8 @@ class PhantomSet:
         """Voxel sizes, mm."""
         return [self.spacing]
 
-    def write(self, folder: str | os.PathLike[str], workers: int | None = None) -> Path:
-        """Write the set and ``manifest.json``.
-
-        Args:
-            folder: must not exist or be empty.
-            workers: processes; None: one per processor.
-
-        Raises:
-            RegZooError: a parameter makes no sense, or the folder is not empty or cannot be written to.
-        """
+    def check(self) -> None:
+        """Raise `RegZooError` if a parameter makes no sense."""
         numbers = self.count >= 1 and self.held_out >= 0 and self.count + self.held_out <= self.most
         if not numbers or self.seed < 0 or not all(0 < size <= 32 for size in self.sizes()):
             raise RegZooError(
@@ -117,6 +109,18 @@ class PhantomSet:
         if voxels > MOST_VOXELS:
             problem = f"of {smallest:g} mm make {voxels:.2g} in an image, more than {MOST_VOXELS:,}"
             raise RegZooError(f"{self.kind} phantoms: voxels {problem}; use larger ones")
+
+    def write(self, folder: str | os.PathLike[str], workers: int | None = None) -> Path:
+        """Write the set and ``manifest.json``.
+
+        Args:
+            folder: must not exist or be empty.
+            workers: processes; None: one per processor.
+
+        Raises:
+            RegZooError: a parameter makes no sense, or the folder is not empty or cannot be written to.
+        """
+        self.check()
         cases = self._cases()
         with new_set(folder) as root:
             for name in self.folders():

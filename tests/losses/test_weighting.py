@@ -89,9 +89,9 @@ def test_softmax_weights_favour_the_smallest_term() -> None:
 
 @pytest.mark.parametrize("kind", [UncertaintyWeights, SoftmaxWeights])
 def test_initial_weights(kind: type[LearnedWeights]) -> None:
-    weights = kind(["a", "b"]).weights()
-    expected = 0.5 if kind is SoftmaxWeights else 1
-    assert {name: float(w) for name, w in weights.items()} == pytest.approx({"a": expected, "b": expected})
+    weights = kind(["a", "b"], initial={"a": 3.0}).weights()
+    total = 4 if kind is SoftmaxWeights else 1
+    assert {name: float(w) for name, w in weights.items()} == pytest.approx({"a": 3 / total, "b": 1 / total})
 
 
 def test_terms_in_neither_list_count_once_and_some_not_at_all() -> None:
@@ -205,6 +205,8 @@ def test_from_a_config() -> None:
         ({"names": []}, "at least one"),
         ({"names": ["a", "a"]}, "different"),
         ({"names": ["a"], "fixed": {"a": 1}}, "both learned and fixed"),
+        ({"names": ["a"], "initial": {"b": 1}}, "not learned"),
+        ({"names": ["a"], "initial": {"a": 0}}, "positive"),
         ({"names": ["typo"]}, "typo"),
         ({"names": ["a"], "fixed": {"typo": 1}}, "typo"),
     ],

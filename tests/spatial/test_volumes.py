@@ -118,7 +118,7 @@ def test_numbers_beyond_float32_are_not_called_infinite(name: str, tmp_path: Pat
         write(path, values, AFFINE)
     else:
         sitk.WriteImage(to_sitk(values, AFFINE), str(path))
-    line = f"{path}: holds 2 numbers beyond the range of float32, of which the largest is 3.4e38; check the scale"
+    line = f"{path}: holds numbers beyond the range of float32, 3.4e38 (2 of them); check the scale"
     for read in (read_image, read_label_file, lambda path: read_image(path, allow_nan=True)):
         with pytest.raises(RegZooError) as caught:
             read(path)

@@ -30,7 +30,7 @@ def split_of(word: Any) -> str | None:
 
 
 def read_text(path: Path) -> str:
-    """A text file; raises `RegZooError` if it cannot be read, or see `regzoo.files.decoded`."""
+    """A text file; raises `RegZooError` if it cannot be read or decoded."""
     try:
         return decoded(path, path.read_bytes())
     except OSError as error:

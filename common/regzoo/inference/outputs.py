@@ -13,7 +13,7 @@ import numpy as np
 from monai.data import MetaTensor
 from regzoo.case import MOVING, PATH_KEYS, REFERENCE, VIEWS, WARPED, Key
 from regzoo.errors import RegZooError, bad_file
-from regzoo.files import make_folder, partial_folder, write_json
+from regzoo.files import make_folder, missing_folders, partial_folder, remove_empty, write_json
 from regzoo.inference.statistics import label_count, propagated_labels, registration_statistics
 from regzoo.ownership import RECORD, STATISTICS, check_folder, own_files, sign
 from regzoo.report.figures import case_figure
@@ -187,7 +187,7 @@ class RegistrationResult:
         target = Path(folder)
         wanted = self._wanted(outputs, inverse)
         check_folder(target, [self._file(name) for name in wanted], self.bundle)
-        new = not target.exists()
+        new = missing_folders(target.absolute())
         try:
             with partial_folder(make_folder(target)) as part:
                 self._write(part, wanted)
@@ -198,8 +198,7 @@ class RegistrationResult:
                 for file in sorted(part.iterdir(), key=lambda file: file.name not in (STATISTICS, RECORD)):
                     file.replace(target / file.name)
         except BaseException:
-            if new and target.exists() and not any(target.iterdir()):
-                target.rmdir()
+            remove_empty(new)
             raise
         return target
 

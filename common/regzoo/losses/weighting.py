@@ -6,6 +6,7 @@ both: ``list(network.parameters()) + list(loss.parameters())``. ``loss.state_dic
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -14,28 +15,38 @@ from torch import nn
 
 
 class LearnedWeights(nn.Module):
-    """Base class of learned weights: one free parameter per term. All terms start with the same weight.
+    """Base class of learned weights: one free parameter per term.
 
     Args:
         names: the terms whose weights are learned.
         fixed: name → weight of terms with a fixed weight. A penalty on the deformation belongs here: no data oppose
             it, so its learned weight would depend on nothing but the penalty itself.
+        initial: name → positive initial weight; 1 for terms without one.
 
     Raises:
-        ValueError: no names, a repeated name, or a name both learned and fixed.
+        ValueError: no names, a repeated name, a name both learned and fixed, or an invalid initial weight.
     """
 
-    def __init__(self, names: Sequence[str], fixed: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self, names: Sequence[str], fixed: Mapping[str, float] | None = None, initial: Mapping[str, float] | None = None
+    ) -> None:
         super().__init__()
         self.names = tuple(names)
         self.fixed = {name: float(weight) for name, weight in (fixed or {}).items()}
+        self.initial = {name: float((initial or {}).get(name, 1.0)) for name in self.names}
         if not self.names or len(set(self.names)) < len(self.names):
             raise ValueError(f"names must be different loss terms, at least one, got {list(self.names)}")
         if both := sorted(set(self.names) & set(self.fixed)):
             raise ValueError(f"the weights of {both} cannot be both learned and fixed; give them in one place")
+        if unknown := sorted(set(initial or {}) - set(self.names)):
+            raise ValueError(
+                f"initial weights for {unknown}, which are not learned; the learned weights are {self.names}"
+            )
+        if min(self.initial.values()) <= 0:
+            raise ValueError(f"initial weights must be positive, got {self.initial}")
 
     def extra_repr(self) -> str:
-        return f"names={self.names}, fixed={self.fixed}"
+        return f"names={self.names}, fixed={self.fixed}, initial={self.initial}"
 
     def forward(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The weighted sum of the terms in `names`, given name → value (scalars); other terms are ignored."""
@@ -44,6 +55,10 @@ class LearnedWeights(nn.Module):
     def weights(self) -> dict[str, torch.Tensor]:
         """Name → current weight, detached, on the device."""
         raise NotImplementedError
+
+    def _parameter(self, sign: float) -> nn.Parameter:
+        """One number per name: `sign` times the logarithm of its initial weight."""
+        return nn.Parameter(torch.tensor([sign * math.log(weight) for weight in self.initial.values()]))
 
     def _values(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return torch.stack([values[name] for name in self.names])
@@ -58,9 +73,11 @@ class UncertaintyWeights(LearnedWeights):
     Source: Kendall et al. 2018, without the factors of ½, which a change of sᵢ absorbs.
     """
 
-    def __init__(self, names: Sequence[str], fixed: Mapping[str, float] | None = None) -> None:
-        super().__init__(names, fixed)
-        self.log_variances = nn.Parameter(torch.zeros(len(self.names)))
+    def __init__(
+        self, names: Sequence[str], fixed: Mapping[str, float] | None = None, initial: Mapping[str, float] | None = None
+    ) -> None:
+        super().__init__(names, fixed, initial)
+        self.log_variances = self._parameter(-1.0)
 
     def forward(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Σ exp(−sᵢ)·Lᵢ + sᵢ, given name → Lᵢ (scalars)."""
@@ -80,9 +97,11 @@ class SoftmaxWeights(LearnedWeights):
     Source: Pérez de Frutos et al. 2023, equation 1, and its code.
     """
 
-    def __init__(self, names: Sequence[str], fixed: Mapping[str, float] | None = None) -> None:
-        super().__init__(names, fixed)
-        self.logits = nn.Parameter(torch.zeros(len(self.names)))
+    def __init__(
+        self, names: Sequence[str], fixed: Mapping[str, float] | None = None, initial: Mapping[str, float] | None = None
+    ) -> None:
+        super().__init__(names, fixed, initial)
+        self.logits = self._parameter(1.0)
 
     def forward(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Σ wᵢ·Lᵢ, given name → Lᵢ (scalars)."""

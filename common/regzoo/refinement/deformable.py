@@ -1,10 +1,10 @@
 """Refinement of one pair: its deformation is optimised with the losses that train the networks.
 
 The coarse levels optimise one stationary velocity field v. The penalty is on the roughness of the whole of v, which
-keeps large deformations regular. They may compare the images in both directions, by exp(v) and exp(−v). The finest
-level costs most, so it optimises only a small deformation w of the moving side as v has warped it. Most of its steps
-take w as a displacement. The last ones integrate it, but take the gradient of w itself, which needs no backward pass
-through the squarings. The result is the composition of both exponentials.
+keeps large deformations regular. They may compare the images in both directions, by exp(v) and exp(−v); then they take
+the gradient of v itself, which needs no backward pass through the squarings. The finest level costs most, so it
+optimises only a small deformation w of the moving side as v has warped it. Most of its steps take w as a displacement.
+The last ones integrate it, and take the gradient of w itself. The result is the composition of both exponentials.
 
 A linear transformation is optimised on all levels by the same steps, without a penalty. It follows the start.
 """

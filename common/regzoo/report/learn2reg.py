@@ -38,7 +38,7 @@ def field_files(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def voxel_displacement(field: DisplacementField, moving: Grid) -> np.ndarray:
-    """The voxels of the moving image that correspond to those of the fixed one, minus these, (3, X, Y, Z) float32."""
+    """From each voxel of the fixed image to the corresponding one of the moving image, voxels, (3, X, Y, Z)."""
     there = np.linalg.inv(moving.affine)
     matrix = there @ field.grid.affine
     indices = np.indices(field.grid.shape, dtype=np.float64)

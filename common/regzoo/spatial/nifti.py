@@ -120,7 +120,7 @@ def as_float32(path: str | PathLike[str], values: np.ndarray) -> np.ndarray:
     if values.dtype.kind == "f" and values.dtype.itemsize > 4:
         infinite = np.isinf(found)
         if infinite.any() and (count := int(np.isfinite(values[infinite]).sum())):
-            problem = f"holds {count} numbers beyond the range of float32, of which the largest is 3.4e38"
+            problem = f"holds numbers beyond the range of float32, 3.4e38 ({count} of them)"
             raise bad_file(path, problem, "check the scale of its values")
     return found
 

@@ -79,7 +79,7 @@ def _read_marked(path: Path, fixed: Grid | None) -> Transformation:
     text = decoded(path, path.read_bytes())
     with TemporaryDirectory() as folder:
         copy = Path(folder) / path.name
-        copy.write_text(text, encoding="utf-8")
+        copy.write_bytes(text.encode())
         try:
             return read_transformation(copy, fixed)
         except RegZooError as error:

@@ -44,7 +44,7 @@ class Cell:
 def cells_of(study: Study) -> list[Cell]:
     """All cells of a study; a cell comes after the one whose weights it starts from.
 
-    The result of a baseline depends neither on the number of folds nor on repeats and sizes: it has one of each.
+    The result of a baseline depends neither on the number of folds nor on repeats and sizes, so it is run only once.
     """
     cells = []
     for name, method in study.methods.items():

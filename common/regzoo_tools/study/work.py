@@ -36,7 +36,7 @@ from regzoo_tools.study.description import BASELINES, Study, config_files, data_
 
 #: Lines of the log that the facts of a failed cell hold.
 LAST_LINES = 5
-#: Seconds to wait for a lock: `study status` holds it for a moment; a training that another starts from, until it ends.
+#: Seconds to wait for a lock: `study status` holds it for a moment. A cell waits for the training that it starts from.
 MOMENT, FOREVER = 0.2, float("inf")
 #: How a bundle calls the number of cases to train on.
 SIZE_SETTINGS = ("max_pairs", "max_images")

@@ -217,7 +217,7 @@ def test_mistakes_in_the_command(write_study: WriteStudy, monkeypatch: pytest.Mo
     with pytest.raises(RegZooError, match="there is no sbatch here"):
         run_study(study, "slurm")
     path = write_study(data={"prostate": {"phantoms": {"pair": 3}}})
-    with pytest.raises(RegZooError, match=r"study\.json: data\.prostate\.phantoms: .* no 'pair'; use some of pairs"):
+    with pytest.raises(RegZooError, match=r"study\.json: data\.prostate\.phantoms: .* no 'pair'; did you mean pairs"):
         run_study(read_study(path))
 
 
