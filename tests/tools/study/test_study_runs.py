@@ -292,7 +292,7 @@ def kill_all(pids: list[int]) -> None:
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes in /proc")
 def test_ten_kills_at_random_moments_lose_nothing(write_study: WriteStudy) -> None:
     """One of all processes, or all of them, are killed; afterwards every cell is done, and no finished part twice."""
-    study = read_study(write_study(folds=30, settings={"warmup_steps": 60}))
+    study = read_study(write_study(folds=None, repeats=30, settings={"warmup_steps": 60}))
     chance = random.Random(7)
     for kill in range(10):
         process = start_run(study.file)
@@ -322,7 +322,7 @@ def test_ten_kills_at_random_moments_lose_nothing(write_study: WriteStudy) -> No
 @pytest.mark.slow
 def test_many_cells(write_study: WriteStudy) -> None:
     """`benchmarks/study_overhead.py` runs a thousand."""
-    study = read_study(write_study(folds=100))
+    study = read_study(write_study(folds=None, repeats=100))
     run_study(study, jobs=4)
     assert Counter(Counter(starts(study)).values()) == {1: 400}
     assert len(finished(study)) == 200
