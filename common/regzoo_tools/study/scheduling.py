@@ -133,8 +133,8 @@ def write_phantoms(study: Study, cells: Sequence[Cell]) -> None:
     from regzoo_phantoms import embedded_phantoms
 
     for name in dict.fromkeys(data_of(study, study.methods[cell.method]) for cell in cells):
-        if _phantoms(study, name) is not None:
-            embedded_phantoms(study.folder / "data" / name, **study.data[name]["phantoms"])
+        if (parameters := study.data[name].get("phantoms")) is not None:
+            embedded_phantoms(study.folder / "data" / name, **parameters)
 
 
 def _run_here(study: Study, cells: Sequence[Cell], jobs: int) -> None:
