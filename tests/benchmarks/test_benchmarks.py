@@ -13,7 +13,8 @@ from bundle_list import BUNDLES
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 PAPERS = [path.name for path in BUNDLES if (path / "configs/variants/paper.json").is_file()]
-SCRIPTS = ("run.py", "profile_step.py", "training_step.py", "kernels.py")
+#: Scripts and their options.
+SCRIPTS = {"run.py": [], "profile_step.py": [], "training_step.py": ["--steps", "4"], "kernels.py": []}
 
 pytestmark = pytest.mark.slow
 
@@ -23,13 +24,13 @@ def outputs() -> dict[str, str]:
     """What the scripts print for small volumes; they run side by side."""
     started = {
         script: subprocess.Popen(
-            [sys.executable, str(FOLDER / script), "--quick"],
+            [sys.executable, str(FOLDER / script), "--quick", *options],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "OMP_WAIT_POLICY": "passive"},
         )
-        for script in SCRIPTS
+        for script, options in SCRIPTS.items()
     }
     found = {}
     for script, process in started.items():

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bundle_list import BUNDLES, NAMES, kind, on_single_images, pairs
+from bundle_list import BUNDLES, REPRESENTATIVES, kind, on_single_images, pairs
 from monai.bundle import ConfigParser, ConfigWorkflow
 from regzoo.bundles import find_bundle
 from regzoo.report import read_csv
 
 OPTIONS = {"steps": [20], "spacing": 8.0}
+#: With networks that predict a field of either kind, and one that predicts labels.
+NETWORKS = [*REPRESENTATIVES, "prostate_mr_trus_conditional_seg"]
 
 
 def run(bundle: Path, *configs: str, **settings: Any) -> None:
@@ -30,7 +32,7 @@ def run(bundle: Path, *configs: str, **settings: Any) -> None:
     workflow.finalize()
 
 
-@pytest.mark.parametrize("bundle", [*NAMES, "none"])
+@pytest.mark.parametrize("bundle", [*NETWORKS, "none"])
 def test_batch_inference(bundle: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     kind_of_phantoms = "prostate" if bundle == "none" else kind(bundle)
     rows = pairs(request.getfixturevalue(f"{kind_of_phantoms}_phantoms"))[:3]
@@ -51,7 +53,7 @@ def test_batch_inference(bundle: str, request: pytest.FixtureRequest, tmp_path: 
     assert unrefined is None
 
 
-@pytest.mark.parametrize("bundle", NAMES)
+@pytest.mark.parametrize("bundle", NETWORKS)
 def test_evaluation(bundle: str, dataset: Path, tmp_path: Path) -> None:
     overlaps = []
     for name, own in (("plain", {}), ("refined", {"refine": "labels", "refine_seconds": 60})):
