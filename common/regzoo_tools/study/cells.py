@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import IO, Any
 
 from regzoo.files import file_name, write_json
-from regzoo_tools.study.description import Study, config_files, data_of, data_settings, fold_numbers
+from regzoo_tools.study.description import (
+    Method,
+    Study,
+    config_files,
+    data_of,
+    data_settings,
+    fold_numbers,
+    released_weights,
+)
 
 #: The file with the facts of a cell, in its folder.
 FACTS = "cell.json"
@@ -111,8 +119,15 @@ def recipe(study: Study, cell: Cell) -> dict[str, str]:
         "configs": _files(*config_files(study, method)),
         "code": _digest(_code().encode(), *(path.read_bytes() for path in scripts)),
         "data": _data(json.dumps(study.data[data_of(study, method)] | {"settings": None}, sort_keys=True)),
-        "start": _digest(json.dumps(recipe(study, start)).encode()) if start else "",
+        "start": _start(study, method, start),
     }
+
+
+def _start(study: Study, method: Method, start: Cell | None) -> str:
+    """The hash of what the weights of a cell depend on, beside its own training."""
+    if method.baseline == "released":
+        return _files(released_weights(method))
+    return _digest(json.dumps(recipe(study, start)).encode()) if start else ""
 
 
 def _digest(*parts: bytes) -> str:

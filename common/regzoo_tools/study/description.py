@@ -20,6 +20,7 @@ BASELINES: dict[str, dict[str, Any]] = {
     "centroid": {"align": "label"},
     "affine": {"align": "affine"},
     "refinement": {"align": "affine", "refine": True},
+    "released": {},
     "tool": {},
 }
 #: Settings that a study gives to each cell itself → the key of the study that says them.
@@ -234,7 +235,11 @@ def _check_method(study: Study, name: str, method: Method) -> None:
             raise unknown(file, f"{place}.settings.{key}", f"no such setting of {method.bundle}", first, ids)
         if first in OWN:
             raise bad_file(file, f"{place}.settings.{key}: the study itself sets it", f"leave it out; use {OWN[first]}")
-    if method.baseline and contents[0]["network_def"].get("out_channels") == 1:
+    if method.baseline == "released":
+        if not released_weights(method).is_file():
+            problem = f"methods.{name}: {method.bundle} has no released weights"
+            raise bad_file(file, problem, f"copy them to {released_weights(method)}")
+    elif method.baseline and contents[0]["network_def"].get("out_channels") == 1:
         fix = "name a bundle whose network predicts a field"
         raise bad_file(file, f"{place}.bundle: {method.bundle} predicts labels, and a baseline finds a field", fix)
 
@@ -256,6 +261,11 @@ def config_files(study: Study, method: Method) -> list[Path]:
     folder = find_bundle(method.bundle).resolve() / "configs"
     overlays = [folder / "variants" / f"{name}.json" for name in (*study.overlays, *method.overlays)]
     return [folder / "train.json", *overlays, folder / "evaluate.json"]
+
+
+def released_weights(method: Method) -> Path:
+    """The weights that come with the bundle of a method."""
+    return find_bundle(method.bundle).resolve() / "models" / "model.pt"
 
 
 def data_of(study: Study, method: Method) -> str:

@@ -32,7 +32,7 @@ from regzoo_tools.study.cells import (
     start_of,
     write_facts,
 )
-from regzoo_tools.study.description import BASELINES, Study, config_files, data_of, data_settings
+from regzoo_tools.study.description import BASELINES, Study, config_files, data_of, data_settings, released_weights
 
 #: Lines of the log that the facts of a failed cell hold.
 LAST_LINES = 5
@@ -69,12 +69,13 @@ def evaluation_overlay(study: Study, cell: Cell) -> dict[str, Any]:
     if "pairs_file" in config:
         drawn = f"fold{cell.fold}of{cell.folds}_seed{cell.repeat}" if cell.folds else settings.get("eval_split", "all")
         settings["pairs_file"] = str(study.folder / "pairs" / f"{data_of(study, method)}_{drawn}.json")
+    weights = _weights(study, cell)
     here = "regzoo_tools.study.measuring"
     clock: list[Any] = [{"_target_": f"{here}.StartClock"}, "@validate#preprocessing"]
     fields = {"output_dir": str(folder / "evaluation" / "fields"), "count": study.fields}
     table = {"_target_": f"{here}.CentroidTable", "output_dir": str(folder / "evaluation")}
     settings |= {
-        "checkpoint": "" if method.baseline else str(_weights(study, cell)),
+        "checkpoint": str(weights or ""),
         "validate#dataset#transform": {"_target_": "Compose", "transforms": clock},
         "validate#metrics#measures#runtime_s": {"_target_": f"{here}.Runtime"},
         "+validate#postprocessing#transforms": [
@@ -83,7 +84,7 @@ def evaluation_overlay(study: Study, cell: Cell) -> dict[str, Any]:
         ],
         "+validate#handlers": [table],
     }
-    if method.baseline:
+    if weights is None:
         settings["network"] = {"_target_": f"{here}.Still"}
     if method.tool:
         window = {"window": "@window"} if "window" in config else {}
@@ -112,7 +113,11 @@ def _config(study: Study, cell: Cell) -> dict[str, Any]:
     return config
 
 
-def _weights(study: Study, cell: Cell) -> Path:
+def _weights(study: Study, cell: Cell) -> Path | None:
+    """The weights that a cell trains or measures; None if it has no network."""
+    method = study.methods[cell.method]
+    if method.baseline:
+        return released_weights(method) if method.baseline == "released" else None
     return folder_of(study, cell) / "training" / ("last.pt" if study.weights == "last" else "model.pt")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,16 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from bundle_list import BUNDLES
 from monai.bundle import ConfigWorkflow
+from regzoo import DisplacementField
 from regzoo.datasets import load_records
-from regzoo.errors import user_error
+from regzoo.errors import RegZooError, user_error
 from regzoo.files import write_json
+from regzoo.inference import Registrar
 from regzoo_phantoms import embedded_phantoms
-from regzoo_tools.study.cells import Cell, cells_of, folder_of
+from regzoo_tools.study import cells
+from regzoo_tools.study.cells import Cell, cells_of, folder_of, outdated, recipe
 from regzoo_tools.study.description import Study, config_files, read_study
 from regzoo_tools.study.work import evaluation_overlay
 from scipy.ndimage import center_of_mass
@@ -89,6 +94,29 @@ def test_the_identity(tmp_path: Path, data: Path) -> None:
         found = [float(gland[f"{side}_{axis}_mm"]) for axis in "xyz"]
         assert gland["name"] == "gland" and np.abs(found - expected).max() < tolerance
     assert [path.name for path in (folder / "fields").iterdir()] == [f"{cases[0]['case']}.nii.gz"]
+
+
+def test_the_released_weights(tmp_path: Path, data: Path) -> None:
+    """They give the field of a registration with the bundle as it comes; other weights make the result outdated."""
+    root = tmp_path / "bundles" / BUNDLE
+    shutil.copytree(BUNDLES[0].parent / BUNDLE, root, ignore=shutil.ignore_patterns("output", "data"))
+    study = study_of(tmp_path, data, released={"bundle": str(root), "baseline": "released"})
+    (cell,) = cells_of(study)
+    (field,) = (evaluate(study, cell) / "fields").iterdir()
+    record = next(one for one in load_records(data, "train") if f"{one['case']}.nii.gz" == field.name)
+    expected = Registrar(root, device="cpu").register(record["fixed_image"], record["moving_image"]).field
+    found = DisplacementField.load(field)
+    assert expected is not None and float(expected.displacement.norm(dim=0).max()) > 1
+    np.testing.assert_allclose(found.displacement, expected.displacement, atol=1e-3)
+    facts = {"recipe": recipe(study, cell)}
+    assert outdated(study, cell, facts) == []
+    weights = root / "models" / "model.pt"
+    weights.write_bytes(weights.read_bytes() + b" ")
+    cells._files.cache_clear()
+    assert outdated(study, cell, facts) == ["starting weights"]
+    weights.unlink()
+    with pytest.raises(RegZooError, match=r"methods\.released: .* has no released weights; copy them to .*model\.pt"):
+        read_study(study.file)
 
 
 def test_a_tool(tmp_path: Path, data: Path) -> None:

@@ -27,7 +27,7 @@ SINGLE = {"cases": 4, "held_out": 2, "spacing": 6.0}
 #: Losses whose methods differ from the others' by one overlay, which `test_every_variant_trains` tries.
 ALIKE = [
     f"{loss} {step}"
-    for loss in ("BL-NS", "SG-ND", "UW-NSD")
+    for loss in ("BL-N", "BL-NS", "SG-ND", "SG-NSD", "UW-NSD")
     for step in ("brain", "CT", "decoder", "one step", "two steps")
 ]
 #: Changes of the small scales.
@@ -57,6 +57,12 @@ def in_this_process(study: Study, cell: Cell, part: str, lock: int) -> None:
     workflow.initialize()
     workflow.run()
     workflow.finalize()
+
+
+@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.json")), ids=lambda path: path.stem)
+def test_every_scale_is_valid(path: Path) -> None:
+    for scale in (None, *json.loads(path.read_text()).get("scales", {})):
+        assert cells_of(read_study(path, scale))
 
 
 @pytest.mark.slow
