@@ -18,7 +18,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from regzoo.engines import load_weights
 from regzoo.engines.identity import data_difference, fingerprints
 from regzoo.engines.origin import adopt, described
-from regzoo.engines.weights import origin_of, read_checkpoint, save_weights
+from regzoo.engines.weights import origin_of, read_checkpoint, save_weights, starting_weights
 from regzoo.errors import RegZooError, user_error
 from regzoo.inference import Registrar
 from regzoo.report import read_csv
@@ -323,6 +323,8 @@ def test_weights_to_start_from_that_do_not_fit_are_named(data: Path, trained: Pa
     given = {"channels": 4, "init_weights": str(trained / "model.pt")}
     line = refusal(lambda: train(data, tmp_path / "out", **given))
     assert "encoder.levels.0.first.0.weight is 4×2×7×7×7 here, 2×2×7×7×7 in the file" in line
+    copy = tmp_path / "mine" / WEAK  # a bundle outside the folder of the others, which may still be named
+    assert starting_weights("abdominal_ct_ddmr", copy).samefile(BUNDLES / "abdominal_ct_ddmr" / "models" / "model.pt")
     assert "no such weights to start from" in refusal(lambda: train(data, tmp_path / "out", init_weights="nowhere"))
 
 
