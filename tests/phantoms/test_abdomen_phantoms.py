@@ -11,8 +11,8 @@ import SimpleITK as sitk
 from regzoo.datasets import load_records, load_single_records
 from regzoo.errors import RegZooError
 from regzoo_phantoms import embedded_phantoms, write_abdomen_phantoms
-from regzoo_phantoms.embedded import phantom_set
 from regzoo_phantoms.abdomen_anatomy import LABELS, VALUES
+from regzoo_phantoms.embedded import phantom_set
 from regzoo_tools.commands import Phantom
 from scipy import ndimage
 

@@ -49,7 +49,7 @@ def read_checkpoint(path: str | PathLike[str]) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # on a damaged file the unpickler can raise anything
         if re.search("Unsupported (global|class)", str(error)):
-            raise bad_file(path, "holds Python objects, such as a whole network, which could run code", ALONE) from error
+            raise bad_file(path, "holds Python objects, such as a whole network, not weights", ALONE) from error
         raise bad_file(path, "cannot be read as a checkpoint", "copy it again, or name another one") from error
     if not isinstance(content, dict):
         raise bad_file(path, "holds no state dict", "name a file of weights")
