@@ -22,6 +22,7 @@ from regzoo.datasets import (
 )
 from regzoo.datasets.records import patient_of
 from regzoo.errors import RegZooError
+from regzoo.report.engine import is_writer
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,8 @@ def data_folder(
             raise
         problem = "no data set was named, and a packaged bundle contains no phantoms"
         raise RegZooError(f"{problem}; name one as dataset_dir") from error
+    if is_writer():
+        print("No data set was named", flush=True)
     return str(embedded_phantoms(writable(bundle_root, f"data/{name}"), **phantoms))
 
 
@@ -196,7 +199,7 @@ def split_images(
         return Division(training, pairs)
     held_out = single_records(held_out or records)
     if not simulated:
-        logger.warning("%d images of too few patients for pairs: validating on simulated pairs", len(held_out))
+        logger.warning("too few patients for pairs: validating on pairs simulated from %d images", len(held_out))
     repeats = -(-SIMULATED // len(held_out))
     repeated = [item | {"case": f"{item['case']}_{number}"} for number in range(repeats) for item in held_out]
     return Division(training, repeated)
