@@ -20,7 +20,7 @@ from regzoo.datasets import (
     split_fold,
     validate_kinds,
 )
-from regzoo.datasets.records import patient_of
+from regzoo.datasets.records import check_label_names, patient_of
 from regzoo.errors import RegZooError
 from regzoo.report.engine import is_writer
 
@@ -187,10 +187,14 @@ def split_images(
         count: the number of pairs; None: the number of held-out images.
         simulated: always validate on single images.
         folder: the data set, for its validation part; pairs that it lists are used as they are.
+
+    Raises:
+        RegZooError: see `regzoo.datasets.draw_pairs`.
     """
     if not records:
         return Division([], [])
     validation = load_validation(folder, single=True) if folder else []
+    check_label_names([*records, *filter(is_single, validation)])
     training, held_out = list(records), list[Record]()
     enough_patients = len(set(map(patient_of, records))) >= max(folds or FOLDS_OF_IMAGES, 2)
     if enough_patients or validation or any(Key.FOLD in record for record in records):

@@ -68,7 +68,8 @@ def evaluation_overlay(study: Study, cell: Cell) -> dict[str, Any]:
         settings["eval_split"] = "fold"
     if "pairs_file" in config:
         drawn = f"fold{cell.fold}of{cell.folds}_seed{cell.repeat}" if cell.folds else settings.get("eval_split", "all")
-        settings["pairs_file"] = str(study.folder / "pairs" / f"{data_of(study, method)}_{drawn}.json")
+        name = f"{data_of(study, method)}_{recipe(study, cell)['data']}_{drawn}.json"  # other data make other pairs
+        settings["pairs_file"] = str(study.folder / "pairs" / name)
     weights = _weights(study, cell)
     here = "regzoo_tools.study.measuring"
     clock: list[Any] = [{"_target_": f"{here}.StartClock"}, "@validate#preprocessing"]

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from regzoo.errors import RegZooError
+from regzoo_tools.study import cells
 from regzoo_tools.study.cells import Cell, cells_of, folder_of, lock_of, locked, read_facts
 from regzoo_tools.study.description import Study, read_study
 from regzoo_tools.study.scheduling import _environment, run_study
@@ -148,8 +149,6 @@ def test_a_change_touches_the_cells_that_it_concerns(
     assert (study.folder / "outdated" / "b_repeat0.1" / "evaluation" / "cases.csv").is_file()
     (study.folder.parents[1] / "images" / "new.nii.gz").touch()
     study = read_study(study.file)
-    from regzoo_tools.study import cells
-
     cells._data.cache_clear()
     assert "a_repeat0: was made with other data" in status_text(study)
 
@@ -197,6 +196,17 @@ def test_a_training_set_size_leaves_the_evaluation_alone(write_study: WriteStudy
         assert training_overlay(study, cell)[setting] == 3
         assert setting not in evaluation_overlay(study, cell)
         assert evaluation_overlay(study, cell)["eval_split"] == "val"
+
+
+def test_other_data_make_other_pairs(write_study: WriteStudy) -> None:
+    """Or the evaluation would find pairs of other images, after its training."""
+    study = read_study(write_study(methods={"a": {"bundle": "abdominal_ct_ddmr"}}, folds=None))
+    (cell,) = cells_of(study)
+    before = evaluation_overlay(study, cell)["pairs_file"]
+    assert evaluation_overlay(study, cell)["pairs_file"] == before
+    (study.folder.parents[1] / "images" / "new.nii.gz").touch()
+    cells._data.cache_clear()
+    assert evaluation_overlay(study, cell)["pairs_file"] != before
 
 
 def test_workers_share_processors_and_gpus(write_study: WriteStudy, monkeypatch: pytest.MonkeyPatch) -> None:
