@@ -13,7 +13,7 @@ from regzoo.spatial import DisplacementField, Grid, LabelFile, label_values, rea
 from regzoo.spatial.carry import carry_held
 from regzoo.spatial.held import hold, in_form_of_file, write_labels
 from regzoo.spatial.point_files import point_suffix, read_points
-from regzoo.spatial.transform_files import WRITTEN, read_transformation, write_transformation
+from regzoo.spatial.transform_files import APART, WRITTEN, read_transformation, write_transformation
 from regzoo.spatial.transformation import Affine, Transformation, chain, probes, round_trip, within_grid
 from regzoo.spatial.volumes import check_spatial, read_image_values, read_values
 from regzoo.spatial.writing import IMAGE_FORMS, write_image
@@ -137,7 +137,9 @@ def join_files(fields: Sequence[File], out: File, reference: File | None = None,
 
     If `affine` is the last step that `fields` contain, a file of ITK holds the deformation and this step apart.
     """
-    check_out(out, WRITTEN, *fields, reference)
+    check_out(out, WRITTEN, *fields, reference, affine)
+    if affine is not None and not str(out).lower().endswith(APART):
+        raise RegZooError(f"--affine: has no effect on {out}, which holds one field; leave it out, or write .h5 or .tfm")
     grid = grid_of(reference)
     whole = chain([read_transformation(file, grid) for file in fields])
     if affine is not None:

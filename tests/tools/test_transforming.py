@@ -292,6 +292,11 @@ MISTAKES = {
     "2-D": ("convert flat2d.tfm o.h5", "3-D"),
     "velocities": ("convert flow.tfm o.h5", "VelocityFieldTransform, which cannot be read here"),
     "spherical coordinates": ("convert spherical.tfm o.h5", "cannot be read here"),
+    "an affine map that would be overwritten": (
+        "convert field.nii.gz affine.tfm --affine affine.tfm",
+        "affine.tfm: is also an input",
+    ),
+    "an affine map apart in a field": ("convert field.nii.gz o.nii.gz --affine affine.mat", "--affine: has no effect on"),
     "an affine map with a deformation": ("convert field.nii.gz o.h5 --affine field.nii.gz", "not affine"),
     "half of an odd size": ("convert field.nii.gz o.npz", "error: o.npz: would have half"),
     "an unknown form": ("convert field.nii.gz o.xyz", "suffix"),

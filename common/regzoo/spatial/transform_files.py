@@ -29,6 +29,8 @@ from scipy.ndimage import zoom
 ITK_TRANSFORMS = (".h5", ".hdf5", ".tfm", ".txt", ".mat", ".xfm")
 #: The suffixes that can be written: a field (of Learn2Reg if its name begins with disp_), ITK's files, and Learn2Reg's.
 WRITTEN = (".nii", ".nii.gz", ".nrrd", ".mha", ".h5", ".tfm", ".npz")
+#: Those of them that keep the steps of a transformation apart.
+APART = (".h5", ".tfm")
 #: The affine maps of ANTs in the form of MATLAB.
 AFFINE_MATS = ("AffineTransform", "MatrixOffsetTransformBase")
 _SIGNS = RAS_LPS.diagonal()[:3]
@@ -99,7 +101,7 @@ def write_transformation(path: str | PathLike[str], transformation: Transformati
     """
     path, grid = Path(path), grid or transformation.grid
     name = path.name.lower()
-    if name.endswith((".h5", ".tfm")):
+    if name.endswith(APART):
         _write_itk(path, transformation, grid)
         return
     if grid is None:
