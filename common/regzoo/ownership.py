@@ -19,8 +19,8 @@ from regzoo.files import alone_in, atomic_path, file_hash, make_folder, write_js
 
 #: The record of a folder is the entry `KEY` of its statistics or, if it has none, of the file `RECORD`.
 STATISTICS, RECORD, KEY = "statistics.json", ".regzoo.json", "written_by"
-#: The record of files other than registration results, such as tables, exported networks and weights. Its entry `SINGLE`
-#: names those that `own_path` wrote: only they may be replaced by `own_path`, and not, say, the weights of a training.
+#: The record of files other than registration results, such as tables, exported networks and weights. Its entry
+#: `SINGLE` names those that `own_path` wrote. It replaces only these, and not, say, the weights of a training.
 CLAIMS, SINGLE = ".regzoo.files.json", "single"
 
 
