@@ -302,7 +302,7 @@ MISTAKES = {
     "half of an odd size": ("convert field.nii.gz o.npz", "error: o.npz: would have half"),
     "half of two voxels": (
         "convert affine.mat o.npz --reference two.nii.gz",
-        "error: o.npz: would have half as many voxels along each axis as the fixed image (6×2×4), but at least two",
+        "error: o.npz: would have half as many voxels along each axis as the fixed image (6×2×4), and needs two",
     ),
     "no grid for the inverse of a matrix": ("invert affine.mat --out o.nii.gz", "name the moving image with --ref"),
     "an image for a segmentation": (
