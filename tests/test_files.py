@@ -136,6 +136,11 @@ def test_time_that_a_write_takes(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".partial-*"))
 
 
+def test_a_name_in_a_text_may_be_any_bytes(tmp_path: Path) -> None:
+    write_text(tmp_path / "table.csv", "Müller,M\udcfcller\n")
+    assert (tmp_path / "table.csv").read_bytes() == "Müller,M\\udcfcller\n".encode()
+
+
 def test_a_folder_whose_name_is_too_long(tmp_path: Path) -> None:
     with pytest.raises(RegZooError, match=r"cannot write here \(file name too long\); name a folder"):
         check_writable(tmp_path / "new" / ("x" * 300))

@@ -90,6 +90,39 @@ def test_an_input_under_the_name_of_an_output(
     assert content(tmp_path) == before
 
 
+@pytest.mark.parametrize("key", ["moving", "label", "fixed_label", "points"])
+@pytest.mark.parametrize("linked", [False, True])
+def test_an_input_that_is_part_of_an_earlier_result(
+    key: str,
+    linked: bool,
+    files: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """The new result would not overwrite the file, but remove it."""
+    out = tmp_path / "out"
+    out.mkdir()
+    shutil.copy(files["moving"], out / "warped_image.nii.gz")
+    shutil.copy(files["label"], out / "warped_label.nii.gz")
+    (out / "warped_points.csv").write_text("x,y,z\n10,20,30\n")
+    sign(out, WEAK)
+    result = {"moving": "warped_image.nii.gz", "points": "warped_points.csv"}.get(key, "warped_label.nii.gz")
+    given = out / result
+    if linked:
+        given = tmp_path / f"link_{result}"
+        given.symlink_to(out / result)
+    before = content(tmp_path)
+    options = [f"--{name}={value}" for name, value in (files | {key: str(given)}).items()]
+    options += ["--frame", "RAS"] if key == "points" else []
+    error = refused(monkeypatch, capfd, *options, "--outputs", "field,statistics", "--out", str(out))
+    if key == "points":  # they would also be written again
+        assert f"{given}: is an input, and {result} would overwrite it" in error
+    else:
+        assert f"{given}: is an input and part of an earlier result, which the new one would replace" in error
+    assert error.endswith("name another folder\n") and content(tmp_path) == before
+
+
 @pytest.mark.parametrize("name", ["statistics.json", "quality.png", "field.nii.gz"])
 @pytest.mark.parametrize("mine", [b'{"mine": "statistics of my own study"}\n', b"", b'{"written_by": {"files": []}}'])
 def test_a_file_of_somebody_else(
@@ -274,6 +307,36 @@ def test_an_export_may_be_repeated_but_not_over_its_own_weights(
     with pytest.raises(RegZooError, match=r"tiny\.pt: already exists"):
         export_network(WEAK, "torchscript", weights, **options)
     assert Path(weights).read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["model.pt", "last.pt"])
+def test_no_command_writes_over_the_weights_of_a_training(
+    name: str, weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with own_path(tmp_path / "training.png") as temporary:
+        temporary.write_text("curves")
+    claim(tmp_path, ["model.pt", "last.pt"], WEAK)
+    for file in ("model.pt", "last.pt"):
+        shutil.copy(weights, tmp_path / file)
+    settle(tmp_path)
+    before = content(tmp_path)
+    for command in (
+        ("export", WEAK, "--format", "torchscript", "--checkpoint", str(tmp_path / "model.pt")),
+        ("curves", str(tmp_path)),
+    ):
+        monkeypatch.setattr(sys, "argv", ["regzoo", *command, "--out", str(tmp_path / name)])
+        with pytest.raises(SystemExit):
+            main()
+        error = capfd.readouterr().err
+        assert error.startswith(f"error: {tmp_path / name}: already exists, and this command did not write it")
+        assert content(tmp_path) == before
+    check_file(tmp_path / "training.png")
+    check_folder(tmp_path, ["model.pt", "last.pt"], WEAK)
+    # A run does not take over what a command wrote, and a user changed.
+    (tmp_path / "training.png").write_text("changed")
+    settle(tmp_path)
+    with pytest.raises(RegZooError, match=r"training\.png: already exists"):
+        check_file(tmp_path / "training.png")
 
 
 def test_what_was_claimed_is_ours_until_it_is_settled_and_changed(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import io
 import keyword
 import re
 import signal
@@ -259,6 +260,8 @@ def _commands() -> dict[str, Any]:
 def main() -> None:
     """Run a command. An error prints one line on standard error; the exit status is 1."""
     end_on_signals()
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files can be any bytes
     keep_freed_memory()
     commands = _commands()
     for command in commands.values():

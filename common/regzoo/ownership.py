@@ -19,8 +19,9 @@ from regzoo.files import alone_in, atomic_path, file_hash, make_folder, write_js
 
 #: The record of a folder is the entry `KEY` of its statistics or, if it has none, of the file `RECORD`.
 STATISTICS, RECORD, KEY = "statistics.json", ".regzoo.json", "written_by"
-#: The record of files other than registration results, such as tables, exported networks and weights.
-CLAIMS = ".regzoo.files.json"
+#: The record of files other than registration results, such as tables, exported networks and weights. Its entry
+#: `SINGLE` names those that `own_path` wrote. It replaces only these, and not, say, the weights of a training.
+CLAIMS, SINGLE = ".regzoo.files.json", "single"
 
 
 def _text_digest(content: dict[str, Any]) -> str:
@@ -89,7 +90,7 @@ def own_files(folder: Path) -> set[str]:
 
 
 def _claimed(folder: Path) -> dict[str, str | None]:
-    """The files recorded by `claim` or `own_path` and their hashes; None for a file that is being written."""
+    """The files recorded by `claim` or `own_path` and their hashes; None for one that a run has yet to finish."""
     return {name: digest for _, content in _records(folder, [CLAIMS]) for name, digest in content[KEY]["files"].items()}
 
 
@@ -99,11 +100,19 @@ def _is_claimed(file: Path, claimed: Mapping[str, str | None]) -> bool:
     return claimed[file.name] is None or claimed[file.name] == file_hash(file)
 
 
-def _record(folder: Path, files: Mapping[str, str | None], bundle: str = "") -> None:
+def _single(folder: Path) -> set[str]:
+    """The files recorded by `own_path`."""
+    return {name for _, content in _records(folder, [CLAIMS]) for name in content[KEY].get(SINGLE, ())}
+
+
+def _record(folder: Path, files: Mapping[str, str | None], bundle: str = "", single: bool = False) -> None:
     """Add files to the record, whose other entries must not change meanwhile, see `alone_in`."""
     earlier = {name: digest for name, digest in _claimed(folder).items() if (folder / name).exists()}
     bundle = bundle or next((content[KEY].get("bundle", "") for _, content in _records(folder, [CLAIMS])), "")
-    write_json(folder / CLAIMS, {KEY: {"regzoo": __version__, "bundle": bundle, "files": {**earlier, **files}}})
+    all_files = {**earlier, **files}
+    alone = _single(folder) | files.keys() if single else _single(folder) - files.keys()
+    record = {"regzoo": __version__, "bundle": bundle, "files": all_files, SINGLE: sorted(alone & all_files.keys())}
+    write_json(folder / CLAIMS, {KEY: record})
 
 
 def claim(folder: Path, names: Collection[str], bundle: str = "") -> None:
@@ -116,7 +125,8 @@ def claim(folder: Path, names: Collection[str], bundle: str = "") -> None:
 def settle(folder: Path) -> None:
     """Record the content of the claimed files; a file that changes afterwards is no longer ours."""
     with alone_in(folder):
-        if claimed := _claimed(folder):
+        claimed = _claimed(folder).keys() - _single(folder)
+        if claimed:
             _record(folder, {name: file_hash(folder / name) for name in claimed if (folder / name).is_file()})
 
 
@@ -130,35 +140,43 @@ def own_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         digest = file_hash(temporary)
         lock.enter_context(alone_in(target.parent))
-        _record(target.parent, {target.name: digest})
+        _record(target.parent, {target.name: digest}, single=True)
 
 
 def check_file(path: str | os.PathLike[str]) -> None:
     """Raise `RegZooError` if the file exists and `own_path` did not write it, or it has changed since."""
     target = Path(path)
-    claimed = _claimed(target.parent)
-    if os.path.lexists(target) and not (claimed.get(target.name) and _is_claimed(target, claimed)):
+    if not os.path.lexists(target):
+        return
+    if target.name not in _single(target.parent) or not _is_claimed(target, _claimed(target.parent)):
         problem = "already exists, and this command did not write it or it has changed since"
         raise bad_file(target, problem, "move it, or name another file")
 
 
 def check_folder(folder: Path, names: Collection[str], bundle: str = "", inputs: Iterable[Any] = ()) -> None:
-    """Raise `RegZooError` if writing files would replace an input or a file that is not ours.
+    """Raise `RegZooError` if writing files would replace or remove an input, or replace a file that is not ours.
 
     Args:
         folder: the output folder, which need not exist.
         names: names of the files to be written.
         bundle: name of the bundle that will write them.
-        inputs: files, or lists of files, that will be read.
+        inputs: files, or lists of files, that will be read. A new result removes the files of an earlier one.
     """
-    existing = [folder / name for name in names if os.path.lexists(folder / name)]
-    if not existing:
-        return
     flat = [str(item) for one in inputs if one for item in (one if isinstance(one, (list, tuple)) else [one])]
+    existing = [folder / name for name in names if os.path.lexists(folder / name)]
     for path in existing:
         for name in flat:
             if Path(name).exists() and path.exists() and path.samefile(name):
                 raise bad_file(name, f"is an input, and {path.name} would overwrite it", "name another folder")
+    real = {name: Path(os.path.realpath(name)) for name in flat}
+    inside = [name for name, file in real.items() if file.parent == Path(os.path.realpath(folder))]
+    own = own_files(folder) if inside else set()
+    for name in inside:
+        if real[name].name in own:
+            problem = "is an input and part of an earlier result, which the new one would replace"
+            raise bad_file(name, problem, "name another folder")
+    if not existing:
+        return
     for _, content in _records(folder, (STATISTICS, RECORD, CLAIMS)):
         other = content[KEY].get("bundle")
         if bundle and other and other != bundle:

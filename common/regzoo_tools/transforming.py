@@ -13,7 +13,7 @@ from regzoo.spatial import DisplacementField, Grid, LabelFile, label_values, rea
 from regzoo.spatial.carry import carry_held
 from regzoo.spatial.held import hold, in_form_of_file, write_labels
 from regzoo.spatial.point_files import point_suffix, read_points
-from regzoo.spatial.transform_files import WRITTEN, read_transformation, write_transformation
+from regzoo.spatial.transform_files import APART, WRITTEN, read_transformation, write_transformation
 from regzoo.spatial.transformation import Affine, Transformation, chain, probes, round_trip, within_grid
 from regzoo.spatial.volumes import check_spatial, read_image_values, read_values
 from regzoo.spatial.writing import IMAGE_FORMS, write_image
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from monai.data import MetaTensor
 
 File = str | Path
+#: The suffix of segmentations of 3D Slicer, which hold labels alone.
+SEGMENTS = ".seg.nrrd"
 
 
 def carry(
@@ -44,8 +46,8 @@ def carry(
     Raises:
         RegZooError: a file cannot be used, or the grid of the result is not known.
     """
-    check_out(out, IMAGE_FORMS, field, image, label, reference)
-    if background is not None and not abs(background) <= np.finfo(np.float32).max:
+    check_out(out, IMAGE_FORMS if label is None else (*IMAGE_FORMS, SEGMENTS), field, image, label, reference)
+    if background is not None and not abs(background) <= float(np.finfo(np.float32).max):
         raise RegZooError(f"background: {background:g} is not a value of a voxel; use a smaller number")
     on = sampled(field, reference, to_moving)
     with own_path(out) as temporary:
@@ -120,7 +122,7 @@ def invert_file(field: File, out: File, reference: File | None = None) -> float 
     moving = grid_of(reference)
     forward = read_transformation(field, moving)
     grid = moving or forward.grid
-    if grid is None and not _is_affine(forward):
+    if grid is None and not (_is_affine(forward) and str(out).lower().endswith(APART)):
         raise bad_file(field, "does not say where to sample its inverse", "name the moving image with --reference")
     if grid is not None and reference is None:
         outside = 1 - float(within_grid(forward.points(probes(grid)), grid).mean())
@@ -137,7 +139,10 @@ def join_files(fields: Sequence[File], out: File, reference: File | None = None,
 
     If `affine` is the last step that `fields` contain, a file of ITK holds the deformation and this step apart.
     """
-    check_out(out, WRITTEN, *fields, reference)
+    check_out(out, WRITTEN, *fields, reference, affine)
+    if affine is not None and not str(out).lower().endswith(APART):
+        fix = f"leave it out, or write {' or '.join(APART)}"
+        raise RegZooError(f"--affine: has no effect on {out}, which holds one field; {fix}")
     grid = grid_of(reference)
     whole = chain([read_transformation(file, grid) for file in fields])
     if affine is not None:
@@ -159,6 +164,8 @@ def check_out(out: File, suffixes: Sequence[str], *inputs: File | Sequence[str] 
     """Refuse an output that has another suffix or is one of the inputs, before any work is done."""
     if not str(out).lower().endswith(tuple(suffixes)):
         raise bad_file(out, "has a suffix that cannot be written here", f"let it end in {', '.join(suffixes)}")
+    if str(out).lower().endswith(SEGMENTS) and SEGMENTS not in suffixes:
+        raise bad_file(out, "has the suffix of a segmentation, but would hold none", "let it end in .nrrd alone")
     flat = [one for given in inputs if given for one in ([given] if isinstance(given, str | Path) else given)]
     if any(Path(str(one)).exists() and Path(out).exists() and Path(str(one)).samefile(out) for one in flat):
         raise bad_file(out, "is also an input", "name another file")

@@ -183,6 +183,13 @@ def test_an_image_is_not_its_own_label(studies: Path, key: str, name: str) -> No
             RequestedPaird()(request(studies, moving_image="more/moving02.nii.gz", **{key: value}))
 
 
+@pytest.mark.parametrize("key", ["fixed_mask", "moving_mask"])
+@pytest.mark.parametrize("name", ["fixed01", "more/moving02.nii.gz"])
+def test_an_image_is_not_a_mask(studies: Path, key: str, name: str) -> None:
+    with pytest.raises(RegZooError, match=f"^{key}: {name} has no finished label; submit it"):
+        RequestedPaird()(request(studies, moving_image="more/moving02.nii.gz", refine="mr", **{key: name}))
+
+
 def test_an_id_is_that_of_an_image(studies: Path) -> None:
     """Whatever else lies beside it under the same name; of two images the NIfTI file."""
     for suffix in (".json", ".bval", ".nrrd"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from regzoo.report.figures import file_name
 from regzoo.report.picture import Picture
 from regzoo.report.planes import PLANES, Orientation
 from regzoo.report.volumes import Deformation
+from regzoo_tools.checking.sheet import Thumbnail, contact_sheet
 from scipy.ndimage import gaussian_filter
 
 SHAPE = (21, 17, 15)
@@ -270,6 +272,18 @@ def test_constant_and_empty_input(tmp_path: Path) -> None:
     holes[:5] = np.nan
     registration_figure(tmp_path / "flat.png", flat, flat, holes, label, label, label[0], np.zeros((3, *SHAPE)))
     assert pixels(tmp_path / "flat.png").std() > 1
+
+
+@pytest.mark.parametrize("name", ["a$%$b", "M\udcfcller", "日本"])
+def test_the_name_of_a_case_may_be_any_file_name(name: str, tmp_path: Path) -> None:
+    flat = np.full(SHAPE, 3.0)
+    thumbnail = Thumbnail(name, {"fixed": np.zeros((9, 9), np.uint8)}, {})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        case_figure(tmp_path / "case.png", item_of(flat, flat, flat) | {"case": name})
+        contact_sheet(tmp_path / "sheet.png", [thumbnail], name)
+    for picture in ("case.png", "sheet.png"):
+        assert pixels(tmp_path / picture).std() > 1
 
 
 def test_drawing_in_threads(tmp_path: Path) -> None:

@@ -139,6 +139,15 @@ def test_a_subfolder_that_cannot_be_read_is_not_passed_over(tmp_path: Path, monk
         read_image(tmp_path)
 
 
+def test_a_link_to_a_folder_is_read_if_it_is_named(tmp_path: Path) -> None:
+    write_series(tmp_path / "archive" / "series", VOXELS, AFFINE)
+    (tmp_path / "p01").mkdir()
+    (tmp_path / "p01" / "CT").symlink_to(tmp_path / "archive")
+    check(tmp_path / "p01" / "CT")
+    with pytest.raises(RegZooError, match="p01: is a folder, not an image; a link to a folder in it is not"):
+        read_image(tmp_path / "p01")
+
+
 def test_a_file_stands_for_the_files_beside_it(tmp_path: Path) -> None:
     files = write_series(tmp_path, VOXELS, AFFINE)
     write_series(tmp_path / "copy", VOXELS, AFFINE)

@@ -230,6 +230,16 @@ def test_a_table_as_spreadsheets_write_it(folder: Path, monkeypatch: pytest.Monk
     np.testing.assert_allclose(moved, by_sitk(points[:3]), atol=0.01)
 
 
+def test_markups_without_a_frame(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    points = fixed_points(2)
+    controls = [{"position": point.tolist()} for point in points]
+    Path("p.mrk.json").write_text(json.dumps({"markups": [{"controlPoints": controls}]}))
+    way = ["--frame", "RAS", "--from", "fixed", "--to", "moving", "--out", "out.mrk.json"]
+    call(monkeypatch, "apply", "field.nii.gz", "--points", "p.mrk.json", *way)
+    found = [point["position"] for point in json.loads(Path("out.mrk.json").read_text())["markups"][0]["controlPoints"]]
+    np.testing.assert_allclose(found, by_sitk(points), atol=0.01)
+
+
 def test_points_beyond_the_moving_image_are_marked(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -257,6 +267,8 @@ MISTAKES: dict[str, tuple[str, str | bytes, str]] = {
     "voxels without a header": ("p.csv --frame RAS", "1,2,3\n", "(mm)"),
     "only commas": ("p.csv --frame RAS", ",,\n", "columns"),
     "Latin-1": ("p.csv --frame RAS", "x,y,z,name\n1,2,3,é\n".encode("latin-1"), "save it in UTF-8"),
+    "a line within a number": ("p.csv --frame RAS", "x,y,z\n1,1_0,3\n", "three numbers"),
+    "a column twice": ("p.csv --frame RAS", "x,y,z,X\n1,2,3,4\n", "has two columns x"),
     "a word for a number": ("p.csv --frame RAS", "x,y,z\n1,two,3\n", "three numbers"),
     "NaN": ("p.csv --frame RAS", "x,y,z\n1,nan,3\n", "NaN"),
     "no rows": ("p.csv --frame RAS", "x,y,z\n", "no points"),
@@ -274,6 +286,11 @@ MISTAKES: dict[str, tuple[str, str | bytes, str]] = {
             {"markups": [{"type": "ROI", "coordinateSystem": "LPS", "controlPoints": [{"position": [1, 2, 3]}]}]}
         ),
         "ROI",
+    ),
+    "no frame of markups": (
+        "p.mrk.json",
+        json.dumps({"markups": [{"controlPoints": [{"position": [1, 2, 3]}]}]}),
+        "set frame to RAS or LPS",
     ),
     "metres": (
         "p.mrk.json",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 
@@ -292,8 +293,23 @@ MISTAKES = {
     "2-D": ("convert flat2d.tfm o.h5", "3-D"),
     "velocities": ("convert flow.tfm o.h5", "VelocityFieldTransform, which cannot be read here"),
     "spherical coordinates": ("convert spherical.tfm o.h5", "cannot be read here"),
+    "an affine map that would be overwritten": (
+        "convert field.nii.gz affine.tfm --affine affine.tfm",
+        "affine.tfm: is also an input",
+    ),
+    "an affine map apart in a field": ("convert field.nii.gz o.nii.gz --affine affine.mat", "--affine: has no effect"),
     "an affine map with a deformation": ("convert field.nii.gz o.h5 --affine field.nii.gz", "not affine"),
     "half of an odd size": ("convert field.nii.gz o.npz", "error: o.npz: would have half"),
+    "half of two voxels": (
+        "convert affine.mat o.npz --reference two.nii.gz",
+        "error: o.npz: would have half as many voxels along each axis as the fixed image (6×2×4), and needs two",
+    ),
+    "no grid for the inverse of a matrix": ("invert affine.mat --out o.nii.gz", "name the moving image with --ref"),
+    "an image for a segmentation": (
+        "apply field.nii.gz --image moving.nii.gz --out o.seg.nrrd",
+        "error: o.seg.nrrd: has the suffix of a segmentation",
+    ),
+    "a field for a segmentation": ("convert field.nii.gz o.Seg.nrrd", "error: o.Seg.nrrd: has the suffix of a segm"),
     "an unknown form": ("convert field.nii.gz o.xyz", "suffix"),
     "nothing to compose": ("compose --out o.nii.gz", "no transformation"),
     "no grid for an inverse": ("invert spline3.tfm --out o.nii.gz", "--reference"),
@@ -324,6 +340,7 @@ def broken_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     archive = bytearray((folder / "damaged.npz").read_bytes())
     archive[archive.index(b"PK\x01\x02") + 6] = 255  # the version of zip that is needed
     (folder / "damaged.npz").write_bytes(archive)
+    write(folder / "two.nii.gz", np.zeros((6, 2, 4), np.float32), np.eye(4))
     np.save(folder / "array.npy", np.zeros((3, 8, 8, 8), np.float32))
     (folder / "array.npy").rename(folder / "array.npz")
     (folder / "v73.mat").write_bytes(b"MATLAB 7.3 MAT-file".ljust(124) + b"\0\2IM" + bytes(384) + b"\x89HDF\r\n\x1a\n")
@@ -350,6 +367,16 @@ def broken_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     far = Transformation(Affine(rigid((0, 0, 0), (500, 0, 0)))).on(case.fixed)
     far.save(folder / "far.nii.gz")
     return folder
+
+
+def test_a_file_name_that_is_not_text_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case("flipped and permuted", tmp_path)
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding="utf-8"))
+    out = case["M\udcfcller.nii.gz"]
+    call(monkeypatch, "convert", case["affine.mat"], out, "--reference", case["field.nii.gz"])
+    sys.stdout.flush()
+    assert Path(out).is_file() and printed.getvalue().decode() == out.replace("\udcfc", "\\udcfc") + "\n"
 
 
 @pytest.mark.parametrize("name", list(MISTAKES))

@@ -10,7 +10,7 @@ from typing import Any, get_args
 import torch
 from monai.bundle import ConfigParser
 from regzoo.bundles import find_bundle, listed, read_config
-from regzoo.case import Key
+from regzoo.case import MASK_KEYS, Key
 from regzoo.datasets import Record
 from regzoo.engines.options import check_config, check_effect, unknown
 from regzoo.engines.origin import adopt
@@ -134,10 +134,12 @@ class Registrar:
         return RegistrationResult.of(self.run(record), self.bundle)
 
     def check_refinement(self, records: Sequence[Record]) -> None:
-        """Raise `RegZooError` if settings of a refinement are given, and none of the records is refined."""
+        """Raise `RegZooError` for settings of a refinement without a refinement, and of masks without a mask."""
         for name in ("refine_seconds", "refine_options"):
             if self.settings.get(name) and not self.refines and not any(record.get(Key.REFINE) for record in records):
                 raise RegZooError(f"{name}: has no effect without refine; set refine, or leave it out")
+        if self.settings.get("exclude") and not any(record.get(key) for record in records for key in MASK_KEYS):
+            raise RegZooError("exclude: has no effect without fixed_mask or moving_mask; name one, or leave it out")
 
     def run(self, record: Record) -> dict[str, Any]:
         """The case of a record after the postprocessing; errors as `register`."""

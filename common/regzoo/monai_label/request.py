@@ -13,7 +13,7 @@ from typing import Any
 
 from monai.transforms import Compose, MapTransform, Transform
 from monai.utils import optional_import
-from regzoo.case import FIXED, MASK_KEYS, MOVING, Key
+from regzoo.case import FIXED, LABEL_KEYS, MASK_KEYS, MOVING, Key
 from regzoo.datasets.records import case_name
 from regzoo.errors import RegZooError, user_error
 from regzoo.monai_label.files import (
@@ -78,13 +78,14 @@ class RequestedPaird(MapTransform):
             if (value := pair.get(side.label)) is not None:
                 several = isinstance(value, list)
                 files[side.label] = found = find_files(studies, side.label, value if several else [value])
-                if item[side.image] in found:
-                    raise RegZooError(f"{side.label}: {value} has no finished label; submit it, or name a mask of it")
                 item[side.label] = found if several else found[0]
         for key in MASK_KEYS:
             if key in pair:
                 item[key] = find_file(studies, key, pair[key])
                 files[key] = [item[key]]
+        for key in (*LABEL_KEYS, *MASK_KEYS):  # an id without a finished label means the image itself
+            if not {item[FIXED.image], item[MOVING.image]}.isdisjoint(files.get(key, ())):
+                raise RegZooError(f"{key}: {pair[key]} has no finished label; submit it, or name a mask of it")
         item |= refinement_asked(pair, self.max_refine_seconds)
         if Key.ALIGN in pair:
             item[Key.ALIGN] = pair[Key.ALIGN]

@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 INK = "#1f2933"
 COLORS = ("#1273de", "#d97706", "#0f8a5f", "#b4307a", "#6b4fbb", "#7b8794", "#a3580f", "#0b7285")
+
+
+#: For texts that hold names of files: two dollar signs are no formula.
+PLAIN: dict[str, Any] = {"parse_math": False}
+
+
+def drawable(name: str) -> str:
+    """A name with question marks for the parts that are not text: names of files can be any bytes."""
+    return name.encode("utf-8", "replace").decode()
+
+
+def write_png(canvas: FigureCanvasAgg, path: str | os.PathLike[str]) -> None:
+    """Draw a figure as a PNG file; a character that the font lacks becomes a box, without a warning."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ .*missing from")
+        canvas.print_png(str(path))
 
 
 def tidy(axes: Axes, grid: Literal["both", "y"] = "both") -> None:

@@ -115,7 +115,8 @@ def _numbers(path: Path, rows: Sequence[Sequence[str]], columns: Sequence[int]) 
     points = []
     for number, row in enumerate(rows, start=1):
         try:
-            points.append([float(row[column]) for column in columns])
+            # Python reads 1_0 as 10; here it is more likely a slip of the pen for 1.0.
+            points.append([float(row[column].replace("_", "?")) for column in columns])
         except (ValueError, IndexError):
             problem = f"its point {number} lacks three numbers for x, y and z"
             raise bad_file(path, problem, "complete or remove it") from None
@@ -176,6 +177,8 @@ def _csv(path: Path, content: bytes, frame: str | None) -> PointFile:
     if not {"x", "y", "z"} <= set(names):
         problem = f"names no columns x, y and z in its first line (it has: {', '.join(map(repr, header)):.80})"
         raise bad_file(path, problem, "separate cells by commas, below a line such as x,y,z,name (mm)")
+    if twice := [axis for axis in "xyz" if names.count(axis) > 1]:
+        raise bad_file(path, f"has two columns {twice[0]}", "rename the one that does not count")
     width = len(header)
     for number, row in enumerate(rows, start=1):
         if any(cell.strip() for cell in row[width:]):  # perhaps x, y and z are not below their names
@@ -199,8 +202,8 @@ def _csv(path: Path, content: bytes, frame: str | None) -> PointFile:
 
 
 def _placed(lists: Sequence[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
-    """The points of 3D Slicer's lists that have a position, each with its frame."""
-    points = ((str(one["coordinateSystem"]).upper(), point) for one in lists for point in one["controlPoints"])
+    """The points of 3D Slicer's lists that have a position, each with its frame, if the list says it."""
+    points = ((str(one.get("coordinateSystem", "")).upper(), point) for one in lists for point in one["controlPoints"])
     return [(frame, point) for frame, point in points if point.get("positionStatus", "defined") == "defined"]
 
 
@@ -220,9 +223,9 @@ def _markups(path: Path, content: bytes, frame: str | None) -> PointFile:
             raise bad_file(path, f"holds a {one['type']}, which is more than points", "export its corners as points")
         if one.get("coordinateUnits", "mm") not in ("mm", ["mm", "mm", "mm"]):
             raise bad_file(path, f"has its points in {one['coordinateUnits']}", "save it in mm")
-    if not {said for said, _ in placed} <= {"RAS", "LPS"}:
+    if not {said for said, _ in placed} <= {"RAS", "LPS", ""}:
         raise bad_file(path, f"has points in the frame {placed[0][0]}", "save it in RAS or LPS")
-    signs = np.stack([_signs(path, said, frame) for said, _ in placed])
+    signs = np.stack([_signs(path, said or None, frame) for said, _ in placed])
 
     def rewritten(points: np.ndarray, known: np.ndarray) -> bytes:
         written = copy.deepcopy(scene)

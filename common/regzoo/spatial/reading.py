@@ -171,7 +171,9 @@ def is_image(path: str | os.PathLike[str]) -> bool:
 def not_a_file(path: Path) -> RegZooError:
     """The error for a path that is not a file."""
     if path.is_dir():
-        return bad_file(path, "is a folder, not an image", "check the path")
+        linked = any(entry.is_symlink() and entry.is_dir() for entry in path.glob("*"))
+        fix = "a link to a folder in it is not searched, so name the link" if linked else "check the path"
+        return bad_file(path, "is a folder, not an image", fix)
     return bad_file(path, "no such file", "check the path")
 
 

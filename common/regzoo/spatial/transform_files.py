@@ -29,6 +29,8 @@ from scipy.ndimage import zoom
 ITK_TRANSFORMS = (".h5", ".hdf5", ".tfm", ".txt", ".mat", ".xfm")
 #: The suffixes that can be written: a field (of Learn2Reg if its name begins with disp_), ITK's files, and Learn2Reg's.
 WRITTEN = (".nii", ".nii.gz", ".nrrd", ".mha", ".h5", ".tfm", ".npz")
+#: Those of them that keep the steps of a transformation apart.
+APART = (".h5", ".tfm")
 #: The affine maps of ANTs in the form of MATLAB.
 AFFINE_MATS = ("AffineTransform", "MatrixOffsetTransformBase")
 _SIGNS = RAS_LPS.diagonal()[:3]
@@ -99,7 +101,7 @@ def write_transformation(path: str | PathLike[str], transformation: Transformati
     """
     path, grid = Path(path), grid or transformation.grid
     name = path.name.lower()
-    if name.endswith((".h5", ".tfm")):
+    if name.endswith(APART):
         _write_itk(path, transformation, grid)
         return
     if grid is None:
@@ -300,9 +302,9 @@ def _learn2reg(path: Path, voxels: np.ndarray, fixed: Grid | None) -> Displaceme
 
 def _halved(path: Path, transformation: Transformation, grid: Grid) -> np.ndarray:
     """The displacements (3, X/2, Y/2, Z/2) in voxels of the full grid, which has the same outermost voxel centres."""
-    if any(n % 2 for n in grid.shape):
-        problem = f"would have half as many voxels along each axis as the fixed image ({times(grid.shape)})"
-        raise bad_file(path, problem, "write disp_*.nii.gz, which has its full size")
+    if any(n % 2 or n < 4 for n in grid.shape):
+        size = f"half as many voxels along each axis as the fixed image ({times(grid.shape)}), and needs two"
+        raise bad_file(path, f"would have {size}", "write disp_*.nii.gz, which has its full size")
     steps = np.array([(n - 1) / (n // 2 - 1) for n in grid.shape])
     half = Grid([n // 2 for n in grid.shape], grid.affine @ np.diag([*steps, 1.0]))
     world = transformation.on(half).displacement.numpy()

@@ -60,7 +60,7 @@ class RefinePaird(MapTransform):
     ) -> None:
         super().__init__([Key.PRED])
         self.refine, self.kind, self.seconds = refine, kind, seconds
-        self.changes = dict(options or {})
+        self.changes = {str(name): value for name, value in (options or {}).items()}
         self.channels = None if labels is None else [int(index) for index in labels]
         self.prefer_predicted, self.show_progress = prefer_predicted, show_progress
         self.options_of(refine)
