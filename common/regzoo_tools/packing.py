@@ -20,8 +20,8 @@ from regzoo_tools.linked_pages import Pages
 
 #: The release of PyYAML that a bundle with a list of large files requires: MONAI reads the list with it.
 PYYAML = "6.0.3"
-#: The folders of a bundle whose files are packed.
-COPIED = ("configs", "docs")
+#: The folders of a bundle whose files are packed; ``scripts`` is where MONAI's bundles have code of their own.
+COPIED = ("configs", "docs", "scripts")
 #: The time of every file in the zip, the earliest that the format knows.
 TIME = (1980, 1, 1, 0, 0, 0)
 #: Lines that let a configuration find the package beside it from any working folder: MONAI runs ``imports`` first and

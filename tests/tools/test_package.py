@@ -312,6 +312,16 @@ def test_broken_files(
     assert list(folder.iterdir()) == []
 
 
+def test_code_of_the_bundle_comes_along(copy_bundle: Copy, tmp_path: Path) -> None:
+    root = copy_bundle("abdominal_ct_ddmr")
+    for name in ("scripts/net.py", "scripts/__pycache__/net.pyc"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text("x = 1\n", encoding="utf-8")
+    with zipfile.ZipFile(package(root, tmp_path / "bundle.zip")) as archive:
+        packed = [name for name in archive.namelist() if "/scripts/" in name]
+    assert packed == [f"{root.name}/scripts/net.py"]
+
+
 def test_a_zip_is_not_packed_into_the_next_one(copy_bundle: Copy) -> None:
     root = copy_bundle("abdominal_ct_ddmr")
     with pytest.raises(RegZooError, match=r"docs/bundle\.zip: is among the files to be packed; name a file outside"):
