@@ -8,7 +8,7 @@ import json
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch.distributed as dist
 from regzoo.errors import RegZooError, bad_file
@@ -29,13 +29,20 @@ def phantom_set(kind: str = "prostate", **parameters: Any) -> PhantomSet:
     Raises:
         RegZooError: no such kind or parameter, or a value that makes no sense.
     """
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise RegZooError(f"phantoms of kind {kind!r} are unknown; use one of {', '.join(KINDS)}")
     known = inspect.signature(KINDS[kind]).parameters
     if unknown := next((name for name in parameters if name not in known), None):
         near = difflib.get_close_matches(unknown, known, 1)
         fix = f"did you mean {near[0]}?" if near else f"use some of {', '.join(known)}"
         raise RegZooError(f"phantoms of kind {kind!r} have no {unknown!r:.60}; {fix}")
+    hints = get_type_hints(KINDS[kind])
+    for name, value in parameters.items():
+        hint = hints[name]
+        types = hint if hint in (int, bool) else hint | int
+        if not isinstance(value, types) or (isinstance(value, bool) and hint is not bool):
+            words = {int: "a whole number", bool: "true or false"}.get(hint, "a number")
+            raise RegZooError(f"phantoms of kind {kind!r}: {name} {value!r:.60} is not {words}; write one")
     wanted = KINDS[kind](**parameters)
     wanted.check()
     return wanted
@@ -77,11 +84,16 @@ def _write_or_check(target: Path, wanted: PhantomSet, workers: int | None) -> No
     """Write the phantoms, unless they exist and match."""
     if (target / "manifest.json").is_file():
         _check(target, wanted)
-        print(f"No data set was named: using the phantoms in {target}", flush=True)
+        print(f"Using the phantoms in {target}", flush=True)
         return
     count = f"{wanted.count} + {wanted.held_out} {wanted.unit}s"
-    print(f"No data set was named: writing {count} of {wanted.kind} phantoms to {target}", flush=True)
-    wanted.write(target, workers)
+    print(f"Writing {count} of {wanted.kind} phantoms to {target}", flush=True)
+    try:
+        wanted.write(target, workers)
+    except RegZooError:
+        if not (target / "manifest.json").is_file():
+            raise
+        _check(target, wanted)  # another process, which started at the same moment, was faster
 
 
 def _check(target: Path, wanted: PhantomSet) -> None:

@@ -128,9 +128,9 @@ def _row(files: Mapping[str, Match], patient: re.Pattern[str] | None) -> dict[st
     owner = fixed.patient
     if patient is not None:
         match = patient.search(row["case"])
-        if match is None:
+        owner = match and match.group(1 if patient.groups else 0)
+        if not owner:
             raise bad_file(fixed.file, f"--patient {patient.pattern} finds nothing in {row['case']!r}", "correct it")
-        owner = match.group(1 if patient.groups else 0)
     return row | ({"patient": owner} if owner else {})
 
 

@@ -1,6 +1,7 @@
 """Test pairs: drawn once, stored, read ever after."""
 
 import json
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -75,13 +76,18 @@ def test_moves_with_its_data(images: list[dict[str, Any]], tmp_path: Path) -> No
     again = draw_pairs(moved, tmp_path / "moved" / "pairs.json")
     assert [pair["case"] for pair in again] == [pair["case"] for pair in pairs]
     assert all("/moved/" in pair["moving_label"] for pair in again)
-    draw_pairs(moved, tmp_path / "far" / "pairs.json")
-    stored = json.loads((tmp_path / "far" / "pairs.json").read_text())["testing"][0]["fixed_image"]
-    assert stored.startswith(str(tmp_path / "moved"))
+    far = tmp_path / "far" / "pairs.json"
+    draw_pairs(moved, far)
+    content = far.read_bytes()
+    assert json.loads(content)["testing"][0]["fixed_image"].startswith(str(tmp_path / "moved"))
+    shutil.move(tmp_path / "moved", tmp_path / "set")
+    assert draw_pairs(images, far) == pairs and far.read_bytes() == content
+    unlabelled = [{key: value for key, value in record.items() if "label" not in key} for record in images]
+    assert not any("label" in key for pair in draw_pairs(unlabelled, far) for key in pair)
 
 
 def test_refuses_what_was_made_otherwise(images: list[dict[str, Any]], tmp_path: Path) -> None:
-    """Another seed or number, other images, the same names elsewhere, other labels, another file."""
+    """Another seed or number, other images, other patients, another file."""
     path = tmp_path / "pairs.json"
     draw_pairs(images, path)
     content = path.read_bytes()
@@ -90,17 +96,9 @@ def test_refuses_what_was_made_otherwise(images: list[dict[str, Any]], tmp_path:
             draw_pairs(images, path, **arguments)
     with pytest.raises(RegZooError, match="other images"):
         draw_pairs(images[:5], path, count=6)
-    copy = tmp_path / "copy"
-    shutil.copytree(tmp_path / "set", copy)
-    elsewhere = [
-        record | {key: record[key].replace("/set/", "/copy/") for key in ("fixed_image", "fixed_label")}
-        for record in images
-    ]
-    with pytest.raises(RegZooError, match="images elsewhere, such as"):
-        draw_pairs(elsewhere, path)
-    mixed = [record | {"fixed_label": other["fixed_label"]} for record, other in zip(images, elsewhere, strict=True)]
-    with pytest.raises(RegZooError, match="other labels, such as that of"):
-        draw_pairs(mixed, path)
+    one_patient = [record | {"patient": "p" if record["case"] in ("c0", "c1", "c2") else "q"} for record in images]
+    with pytest.raises(RegZooError, match=r"made otherwise \(no images of two patients now make c\d_from_c\d\)"):
+        draw_pairs(one_patient, path)
     assert path.read_bytes() == content
     path.write_text(json.dumps({"testing": json.loads(content)["testing"]}))
     with pytest.raises(RegZooError, match="does not say how it was made"):
@@ -108,3 +106,28 @@ def test_refuses_what_was_made_otherwise(images: list[dict[str, Any]], tmp_path:
     path.write_text("nonsense")
     with pytest.raises(RegZooError, match="is not valid JSON"):
         draw_pairs(images, path)
+
+
+def test_labels_that_correspond_have_one_name(images: list[dict[str, Any]], tmp_path: Path) -> None:
+    """By value in maps and by position in lists of masks; an image may lack values that another one has."""
+    one, two = images[:2]
+    path = tmp_path / "pairs.json"
+    for changed, label in (
+        ({"label_names": ["b", "a"]}, "value 1 is called 'b', but that of {one} is called 'a'"),
+        ({"label_names": ["b", "a"], "label_values": []}, "label 0 (from 0) is called 'b', but that of {one} is"),
+        ({"label_values": [2, 3]}, "value 2 is called 'a', but that of {one} is called 'b'"),
+        ({"label_values": [2, 1], "label_names": ["b", "a"]}, "lists its label_values in another order than {one}"),
+    ):
+        with pytest.raises(RegZooError, match=re.escape(label.format(one=one["fixed_image"]))) as caught:
+            draw_pairs([one, two | changed], path)
+        assert str(caught.value).startswith(two["fixed_image"]) and not path.exists()
+    masks = [
+        image | {"fixed_label": [image["fixed_label"]] * 2, "label_values": values}
+        for image, values in ((one, [1, 2]), (two | {"label_names": ["a", "c"]}, [1, 3]))
+    ]
+    with pytest.raises(RegZooError, match=r"label 1 \(from 0\) is called 'c'"):
+        draw_pairs(masks, path)
+    pairs = draw_pairs([one, two | {"label_values": [1, 4], "label_names": ["a", "d"]}], path)
+    for pair in pairs:
+        own, other = ([2, "b"], [4, "d"]) if pair["case"] == "c0_from_c1" else ([4, "d"], [2, "b"])
+        assert pair["label_values"] == [1, own[0], other[0]] and pair["label_names"] == ["a", own[1], other[1]]

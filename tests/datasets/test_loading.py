@@ -10,6 +10,7 @@ import torch.multiprocessing as mp
 from regzoo.datasets import load_records, read_muregpro
 from regzoo.errors import RegZooError
 from regzoo_phantoms import embedded_phantoms
+from regzoo_phantoms.writing import PhantomSet
 
 SMALL = {"pairs": 2, "held_out": 1, "spacing": 3.2}
 
@@ -83,10 +84,10 @@ def test_embedded_phantoms(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     """Written once and said so, then used; other parameters or another content are not overwritten."""
     folder = tmp_path / "data" / "phantoms"
     assert embedded_phantoms(folder, **SMALL, workers=1) == folder
-    assert capsys.readouterr().out == f"No data set was named: writing 2 + 1 pairs of prostate phantoms to {folder}\n"
+    assert capsys.readouterr().out == f"Writing 2 + 1 pairs of prostate phantoms to {folder}\n"
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     assert len(load_records(embedded_phantoms(folder, **SMALL), "train")) == 2
-    assert capsys.readouterr().out == f"No data set was named: using the phantoms in {folder}\n"
+    assert capsys.readouterr().out == f"Using the phantoms in {folder}\n"
     message = r"manifest.json: phantoms made with other parameters \(pairs 2 instead of 3\); remove the folder"
     with pytest.raises(RegZooError, match=message):
         embedded_phantoms(folder, **SMALL | {"pairs": 3})
@@ -103,6 +104,19 @@ def test_embedded_phantoms(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.gz")} == {
         path: time for path, time in before.items() if path.suffix == ".gz"
     }
+
+
+def test_phantoms_that_another_process_has_just_written_are_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = PhantomSet.write
+
+    def second(self: PhantomSet, folder: Path, workers: int | None = None) -> Path:
+        write(self, folder, workers)
+        return write(self, folder, workers)
+
+    monkeypatch.setattr(PhantomSet, "write", second)
+    assert len(load_records(embedded_phantoms(tmp_path / "set", **SMALL, workers=1), "train")) == 2
 
 
 def _one_rank(rank: int, folder: str, mistake: bool) -> None:

@@ -152,6 +152,9 @@ def test_nobody_is_in_two_splits(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     assert [(record["case"], record["patient"]) for record in together] == [
         (name, name) for name in ("case1", "case2", "test_case1")
     ]
+    assert load_records(tmp_path, "test") == together[2:], (
+        "or an evaluation would take them for the training's patients"
+    )
     cases = {"case1": {"patient": 1}, "case2": {"patient": 2}}
     (tmp_path / "manifest.json").write_text(json.dumps({"cases": cases}), encoding="utf-8-sig")
     for name in ("mr", "us"):

@@ -74,6 +74,7 @@ def test_single_images(tmp_path: Path) -> None:
         ("us/*.nii", "mr/b*.nii", None, "no two files belong together"),
         ("us/*.nii", "mr/*.nii", "[", r"--patient \[: is not a regular expression"),
         ("us/*.nii", "mr/*.nii", "p[0-9]", "finds nothing in 'a'"),
+        ("us/*.nii", "mr/*.nii", "^[0-9]*", "finds nothing in 'a'"),
     ],
 )
 def test_mistakes(tmp_path: Path, fixed: str, moving: str, patient: str | None, words: str) -> None:

@@ -122,12 +122,24 @@ def test_missing_and_damaged_files(tmp_path: Path) -> None:
     torch.save([1, 2], path)
     assert "no state dict" in refused(path, make_network())
     torch.save({"a": 1}, path)
-    assert "another network" in refused(path, make_network())
+    assert "holds no weights of a network, but a; save the weights alone" in refused(path, make_network())
 
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
-    torch.save({"network": make_network()}, tmp_path / "model.pt")  # a pickled object, not a state dict
-    refused(tmp_path / "model.pt", make_network())
+    for content in ({"network": make_network()}, make_network()):  # a pickled object, not a state dict
+        torch.save(content, tmp_path / "model.pt")
+        assert "Python objects, such as a whole network" in refused(tmp_path / "model.pt", make_network())
+
+
+@pytest.mark.parametrize("key", ["", "network", "state_dict", "model", "model_state_dict"])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "_orig_mod.module."])
+def test_weights_of_other_programs_are_unwrapped(key: str, prefix: str, tmp_path: Path) -> None:
+    network = make_network(1)
+    state = {f"{prefix}{name}": value for name, value in network.state_dict().items()}
+    torch.save({key: state, "epoch": 3} if key else state, tmp_path / "model.pt")
+    assert same(load_weights(make_network(2), tmp_path / "model.pt"), network)
+    torch.save({key or "ema": {"inner": state}}, tmp_path / "model.pt")
+    assert "holds no weights of a network, but " in refused(tmp_path / "model.pt", make_network(2))
 
 
 def test_resumed_training_ends_in_the_same_weights(tmp_path: Path) -> None:

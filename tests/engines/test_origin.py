@@ -16,8 +16,9 @@ import torch
 from bundle_list import config
 from monai.bundle import ConfigParser, ConfigWorkflow
 from regzoo.engines import load_weights
-from regzoo.engines.origin import adopt
-from regzoo.engines.weights import origin_of, read_checkpoint, save_weights
+from regzoo.engines.identity import data_difference, fingerprints
+from regzoo.engines.origin import adopt, described
+from regzoo.engines.weights import origin_of, read_checkpoint, save_weights, starting_weights
 from regzoo.errors import RegZooError, user_error
 from regzoo.inference import Registrar
 from regzoo.report import read_csv
@@ -145,6 +146,52 @@ def test_another_step_to_what_the_network_sees_is_refused(data: Path, trained: P
     Registrar(BUNDLES / WEAK, checkpoint=str(weights), **{"load#need": ["moving_label"], "resample#keep_native": False})
 
 
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"augmentation#max_corner_shift": 0.2}, "augmentation"),
+        ({"alignment#method": "center"}, "alignment"),
+        ({"lr_scheduler#cycles": 0.9}, "lr_scheduler"),
+        ({"train#preprocessing#transforms": ["@load", "@alignment", "@resample"]}, "train#preprocessing"),
+        ({"match_labels": {"_target_": "Identity"}}, "match_labels"),
+        ({"train#dataloader#batch_size": 1}, "train#dataloader#batch_size"),
+    ],
+)
+def test_a_training_with_another_part_is_not_resumed(
+    changed: dict[str, Any], told: str, data: Path, trained: Path
+) -> None:
+    line = refusal(lambda: train(data, trained, max_epochs=2, **changed))
+    assert line.startswith(f"{trained / 'last.pt'}: was written by a training with another {told}; ")
+
+
+def test_a_training_of_a_version_that_recorded_less_is_resumed(data: Path, trained: Path, tmp_path: Path) -> None:
+    output = Path(shutil.copytree(trained, tmp_path / "run"))
+    content = torch.load(output / "last.pt", weights_only=True)
+    assert content["origin"].pop("parts")
+    for facts in (*content["settings"]["data"].values(), *content["settings"]["validation"].values()):
+        assert facts.pop("align") == ""
+    torch.save(content, output / "last.pt")
+    train(data, output, max_epochs=2, strict_headers=True)
+    assert torch.load(output / "last.pt", weights_only=True)["epoch"] == 2
+
+
+def test_a_case_aligned_otherwise_is_another_case() -> None:
+    record = {"case": "a", "patient": "p"}
+    before, now = fingerprints([record]), fingerprints([record | {"align": "center"}])  # type: ignore[list-item]
+    assert data_difference(before, now) == "a changed (align)"
+    assert data_difference({"a": {"patient": "p"}}, now) == ""  # of a version that did not record it
+
+
+def test_weights_note_the_alignment_and_the_labels_that_were_used() -> None:
+    parser = ConfigParser()
+    parser.read_config(str(BUNDLES / WEAK / "configs" / "train.json"))
+    assert described(parser)["align"] == "header" and described(parser)["label_values"] is None
+    parser["alignment#method"], parser["load#label_values"] = "center", [1]
+    assert described(parser)["align"] == "center" and described(parser)["label_values"] == [1]
+    parser["alignment"] = {"_target_": "Identity"}
+    assert "align" not in described(parser)
+
+
 def test_what_was_trained_on_is_not_measured(data: Path, trained: Path, tmp_path: Path) -> None:
     folds = {"eval_split": "fold", "folds": 4}
     assert len(evaluate(data, trained, **folds)["case"]) == 2
@@ -187,6 +234,23 @@ def test_the_same_files_elsewhere_resume_and_changed_ones_do_not(
     other = {"optimizer": {"_target_": "torch.optim.SGD", "params": "$regzoo.engines.trainable(@network)", "lr": 0.003}}
     assert "another" in (line := refusal(lambda: train(data, output, max_epochs=3, **other)))
     assert "optimizer class" in line
+
+
+def test_the_configuration_that_a_training_wrote_resumes_it(data: Path, trained: Path, tmp_path: Path) -> None:
+    """In its own folder and in another one, where its options are checked too."""
+    output = Path(shutil.copytree(trained, tmp_path / "run"))
+
+    def again(**settings: Any) -> None:
+        settings = {"output_dir": str(output), "bundle_root": str(BUNDLES / WEAK)} | settings
+        workflow = ConfigWorkflow(str(trained / "config.json"), logging_file=False, **settings)
+        workflow.initialize()
+        workflow.run()
+        workflow.finalize()
+
+    again(max_epochs=2)
+    assert torch.load(output / "last.pt", weights_only=True)["epoch"] == 2
+    for other in (output, tmp_path / "new"):
+        assert "did you mean max_epochs?" in refusal(lambda other=other: again(output_dir=str(other), maxepochs=3))
 
 
 def test_a_longer_training_has_a_longer_schedule(data: Path, trained: Path, tmp_path: Path) -> None:
@@ -259,6 +323,8 @@ def test_weights_to_start_from_that_do_not_fit_are_named(data: Path, trained: Pa
     given = {"channels": 4, "init_weights": str(trained / "model.pt")}
     line = refusal(lambda: train(data, tmp_path / "out", **given))
     assert "encoder.levels.0.first.0.weight is 4×2×7×7×7 here, 2×2×7×7×7 in the file" in line
+    copy = tmp_path / "mine" / WEAK  # a bundle outside the folder of the others, which may still be named
+    assert starting_weights("abdominal_ct_ddmr", copy).samefile(BUNDLES / "abdominal_ct_ddmr" / "models" / "model.pt")
     assert "no such weights to start from" in refusal(lambda: train(data, tmp_path / "out", init_weights="nowhere"))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,15 @@ import torch
 from helpers import smooth_noise, write
 from ignite.engine import Engine, Events
 from regzoo.datasets import Record, load_records
-from regzoo.engines import EarlyStop, Schedule, evaluation_pairs, key_metric, split_images, training_images
+from regzoo.engines import (
+    EarlyStop,
+    Schedule,
+    evaluation_pairs,
+    fingerprints,
+    key_metric,
+    split_images,
+    training_images,
+)
 from regzoo.errors import RegZooError
 from regzoo.samplers import Draw, LabelPairDataset
 from regzoo_phantoms import write_abdomen_phantoms
@@ -47,6 +56,36 @@ def test_pairs_of_patients_held_out_are_drawn_once(images: Path, tmp_path: Path)
     assert len(split_images(records, 1, 4, tmp_path / "more.json", count=6)[1]) == 6
     with pytest.raises(RegZooError, match="other images"):
         split_images(records, 0, 4, stored, seed=2)
+
+
+def test_pairs_of_data_that_have_moved(images: Path, tmp_path: Path) -> None:
+    """A training goes on with the same pairs, although their file names the old place."""
+    stored = tmp_path / "pairs.json"
+    before = [fingerprints(part) for part in split_images(training_images(images), 1, 4, stored)]
+    for folder in ("imagesTr", "labelsTr"):
+        shutil.move(tmp_path / folder, tmp_path / "moved" / folder)
+    after = split_images(training_images(tmp_path / "moved"), 1, 4, stored)
+    assert [fingerprints(part) for part in after] == before
+    assert all("/moved/" in path for path in sides(after.validation))
+
+
+def test_names_of_labels_that_contradict_each_other(tmp_path: Path) -> None:
+    """Before a training, whose channels would mean other things in each image; also in the validation part."""
+    entry = {"label_values": [1, 2], "label_names": ["anterior", "posterior"]}
+    for name in "abcd":
+        write(tmp_path / f"{name}.nii.gz", smooth_noise((6, 6, 6), 1, ord(name)))
+    a, b, c, d = (entry | {"image": f"{name}.nii.gz"} for name in "abcd")
+    data = tmp_path / "datalist.json"
+    for wrong in (b, d):
+        wrong["label_names"] = ["posterior", "anterior"]
+        data.write_text(json.dumps({"training": [a, b], "validation": [c, d]}), encoding="utf-8")
+        with pytest.raises(
+            RegZooError, match=r"value 1 is called 'posterior', but that of .*a\.nii\.gz is called 'ant"
+        ):
+            split_images(training_images(data), None, None, tmp_path / "pairs.json", folder=data)
+        wrong["label_names"] = entry["label_names"]
+    data.write_text(json.dumps({"training": [a, b], "validation": [c, d]}), encoding="utf-8")
+    assert len(split_images(training_images(data), None, None, tmp_path / "pairs.json", folder=data).validation) == 2
 
 
 def test_the_fold_that_was_held_out_can_be_evaluated(images: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from regzoo.datasets import load_records, load_single_records
 from regzoo.errors import RegZooError
 from regzoo_phantoms import embedded_phantoms, write_abdomen_phantoms
 from regzoo_phantoms.abdomen_anatomy import LABELS, VALUES
+from regzoo_phantoms.embedded import phantom_set
 from regzoo_tools.commands import Phantom
 from scipy import ndimage
 
@@ -208,7 +209,7 @@ def test_command_and_embedded_set(tmp_path: Path, capsys: pytest.CaptureFixture[
     Phantom().abdomen(str(tmp_path / "set"), **SMALL)
     assert "1 + 1 cases in" in capsys.readouterr().out
     assert embedded_phantoms(tmp_path / "set", kind="abdomen", **SMALL) == tmp_path / "set"
-    assert "using the phantoms in" in capsys.readouterr().out
+    assert "Using the phantoms in" in capsys.readouterr().out
     assert [record["case"] for record in load_single_records(tmp_path / "set", "train")] == ["AbdomenCTCT_0001_0000"]
     with pytest.raises(RegZooError, match="made with other parameters \\(cases 1 instead of 2\\)"):
         embedded_phantoms(tmp_path / "set", kind="abdomen", **SMALL | {"cases": 2})
@@ -216,6 +217,16 @@ def test_command_and_embedded_set(tmp_path: Path, capsys: pytest.CaptureFixture[
         embedded_phantoms(tmp_path / "set", kind="brain")
     with pytest.raises(RegZooError, match="kind 'foot' are unknown; use one of prostate, abdomen, brain, hippocampus"):
         embedded_phantoms(tmp_path / "set", kind="foot")
+    for key, value, words in (
+        ("spacing", "4", "a number"),
+        ("seed", 1.5, "a whole number"),
+        ("held_out", True, "a whole number"),
+        ("breathing", 1, "true or false"),
+    ):
+        with pytest.raises(RegZooError, match=f"kind 'abdomen': {key} {value!r} is not {words}; write one"):
+            phantom_set("abdomen", **{key: value})
+    with pytest.raises(RegZooError, match="kind \\['x'\\] are unknown"):
+        phantom_set(["x"])  # type: ignore[arg-type]
     with pytest.raises(RegZooError, match="kind 'abdomen' have no 'pairs'; use some of cases, held_out, seed, spacing"):
         embedded_phantoms(tmp_path / "set", kind="abdomen", pairs=3)
 

@@ -140,6 +140,22 @@ def test_segments_of_slicer_keep_their_names(overlapping: bool, case: Case, capl
     assert LoadPaird()(case.record | {"label_names": ["a", "b"], "label_values": [2, 9]})["label_names"] == ["a", "b"]
 
 
+def test_names_belong_to_values(case: Case) -> None:
+    """Without label_values, to all values in ascending order; nothing is guessed if some are missing."""
+    for side, mask in MASKS.items():
+        upper = np.indices(mask.shape)[0] > 4
+        case.record[f"{side}_label"] = case.file(side, "label", (mask + 2 * mask * upper).astype(np.uint8))
+    two, three = ({"label_names": names} for names in (["gland", "cyst"], ["gland", "urethra", "cyst"]))
+    assert LoadPaird()(case.record | two)["label_names"] == ["gland", "cyst"]
+    assert LoadPaird([1, 2, 3])(case.record | three)["label_names"] == ["gland", "urethra", "cyst"]
+    named = case.record | three | {"label_values": [1, 2, 3]}
+    assert LoadPaird([3, 1])(named)["label_names"] == ["cyst", "gland"]
+    for values, names in ((None, three), ([1, 2, 3], two), ([3, 1], two)):
+        with pytest.raises(RegZooError, match="do not say which is which; add label_values, the value of") as caught:
+            LoadPaird(values)(case.record | names)
+        assert str(caught.value).startswith(case.record["fixed_label"]) and "\n" not in str(caught.value)
+
+
 def test_both_sides_need_the_same_number_of_labels(case: Case) -> None:
     for side, count in (("fixed", 2), ("moving", 3)):
         case.record[f"{side}_label"] = case.file(side, "label", np.stack([MASKS[side]] * count, axis=-1))

@@ -8,12 +8,12 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import permutations
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from regzoo.case import FIXED, PATH_KEYS, SIDES, Key, Record
+from regzoo.case import LABEL_KEYS, PATH_KEYS, Key, Record
 from regzoo.datasets.datalist import read_datalist
 from regzoo.datasets.decathlon import read_description
-from regzoo.datasets.records import check_records, pair_record, patient_of, real_files
+from regzoo.datasets.records import check_label_names, check_records, pair_case, pair_record, patient_of
 from regzoo.errors import RegZooError, bad_file
 from regzoo.files import write_json
 
@@ -28,7 +28,8 @@ def draw_pairs(
 
     Each image is fixed, and moving, about as often as any other. The file is a datalist (JSON): the pairs under
     ``testing``, and under ``made`` the seed, the number and the images they were drawn from. Paths under the datalist's
-    folder are relative to it, others are absolute.
+    folder are relative to it, others are absolute. A file that exists decides which cases are paired, by their names;
+    their files are those of `records`, so the data may have moved.
 
     Args:
         records: of single images, see `load_single_records`; without ``patient``, an image counts as its own patient.
@@ -40,18 +41,19 @@ def draw_pairs(
         Records of pairs, the same in every run.
 
     Raises:
-        RegZooError: there are fewer than two patients or than `count` pairs, or the file was made differently.
+        RegZooError: there are fewer than two patients or than `count` pairs, the images give corresponding labels
+            different names, or the file was made differently.
     """
     target = Path(path)
     check_records(records)
+    check_label_names(records)
     wanted = len(records) if count is None else count
     made = {"seed": seed, "count": wanted, "images": sorted(str(record[Key.CASE]) for record in records)}
     if not target.exists():
         pairs = _draw(records, wanted, seed)
         content = {"description": "Pairs of different patients to evaluate on", MADE: made}
         write_json(target, content | {SECTION: [_portable(pair, target) for pair in pairs]})
-    pairs = read_datalist(target, SECTION)
-    _check_made(target, made, pairs, records)
+    pairs = _of_images(target, made, records)
     check_records(pairs)
     return pairs
 
@@ -59,8 +61,7 @@ def draw_pairs(
 def _draw(records: Sequence[Record], count: int, seed: int) -> list[Record]:
     """Ordered pairs of different patients, always one of those whose images were drawn least so far."""
     ordered = sorted(records, key=lambda record: str(record[Key.CASE]))
-    patients = [patient_of(record) for record in ordered]
-    left = [(i, j) for i, j in permutations(range(len(ordered)), 2) if patients[i] != patients[j]]
+    left = _possible(ordered)
     if not left:
         raise RegZooError("pairs of different patients need images of at least two patients; name a larger data set")
     if not 1 <= count <= len(left):
@@ -77,6 +78,12 @@ def _draw(records: Sequence[Record], count: int, seed: int) -> list[Record]:
     return drawn
 
 
+def _possible(records: Sequence[Record]) -> list[tuple[int, int]]:
+    """The numbers of the fixed and the moving image of all pairs of different patients."""
+    patients = [patient_of(record) for record in records]
+    return [(i, j) for i, j in permutations(range(len(records)), 2) if patients[i] != patients[j]]
+
+
 def _portable(pair: Record, target: Path) -> dict[str, Any]:
     """The record with paths as the datalist names them."""
     folder = target.resolve().parent
@@ -91,24 +98,25 @@ def _portable(pair: Record, target: Path) -> dict[str, Any]:
     return {key: names(value) if key in PATH_KEYS else value for key, value in pair.items()}
 
 
-def _check_made(target: Path, wanted: dict[str, Any], pairs: Sequence[Record], records: Sequence[Record]) -> None:
-    """Make sure that a datalist was made from these images in this way."""
+def _of_images(target: Path, wanted: dict[str, Any], records: Sequence[Record]) -> list[Record]:
+    """The pairs of a datalist, with the files of these images; refused unless it was made from them in this way."""
     fix = "remove it to draw the pairs again, or name another file"
-    made = read_description(target).get(MADE)
+    pairs, made = read_datalist(target, SECTION), read_description(target).get(MADE)
     if not isinstance(made, dict):
         raise bad_file(target, f"does not say how it was made ({MADE!r} is missing)", fix)
     different = [
         f"{key} {made.get(key)} instead of {wanted[key]}" for key in ("seed", "count") if made.get(key) != wanted[key]
     ]
+    possible = {pair_case(records[i], records[j]): (records[i], records[j]) for i, j in _possible(records)}
     if made.get("images") != wanted["images"]:
         different.append("other images")
-    if not different:
-        labels = {real_files(record, [FIXED.image]): real_files(record, [FIXED.label]) for record in records}
-        for pair, side in ((pair, side) for pair in pairs for side in SIDES):
-            image = real_files(pair, [side.image])
-            if image not in labels:
-                different.append(f"images elsewhere, such as {pair[side.image]}")
-            elif labels[image] != real_files(pair, [side.label]):
-                different.append(f"other labels, such as that of {pair[side.image]}")
+    elif unknown := [pair[Key.CASE] for pair in pairs if pair[Key.CASE] not in possible]:
+        different.append(f"no images of two patients now make {unknown[0]}")
     if different:
         raise bad_file(target, f"holds pairs made otherwise ({', '.join(different[:2])})", fix)
+    of_images = {*LABEL_KEYS, Key.LABEL_NAMES, Key.LABEL_VALUES}
+    return [
+        cast(Record, {key: value for key, value in pair.items() if key not in of_images})
+        | pair_record(*possible[pair[Key.CASE]])
+        for pair in pairs
+    ]

@@ -39,8 +39,8 @@ def read_muregpro(
     ``{train,val,test}/{mr_images,mr_labels,us_images,us_labels}/<name>``, in any image format. The files of a pair have
     the same name, or names that differ only in ``mr`` and ``us`` (``case1_mr``, ``case1_us``). The ``train`` level and
     the label folders may be missing. ``manifest.json``, if it exists, gives patients and names of labels; otherwise
-    every case is its own patient, and the labels of a 4-D file are ``gland``, ``landmark_1`` and so on. When all splits
-    are read, a case of ``test`` that shares its name with another split is called ``test_<name>``.
+    every case is its own patient, and the labels of a 4-D file are ``gland``, ``landmark_1`` and so on. A case of
+    ``test`` that shares its name with another split is called ``test_<name>``, and so is its patient.
 
     Args:
         direction: moving to fixed, ``mr_to_us`` or ``us_to_mr``.
@@ -72,10 +72,9 @@ def read_muregpro(
     for record in records:
         if names := cases.get(record[Key.CASE], {}).get(Key.LABEL_NAMES) or _default_names(record):
             record[Key.LABEL_NAMES] = list(names)
-    if len(wanted) > 1:
-        for record in parts.get("test", ()):
-            if record[Key.CASE] in shared:
-                record[Key.CASE] = record[Key.PATIENT] = f"test_{record['case']}"
+    for record in parts.get("test", ()):
+        if record[Key.CASE] in shared:
+            record[Key.CASE] = record[Key.PATIENT] = f"test_{record['case']}"
     return records
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -120,10 +121,16 @@ def patients_of(record: Record) -> set[str]:
     return {str(patient) for key in PATIENT_KEYS if (patient := record.get(key)) is not None}
 
 
+def pair_case(fixed: Record, moving: Record) -> str:
+    """The case of a pair of two single images."""
+    return f"{fixed[Key.CASE]}_from_{moving[Key.CASE]}"
+
+
 def pair_record(fixed: Record, moving: Record) -> Record:
     """The record of a pair, made of the records of two single images; its case is named after both.
 
-    Points of two patients do not correspond, so only a pair of one patient has them.
+    Points of two patients do not correspond, so only a pair of one patient has them. Images that name the values of
+    their labels may lack some of each other's; see `check_label_names` for what must agree.
     """
     record = Record(fixed_image=fixed[FIXED.image], moving_image=moving[FIXED.image])
     for side, single in ((FIXED, fixed), (MOVING, moving)):
@@ -133,13 +140,51 @@ def pair_record(fixed: Record, moving: Record) -> Record:
         record[Key.PATIENT] = patient_of(fixed)
     else:
         record[FIXED.patient], record[MOVING.patient] = patient_of(fixed), patient_of(moving)
-    record[Key.CASE] = f"{fixed[Key.CASE]}_from_{moving[Key.CASE]}"
+    record[Key.CASE] = pair_case(fixed, moving)
     if Key.PATIENT in record and FIXED.points in fixed and FIXED.points in moving:
         record[FIXED.points], record[MOVING.points] = fixed[FIXED.points], moving[FIXED.points]
-    for key in (Key.LABEL_VALUES, Key.LABEL_NAMES):
-        if key in fixed and fixed[key] == moving.get(key, fixed[key]):
-            record[key] = fixed[key]
+    images = (fixed, moving)
+    named = {
+        value: name
+        for image in images
+        for value, name in zip(image.get(Key.LABEL_VALUES, []), image.get(Key.LABEL_NAMES, []), strict=False)
+    }
+    names = [image[Key.LABEL_NAMES] for image in images if Key.LABEL_NAMES in image]
+    if values := list(dict.fromkeys(value for image in images for value in image.get(Key.LABEL_VALUES, []))):
+        record[Key.LABEL_VALUES] = values
+        if named:
+            record[Key.LABEL_NAMES] = [named.get(value, f"label_{value}") for value in values]
+    elif names and names[0] == names[-1]:
+        record[Key.LABEL_NAMES] = names[0]
     return record
+
+
+def check_label_names(images: Iterable[Record]) -> None:
+    """Make sure that labels of single images that correspond have one name.
+
+    Labels of maps correspond by their value if both images name their values, all others by their position.
+
+    Raises:
+        RegZooError: two images give corresponding labels different names, or list the same values in another order.
+    """
+    kinds: dict[tuple[bool, tuple[int, ...], tuple[str, ...]], str] = {}
+    for image in images:
+        masks = isinstance(image.get(FIXED.label), list)
+        kind = masks, tuple(image.get(Key.LABEL_VALUES, ())), tuple(image.get(Key.LABEL_NAMES, ()))
+        kinds.setdefault(kind, image[FIXED.image])
+    for (one, other), (two, file) in combinations(kinds.items(), 2):
+        (masks, values, names), (other_masks, other_values, other_names) = two, one
+        by_value = values and other_values and not masks and not other_masks
+        called = dict(zip(values, names, strict=False) if by_value else enumerate(names))
+        for label, name in zip(other_values, other_names, strict=False) if by_value else enumerate(other_names):
+            if called.get(label, name) != name:
+                what = f"value {label}" if by_value else f"label {label} (from 0)"
+                problem = f"its {what} is called {called[label]!r}, but that of {other} is called {name!r}"
+                fix = "give the same structure the same value (label_values) or position, and name, in all images"
+                refuse(bad_file(file, problem, fix))
+        if [value for value in values if value in other_values] != [value for value in other_values if value in values]:
+            problem = f"lists its label_values in another order than {other}"
+            refuse(bad_file(file, problem, "list them in one order, with their names"))
 
 
 def check_records(records: Sequence[Record], must_exist: bool = True) -> None:

@@ -46,7 +46,7 @@ class TrainingCheckpoint:
         evaluator: MONAI evaluator whose key metric picks the best weights. Without one, and while the metric is NaN,
             the latest weights are kept.
         settings: the settings that identify this training, as plain values. A training is resumed only with the same
-            settings and the same preprocessing (`regzoo.engines.origin.STEPS`). ``data`` and ``validation`` hold the
+            settings and the same parts (`regzoo.engines.origin.training_parts`). ``data`` and ``validation`` hold the
             `fingerprints` of the cases. The optimiser's settings, the kind of schedule and the precision are added.
         resume: continue from ``last.pt`` if it exists.
         serve_as: another file for the best weights, written when the training ends without an error.
@@ -102,8 +102,12 @@ class TrainingCheckpoint:
         fix = "train with those settings, name another output_dir, or set resume to False to start again"
         # A file of weights alone has no settings, and fails below.
         before, now = content.get("settings", self.settings), self.settings
-        old, new = (note.get("config", {}) for note in (content.get("origin", {}), self.origin))
-        shared = [step for step in STEPS if step in old and step in new]
+        old, new = (
+            {step: text for step, text in note.get("config", {}).items() if step in STEPS} | note.get("parts", {})
+            for note in (content.get("origin", {}), self.origin)
+        )
+        # An older version recorded fewer parts.
+        shared = old.keys() & new.keys()
         if changed := differences(before | {s: old[s] for s in shared}, now | {s: new[s] for s in shared}):
             raise bad_file(self.last_file, f"was written by a training with {changed}", fix)
         load_state(self.network, content, self.last_file)

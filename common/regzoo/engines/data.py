@@ -20,8 +20,9 @@ from regzoo.datasets import (
     split_fold,
     validate_kinds,
 )
-from regzoo.datasets.records import patient_of
+from regzoo.datasets.records import check_label_names, patient_of
 from regzoo.errors import RegZooError
+from regzoo.report.engine import is_writer
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,8 @@ def data_folder(
             raise
         problem = "no data set was named, and a packaged bundle contains no phantoms"
         raise RegZooError(f"{problem}; name one as dataset_dir") from error
+    if is_writer():
+        print("No data set was named", flush=True)
     return str(embedded_phantoms(writable(bundle_root, f"data/{name}"), **phantoms))
 
 
@@ -184,10 +187,14 @@ def split_images(
         count: the number of pairs; None: the number of held-out images.
         simulated: always validate on single images.
         folder: the data set, for its validation part; pairs that it lists are used as they are.
+
+    Raises:
+        RegZooError: see `regzoo.datasets.draw_pairs`.
     """
     if not records:
         return Division([], [])
     validation = load_validation(folder, single=True) if folder else []
+    check_label_names([*records, *filter(is_single, validation)])
     training, held_out = list(records), list[Record]()
     enough_patients = len(set(map(patient_of, records))) >= max(folds or FOLDS_OF_IMAGES, 2)
     if enough_patients or validation or any(Key.FOLD in record for record in records):
@@ -196,7 +203,7 @@ def split_images(
         return Division(training, pairs)
     held_out = single_records(held_out or records)
     if not simulated:
-        logger.warning("%d images of too few patients for pairs: validating on simulated pairs", len(held_out))
+        logger.warning("too few patients for pairs: validating on pairs simulated from %d images", len(held_out))
     repeats = -(-SIMULATED // len(held_out))
     repeated = [item | {"case": f"{item['case']}_{number}"} for number in range(repeats) for item in held_out]
     return Division(training, repeated)

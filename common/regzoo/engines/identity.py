@@ -59,19 +59,23 @@ def _hash(path: Path, size: int, time: int) -> str:
 
 
 def fingerprints(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
-    """Case → the hashes of its files, its patients, and how its labels are read, as plain values."""
+    """Case → the hashes of its files, its patients, how its labels are read and it is aligned, as plain values."""
     found = {}
     for record in records:
         hashes = {key: list(map(file_hash, record_files(record, [key]))) for key in PATH_KEYS if record.get(key)}
-        found[str(record[Key.CASE])] = hashes | {key: fact for key in FACTS if (fact := record.get(key)) is not None}
+        facts = {key: fact for key in FACTS if (fact := record.get(key)) is not None}
+        found[str(record[Key.CASE])] = hashes | facts | {Key.ALIGN: record.get(Key.ALIGN, "")}
     return found
 
 
 def data_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """The difference between two `fingerprints`, in words; empty if there is none."""
+    """The difference between two `fingerprints`, in words; empty if there is none.
+
+    An older version did not record the alignment, which is then not compared.
+    """
     changed = []
     for case in sorted(before.keys() & now.keys()):
-        old, new = before[case], now[case]
+        old, new = {Key.ALIGN: now[case].get(Key.ALIGN), **before[case]}, now[case]
         if keys := sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key)):
             changed.append(f"{case} changed ({', '.join(keys)})")
     parts = changed[:3] + ([f"{len(changed) - 3} more changed"] if len(changed) > 3 else [])

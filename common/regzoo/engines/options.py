@@ -16,7 +16,7 @@ from monai.bundle import ConfigComponent, ConfigParser, ConfigWorkflow
 from regzoo.bundles import NAMES, as_value, read_config
 from regzoo.datasets.loading import asks_refinement, names_fixed
 from regzoo.engines.option_values import check_value
-from regzoo.engines.running import running_workflow
+from regzoo.engines.running import config_folder, running_workflow
 from regzoo.errors import RegZooError, bad_file, one_line_errors
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def check_options() -> None:
     workflow = running_workflow()
     if workflow is None:
         return
-    parser, folder = workflow.parser, workflow.config_root_path
+    parser, folder = workflow.parser, config_folder(workflow)
     ids = {name.replace("::", "#") for name in _ids(parser.config)}
     # The bundle's own files from which the configuration was made.
     files = [file for file in _bases(folder) if ids.issuperset(read_config(file))]

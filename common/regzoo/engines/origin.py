@@ -21,7 +21,7 @@ from regzoo.bundles import read_config
 from regzoo.datasets import Record
 from regzoo.engines.identity import refuse_shared
 from regzoo.engines.options import command_line
-from regzoo.engines.running import running_workflow
+from regzoo.engines.running import config_folder, running_workflow
 from regzoo.engines.weights import origin_of, read_checkpoint
 from regzoo.errors import bad_file
 
@@ -37,12 +37,21 @@ FIXED = (
 USUAL = ("align", "region_label", "margin", "label_values")
 #: Preprocessing steps that determine the network's input, so they must equal those of the training.
 STEPS = ("units", "field_of_view", "resample", "intensity", "region_input")
+#: Arguments of steps that set what a setting of `USUAL` stands for: an overlay or an option may change them directly.
+ARGUMENTS = {"align": "alignment#method", "label_values": "load#label_values"}
 #: Arguments of a step that may differ from those of the training: they select cases, labels and data to keep, and do
 #: not change the network's input.
 OF_ONE_USE = {"need", "label_values", "without", "keep_native"}
 #: Parts of a configuration that overlays replace. They are compared but not adopted, because a file of weights must not
 #: be able to run code.
 PARTS = ("network_def", *STEPS)
+#: Parts of a training that overlays and options replace, besides the steps of its preprocessing.
+TRAINING_PARTS = (
+    *("augmentation", "lr_scheduler", "train#preprocessing", "validate#preprocessing"),
+    *("train#sampler", "train#dataloader#batch_size"),
+)
+#: Arguments of these that a resumed training may change: the length of its schedule, and a check of the files.
+FREE = {"t_total", "strict_headers"}
 
 
 def origin(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,33 +62,52 @@ def origin(settings: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
         ``settings``; ``config``, the settings and parts of the running configuration that evaluation and inference also
-        have (empty outside a workflow); ``versions`` of the packages.
+        have (empty outside a workflow); ``parts`` that a resumption compares, see `training_parts`; ``versions`` of
+        the packages.
     """
     workflow = running_workflow()
     versions = {"regzoo": __version__, "torch": str(torch.__version__), "monai": str(monai.__version__)}
     config = {} if workflow is None else described(workflow.parser)
-    return {"settings": dict(settings), "config": config, "versions": versions}
+    parts = {} if workflow is None else training_parts(workflow.parser, settings)
+    return {"settings": dict(settings), "config": config, "parts": parts, "versions": versions}
 
 
 def described(parser: ConfigParser) -> dict[str, Any]:
     """The settings of a configuration in `FIXED` and `USUAL`, and its `PARTS` as text."""
     found = {key: parser[key] for key in (*FIXED, *USUAL) if key in parser.config}
+    for key, argument in ARGUMENTS.items():
+        if key in found and argument in parser:
+            found[key] = parser[key] if parser[argument] == f"@{key}" else parser[argument]
+        elif argument.partition("#")[0] in parser.config:
+            found.pop(key, None)  # the step was replaced by one without this argument
     return found | {key: _text(parser, step_of(parser[key])) for key in PARTS if key in parser.config}
 
 
-def step_of(section: Any) -> Any:
-    """A step of a configuration without its arguments in `OF_ONE_USE`."""
-    return {k: v for k, v in section.items() if k not in OF_ONE_USE} if isinstance(section, Mapping) else section
+def training_parts(parser: ConfigParser, settings: Collection[str]) -> dict[str, str]:
+    """The steps of a training's preprocessing, except `STEPS`, and its `TRAINING_PARTS`, as text.
+
+    A reference to another part, or to one of the `settings` that the training records, stays a reference: these are
+    compared by themselves.
+    """
+    lists = [parser.get(f"{run}#preprocessing#transforms", None) for run in ("train", "validate")]
+    steps = {str(step)[1:] for found in lists if isinstance(found, list) for step in found if str(step)[:1] == "@"}
+    names = sorted(name for name in {*TRAINING_PARTS, *steps} - {*STEPS} if name in parser)
+    return {name: _text(parser, step_of(parser[name], FREE), {*names, *STEPS, *settings}) for name in names}
 
 
-def _text(parser: ConfigParser, value: Any) -> str:
-    """A part of a configuration as text, with references to settings replaced by their values."""
+def step_of(section: Any, left_out: Collection[str] = OF_ONE_USE) -> Any:
+    """A step of a configuration without some of its arguments."""
+    return {k: v for k, v in section.items() if k not in left_out} if isinstance(section, Mapping) else section
+
+
+def _text(parser: ConfigParser, value: Any, kept: Collection[str] = ()) -> str:
+    """A part of a configuration as text; references to settings, except those `kept`, are replaced by their values."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {_text(parser, entry)}" for key, entry in value.items()) + "}"
+        return "{" + ", ".join(f"{key}: {_text(parser, entry, kept)}" for key, entry in value.items()) + "}"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(_text(parser, entry) for entry in value) + "]"
-    if isinstance(value, str) and re.fullmatch(r"@\w+", value) and value[1:] in parser.config:
-        return _text(parser, parser[value[1:]])
+        return "[" + ", ".join(_text(parser, entry, kept) for entry in value) + "]"
+    if isinstance(value, str) and re.fullmatch(r"@\w+", value) and value[1:] in parser.config.keys() - {*kept}:
+        return _text(parser, parser[value[1:]], kept)
     return str(value)
 
 
@@ -97,7 +125,7 @@ def as_trained(checkpoint: str | PathLike[str]) -> None:
         return
     parser = workflow.parser
     first = "train.json" if "train" in parser.config else "inference.json"
-    adopt(parser, checkpoint, workflow.config_root_path / first, command_line())
+    adopt(parser, checkpoint, config_folder(workflow) / first, command_line())
 
 
 def adopt(parser: ConfigParser, checkpoint: Any, base: str | PathLike[str], given: Collection[str]) -> None:

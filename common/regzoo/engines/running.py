@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 
 from monai.bundle import ConfigWorkflow
 
@@ -26,6 +27,23 @@ def running_workflow() -> ConfigWorkflow | None:
     return None
 
 
+def config_folder(workflow: ConfigWorkflow) -> Path:
+    """The folder ``configs`` of the bundle that a workflow runs.
+
+    It holds the first configuration, unless that is a whole configuration elsewhere, such as the ``config.json`` of a
+    training. Such a configuration names its bundle as ``bundle_root``.
+    """
+    own, root = Path(workflow.config_root_path), workflow.parser.config.get("bundle_root")
+    other = Path(str(root)) / "configs"
+    return other if not _of_bundle(own) and _of_bundle(other) else own
+
+
+def _of_bundle(folder: Path) -> bool:
+    return (folder / "metadata.json").is_file()
+
+
 def bundle_name(workflow: ConfigWorkflow | None) -> str:
     """The name of the bundle whose configuration a workflow runs; empty without one."""
-    return "" if workflow is None else workflow.config_root_path.resolve().parent.name
+    if workflow is None or not _of_bundle(folder := config_folder(workflow)):
+        return ""
+    return folder.resolve().parent.name

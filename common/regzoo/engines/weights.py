@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from os import PathLike
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from regzoo.bundles import BUNDLE_FOLDERS
 from regzoo.engines.divergence import first_few, non_finite
 from regzoo.engines.identity import file_hash
 from regzoo.errors import RegZooError, bad_file
@@ -21,6 +23,12 @@ logger = logging.getLogger(__name__)
 #: An entry of a state dict's metadata, next to PyTorch's own entries for modules. PyTorch pickles the metadata with the
 #: tensors and ignores unknown entries, so any program can copy, load or average such weights.
 ORIGIN = "regzoo"
+#: The entries under which programs save the weights of a network; the first is that of our trainings.
+WRAPPERS = ("network", "state_dict", "model", "model_state_dict")
+#: What a parallel and a compiled network put before the names of their weights.
+PREFIXES = ("module.", "_orig_mod.")
+#: How to make a file of weights, in words.
+ALONE = "save the weights alone, as torch.save(network.state_dict(), FILE) does"
 
 
 def unwrap(network: nn.Module) -> nn.Module:
@@ -40,6 +48,8 @@ def read_checkpoint(path: str | PathLike[str]) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # on a damaged file the unpickler can raise anything
+        if re.search("Unsupported (global|class)", str(error)):
+            raise bad_file(path, "holds Python objects, such as a whole network, not weights", ALONE) from error
         raise bad_file(path, "cannot be read as a checkpoint", "copy it again, or name another one") from error
     if not isinstance(content, dict):
         raise bad_file(path, "holds no state dict", "name a file of weights")
@@ -58,7 +68,7 @@ def load_weights(network: nn.Module, path: str | PathLike[str]) -> nn.Module:
     """Load the weights of a network strictly, from a plain state dict or a training checkpoint, and return it.
 
     Raises:
-        RegZooError: the file is missing or damaged, or holds the weights of another network.
+        RegZooError: the file is missing or damaged, or holds no weights or those of another network.
     """
     load_state(network, read_checkpoint(path), path)
     return network
@@ -66,8 +76,10 @@ def load_weights(network: nn.Module, path: str | PathLike[str]) -> nn.Module:
 
 def load_state(network: nn.Module, content: Mapping[str, Any], path: str | PathLike[str]) -> None:
     """Load the content of a checkpoint into a network, strictly; NaN and infinite weights are refused."""
-    state = content.get("network", content)
-    if isinstance(state, Mapping) and (names := non_finite(state)):
+    state = _unwrapped(content)
+    if state and not any(isinstance(value, torch.Tensor) for value in state.values()):
+        raise bad_file(path, f"holds no weights of a network, but {first_few(list(map(str, state)))}", ALONE)
+    if names := non_finite(state):
         raise bad_file(path, f"holds NaN or infinity in {first_few(names)}", "use weights of a training that converged")
     network = unwrap(network)
     try:
@@ -78,9 +90,17 @@ def load_state(network: nn.Module, content: Mapping[str, Any], path: str | PathL
         raise bad_file(path, problem, fix) from error
 
 
-def _misfits(network: nn.Module, state: Any) -> str:
+def _unwrapped(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The state dict in the content of a checkpoint, with the names that the network itself gives to its weights."""
+    state = next((inner for key in WRAPPERS if isinstance(inner := content.get(key), Mapping)), content)
+    while prefix := next((one for one in PREFIXES if state and all(str(name).startswith(one) for name in state)), ""):
+        state = {str(name).removeprefix(prefix): value for name, value in state.items()}
+    return state
+
+
+def _misfits(network: nn.Module, state: Mapping[str, torch.Tensor]) -> str:
     """The parameters of a state dict that do not fit a network, in words; empty if all names and shapes fit."""
-    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    if not all(isinstance(value, torch.Tensor) for value in state.values()):
         return ""
     own = network.state_dict()
     parts = [
@@ -125,7 +145,8 @@ def starting_weights(init_weights: str | PathLike[str] | None, bundle_root: str 
     if not init_weights:
         return None
     named, own = Path(init_weights), Path(bundle_root)
-    folders = [own] if str(init_weights) == "released" else [named, own.resolve().parent / named]
+    places = [Path(), own.resolve().parent, *BUNDLE_FOLDERS]
+    folders = [own] if str(init_weights) == "released" else [place / named for place in places]
     for path in (named, *(folder / "models" / "model.pt" for folder in folders)):
         if path.is_file():
             return path

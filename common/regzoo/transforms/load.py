@@ -37,8 +37,9 @@ class LoadPaird(MapTransform):
         exclude: masks name the voxels that do not count, instead of those that do.
 
     Adds ``case``; for label maps ``label_values``, the value of each channel, and the ``label_names`` that belong to
-    them, or else those of 3D Slicer's segments; and for a moving label ``moving_label_is_map``, ``moving_label_axes``
-    and ``moving_label_values`` (of a map) or ``moving_mask_values`` (of masks), see `regzoo.case.Case`.
+    them (without the record's ``label_values``, in ascending order), or else those of 3D Slicer's segments; and for a
+    moving label ``moving_label_is_map``, ``moving_label_axes`` and ``moving_label_values`` (of a map) or
+    ``moving_mask_values`` (of masks), see `regzoo.case.Case`.
 
     Results: images (1, X, Y, Z) float32, labels (C, X, Y, Z) of 0 and 1, and masks (1, X, Y, Z) bool of the voxels that
     count, each with its own affine (voxel → RAS mm).
@@ -91,7 +92,8 @@ class LoadPaird(MapTransform):
             item[key] = label
         if maps:
             item[Key.LABEL_VALUES] = values
-            item |= _names_of(data, values)
+            if data.get(Key.LABEL_NAMES):
+                item[Key.LABEL_NAMES] = _names_of(data, values, next(iter(maps)))
         if not item.get(Key.LABEL_NAMES) and (names := _segment_names(files, values if maps else None)):
             item[Key.LABEL_NAMES] = names
         if (moving := files.get(MOVING.label)) is not None:
@@ -142,13 +144,19 @@ class LoadPaird(MapTransform):
         return [int(value) for value in wanted]
 
 
-def _names_of(record: Record, values: Sequence[int]) -> dict[str, list[str]]:
-    """``label_names`` for the channels of a label map, where the record names its values."""
-    names, named = record.get(Key.LABEL_NAMES) or (), record.get(Key.LABEL_VALUES) or ()
-    if not names or len(names) != len(named):
-        return {}
+def _names_of(record: Record, values: Sequence[int], file: str) -> list[str]:
+    """The ``label_names`` of a record for the channels of a label map, `file`.
+
+    Where the record does not name the values, the names belong to all values in ascending order. If the numbers differ,
+    it is not known which value is missing; if the values have another order, whether the names follow it.
+    """
+    names, named = record[Key.LABEL_NAMES], record.get(Key.LABEL_VALUES) or sorted(values)
+    if len(names) != len(named) or (not record.get(Key.LABEL_VALUES) and list(values) != named):
+        shown = f"the {len(names)} label_names ({', '.join(map(str, names)):.80})"
+        problem = f"its labels are the values {', '.join(map(str, values)):.80}, and {shown} do not say which is which"
+        raise bad_file(file, problem, "add label_values, the value of each name, in the same order")
     table = {int(value): str(name) for value, name in zip(named, names, strict=True)}
-    return {Key.LABEL_NAMES: [table.get(value, f"label_{value}") for value in values]}
+    return [table.get(value, f"label_{value}") for value in values]
 
 
 def _segment_names(files: Mapping[str, LabelFile], values: Sequence[int] | None) -> list[str]:

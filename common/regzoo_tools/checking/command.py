@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from regzoo.case import Key, Record
 from regzoo.datasets import load_records, load_single_records
-from regzoo.datasets.records import is_single, record_files
+from regzoo.datasets.records import is_single, real_files, record_files
 from regzoo.datasets.text import SPLIT_WORDS
 from regzoo.errors import RegZooError, collected_problems
 from regzoo.files import make_folder
@@ -118,10 +118,10 @@ def _records(plan: Plan) -> tuple[list[Record], list[Finding]]:
             homes: dict[tuple[str, ...], str] = {}
             for split in SPLIT_WORDS:
                 try:
-                    homes |= {_key(record): split for record in loader(plan.data, split, **options)}
+                    homes |= {real_files(record): split for record in loader(plan.data, split, **options)}
                 except RegZooError:  # no such split
                     continue
-        return [{"split": homes.get(_key(r), "train")} | r for r in records], *kept
+        return [{"split": homes.get(real_files(r), "train")} | r for r in records], *kept
 
     options = {"direction": plan.direction} if plan.bundle is not None else {}
     if plan.bundle is not None and plan.single:
@@ -143,10 +143,6 @@ def _records(plan: Plan) -> tuple[list[Record], list[Finding]]:
     missing = {finding.file for finding in findings if finding.problem == "no such file"}
     # A case with a missing file has a finding already and is not examined.
     return [record for record in records if not missing & set(record_files(record))], findings
-
-
-def _key(record: Record) -> tuple[str, ...]:
-    return (str(record[Key.CASE]), *record_files(record))
 
 
 def _examine(plan: Plan, records: Sequence[Record], drawn: set[int], workers: int | None) -> list[CaseFacts]:

@@ -69,8 +69,7 @@ def evaluation_overlay(study: Study, cell: Cell) -> dict[str, Any]:
     """The settings of the evaluation of a cell, and what a study adds to it, see `regzoo_tools.study.measuring`."""
     method, folder = study.methods[cell.method], folder_of(study, cell)
     config = _config(study, method)
-    settings = study.settings | data_settings(study, method) | BASELINES.get(method.baseline, {}) | method.settings
-    settings |= study.evaluation | method.evaluation | _shared(study, cell)
+    settings = _evaluation_settings(study, method) | _shared(study, cell)
     settings |= {"output_dir": str(folder), "evaluation_dir": str(folder / "evaluation"), "pictures": 0}
     # The cases that a data set holds out are the same for every repeat.
     settings |= {"seed": cell.repeat if cell.folds else 0}
@@ -78,7 +77,8 @@ def evaluation_overlay(study: Study, cell: Cell) -> dict[str, Any]:
         settings["eval_split"] = "fold"
     if "pairs_file" in config:
         drawn = f"fold{cell.fold}of{cell.folds}_seed{cell.repeat}" if cell.folds else settings.get("eval_split", "all")
-        settings["pairs_file"] = str(study.folder / "pairs" / f"{data_of(study, method)}_{drawn}.json")
+        name = f"{data_of(study, method)}_{recipe(study, cell)['data']}_{drawn}.json"  # other data make other pairs
+        settings["pairs_file"] = str(study.folder / "pairs" / name)
     weights = _weights(study, cell)
     here = "regzoo_tools.study.measuring"
     clock: list[Any] = [{"_target_": f"{here}.StartClock"}, "@validate#preprocessing"]
@@ -106,7 +106,14 @@ def evaluation_overlay(study: Study, cell: Cell) -> dict[str, Any]:
 
 def measured_split(study: Study, name: str) -> str:
     """The part of a data set that a method is measured on, in a study without folds."""
-    return str((_config(study, study.methods[name]) | evaluation_overlay(study, Cell(name)))["eval_split"])
+    method = study.methods[name]
+    return str((_config(study, method) | _evaluation_settings(study, method))["eval_split"])
+
+
+def _evaluation_settings(study: Study, method: Method) -> dict[str, Any]:
+    """The settings that a study gives to the evaluation of a method."""
+    settings = study.settings | data_settings(study, method) | BASELINES.get(method.baseline, {}) | method.settings
+    return settings | study.evaluation | method.evaluation
 
 
 def _shared(study: Study, cell: Cell) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -227,3 +228,23 @@ def test_a_ct_that_is_not_in_hounsfield_units(abdomen_phantoms: Path, tmp_path: 
     report = check_data(folder, "abdominal_ct_ddmr", estimate=False, workers=1, folds=2)
     (finding,) = [finding for finding in report.findings if finding.severity == "error"]
     assert finding.file == str(path) and "is not in Hounsfield units" in finding.problem and "window" in finding.fix
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_names_that_occur_in_two_splits(single: bool, pairs: PairSet, tmp_path: Path) -> None:
+    """Each case is of the split that lists it, however it is called where all splits are read together."""
+    for number, split in enumerate(("train", "test")):
+        for kind, side in (("mr", "moving"), ("us", "fixed")):
+            folder = tmp_path / "set" / split / f"{kind}_images"
+            folder.mkdir(parents=True)
+            shutil.copy(tmp_path / pairs.rows[number][f"{side}_image"], folder / "case1.nii.gz")
+    data = tmp_path / "set"
+    if single:
+        lists = {
+            name: [str(data / split / "us_images" / "case1.nii.gz")]
+            for name, split in (("training", "train"), ("testing", "test"))
+        }
+        data = tmp_path / "images.json"
+        data.write_text(json.dumps(lists), encoding="utf-8")
+    report = check_data(data, None, estimate=False, workers=1)
+    assert [record["split"] for record in report.records] == ["train", "test"]

@@ -241,6 +241,17 @@ def test_a_training_set_has_the_size_that_the_study_says(
     assert len(division.training) == 3 and division.validation
 
 
+def test_other_data_make_other_pairs(write_study: WriteStudy) -> None:
+    """Or the evaluation would find pairs of other images, after its training."""
+    study = read_study(write_study(methods={"a": {"bundle": "abdominal_ct_ddmr"}}, folds=None))
+    (cell,) = cells_of(study)
+    before = evaluation_overlay(study, cell)["pairs_file"]
+    assert evaluation_overlay(study, cell)["pairs_file"] == before
+    (study.folder.parents[1] / "images" / "a.nii.gz").write_bytes(b"0")
+    cells._data.cache_clear()
+    assert evaluation_overlay(study, cell)["pairs_file"] != before
+
+
 def test_workers_share_processors_and_gpus(write_study: WriteStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     study = read_study(write_study(processes=2))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
