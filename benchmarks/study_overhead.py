@@ -28,6 +28,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "images").mkdir()
+        for image in ("a.nii", "b.nii"):
+            (folder / "images" / image).touch()
+        (folder / "images" / "datalist.csv").write_text("fixed_image,moving_image,split\na.nii,b.nii,val\n")
         study = {"data": {"none": {"dataset_dir": "images"}}, "repeats": options.cells}
         study |= {"python": [sys.executable, "-S", "-E", str(PRETENDED)]}
         study |= {"methods": {"pretended": {"bundle": "prostate_mr_trus_weak_ddf"}}}

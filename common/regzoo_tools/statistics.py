@@ -13,9 +13,9 @@ EXACT_PAIRS = 50
 
 
 def known(values: Iterable[float]) -> np.ndarray:
-    """The values that are not NaN (N,)."""
+    """The values that are finite (N,)."""
     found = np.array(list(values), dtype=np.float64)
-    return found[~np.isnan(found)]
+    return found[np.isfinite(found)]
 
 
 def median(values: np.ndarray) -> float:

@@ -21,6 +21,20 @@ DIGITS = 20
 FACTS = (*PATIENT_KEYS, Key.LABEL_NAMES, Key.LABEL_VALUES)
 
 
+def image_parts(path: str | PathLike[str]) -> list[Path]:
+    """The files of an image, such as a DICOM series or a header and its data, or a file that is no image.
+
+    Raises:
+        RegZooError: there is no such file or image.
+    """
+    try:
+        return list(read_header(path).files)
+    except RegZooError:
+        if not Path(path).is_file():
+            raise
+        return [Path(path)]
+
+
 def whole_hash(path: str | PathLike[str]) -> str:
     """SHA-256 of the bytes of a file, or of all files of an image, such as a DICOM series or a header and its data.
 
@@ -29,13 +43,7 @@ def whole_hash(path: str | PathLike[str]) -> str:
     Raises:
         RegZooError: there is no such file or image.
     """
-    try:
-        parts = read_header(path).files
-    except RegZooError:
-        if not Path(path).is_file():
-            raise
-        parts = [Path(path)]
-    states = [(real := part.resolve(), real.stat()) for part in parts]
+    states = [(real := part.resolve(), real.stat()) for part in image_parts(path)]
     hashes = [_hash(real, state.st_size, state.st_mtime_ns) for real, state in states]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()
 

@@ -6,13 +6,19 @@ import fcntl
 import hashlib
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
+from regzoo.case import PATH_KEYS, Record
+from regzoo.datasets import load_records, load_single_records
+from regzoo.datasets.records import record_files
+from regzoo.datasets.text import SPLIT_WORDS, read_json
+from regzoo.engines.identity import file_hash, image_parts
+from regzoo.errors import RegZooError
 from regzoo.files import file_name, write_json
 from regzoo_tools.study.description import (
     Method,
@@ -22,10 +28,13 @@ from regzoo_tools.study.description import (
     data_settings,
     fold_numbers,
     released_weights,
+    takes_images,
 )
 
 #: The file with the facts of a cell, in its folder.
 FACTS = "cell.json"
+#: The file with the hashes of the files of the data sets, in the folder of the study.
+HASHES = "hashes.json"
 PACKAGES = Path(__file__).resolve().parents[2]
 #: Parts of a recipe → what they are called when they have changed.
 PARTS = {"study": "settings", "configs": "bundle", "code": "code", "data": "data", "start": "starting weights"}
@@ -52,15 +61,19 @@ class Cell:
 def cells_of(study: Study) -> list[Cell]:
     """All cells of a study; a cell comes after the one whose weights it starts from.
 
-    The result of a baseline depends neither on the number of folds nor on repeats and sizes, so it is run only once.
+    The result of a baseline depends neither on the number of folds nor on repeats and sizes, so it is run only once for
+    each case. If only some folds are run, each division into folds chooses other cases.
     """
     cells = []
+    every_case = all((study.run_folds or number) >= number for number in fold_numbers(study))
     for name, method in study.methods.items():
         numbers: list[int | None] = [*fold_numbers(study)] or [None]
         sizes: list[int | None] = [*(study.training_sizes or [])] or [None]
         repeats = range(study.repeats)
         if method.baseline:
-            numbers, repeats, sizes = numbers[:1], range(1), [None]
+            sizes = [None]
+        if method.baseline and every_case:
+            numbers, repeats = numbers[:1], range(1)
         for number in numbers:
             folds = [None] if number is None else [*range(min(number, study.run_folds or number))]
             cells += [Cell(name, number, fold, repeat, size) for repeat in repeats for fold in folds for size in sizes]
@@ -110,15 +123,18 @@ def outdated(study: Study, cell: Cell, facts: dict[str, Any]) -> list[str]:
 def recipe(study: Study, cell: Cell) -> dict[str, str]:
     """The hashes of everything that the result of a cell depends on, see `PARTS`."""
     method, start = study.methods[cell.method], start_of(study, cell)
+    home = study.file.parent
+    # Without the path of the study's folder, which may be moved.
+    bundle, tool = Path(method.bundle).name, [word.removeprefix(f"{home}/") for word in method.tool]
     settings = [study.settings, data_settings(study, method), method.settings, study.evaluation, method.evaluation]
-    rest = [study.weights, study.fields, method.bundle, method.baseline, method.tool, method.measured]
-    rest += [study.processes, asdict(cell)]
-    scripts = [path for word in method.tool if (path := Path(word)).suffix == ".py" and path.is_file()]
+    rest = [study.weights, study.fields, bundle, method.baseline, tool, method.measured, study.processes, asdict(cell)]
+    scripts = [path for word in method.tool if (path := home / word).suffix == ".py" and path.is_file()]
+    source = json.dumps(study.data[data_of(study, method)] | {"settings": None}, sort_keys=True)
     return {
         "study": _digest(json.dumps([settings, rest], sort_keys=True).encode()),
         "configs": _files(*config_files(study, method)),
         "code": _digest(_code().encode(), *(path.read_bytes() for path in scripts)),
-        "data": _data(json.dumps(study.data[data_of(study, method)] | {"settings": None}, sort_keys=True)),
+        "data": _data(source, takes_images(study, method), study.folder / HASHES),
         "start": _start(study, method, start),
     }
 
@@ -147,17 +163,57 @@ def _code() -> str:
 
 
 @cache
-def _data(source: str) -> str:
-    """A data set: the parameters and the code of phantoms, a datalist, or the names and sizes of files."""
+def _data(source: str, single: bool, hashes: Path) -> str:
+    """A data set: the parameters and the code of phantoms, or its records with the hashes of their files.
+
+    Args:
+        source: the description of the data set.
+        single: whether the training takes single images.
+        hashes: the file that remembers the hashes of files, so that only new and changed ones are read.
+    """
     described = json.loads(source)
     if "phantoms" in described:
         code = _files(*sorted((PACKAGES / "regzoo_phantoms").rglob("*.py")))
         return _digest(source.encode(), code.encode())
-    path = Path(described["dataset_dir"])
-    if path.is_file():
-        return _files(path)
-    listed = sorted(f"{file.relative_to(path)} {file.stat().st_size}" for file in path.rglob("*") if file.is_file())
-    return _digest("\n".join(listed).encode())
+    known = read_json(hashes) if hashes.is_file() else {}
+    now: dict[str, list[Any]] = {}
+    parts = _records(described["dataset_dir"], single)
+    content = {
+        part: [
+            record | {key: [_content(file, known, now) for file in record_files(record, [key])] for key in PATH_KEYS}
+            for record in records
+        ]
+        for part, records in parts.items()
+    }
+    if not now.items() <= known.items():
+        with suppress(RegZooError):  # the results may belong to somebody else
+            write_json(hashes, known | now)
+    return _digest(json.dumps(content, sort_keys=True).encode())
+
+
+def _records(path: str, single: bool) -> dict[str, list[Record]]:
+    """The records of each split of a data set, pairs or single images and the pairs that are listed to measure.
+
+    A split that is missing, or that a training or an evaluation would refuse, has no records.
+    """
+    found: dict[str, list[Record]] = {}
+    for split in SPLIT_WORDS:
+        with suppress(RegZooError):
+            if single:
+                found[f"{split} images"] = load_single_records(path, split)
+        with suppress(RegZooError):
+            if not single or split != "train":  # hundreds of images to train on would make many thousand pairs
+                found[split] = load_records(path, split)
+    return found
+
+
+def _content(path: str, known: Mapping[str, list[Any]], now: dict[str, list[Any]]) -> str:
+    """`file_hash`, taken from what is `known` of a file unless its size or time has changed; noted in `now`."""
+    if path not in now:
+        states = [[str(part), (state := part.stat()).st_size, state.st_mtime_ns] for part in image_parts(path)]
+        before = known.get(path, [None, None])
+        now[path] = [states, before[1] if before[0] == states else file_hash(path)]
+    return str(now[path][1])
 
 
 @contextmanager

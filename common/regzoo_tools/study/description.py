@@ -10,7 +10,8 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from regzoo.bundles import all_bundles, find_bundle
+from regzoo.bundles import INSTALLED, read_config
+from regzoo.datasets.text import read_json
 from regzoo.errors import RegZooError, bad_file
 from regzoo.files import file_name
 
@@ -107,18 +108,17 @@ def read_study(file: str | Path, scale: str | None = None, out: str | Path | Non
         RegZooError: the file cannot be read, or describes no valid study; one line that names the key.
     """
     path = Path(file)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise bad_file(path, (error.strerror or str(error)).lower(), "name the JSON file of a study") from error
-    except ValueError as error:
-        raise bad_file(path, f"is not JSON ({error})", "fix the file") from error
+    if not path.is_file():
+        raise bad_file(path, "no such file", "name the JSON file of a study")
+    content = read_json(path)
     if not isinstance(content, dict):
         raise bad_file(path, "is not an object of settings", "see docs/studies.md")
     scales = content.get("scales", {})
     if scale is not None:
         if not isinstance(scales, dict) or scale not in scales:
             raise unknown(path, f"--scale {scale}", "no such scale", scale, scales)
+        if not isinstance(scales[scale], dict):
+            raise bad_file(path, f"scales.{scale} is not an object", "write {…}")
         content = merged(content, scales[scale])
     name = path.stem if scale is None else f"{path.stem}_{scale}"
     folder = Path(out) if out else path.parent / "output" / name
@@ -126,10 +126,23 @@ def read_study(file: str | Path, scale: str | None = None, out: str | Path | Non
     for name, entry in values["data"].items():
         checked(path, f"data.{name}.", entry, Source)
     entries = {name: checked(path, f"methods.{name}.", entry, Method) for name, entry in values["methods"].items()}
+    for name, entry in entries.items():
+        entry["bundle"] = _bundle(path, f"methods.{name}.bundle", entry["bundle"])
     methods = {name: Method(**entry) for name, entry in entries.items()}
     study = Study(**values | {"file": path.resolve(), "folder": folder.resolve(), "methods": methods})
     _check(study)
     return _with_absolute_paths(study)
+
+
+def _bundle(file: Path, place: str, bundle: str) -> str:
+    """The name of an installed bundle, or the absolute path of another, which is relative to the study."""
+    names = sorted(path.parents[1].name for path in INSTALLED.glob("*/configs/train.json"))
+    if bundle in names:
+        return bundle
+    folder = (file.parent / bundle).resolve()
+    if not (folder / "configs" / "train.json").is_file():
+        raise unknown(file, place, f"no bundle {bundle}", bundle, names)
+    return str(folder)
 
 
 def merged(base: Any, changes: Any) -> Any:
@@ -192,6 +205,9 @@ def _check(study: Study) -> None:
             raise bad_file(study.file, f"{key}: is below {0 if key == 'fields' else 1}", "write a larger number")
     if study.folds is not None and (study.folds == [] or min(fold_numbers(study)) < 2):
         raise bad_file(study.file, "folds: cross-validation needs at least 2", "write a larger number")
+    for key, several in {"folds": fold_numbers(study), "training_sizes": study.training_sizes or []}.items():
+        if len(set(several)) < len(several):
+            raise bad_file(study.file, f"{key}: {several} has a number twice", "keep one of them")
     if study.folds is not None and study.training_sizes is not None:
         fix = "leave training_sizes out, and write several numbers as folds: k folds train on (k − 1)/k of the cases"
         raise bad_file(study.file, "training_sizes: would change the cases that are measured", fix)
@@ -218,23 +234,22 @@ def _check_method(study: Study, name: str, method: Method) -> None:
     if bool(method.tool) != (method.baseline == "tool"):
         raise bad_file(file, f"{place}.tool: belongs to a baseline tool, and to no other method", "write both or none")
     _check_start(study, name, method)
-    try:
-        folder = find_bundle(method.bundle, "train.json") / "configs"
-    except RegZooError:
-        bundles = all_bundles("train.json")
-        raise unknown(file, f"{place}.bundle", f"no bundle {method.bundle}", method.bundle, bundles) from None
+    folder = bundle_folder(method) / "configs"
     variants = [path.stem for path in sorted((folder / "variants").glob("*.json"))]
     for overlay in (*study.overlays, *method.overlays):
         if overlay not in variants:
             raise unknown(file, f"{place}.overlays", f"no overlay {overlay}", overlay, variants)
     contents = [json.loads(path.read_text(encoding="utf-8")) for path in config_files(study, method)]
     ids = set().union(*contents)
-    for key in study.settings | data_settings(study, method) | study.evaluation | method.settings | method.evaluation:
+    given = {"settings": study.settings, f"data.{data_of(study, method)}.settings": data_settings(study, method)}
+    given |= {"evaluation": study.evaluation}
+    given |= {f"{place}.settings": method.settings, f"{place}.evaluation": method.evaluation}
+    for where, key in [(where, key) for where, settings in given.items() for key in settings]:
         first = key.lstrip("+").replace("::", "#").split("#")[0]
         if first not in ids:
-            raise unknown(file, f"{place}.settings.{key}", f"no such setting of {method.bundle}", first, ids)
+            raise unknown(file, f"{where}.{key}", f"no such setting of {method.bundle}", first, ids)
         if first in OWN:
-            raise bad_file(file, f"{place}.settings.{key}: the study itself sets it", f"leave it out; use {OWN[first]}")
+            raise bad_file(file, f"{where}.{key}: the study itself sets it", f"leave it out; use {OWN[first]}")
     if method.baseline == "released":
         if not released_weights(method).is_file():
             problem = f"methods.{name}: {method.bundle} has no released weights"
@@ -258,14 +273,19 @@ def _check_start(study: Study, name: str, method: Method) -> None:
 
 def config_files(study: Study, method: Method) -> list[Path]:
     """The files of a bundle that a method is trained and evaluated with."""
-    folder = find_bundle(method.bundle).resolve() / "configs"
+    folder = bundle_folder(method) / "configs"
     overlays = [folder / "variants" / f"{name}.json" for name in (*study.overlays, *method.overlays)]
     return [folder / "train.json", *overlays, folder / "evaluate.json"]
 
 
+def takes_images(study: Study, method: Method) -> bool:
+    """Whether the bundle of a method trains on single images instead of pairs."""
+    return "max_images" in read_config(config_files(study, method)[0])
+
+
 def released_weights(method: Method) -> Path:
     """The weights that come with the bundle of a method."""
-    return find_bundle(method.bundle).resolve() / "models" / "model.pt"
+    return bundle_folder(method) / "models" / "model.pt"
 
 
 def data_of(study: Study, method: Method) -> str:
@@ -276,6 +296,11 @@ def data_of(study: Study, method: Method) -> str:
 def data_settings(study: Study, method: Method) -> dict[str, Any]:
     """The settings of all methods on the data set of a method."""
     return dict(study.data[data_of(study, method)].get("settings", {}))
+
+
+def bundle_folder(method: Method) -> Path:
+    """The folder of the bundle of a method, whatever the working folder holds."""
+    return INSTALLED.resolve() / method.bundle
 
 
 def fold_numbers(study: Study) -> list[int]:
@@ -293,10 +318,10 @@ def _with_absolute_paths(study: Study) -> Study:
             if not Path(source["dataset_dir"]).exists():
                 fix = f"name the data set as data.{name}.dataset_dir"
                 raise bad_file(source["dataset_dir"], f"no such folder or file, named in {study.file}", fix)
-    methods = {}
-    for name, method in study.methods.items():
-        bundle = str(find_bundle(method.bundle).resolve()) if Path(method.bundle).is_dir() else method.bundle
-        methods[name] = replace(method, bundle=bundle, tool=[_absolute(home, word) for word in method.tool])
+    methods = {
+        name: replace(method, tool=[_absolute(home, word) for word in method.tool])
+        for name, method in study.methods.items()
+    }
     return replace(study, data=data, methods=methods, python=[_absolute(home, word) for word in study.python])
 
 

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from regzoo.bundles import read_config
+from regzoo.datasets.text import read_json
 from regzoo.errors import bad_file
 from regzoo.files import make_folder, write_text
 from regzoo.report import write_csv
 from regzoo_tools.study import sections, tables
 from regzoo_tools.study.cells import Cell, outdated, read_facts, start_of
-from regzoo_tools.study.description import Study, checked, unknown
+from regzoo_tools.study.description import Study, checked, config_files, data_of, unknown
 from regzoo_tools.study.maps import CASES, case_maps, kept_cases
+from regzoo_tools.study.measuring import RUNTIME
 from regzoo_tools.study.page import page
-from regzoo_tools.study.results import Facts, Group, main_setting, read_groups, unregistered
+from regzoo_tools.study.results import BIAS, VARIANCE, Facts, Group, main_setting, read_groups, unregistered
 from regzoo_tools.study.status import STATES, states
 from regzoo_tools.study.tables import Row
 
 #: What is tested unless the study says so.
 TESTED = ("tre_mm", "adhoc_tre_mm", "gland_dsc", "dsc")
+#: The part of an evaluation's configuration that lists its metrics.
+METRICS = "validate#metrics"
 #: The largest number of methods that are all compared with each other on the page.
 METHODS = 5
 
@@ -34,7 +38,6 @@ class Claim:
     Attributes:
         metric: a column of ``cases.csv``, or ``bias_mm2`` or ``variance_mm2``.
         percent: by how much the median is better, at least.
-        data: the data set, if both methods were measured on several.
     """
 
     claim: str
@@ -42,7 +45,6 @@ class Claim:
     than: str
     metric: str = "tre_mm"
     percent: int = 0
-    data: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ def write_report(study: Study) -> tuple[Path, str]:
         raise bad_file(study.folder, "no cell of this study is done", f"run regzoo study run {study.file}")
     order = list(study.methods)
     groups = read_groups(done, study.folder)
+    _check_metrics(study, options, claims, groups)
     groups.sort(key=lambda group: (order.index(group.method), group.folds or 0, group.size or 0))
     found: dict[str, list[Row]] = {}
     main: list[Group] = []
@@ -96,8 +99,7 @@ def write_report(study: Study) -> tuple[Path, str]:
     complete = f"{len(done)} of {sum(row['cells'] for row in progress)} cells"
     folder = make_folder(study.folder / "report")
     for name, rows in found.items():
-        if rows:
-            _write(folder / f"{name}.csv", rows)
+        _write(folder / f"{name}.csv", rows)
     top = sections.top(study, complete)
     text = page(study.title or study.file.stem, top, first | parts | {"How it was computed": sections.notes()})
     write_text(folder / "index.html", text)
@@ -105,26 +107,45 @@ def write_report(study: Study) -> tuple[Path, str]:
 
 
 def _write(path: Path, rows: Sequence[Row]) -> None:
+    """Write a table; of a table without rows, remove what an earlier report has left."""
+    if not rows:
+        path.unlink(missing_ok=True)
+        return
     write_csv(path, list(rows[0]), [["" if value is None else value for value in row.values()] for row in rows])
 
 
 def _options(study: Study) -> tuple[Options, list[Row]]:
     """The study's ``report`` and its claims, checked."""
     options = Options(**checked(study.file, "report.", study.report, Options))
-    claims, named = [], [("report.compare", name) for pair in options.compare for name in pair]
+    claims, named = [], [("report.compare", pair) for pair in options.compare]
     for number, entry in enumerate(options.claims):
         place = f"report.claims[{number}]"
         claims.append(asdict(Claim(**checked(study.file, f"{place}.", entry, Claim))))
-        named += [(place, claims[-1][key]) for key in ("better", "than")]
+        named.append((place, [claims[-1][key] for key in ("better", "than")]))
     # A scale may leave methods out; what is asked of them is then not measured.
-    known = [*study.methods, *json.loads(study.file.read_text(encoding="utf-8-sig"))["methods"]]
-    for place, name in named:
-        if name not in known:
-            raise unknown(study.file, place, f"no method {name}", name, known)
-    for pair in options.compare:
+    known = [*study.methods, *(read_json(study.file).get("methods") or ())]
+    for place, pair in named:
+        if wrong := next((name for name in pair if name not in known), None):
+            raise unknown(study.file, place, f"no method {wrong}", wrong, known)
         if len(pair) != 2:
-            raise bad_file(study.file, f"report.compare: {pair} is not a pair of methods", "write two names")
+            raise bad_file(study.file, f"{place}: {pair} is not a pair of methods", "write two names")
+        data = [data_of(study, study.methods[name]) for name in pair if name in study.methods]
+        if len(set(data)) > 1:
+            problem = f"{pair[0]} is measured on the data {data[0]}, and {pair[1]} on {data[1]}"
+            raise bad_file(study.file, f"{place}: {problem}", "name two methods with the same data")
     return options, claims
+
+
+def _check_metrics(study: Study, options: Options, claims: Sequence[Row], groups: Sequence[Group]) -> None:
+    """Refuse a metric that nothing has measured, and that no evaluation of the study would measure."""
+    found = {RUNTIME: None, BIAS: None, VARIANCE: None} | dict.fromkeys(tables.measured(groups))
+    for method in study.methods.values():
+        found |= dict.fromkeys(read_config(config_files(study, method)[-1]).get(METRICS, {}).get("measures", {}))
+    named = [("report.metrics", metric) for metric in options.metrics]
+    named += [(f"report.claims[{number}].metric", claim["metric"]) for number, claim in enumerate(claims)]
+    for place, metric in named:
+        if metric not in found:
+            raise unknown(study.file, place, f"no metric {metric}", metric, found)
 
 
 def _progress(study: Study) -> tuple[list[Facts], list[Row]]:
@@ -183,11 +204,9 @@ def _data_sections(
     ordered = asked or list(itertools.permutations(names, 2))
     summary = add("summary", tables.summary([*before, *groups]))
     sizes = add("training_sizes", tables.training_sizes(groups, metrics) if len(groups) > len(main) else [])
-    maps = []
-    for case in options.cases or kept_cases(main, study.folder)[:CASES]:
-        columns, rows = case_maps(main, case, study.folder)
-        maps.append((case, columns))
-        add("deformations", rows)
+    cases = options.cases or kept_cases(main, study.folder)[:CASES]
+    maps = {case: case_maps(main, case, study.folder) for case in cases}
+    add("deformations", [row for _, rows in maps.values() for row in rows])
     return {
         "Results": sections.results(study, [*before, *groups], summary, shown),
         "Box plots": sections.boxes([*before, *main], metrics),
@@ -199,5 +218,5 @@ def _data_sections(
         "Scores of challenges": sections.scores(
             add("muregpro", tables.muregpro(main)), add("learn2reg", tables.learn2reg(main))
         ),
-        "Deformations": sections.maps(maps),
+        "Deformations": sections.maps([(case, columns) for case, (columns, _) in maps.items()]),
     }

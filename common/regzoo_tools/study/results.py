@@ -90,7 +90,7 @@ class Group:
 
 
 def mean(values: Iterable[float]) -> float:
-    """The mean of the values that are not NaN, to nine digits; NaN without any.
+    """The mean of the finite values, to nine digits; NaN without any.
 
     Without rounding, the means of equal values could differ in their last bits, and a test of ranks would count that.
     """
@@ -168,13 +168,20 @@ def _decompose(group: Group) -> None:
 
 
 def main_setting(groups: Sequence[Group]) -> list[Group]:
-    """The baselines, and of several numbers of folds or training sizes, the groups with the largest training set."""
+    """Of several numbers of folds or training sizes, the groups with the largest training set, and the baselines."""
     trained = [group for group in groups if not np.isnan(group.trained_on)]
     if not trained:
         return list(groups)
     largest = max(trained, key=lambda group: group.trained_on)
     setting = (largest.folds, largest.size)
-    return [g for g in groups if np.isnan(g.trained_on) or (g.folds, g.size) == setting]
+    same_folds = {group.method for group in groups if group.folds == largest.folds}
+
+    def belongs(group: Group) -> bool:
+        if not np.isnan(group.trained_on):
+            return (group.folds, group.size) == setting
+        return group.folds == largest.folds or group.method not in same_folds
+
+    return [group for group in groups if belongs(group)]
 
 
 def unregistered(groups: Sequence[Group]) -> list[Group]:

@@ -8,18 +8,19 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from regzoo.bundles import read_config
+from regzoo.case import Key
 from regzoo.datasets import load_records, load_single_records, split_fold
+from regzoo.engines.data import LISTED
 from regzoo.errors import RegZooError, bad_file
 from regzoo.files import alone_in, make_folder, write_json
 from regzoo_tools.study.cells import Cell, cells_of, depth, folder_of, is_locked, lock_of, locked, outdated, read_facts
-from regzoo_tools.study.description import Study, config_files, data_of, fold_numbers
-from regzoo_tools.study.work import Work
+from regzoo_tools.study.description import Method, Study, data_of, fold_numbers, takes_images
+from regzoo_tools.study.work import Work, measured_split
 
 if TYPE_CHECKING:
     from regzoo_phantoms.writing import PhantomSet
@@ -43,8 +44,8 @@ def run_study(study: Study, executor: str = "local", jobs: int = 1, redo: bool =
     Arguments are those of the command `regzoo_tools.study_commands.Study.run`.
 
     Raises:
-        RegZooError: an unknown executor, missing or wrong parameters, more folds than patients, or, after all others,
-            a cell that is not done.
+        RegZooError: an unknown executor, missing or wrong parameters, data that cannot give the folds, the training
+            sets or the cases to measure, or, after all others, a cell that is not done.
     """
     if executor not in EXECUTORS:
         raise RegZooError(f"--executor {executor}: is not known; use one of {', '.join(EXECUTORS)}")
@@ -100,20 +101,61 @@ def _check_submitit(executor: str) -> None:
 
 
 def _check_data(study: Study, name: str) -> None:
-    """Raise `RegZooError` if a data set of a study cannot be used, or has too few patients for the study's folds."""
-    phantoms, source = _phantoms(study, name), str(study.data[name].get("dataset_dir", ""))
-    place = f"{study.file}: data.{name}"
-    trained = [config_files(study, method)[0] for method in study.methods.values() if data_of(study, method) == name]
-    for number in fold_numbers(study):
-        if phantoms is not None and number > phantoms.patients:
-            problem = f"{phantoms.patients} patients with {phantoms.count} {phantoms.unit}s cannot make {number} folds"
-            raise bad_file(place, problem, "use fewer folds or add patients")
-        for single in {"max_images" in read_config(path) for path in trained} if source else ():
-            records = load_single_records(source, "train") if single else load_records(source, "train")
+    """Raise `RegZooError` if the cells of a study could not be trained or measured on a data set."""
+    place, phantoms = f"{study.file}: data.{name}", _phantoms(study, name)
+    methods = {key: method for key, method in study.methods.items() if data_of(study, method) == name}
+    if phantoms is not None:
+        _check_phantoms(study, place, phantoms, methods)
+        return
+    source = str(study.data[name]["dataset_dir"])
+    size = max(study.training_sizes or [0])
+    for single in {takes_images(study, method) for method in methods.values() if study.folds or size}:
+        records = load_single_records(source, "train") if single else load_records(source, "train")
+        _check_size(place, size, len(records), methods)
+        own = sorted({record[Key.FOLD] for record in records if Key.FOLD in record})
+        for number in fold_numbers(study):
+            if own and own != list(range(number)):
+                problem = f"its own folds are {', '.join(map(str, own))}, not 0 to {number - 1}"
+                raise bad_file(place, problem, "write how many they are as folds, and number them from 0")
             try:
                 split_fold(records, 0, number)
             except RegZooError as error:
                 raise RegZooError(f"{place}, {len(records)} cases: {error}") from error
+    for key, split in _held_out(study, methods).items():
+        single = takes_images(study, methods[key])
+        try:
+            if single and split not in LISTED:
+                load_single_records(source, split)
+            else:
+                load_records(source, LISTED.get(split, split) if single else split)
+        except RegZooError as error:
+            raise RegZooError(f"{place}, to measure {key}: {error}") from error
+
+
+def _check_phantoms(study: Study, place: str, phantoms: PhantomSet, methods: Mapping[str, Method]) -> None:
+    """`_check_data` for phantoms, which need not exist yet."""
+    _check_size(place, max(study.training_sizes or [0]), phantoms.count, methods)
+    for number in fold_numbers(study):
+        if number > phantoms.patients:
+            problem = f"{phantoms.patients} patients with {phantoms.count} {phantoms.unit}s cannot make {number} folds"
+            raise bad_file(place, problem, "use fewer folds or add patients")
+    if phantoms.held_out == 0 and _held_out(study, methods):
+        raise bad_file(place, "its phantoms hold nothing out to measure", "raise held_out, or add folds to the study")
+
+
+def _check_size(place: str, size: int, count: int, methods: Mapping[str, Method]) -> None:
+    """Raise `RegZooError` if methods are to be trained on more cases than there are."""
+    if size > count and not all(method.baseline for method in methods.values()):
+        problem = f"training_sizes asks for {size} cases to train on, and there are {count}"
+        raise bad_file(place, problem, "write smaller numbers or add cases")
+
+
+def _held_out(study: Study, methods: Mapping[str, Method]) -> dict[str, str]:
+    """Method → the part of the data set that it is measured on, if that is not a part of the training set."""
+    if study.folds is not None:
+        return {}
+    found = {name: measured_split(study, name) for name, method in methods.items() if method.measured}
+    return {name: split for name, split in found.items() if split not in ("fold", "rest")}
 
 
 def _phantoms(study: Study, name: str) -> PhantomSet | None:

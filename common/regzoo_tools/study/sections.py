@@ -219,8 +219,9 @@ def maps(cases: Sequence[tuple[str, dict[str, Any]]]) -> str:
     """The deformation maps of the chosen cases."""
     return "".join(
         image(deformation_maps(columns), "png", f"Deformation of {case} by method", f"{case}: {_NOTES['maps']}")
-        for case, columns in cases
         if columns
+        else paragraph(f"{case}: no cell has kept a field of this case.")
+        for case, columns in cases
     )
 
 

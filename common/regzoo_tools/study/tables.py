@@ -150,13 +150,16 @@ def muregpro(groups: Sequence[Group]) -> list[Row]:
     Errors are divided by those of the method ``identity`` or, without it, by the group's own before registration.
     """
     identity = next((g for g in groups if any(cell["baseline"] == "identity" for cell in g.cells)), None)
+    still: dict[str, CaseValues] = {}
+    if identity is not None:
+        for repeat in identity.repeats:
+            still |= _challenge_cases(identity, repeat, "before")
     rows = []
     for group in groups:
         scores = []
         for repeat in group.repeats:
             after, before = _challenge_cases(group, repeat, "after"), _challenge_cases(group, repeat, "before")
-            if identity is not None:
-                before = {**before, **_challenge_cases(identity, identity.repeats[0], "before")}
+            before |= still
             shared = [case for case in after if case in before]
             if shared:
                 scores.append(challenge_score([after[c] for c in shared], [before[c] for c in shared]))
@@ -209,9 +212,8 @@ def claims(wanted: Sequence[Mapping[str, Any]], groups: Sequence[Group]) -> list
     rows = []
     for claim in wanted:
         metric, names = claim["metric"], (claim["better"], claim["than"])
-        found = [group for group in groups if group.data == (claim["data"] or group.data)]
-        test = _compared(found, metric, *names)
-        sides = [[group for group in found if group.method == name] for name in names]
+        test = _compared(groups, metric, *names)
+        sides = [[group for group in groups if group.method == name] for name in names]
         medians = [median(side[0].known(metric)) if side else np.nan for side in sides]
         change = 100 * (medians[0] / medians[1] - 1) if medians[1] else np.nan
         sign = 1 if best(metric) == "high" else -1

@@ -17,7 +17,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from regzoo.bundles import find_bundle
+from regzoo.datasets import load_validation
 from regzoo.errors import RegZooError, one_line
 from regzoo.files import write_json
 from regzoo_tools.study.cells import (
@@ -32,14 +32,22 @@ from regzoo_tools.study.cells import (
     start_of,
     write_facts,
 )
-from regzoo_tools.study.description import BASELINES, Study, config_files, data_of, data_settings, released_weights
+from regzoo_tools.study.description import (
+    BASELINES,
+    Method,
+    Study,
+    bundle_folder,
+    config_files,
+    data_of,
+    data_settings,
+    released_weights,
+    takes_images,
+)
 
 #: Lines of the log that the facts of a failed cell hold.
 LAST_LINES = 5
 #: Seconds to wait for a lock: `study status` holds it for a moment. A cell waits for the training that it starts from.
 MOMENT, FOREVER = 0.2, float("inf")
-#: How a bundle calls the number of cases to train on.
-SIZE_SETTINGS = ("max_pairs", "max_images")
 
 
 def training_overlay(study: Study, cell: Cell) -> dict[str, Any]:
@@ -48,8 +56,10 @@ def training_overlay(study: Study, cell: Cell) -> dict[str, Any]:
     settings = {"show_progress": False} | study.settings | data_settings(study, method) | method.settings
     settings |= _shared(study, cell) | {"seed": cell.repeat}
     if cell.training_size is not None:
-        config = _config(study, cell)
-        settings[next(key for key in SIZE_SETTINGS if key in config)] = cell.training_size
+        single = takes_images(study, method)
+        settings["max_images" if single else "max_pairs"] = cell.training_size
+        if not load_validation(data_folder(study, cell), single):
+            settings["folds"] = 1  # or a part of these cases would be held out for the validation
     if start := start_of(study, cell):
         settings["init_weights"] = str(_weights(study, start))
     return settings | {"output_dir": str(folder / "training")}
@@ -58,9 +68,8 @@ def training_overlay(study: Study, cell: Cell) -> dict[str, Any]:
 def evaluation_overlay(study: Study, cell: Cell) -> dict[str, Any]:
     """The settings of the evaluation of a cell, and what a study adds to it, see `regzoo_tools.study.measuring`."""
     method, folder = study.methods[cell.method], folder_of(study, cell)
-    config = _config(study, cell)
-    settings = study.settings | data_settings(study, method) | BASELINES.get(method.baseline, {}) | method.settings
-    settings |= study.evaluation | method.evaluation | _shared(study, cell)
+    config = _config(study, method)
+    settings = _evaluation_settings(study, method) | _shared(study, cell)
     settings |= {"output_dir": str(folder), "evaluation_dir": str(folder / "evaluation"), "pictures": 0}
     # The cases that a data set holds out are the same for every repeat.
     settings |= {"seed": cell.repeat if cell.folds else 0}
@@ -95,6 +104,18 @@ def evaluation_overlay(study: Study, cell: Cell) -> dict[str, Any]:
     return settings
 
 
+def measured_split(study: Study, name: str) -> str:
+    """The part of a data set that a method is measured on, in a study without folds."""
+    method = study.methods[name]
+    return str((_config(study, method) | _evaluation_settings(study, method))["eval_split"])
+
+
+def _evaluation_settings(study: Study, method: Method) -> dict[str, Any]:
+    """The settings that a study gives to the evaluation of a method."""
+    settings = study.settings | data_settings(study, method) | BASELINES.get(method.baseline, {}) | method.settings
+    return settings | study.evaluation | method.evaluation
+
+
 def _shared(study: Study, cell: Cell) -> dict[str, Any]:
     """Settings that the training and the evaluation of a cell share."""
     return {"dataset_dir": str(data_folder(study, cell)), "fold": cell.fold, "folds": cell.folds}
@@ -106,10 +127,10 @@ def data_folder(study: Study, cell: Cell) -> Path:
     return Path(study.data[name].get("dataset_dir") or study.folder / "data" / name)
 
 
-def _config(study: Study, cell: Cell) -> dict[str, Any]:
+def _config(study: Study, method: Method) -> dict[str, Any]:
     """The top level of the configuration of an evaluation."""
     config: dict[str, Any] = {}
-    for path in config_files(study, study.methods[cell.method]):
+    for path in config_files(study, method):
         config |= json.loads(path.read_text(encoding="utf-8"))
     return config
 
@@ -210,7 +231,7 @@ def _execute(study: Study, cell: Cell, part: str, lock: int) -> None:
         print(shlex.join(words), file=file, flush=True)
         process = subprocess.Popen(
             words,
-            cwd=find_bundle(study.methods[cell.method].bundle),
+            cwd=bundle_folder(study.methods[cell.method]),
             env={"OMP_WAIT_POLICY": "passive"} | os.environ,
             stdin=subprocess.DEVNULL,
             stdout=file,

@@ -17,7 +17,10 @@ BUNDLE = "prostate_mr_trus_weak_ddf"
 
 @pytest.fixture
 def write_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Writes ``study.json`` with two methods on a data set of four pairs; entries may be changed."""
+    """Writes ``study.json`` with two methods on a data set of four pairs; entries may be changed.
+
+    Without folds, the data set holds the last pair out.
+    """
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # or PyTorch would be asked for the GPUs
 
     def write(**changes: Any) -> Path:
@@ -25,8 +28,9 @@ def write_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
         names = [f"{name}.nii.gz" for name in "abcdefgh"]
         for name in names:
             (tmp_path / "images" / name).touch()
-        rows = [f"{fixed},{moving}\n" for fixed, moving in zip(names[::2], names[1::2], strict=True)]
-        (tmp_path / "images" / "datalist.csv").write_text("".join(["fixed_image,moving_image\n", *rows]))
+        splits = ["train", "train", "train", "train" if changes.get("folds", 3) else "val"]
+        rows = [f"{names[2 * i]},{names[2 * i + 1]},{split}\n" for i, split in enumerate(splits)]
+        (tmp_path / "images" / "datalist.csv").write_text("".join(["fixed_image,moving_image,split\n", *rows]))
         study = {"data": {"prostate": {"dataset_dir": "images"}}, "python": PYTHON, "folds": 3}
         study["methods"] = {"sum": {"bundle": BUNDLE}, "finest level": {"bundle": BUNDLE, "overlays": ["delta0"]}}
         path = tmp_path / "study.json"

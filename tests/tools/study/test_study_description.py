@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from regzoo.errors import RegZooError
-from regzoo_tools.study.cells import cells_of
-from regzoo_tools.study.description import read_study
+from regzoo_tools.study.cells import cells_of, recipe
+from regzoo_tools.study.description import bundle_folder, read_study
 
 ROOT = Path(__file__).resolve().parents[3]
 DDF, SEG = "prostate_mr_trus_weak_ddf", "prostate_mr_trus_conditional_seg"
@@ -38,7 +39,14 @@ def methods(**entry: Any) -> dict[str, Any]:
         ({"data": {"prostate": {"phantoms": 3}}}, r"data\.prostate\.phantoms: 3 is not an object"),
         ({"data": {"prostate": {"dataset_dir": "images", "settings": 3}}}, r"settings: 3 is not an object"),
         ({"settings": {"seed": 3}}, r"settings\.seed: the study itself sets it; leave it out; use repeats"),
-        (methods(evaluation={"checkpoint": "a.pt"}), r"settings\.checkpoint: the study itself sets it"),
+        (methods(evaluation={"checkpoint": "a.pt"}), r"methods\.sum\.evaluation\.checkpoint: the study itself sets it"),
+        ({"evaluation": {"refin": True}}, r"json: evaluation\.refin: no such setting of \S+; did you mean refine\?"),
+        (
+            {"data": {"prostate": {"dataset_dir": "images", "settings": {"alig": "header"}}}},
+            r"json: data\.prostate\.settings\.alig: no such setting of \S+; did you mean align\?",
+        ),
+        ({"folds": [2, 2]}, r"folds: \[2, 2\] has a number twice; keep one of them"),
+        ({"folds": None, "training_sizes": [4, 2, 4]}, r"training_sizes: \[4, 2, 4\] has a number twice"),
         ({"data": {}}, r"data: is empty"),
         ({"data": {"prostate": {"dataset_dir": "nowhere"}}}, r"no such folder or file, named in"),
         ({"methods": None}, r"methods is missing"),
@@ -74,14 +82,56 @@ def test_mistakes(write_study: Callable[..., Path], changes: dict[str, Any], mes
 
 
 def test_a_file_that_is_missing_or_no_study(tmp_path: Path) -> None:
-    with pytest.raises(RegZooError, match=r"none\.json: no such file or directory; name the JSON file"):
+    with pytest.raises(RegZooError, match=r"none\.json: no such file; name the JSON file"):
         read_study(tmp_path / "none.json")
     (tmp_path / "text.json").write_text("{,}")
-    with pytest.raises(RegZooError, match=r"text\.json: is not JSON .*line 1.*; fix the file"):
+    with pytest.raises(RegZooError, match=r"text\.json: is not valid JSON .*line 1.*; correct it there"):
         read_study(tmp_path / "text.json")
     (tmp_path / "list.json").write_text("[]", encoding="utf-8-sig")
     with pytest.raises(RegZooError, match=r"list\.json: is not an object"):
         read_study(tmp_path / "list.json")
+
+
+def test_a_method_that_is_named_twice(write_study: Callable[..., Path]) -> None:
+    path = write_study()
+    path.write_text(path.read_text().replace('"finest level"', '"sum"'))
+    with pytest.raises(RegZooError, match=r"study\.json: has 'sum' twice in one object"):
+        read_study(path)
+
+
+def test_a_scale_that_is_no_object(write_study: Callable[..., Path]) -> None:
+    with pytest.raises(RegZooError, match=r"study\.json: scales\.small is not an object; write \{…\}"):
+        read_study(write_study(scales={"small": None}), "small")
+
+
+def test_bundles_do_not_depend_on_the_working_folder(
+    write_study: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither does a cell that is done, also if the whole project moves."""
+    project = tmp_path / "project"
+    for name in (DDF, "own"):  # one has the name of an installed bundle
+        shutil.copytree(ROOT / "bundles" / DDF / "configs", project / name / "configs")
+    (project / "own" / "configs" / "train.json").write_text('{"network_def": {}}')
+    shutil.move(write_study(), project)
+    shutil.move(tmp_path / "images", project)
+    (project / "register.py").touch()
+    entries = {"installed": {"bundle": DDF}, "own": {"bundle": f"./{DDF}"}, "other": {"bundle": "own"}}
+    entries["tool"] = {"bundle": DDF, "baseline": "tool", "tool": ["python", "./register.py"]}
+    content = json.loads((project / "study.json").read_text()) | {"methods": entries}
+    (project / "study.json").write_text(json.dumps(content))
+
+    def read() -> tuple[list[Path], list[dict[str, str]]]:
+        study = read_study(project / "study.json")
+        recipes = [recipe(study, cell) for cell in cells_of(study)]
+        return [bundle_folder(method) for method in study.methods.values()], recipes
+
+    folders, recipes = read()
+    assert folders == [ROOT / "bundles" / DDF, project / DDF, project / "own", ROOT / "bundles" / DDF]
+    for place in (project, ROOT / "bundles"):
+        monkeypatch.chdir(place)
+        assert read() == (folders, recipes)
+    project = project.rename(tmp_path / "moved")
+    assert read()[1] == recipes
 
 
 def test_a_scale_changes_single_entries(write_study: Callable[..., Path], tmp_path: Path) -> None:
@@ -119,6 +169,10 @@ def test_cells_and_their_order(write_study: Callable[..., Path]) -> None:
     names = [cell.name for cell in cells]
     assert len(set(names)) == len(names)
     assert names.index("first_fold3of4_repeat1") < names.index("tuned_fold0of2_repeat0")
+    # With some folds only, each division holds other cases out.
+    some = cells_of(read_study(write_study(methods=entries, folds=[2, 4], run_folds=1, repeats=2)))
+    cases = [(cell.folds, cell.fold, cell.repeat) for cell in some if cell.method == "identity"]
+    assert cases == [(cell.folds, cell.fold, cell.repeat) for cell in some if cell.method == "first"]
     sizes = cells_of(read_study(write_study(folds=None, training_sizes=[1, 4])))
     assert [cell.name for cell in sizes][:2] == ["sum_repeat0_size1", "sum_repeat0_size4"]
 

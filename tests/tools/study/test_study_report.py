@@ -21,7 +21,7 @@ from regzoo_tools.study.maps import quantities
 from regzoo_tools.study.plots import deformation_maps
 from regzoo_tools.study.report import write_report
 from scipy import stats
-from synthetic import CASES, DDF, LABELS, description, fill, measured_in, rows_of, study_of
+from synthetic import CASES, DDF, ERRORS, LABELS, description, fill, measured_in, rows_of, study_of
 
 CLAIMS = [
     {"claim": "conditional lowers TRE by a third", "better": "conditional", "than": "ddf", "percent": 34},
@@ -228,8 +228,9 @@ def test_an_incomplete_study(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("file", sorted((Path(__file__).parents[3] / "studies").glob("*.json")), ids=lambda f: f.stem)
 def test_the_studies_of_the_papers_ask_for_what_a_report_knows(file: Path, tmp_path: Path) -> None:
+    scale = "small" if "scales" in json.loads(file.read_text()) else None
     with pytest.raises(RegZooError, match="no cell of this study is done"):
-        write_report(read_study(file, "small", tmp_path))
+        write_report(read_study(file, scale, tmp_path))
 
 
 def test_a_study_may_ask_for_some_comparisons(tmp_path: Path) -> None:
@@ -253,6 +254,56 @@ def test_methods_on_two_data_sets_are_never_compared(tmp_path: Path) -> None:
     assert not (study.folder / "report" / "wilcoxon.csv").exists()
     assert {row["data"] for row in table(study, "summary", method="unregistered")} == {"a", "b"}
     assert "Results: b" in page.read_text(encoding="utf-8")
+    for asked in (
+        {"claims": [{"claim": "x", "better": "ddf", "than": "identity"}]},
+        {"compare": [["ddf", "identity"]]},
+    ):
+        asking = read_study(description(tmp_path, data=data, methods=methods, folds=None, repeats=1, report=asked))
+        with pytest.raises(RegZooError, match="ddf is measured on the data a, and identity on b; name two methods"):
+            write_report(asking)
+
+
+def test_a_baseline_is_compared_on_the_folds_that_are_run(tmp_path: Path) -> None:
+    study = study_of(tmp_path, folds=[2, 4], run_folds=1, repeats=1)
+    write_report(study)
+    assert one(study, "wilcoxon", metric="tre_mm", first="identity", second="ddf")["pairs"] == "3"
+    assert [row["n"] for row in table(study, "summary", method="identity", metric="tre_mm")] == ["6", "3"]
+
+
+def test_tables_of_an_earlier_report_are_removed(tmp_path: Path) -> None:
+    study = study_of(tmp_path, folds=None, repeats=1, report={"claims": CLAIMS[:1]})
+    write_report(study)
+    folder = study.folder / "report"
+    (folder / "mine.csv").touch()
+    assert (folder / "claims.csv").is_file() and (folder / "wilcoxon.csv").is_file()
+    content = json.loads(study.file.read_text())
+    content["methods"], content["report"] = {"ddf": content["methods"]["ddf"]}, {}
+    study.file.write_text(json.dumps(content))
+    write_report(read_study(study.file))
+    assert not (folder / "claims.csv").exists() and not (folder / "wilcoxon.csv").exists()
+    assert (folder / "summary.csv").is_file() and (folder / "mine.csv").is_file()
+
+
+def test_methods_that_only_a_scale_has_and_that_look_like_formulas(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither those nor infinite values end a report."""
+    monkeypatch.setitem(ERRORS, "a $x_$ b", (1.0, 1.0))
+    changes = {"methods": {"a $x_$ b": {"bundle": DDF}, "identity": {"bundle": DDF, "baseline": "identity"}}}
+    changes |= {"report": {"cases": ["nobody"]}}
+    file = description(tmp_path, folds=[2, 4], repeats=2, scales={"small": changes})
+    content = json.loads(file.read_text())
+    del content["methods"]
+    file.write_text(json.dumps(content))
+    study = read_study(file, "small")
+    for cell in cells_of(study):
+        fill(study, cell)
+    cases = folder_of(study, cells_of(study)[0]) / "evaluation" / "cases.csv"
+    header, first, *others = cases.read_text().splitlines()
+    name, _, *values = first.split(",")
+    cases.write_text("\n".join([header, ",".join([name, "inf", *values]), *others]))
+    page = write_report(study)[0].read_text(encoding="utf-8")
+    assert "a $x_$ b" in page and "nobody: no cell has kept a field of this case." in page
 
 
 def test_cells_with_other_settings_are_left_out(tmp_path: Path) -> None:
@@ -288,6 +339,10 @@ def no_change(study: Study) -> None:
     """Nothing is done."""
 
 
+def measure(study: Study) -> None:
+    fill(study, cells_of(study)[0])
+
+
 def spoil(study: Study) -> None:
     fill(study, cells_of(study)[0])
     (folder_of(study, cells_of(study)[0]) / "evaluation" / "cases.csv").write_text("case,tre_mm\ncase00,near\n")
@@ -313,6 +368,12 @@ def twice(study: Study) -> None:
         ({"claims": [{"claim": "x", "better": "ddf"}]}, no_change, r"report.claims\[0\].than is missing"),
         ({"claims": [{"claim": "x", "better": "ddf", "than": "dff"}]}, no_change, "no method dff; did you mean ddf?"),
         ({"compare": [["ddf"]]}, no_change, "is not a pair of methods"),
+        ({"metrics": ["tre_m"]}, measure, "report.metrics: no metric tre_m; did you mean tre_mm?"),
+        (
+            {"claims": [{"claim": "x", "better": "ddf", "than": "identity", "metric": "gland_dcs"}]},
+            measure,
+            r"report.claims\[0\].metric: no metric gland_dcs; did you mean gland_dsc?",
+        ),
     ],
 )
 def test_mistakes(tmp_path: Path, report: dict[str, object], change: Callable[[Study], None], words: str) -> None:

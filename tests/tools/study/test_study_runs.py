@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from regzoo.engines.data import split_images, split_pairs, training_images, training_records
 from regzoo.errors import RegZooError
 from regzoo_tools.study import cells
 from regzoo_tools.study.cells import Cell, cells_of, folder_of, lock_of, locked, read_facts
@@ -147,10 +148,33 @@ def test_a_change_touches_the_cells_that_it_concerns(
     run_study(study, redo=True)
     assert len(starts(study)) == 10 and len(finished(study)) == 3
     assert (study.folder / "outdated" / "b_repeat0.1" / "evaluation" / "cases.csv").is_file()
-    (study.folder.parents[1] / "images" / "new.nii.gz").touch()
-    study = read_study(study.file)
-    cells._data.cache_clear()
-    assert "a_repeat0: was made with other data" in status_text(study)
+
+
+def test_data_are_their_records_and_the_content_of_their_files(write_study: WriteStudy, tmp_path: Path) -> None:
+    """The study lies in the folder of its data."""
+    images = tmp_path / "images"
+    content = json.loads(write_study(folds=None).read_text()) | {"data": {"prostate": {"dataset_dir": "."}}}
+    (images / "study.json").write_text(json.dumps(content))
+    study = read_study(images / "study.json")
+
+    def read() -> set[str]:
+        cells._data.cache_clear()
+        return set(states(study).values())
+
+    run_all(study)
+    (images / ".DS_Store").touch()
+    (images / "c.nii.gz").touch()
+    hashes = study.folder / "hashes.json"
+    assert read() == {"done"} and str(images / "c.nii.gz") in json.loads(hashes.read_text())
+    hashes.unlink()
+    assert read() == {"done"}
+    (images / "h.nii.gz").write_bytes(b"0")  # of the pair that is held out
+    assert read() == {"outdated"}
+    (images / "h.nii.gz").write_bytes(b"")
+    assert read() == {"done"}
+    table = (images / "datalist.csv").read_text()
+    (images / "datalist.csv").write_text(table.replace("c.nii.gz,d.nii.gz,train", "c.nii.gz,d.nii.gz,val"))
+    assert read() == {"outdated"}
 
 
 def test_a_tool_that_is_not_installed_is_skipped(write_study: WriteStudy) -> None:
@@ -194,8 +218,27 @@ def test_a_training_set_size_leaves_the_evaluation_alone(write_study: WriteStudy
     study = read_study(write_study(methods=entries, folds=None, training_sizes=[3], evaluation={"eval_split": "val"}))
     for cell, setting in zip(cells_of(study), ("max_pairs", "max_images"), strict=True):
         assert training_overlay(study, cell)[setting] == 3
+        assert training_overlay(study, cell)["folds"] is None  # validation uses the part that is held out
         assert setting not in evaluation_overlay(study, cell)
         assert evaluation_overlay(study, cell)["eval_split"] == "val"
+
+
+@pytest.mark.parametrize(("bundle", "setting"), [(BUNDLE, "max_pairs"), ("abdominal_ct_ddmr", "max_images")])
+def test_a_training_set_has_the_size_that_the_study_says(
+    write_study: WriteStudy, bundle: str, setting: str, tmp_path: Path
+) -> None:
+    """Also where the training would hold cases out for its validation, or could not."""
+    study = read_study(write_study(methods={"a": {"bundle": bundle}}, folds=None, training_sizes=[3]))
+    table = tmp_path / "images" / "datalist.csv"
+    table.write_text(table.read_text().replace("val", "test"))
+    overlay = training_overlay(study, cells_of(study)[0])
+    folder, fold = overlay["dataset_dir"], (overlay["fold"], overlay["folds"])
+    if setting == "max_pairs":
+        division = split_pairs(training_records(folder, count=overlay[setting]), *fold, folder=folder)
+    else:
+        images = training_images(folder, overlay[setting])
+        division = split_images(images, *fold, tmp_path / "pairs.json", folder=folder)
+    assert len(division.training) == 3 and division.validation
 
 
 def test_other_data_make_other_pairs(write_study: WriteStudy) -> None:
@@ -204,7 +247,7 @@ def test_other_data_make_other_pairs(write_study: WriteStudy) -> None:
     (cell,) = cells_of(study)
     before = evaluation_overlay(study, cell)["pairs_file"]
     assert evaluation_overlay(study, cell)["pairs_file"] == before
-    (study.folder.parents[1] / "images" / "new.nii.gz").touch()
+    (study.folder.parents[1] / "images" / "a.nii.gz").write_bytes(b"0")
     cells._data.cache_clear()
     assert evaluation_overlay(study, cell)["pairs_file"] != before
 
@@ -248,6 +291,40 @@ def test_more_folds_than_cases(write_study: WriteStudy, data: dict[str, object],
         run_study(study)
     line = str(caught.value)
     assert line.startswith(f"{path}: ") and said in line and "\n" not in line
+    assert not study.folder.parent.exists()
+
+
+OWN_FOLDS = "fixed_image,moving_image,fold\na.nii.gz,b.nii.gz,0\nc.nii.gz,d.nii.gz,2\n"
+NO_VALIDATION = "fixed_image,moving_image\na.nii.gz,b.nii.gz\n"
+
+
+@pytest.mark.parametrize(
+    ("changes", "table", "said"),
+    [
+        ({"folds": 2}, OWN_FOLDS, "data.prostate: its own folds are 0, 2, not 0 to 1; write how many"),
+        ({"folds": None}, NO_VALIDATION, "datalist.csv: has no pairs of the split 'val' (it has: train)"),
+        ({"folds": None, "data": {"prostate": {"phantoms": {"pairs": 9, "held_out": 0}}}}, None, "hold nothing out"),
+        (
+            {"folds": None, "training_sizes": [2, 4]},
+            None,
+            "training_sizes asks for 4 cases to train on, and there are 3",
+        ),
+        (
+            {"folds": None, "training_sizes": [7], "data": {"prostate": {"phantoms": {"pairs": 6}}}},
+            None,
+            "training_sizes asks for 7 cases to train on, and there are 6; write smaller numbers",
+        ),
+    ],
+)
+def test_data_that_cannot_give_what_is_asked(
+    write_study: WriteStudy, tmp_path: Path, changes: dict[str, object], table: str | None, said: str
+) -> None:
+    study = read_study(write_study(**changes))
+    if table:
+        (tmp_path / "images" / "datalist.csv").write_text(table)
+    with pytest.raises(RegZooError) as caught:
+        run_study(study)
+    assert str(caught.value).startswith(f"{study.file}: data.prostate") and said in str(caught.value)
     assert not study.folder.parent.exists()
 
 
