@@ -126,7 +126,7 @@ def test_the_masks_of_a_list_lie_on_one_grid(tmp_path: Path) -> None:
     shifted[:3, 3] += 10
     first, second = (write(tmp_path / f"{n}.nii", ORGAN * 1.0, a) for n, a in (("a", AFFINE), ("b", shifted)))
     for other in (second, write(tmp_path / "c.nii", ORGAN[1:] * 1.0, AFFINE)):
-        with pytest.raises(RegZooError, match="lies on a different grid from .*a.nii; resample all masks") as caught:
+        with pytest.raises(RegZooError, match=r"lies on a different grid from .*a\.nii; resample all masks") as caught:
             read_label_file([first, first, other])
         assert str(caught.value).startswith(str(other))
 
