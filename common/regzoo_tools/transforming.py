@@ -77,7 +77,8 @@ def carried_labels(field: DisplacementField, file: LabelFile) -> tuple[MetaTenso
     carried = carry_held(field, held, count)
     found = zip(values or range(1, count + 1), boxes(held, count), boxes(carried, count), strict=True)
     lost = [
-        f"{'mask' if values is None else 'label'} {number}" + (f" ({file.names[number]})" if number in file.names else "")
+        f"{'mask' if values is None else 'label'} {number}"
+        + (f" ({file.names[number]})" if number in file.names else "")
         for number, before, after in found
         if before is not None and after is None
     ]
