@@ -61,10 +61,8 @@ def apply(
 
             if label is not None:
                 import_module("monai.data")  # only labels need it
-        if not carry(field, out, image, as_value("moving_label", label), reference, backwards, background):
-            source = "fixed" if backwards else "moving"
-            problem = f"shows nothing of {image or label}; check that it lies in the world of the {source} image"
-            print(f"warning: {out}: {problem}", file=sys.stderr)
+        for warning in carry(field, out, image, as_value("moving_label", label), reference, backwards, background):
+            print(f"warning: {out}: {warning}", file=sys.stderr)
     print(out)
 
 

@@ -11,7 +11,7 @@ from regzoo.errors import RegZooError, bad_file
 from regzoo.ownership import own_path
 from regzoo.spatial import DisplacementField, Grid, LabelFile, label_values, read_label_file
 from regzoo.spatial.carry import carry_held
-from regzoo.spatial.held import hold, in_form_of_file, write_labels
+from regzoo.spatial.held import boxes, hold, in_form_of_file, write_labels
 from regzoo.spatial.point_files import point_suffix, read_points
 from regzoo.spatial.transform_files import APART, WRITTEN, read_transformation, write_transformation
 from regzoo.spatial.transformation import Affine, Transformation, chain, probes, round_trip, within_grid
@@ -34,14 +34,14 @@ def carry(
     reference: File | None = None,
     to_moving: bool = False,
     background: float | None = None,
-) -> bool:
+) -> list[str]:
     """Carry an image or labels from the moving to the fixed image or, through the inverse, `to_moving`.
 
     Args:
         image, label: exactly one of the two; `label` may be a list of masks.
 
     Returns:
-        Whether anything of the image or the labels lies on the grid of the result.
+        A warning if nothing of the image lies on the grid of the result, or one for each label that is lost there.
 
     Raises:
         RegZooError: a file cannot be used, or the grid of the result is not known.
@@ -56,20 +56,35 @@ def carry(
             low = float(values.min()) if background is None else background
             carried = on.warp_values(values, moving, background=low)[0]
             write_image(temporary, carried.numpy(), on.grid.affine)
-            return bool((carried != low).any())
+            return [] if bool((carried != low).any()) else [_shows_nothing(image, to_moving)]
         assert label is not None
         file = read_label_file(label if isinstance(label, str | Path) else list(label))
-        labels = carried_labels(on, file)
+        labels, lost = carried_labels(on, file)
         write_labels(temporary, labels, file.names)
-        return bool(labels.any())
+        if not bool(labels.any()):
+            return [_shows_nothing(label, to_moving)]
+        return [f"{name}: no part of it lies on the grid of this file" for name in lost]
 
 
-def carried_labels(field: DisplacementField, file: LabelFile) -> MetaTensor:
-    """The labels of a file on the grid of a field, in the form of the file."""
+def _shows_nothing(source: File | Sequence[str], to_moving: bool) -> str:
+    world = "fixed" if to_moving else "moving"
+    return f"shows nothing of {source}; check that it lies in the world of the {world} image"
+
+
+def carried_labels(field: DisplacementField, file: LabelFile) -> tuple[MetaTensor, list[str]]:
+    """The labels of a file on the grid of a field, in the form of the file, and what those that are lost are called."""
     values = label_values(file.volume) if file.is_map else None
     count = len(values) if values is not None else len(file.volume)
-    carried = carry_held(field, hold(file.volume, values), count)
-    return in_form_of_file(carried, values, file.mask_values or None, file.axes)
+    held = hold(file.volume, values)
+    carried = carry_held(field, held, count)
+    found = zip(values or range(1, count + 1), boxes(held, count), boxes(carried, count), strict=True)
+    lost = [
+        f"{'mask' if values is None else 'label'} {number}"
+        + (f" ({file.names[number]})" if number in file.names else "")
+        for number, before, after in found
+        if before is not None and after is None
+    ]
+    return in_form_of_file(carried, values, file.mask_values or None, file.axes), lost
 
 
 def sampled(field: File, reference: File | None, to_moving: bool) -> DisplacementField:

@@ -81,11 +81,11 @@ def test_without_refinement_it_is_the_pre_alignment(pair: dict[str, str]) -> Non
         ({"refine": "labels", "label": "moving_label", "fixed_label": "fixed_other"}, "no label in common"),
         (
             {"refine": "mr", "fixed_mask": "fixed_empty"},
-            "fixed_empty.nii.gz: leaves no voxel that counts: no voxel is above 0; ",
+            "fixed_empty.nii.gz: leaves no voxel that counts: no voxel is 0.5 or more; ",
         ),
         (
             {"refine": "mr", "moving_mask": "moving_all", "exclude": True},
-            "moving_all.nii.gz: leaves no voxel .* all voxels are above 0; ",
+            "moving_all.nii.gz: leaves no voxel .* all voxels are 0.5 or more; ",
         ),
         ({"refine": "pet"}, "pet"),
         ({"refine": "mr", "refine_seconds": -1}, "refine_seconds"),

@@ -62,6 +62,27 @@ def test_a_known_deformation_is_recovered(texture: np.ndarray, similarity: str) 
     assert jacobian_determinant(result.ddf[None]).min() > 0
 
 
+@pytest.mark.parametrize("similarity", ["lncc", "mind"])
+@pytest.mark.parametrize(("slices", "whole"), [(10, True), (2, False)])
+def test_what_lies_beyond_a_thin_slab_does_not_count(
+    texture: np.ndarray, similarity: str, slices: int, whole: bool
+) -> None:
+    def slab(image: np.ndarray, first: int, count: int) -> Volumes:
+        affine = np.eye(4)
+        affine[2, 3] = first
+        part = torch.from_numpy(np.ascontiguousarray(image[..., first : first + count]))[None]
+        return Volumes(Grid(part.shape[1:], affine), part)
+
+    fixed, moving = slab(texture, 12, slices), np.roll(texture, 2, 0)
+    other = slab(moving, 0, SHAPE[2]) if whole else slab(moving, 12, slices)
+    options = RefinementOptions(similarity={similarity: 1.0}, spacing=2.0, lattice=4.0, steps=(30, 20, 20), window=7)
+    result = refine(fixed, other, options)
+    ends = fixed.grid.to_voxels(result.grid.corners.reshape(-1, 3))[:, 2]
+    assert ends.min() > -0.01 and ends.max() < slices - 0.99
+    found = DisplacementField.from_ddf(result.ddf, result.grid, fixed.grid).displacement[:, 10:-10, 10:-10]
+    assert float((found - torch.tensor([2.0, 0, 0]).view(3, 1, 1, 1)).norm(dim=0).mean()) < 0.6
+
+
 def test_inverted_contrast_needs_mind(texture: np.ndarray) -> None:
     truth = displacement()
     options = dataclasses.replace(QUICK, similarity={"mind": 1.0}, steps=(30, 20, 10))

@@ -10,7 +10,9 @@ import pytest
 import SimpleITK as sitk
 from helpers import make_affine, smooth_ddf, to_sitk
 from regzoo.errors import RegZooError
-from regzoo.spatial import DisplacementField
+from regzoo.spatial import DisplacementField, Grid
+from regzoo.spatial.transform_files import read_transformation, write_transformation
+from regzoo.spatial.transformation import Affine, Transformation
 
 SHAPE = (12, 10, 9)
 AFFINE = make_affine(SHAPE, (2, 1.5, 3), (10, 20, 30), flips=(1, -1, 1), center=(30, -20, 400))
@@ -96,6 +98,15 @@ def test_a_field_may_turn_an_image_round(turn: list[list[int]], tmp_path: Path) 
     points = nib.affines.apply_affine(AFFINE, np.stack(np.indices(SHAPE), -1))
     field = DisplacementField.load(save(tmp_path / "field.nii.gz", points @ np.transpose(turn) - points, 1006))
     np.testing.assert_allclose(field.transform_points(points[3, 4, 5][None])[0], turn @ points[3, 4, 5], atol=1e-3)
+
+
+@pytest.mark.parametrize("scale", [0.2, 1.8, 2.0])
+@pytest.mark.parametrize("name", ["field.nii.gz", "field.mha", "field.nrrd"])
+def test_a_written_field_may_scale_an_image(scale: float, name: str, tmp_path: Path) -> None:
+    scaled = Transformation(Affine(np.diag([scale, scale, scale, 1])))
+    write_transformation(tmp_path / name, scaled, Grid(SHAPE, AFFINE))
+    points = nib.affines.apply_affine(AFFINE, [[0, 0, 0], [5, 4, 3]])
+    np.testing.assert_allclose(read_transformation(tmp_path / name).points(points), scale * points, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["field.mha", "field.mhd", "field.nrrd"])

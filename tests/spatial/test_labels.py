@@ -121,6 +121,16 @@ def test_masks_keep_in_mind_what_their_values_were(tmp_path: Path) -> None:
         read_label_file(files, IMAGE)
 
 
+def test_the_masks_of_a_list_lie_on_one_grid(tmp_path: Path) -> None:
+    shifted = AFFINE.copy()
+    shifted[:3, 3] += 10
+    first, second = (write(tmp_path / f"{n}.nii", ORGAN * 1.0, a) for n, a in (("a", AFFINE), ("b", shifted)))
+    for other in (second, write(tmp_path / "c.nii", ORGAN[1:] * 1.0, AFFINE)):
+        with pytest.raises(RegZooError, match=r"lies on a different grid from .*a\.nii; resample all masks") as caught:
+            read_label_file([first, first, other])
+        assert str(caught.value).startswith(str(other))
+
+
 @pytest.mark.parametrize(("shift", "fits"), [(0.1, True), (0.3, False)])
 def test_a_label_may_lie_a_tenth_of_a_voxel_away(shift: float, fits: bool, tmp_path: Path) -> None:
     grid = make_grid(SHAPE, (1.6, 1.6, 1.6))

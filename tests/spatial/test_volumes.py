@@ -11,6 +11,7 @@ import SimpleITK as sitk
 from helpers import make_affine, smooth_noise, to_sitk, write
 from regzoo.errors import RegZooError
 from regzoo.spatial import label_values, read_image, read_label_file, to_channels
+from regzoo.spatial.volumes import even_step
 
 SHAPE = (7, 6, 5)
 AFFINE = make_affine(SHAPE, (1, 2, 3), (10, 20, 30), (1, 0, 2), (1, -1, 1), (5, 6, 7))
@@ -127,3 +128,13 @@ def test_numbers_beyond_float32_are_not_called_infinite(name: str, tmp_path: Pat
     sitk.WriteImage(to_sitk(infinite, AFFINE), str(tmp_path / "infinite.nrrd"))
     with pytest.raises(RegZooError, match="holds NaN or infinity in 2 voxels"):
         read_image(tmp_path / "infinite.nrrd")
+
+
+@pytest.mark.parametrize("shape", [(64, 64, 8), (32, 64, 30), (64, 60, 97), (128, 32, 24), (5, 4, 3)])
+def test_a_sample_of_voxels_comes_from_all_slices_alike(shape: tuple[int, int, int]) -> None:
+    length = int(np.prod(shape))
+    sample = np.arange(0, length, even_step(length, 3000))
+    assert min(length, 1500) <= len(sample) <= 6000
+    for size, place in zip(shape, np.unravel_index(sample, shape), strict=True):
+        counts = np.bincount(place, minlength=size)
+        assert counts.min() > 0.9 * counts.max() - 2

@@ -215,6 +215,24 @@ def test_what_leaves_the_field_of_view_is_told_of(
     assert len(np.unique(nib.load(case["o.nii.gz"]).dataobj)) == 1
 
 
+@pytest.mark.parametrize("masks", [False, True])
+def test_each_label_that_is_lost_is_named(
+    masks: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = np.zeros((12, 11, 10), np.uint8)
+    labels[2:6, 2:6, 2:6], labels[8, 8, 8], labels[8, 3, 5:7] = 1, 4, 9
+    if masks:
+        labels = np.stack([labels == 1, labels == 2, labels == 4, labels == 9], -1).astype(np.uint8)
+    path = write(tmp_path / "labels.nii", labels, np.eye(4))
+    np.savetxt(tmp_path / "half.mat", Affine(rigid((0, 0, 0), (0.5, 0.5, 0.5))).matrix)
+    out = tmp_path / "o.nii"
+    call(monkeypatch, "apply", str(tmp_path / "half.mat"), "--label", path, "--reference", path, "--out", str(out))
+    lost = ["mask 3", "mask 4"] if masks else ["label 4", "label 9"]
+    lines = [f"warning: {out}: {name}: no part of it lies on the grid of this file" for name in lost]
+    assert capsys.readouterr().err.splitlines() == lines
+    assert set(np.unique(nib.load(out).dataobj)) == {0, 1}
+
+
 def test_a_uniform_part_of_an_image_is_not_nothing(
     case: Case, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

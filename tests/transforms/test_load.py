@@ -245,6 +245,29 @@ def test_label_alignment_by_an_empty_label(case: Case) -> None:
     assert str(caught.value).startswith(case.record["moving_label"]) and "\n" not in str(caught.value)
 
 
+def test_label_alignment_by_the_first_label_that_the_moving_map_holds(
+    case: Case, caplog: pytest.LogCaptureFixture
+) -> None:
+    case.record["moving_label"] = case.file("moving", "label", (MASKS["moving"] * 9).astype(np.int16))
+    alone = AlignPaird("label")(LoadPaird()(case.record))
+    assert not caplog.records
+    case.record["fixed_label"] = case.file("fixed", "label", (MASKS["fixed"] * 4).astype(np.int16))
+    found = AlignPaird("label")(LoadPaird()({**case.record, "requested": True}))
+    np.testing.assert_allclose(found["prealignment"].numpy(), alone["prealignment"].numpy(), atol=1e-6)
+    words = f"{case.record['moving_label']}: holds no label 4; its label 9 is aligned instead"
+    assert words in [record.getMessage() for record in caplog.records]
+
+
+def test_masks_count_from_one_half(case: Case) -> None:
+    soft = np.full(FIXED, 0.4, np.float32)
+    case.record["fixed_mask"] = case.file("fixed", "mask", soft)
+    with pytest.raises(RegZooError, match=r"no voxel that counts: no voxel is 0\.5 or more"):
+        LoadPaird()(case.record)
+    soft[2:4, 2:4, 2:4] = 0.9
+    case.record["fixed_mask"] = case.file("fixed", "mask", soft)
+    np.testing.assert_array_equal(LoadPaird()(case.record)["fixed_mask"][0].numpy(), soft > 0.5)
+
+
 def test_header_alignment_trusts_the_files(case: Case) -> None:
     item = AlignPaird()(LoadPaird()(case.record))
     np.testing.assert_array_equal(item["prealignment"].numpy(), np.eye(4))

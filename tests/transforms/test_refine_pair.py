@@ -13,7 +13,7 @@ from monai.data import MetaTensor
 from regzoo.case import FIXED, MOVING, WARPED, Case, Key
 from regzoo.errors import RegZooError
 from regzoo.spatial import DisplacementField, Grid
-from regzoo.transforms import RefinePaird, SplitOutlinesd
+from regzoo.transforms import RefinePaird, SplitOutlinesd, refine
 from scipy.ndimage import gaussian_filter
 
 SHAPE = (6, 5, 4)
@@ -149,3 +149,11 @@ def test_a_network_that_finds_no_label_drives_nothing() -> None:
         item[side.outline] = torch.tensor(found).view(2, 1, 1, 1).expand(2, *NATIVE.shape)
     with pytest.raises(RegZooError, match="finds no label in both images"):
         RefinePaird("labels")(item)
+
+
+def test_intensities_are_those_of_the_whole_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refine, "SAMPLE", 2048)
+    image = torch.zeros(1, 64, 64, 8)  # the first slice is empty, and 64 × 64 × 8 / 2048 is a multiple of 8
+    image[..., 1:] = torch.linspace(0, 1000, 64)[None, :, None, None]
+    saturated = float((refine.scaled(image, None) == 1).float().mean())
+    assert 0 < saturated < 0.05

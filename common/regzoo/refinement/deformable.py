@@ -22,7 +22,7 @@ from regzoo.errors import RegZooError
 from regzoo.filters import gaussian_filter
 from regzoo.refinement.adam import Adam
 from regzoo.refinement.lattice import Lattice, add_roughness_gradient, roughness
-from regzoo.refinement.levels import Level, Volumes, make_levels
+from regzoo.refinement.levels import Level, Volumes, make_levels, voxel_size
 from regzoo.refinement.linear_transform import LinearTransform, following, voxels
 from regzoo.refinement.objective import Objective, parts_of
 from regzoo.refinement.options import Linear, RefinementOptions
@@ -158,7 +158,7 @@ class _Refinement:
         return ddf.flip(0).movedim(0, -1)[None].contiguous()
 
     def _lattice(self, level: Level) -> Lattice:
-        stride = max(round(self.options.lattice / float(self.levels[-1].grid.spacing.min())), 1)
+        stride = max(round(self.options.lattice / voxel_size(self.levels[-1].grid)), 1)
         size = [max(round((n - 1) / stride) + 1, min(4, n)) for n in level.size]
         return Lattice(size, level.fixed.device)
 

@@ -17,7 +17,7 @@ from regzoo.spatial.warp import Padding, slab_points, slabs, within
 
 #: How far beyond the fixed field of view the moving image is kept, as a share of it.
 REACH = 0.25
-#: The smallest size of a level.
+#: The smallest size of a level, along an axis along which the finest level has as many voxels.
 SMALLEST = 8
 
 
@@ -113,7 +113,8 @@ def finest_grid(fixed: Volumes, spacing: float, max_voxels: int) -> Grid:
 
     Args:
         fixed: the fixed side.
-        spacing: voxel size, mm; axes along which the image is coarser keep its voxel size.
+        spacing: voxel size, mm; axes along which the image is coarser keep its voxel size. Along a thin axis the voxels
+            are small enough for the grid to end within the image, because nothing is known beyond.
         max_voxels: limit, kept by a coarser spacing.
     """
     native = fixed.grid.straightened()
@@ -121,13 +122,19 @@ def finest_grid(fixed: Volumes, spacing: float, max_voxels: int) -> Grid:
     extent = (high - low) * native.spacing
     while True:
         steps = np.maximum(spacing, native.spacing)
-        size = np.maximum(np.ceil(extent / steps - 1e-6).astype(int) + 1, min(SMALLEST, *native.shape))
-        size = np.maximum(size, 2)
+        size = np.maximum(np.ceil(extent / steps - 1e-6).astype(int) + 1, 2)
+        steps = np.where(size <= SMALLEST, np.minimum(steps, extent / (size - 1)), steps)
         if size.prod() <= max_voxels or spacing > extent.max():
             break
         spacing *= 1.05 * max((size.prod() / max_voxels) ** (1 / 3), 1.0)
     axes = native.affine[:3, :3] * (steps / native.spacing)
     return Grid(size, from_matvec(axes, native.to_world((low + high) / 2) - axes @ ((size - 1) / 2)))
+
+
+def voxel_size(finest: Grid) -> float:
+    """The smallest voxel size of the finest level, mm, but not that along a thin axis, see `finest_grid`."""
+    sizes = finest.spacing[np.asarray(finest.shape) > SMALLEST]
+    return float((sizes if len(sizes) else finest.spacing).min())
 
 
 def _content(fixed: Volumes) -> tuple[np.ndarray, np.ndarray]:
@@ -179,7 +186,7 @@ def make_levels(
     slices = {name: slice(sum(counts[:k]), sum(counts[: k + 1])) for k, name in enumerate(names)}
     levels = []
     for index in range(count):
-        wanted = np.maximum(finest.spacing.min() * 2 ** (count - 1 - index), finest.spacing)
+        wanted = np.maximum(voxel_size(finest) * 2 ** (count - 1 - index), finest.spacing)
         size, outer = _size(finest, wanted), _size(around, wanted)
         step = (np.asarray(finest.shape) - 1) / np.maximum(np.asarray(size) - 1, 1)
         outer_step = (np.asarray(around.shape) - 1) / np.maximum(np.asarray(outer) - 1, 1)

@@ -17,7 +17,7 @@ from regzoo.refinement.lattice import shrunk
 from regzoo.refinement.linear_transform import LinearTransform
 from regzoo.refinement.options import SOFT_TISSUE, Linear
 from regzoo.spatial import Grid, as_tensor
-from regzoo.spatial.volumes import FILE
+from regzoo.spatial.volumes import FILE, even_step
 from scipy.spatial.transform import Rotation
 
 #: Voxels along the mean edge of the smaller image, sample points, steps and first step (voxels) of each level.
@@ -28,6 +28,8 @@ BINS = 32
 KEPT = (10, 2)
 #: An image with positive values and values below this is taken for a CT, and clipped to the window of soft tissue.
 HOUNSFIELD = -500.0
+#: About as many voxels are enough for the quantiles of an image.
+SAMPLE = 1_000_000
 #: Fewest voxels along each axis.
 THINNEST = 4
 
@@ -130,7 +132,7 @@ class _Side:
         weight = self.channels[:, 1:]
         image = self.channels[:, :1] / weight.clamp_min(1e-6)
         known = image[weight > 0.5]
-        low, high = known[:: max(len(known) // 1_000_000, 1)].quantile(known.new_tensor([0.001, 0.999])).tolist()
+        low, high = known[:: even_step(len(known), SAMPLE)].quantile(known.new_tensor([0.001, 0.999])).tolist()
         if low < HOUNSFIELD and high > 0:
             low, high = SOFT_TISSUE[0], min(high, SOFT_TISSUE[1])
         if not low < high:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from regzoo.spatial.field_file import VECTOR_INTENT, read_field
+from regzoo.spatial.field_file import OURS, VECTOR_INTENT, read_field
 from regzoo.spatial.grid import RAS_LPS, Grid
 from regzoo.spatial.volumes import read_image, with_affine
 from regzoo.spatial.warp import (
@@ -105,7 +105,7 @@ class DisplacementField:
     def save(self, path: str | PathLike[str]) -> None:
         """Write the field as an ITK-convention vector NIfTI (LPS mm, float32), atomically."""
         lps = self.displacement.cpu().numpy() * RAS_LPS.diagonal()[:3].reshape(3, 1, 1, 1).astype(np.float32)
-        write_nifti(path, lps.transpose(1, 2, 3, 0)[:, :, :, None], self.grid.affine, intent=VECTOR_INTENT)
+        write_nifti(path, lps.transpose(1, 2, 3, 0)[:, :, :, None], self.grid.affine, VECTOR_INTENT, OURS)
 
     def points(self) -> torch.Tensor:
         """Where each voxel of the grid goes in the moving image's world, (3, X, Y, Z) float64, RAS mm."""

@@ -12,6 +12,8 @@ from regzoo.spatial.reading import read_volume
 from regzoo.spatial.volumes import warn_or_refuse
 
 VECTOR_INTENT = 1007  # NIFTI_INTENT_VECTOR
+#: The description in the fields that `DisplacementField.save` writes.
+OURS = "RegZoo displacement field"
 _DISPLACEMENT_INTENT = 1006  # NIFTI_INTENT_DISPVECT
 #: The kinds of transformation that NiftyReg numbers in intent_p1, besides 0 (deformation) and 1 (displacement field).
 _NIFTYREG: dict[float, str] = {
@@ -46,6 +48,7 @@ def read_field(path: str | PathLike[str], strict_headers: bool = False) -> tuple
     if volume.values.ndim != 5 or shape[3:] != (1, 3):
         raise bad_file(path, f"has shape {shape}, so it is not a displacement field", _WRITE)
     grid = Grid(shape[:3], volume.affine)
+    # ITK's own formats, NRRD and MetaImage, hold displacements only.
     signs, absolute = (_LPS, False) if header is None else _convention(path, header)
     vectors = np.ascontiguousarray(np.moveaxis(volume.values[:, :, :, 0], -1, 0))
     vectors *= signs.astype(np.float32).reshape(3, 1, 1, 1)
@@ -55,14 +58,17 @@ def read_field(path: str | PathLike[str], strict_headers: bool = False) -> tuple
         x, y, z = np.ogrid[tuple(slice(n) for n in grid.shape)]
         for component, row in zip(vectors, grid.affine, strict=False):
             component -= row[0] * x + row[1] * y + row[2] * z + row[3]
-    elif _looks_absolute(vectors, grid):
-        raise bad_file(path, "holds positions, not displacements, and would collapse the image", _WRITE)
+    elif absolute is None and _looks_absolute(vectors, grid):
+        problem = "seems to hold positions, not displacements, and would collapse the image"
+        raise bad_file(
+            path, problem, "subtract the position of each voxel; if they are displacements, save it as .nrrd"
+        )
     warn_or_refuse(path, volume.doubt, strict_headers)
     return vectors, grid
 
 
-def _convention(path: str, header: nib.Nifti1Header) -> tuple[np.ndarray, bool]:
-    """The signs that convert the vectors to RAS, and whether the vectors are positions."""
+def _convention(path: str, header: nib.Nifti1Header) -> tuple[np.ndarray, bool | None]:
+    """The signs that convert the vectors to RAS, and whether these are positions; None if the file does not say."""
     code, kind = int(header["intent_code"]), float(header["intent_p1"])
     name = bytes(header["intent_name"].item()).decode("latin-1").strip()
     about = bytes(header["descrip"].item()).decode("latin-1").strip()
@@ -77,9 +83,9 @@ def _convention(path: str, header: nib.Nifti1Header) -> tuple[np.ndarray, bool]:
         problem = f"is marked {name or about!r}, so the meaning of its vectors is unknown"
         raise bad_file(path, problem, f"if it is a displacement field, {_WRITE}, without this mark")
     if code == VECTOR_INTENT:
-        return _LPS, False
+        return _LPS, False if about == OURS else None
     if code == _DISPLACEMENT_INTENT:
-        return np.ones(3), False
+        return np.ones(3), None
     raise bad_file(path, f"has NIfTI intent {code}, so the frame of its vectors is unknown", _WRITE)
 
 

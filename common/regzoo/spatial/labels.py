@@ -115,19 +115,18 @@ def read_label_file(
 
 def _joined(paths: Sequence[str | Path], image: Grid | None, may_be_empty: bool, strict_headers: bool) -> LabelFile:
     """The masks of a list of files."""
-    masks, values = list[torch.Tensor](), list[int]()
+    masks, values, grid = list[torch.Tensor](), list[int](), image
     for path in paths:
         file = read_label_file(path, image, True, strict_headers)
         masks.append(file.volume.as_tensor() > 0)
         values += [_only_value(path, file.volume, "holds")] if file.is_map else file.mask_values
-        if masks[-1].shape[1:] != masks[0].shape[1:]:
-            problem = "lies on a different grid from the other masks"
-            raise bad_file(paths[0], problem, "resample all masks onto one grid")
-        affine = file.volume.affine
+        grid = Grid.of(file.volume) if grid is None else grid
+        if not _is_on(Grid.of(file.volume), grid):
+            raise bad_file(path, f"lies on a different grid from {paths[0]}", "resample all masks onto one grid")
     joined = torch.cat(masks)
     if not bool(joined.any()) and not may_be_empty:
         raise bad_file(paths[0], "and the other masks of its list hold no labelled voxel", _DRAW)
-    return LabelFile(with_affine(joined, affine), False, values, 4, {})
+    return LabelFile(with_affine(joined, file.volume.affine), False, values, 4, {})
 
 
 def _uncropped(label: torch.Tensor, affine: np.ndarray, image: Grid) -> tuple[torch.Tensor, np.ndarray]:
@@ -208,10 +207,16 @@ def to_channels(volume: MetaTensor, values: Sequence[int]) -> MetaTensor:
 def check_on_grid(path: str | Path, label: MetaTensor, image: Grid) -> None:
     """Raise `RegZooError` unless a label (…, X, Y, Z) lies on the grid of its image (to a tenth of a voxel)."""
     grid = Grid.of(label)
+    if _is_on(grid, image):
+        return
     if grid.shape != image.shape:
         problem = f"has {grid.shape} voxels, but its image has {image.shape}"
-    elif np.abs(image.to_voxels(grid.corners) - image.to_voxels(image.corners)).max() > MAX_OFFSET:
-        problem = f"lies elsewhere: the affines of label and image differ by up to {grid.distance(image):.3g} mm"
     else:
-        return
+        problem = f"lies elsewhere: the affines of label and image differ by up to {grid.distance(image):.3g} mm"
     raise bad_file(path, problem, "resample the label onto its image's grid")
+
+
+def _is_on(grid: Grid, image: Grid) -> bool:
+    if grid.shape != image.shape:
+        return False
+    return bool(np.abs(image.to_voxels(grid.corners) - image.to_voxels(image.corners)).max() <= MAX_OFFSET)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,18 @@ def with_affine(
     from monai.data import MetaTensor  # slow to import, and commands that use a saved transformation do without it
 
     return MetaTensor(values, affine=torch.as_tensor(affine), meta=meta)
+
+
+def even_step(length: int, count: int) -> int:
+    """The step that takes about `count` of the `length` voxels of a flattened volume, from all its slices alike.
+
+    A step that had a divisor in common with the length might have one in common with the number of slices, and would
+    pass over some slices altogether.
+    """
+    step = max(length // count, 1)
+    while math.gcd(step, length) > 1:
+        step += 1
+    return step
 
 
 def read_values(path: str | Path, strict: bool = False) -> tuple[torch.Tensor, np.ndarray, int]:

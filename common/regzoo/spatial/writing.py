@@ -59,7 +59,9 @@ def write_itk_image(path: str | os.PathLike[str], image: Any, grid: Grid) -> Non
         itk.imwrite(image, itk_name(temporary), compression=True)
 
 
-def write_nifti(path: str | os.PathLike[str], array: np.ndarray, affine: np.ndarray, intent: int | None = None) -> None:
+def write_nifti(
+    path: str | os.PathLike[str], array: np.ndarray, affine: np.ndarray, intent: int | None = None, about: str = ""
+) -> None:
     """Write a NIfTI file atomically.
 
     Args:
@@ -68,6 +70,7 @@ def write_nifti(path: str | os.PathLike[str], array: np.ndarray, affine: np.ndar
         affine: 4×4, voxel → RAS mm, axes at right angles; written as both sform and qform (code 1) so that every
             reader agrees. If the qform, which is less precise, differs by more than 1e-3 mm, its code is 0.
         intent: NIfTI intent code, e.g. 1007 for a vector field.
+        about: description, at most 79 letters.
 
     Raises:
         RegZooError: another suffix, or the axes are not at right angles, which a qform and ITK cannot hold; nothing is
@@ -84,6 +87,7 @@ def write_nifti(path: str | os.PathLike[str], array: np.ndarray, affine: np.ndar
     image.set_qform(affine, code=1)
     if not grid.distance(Grid(grid.shape, image.get_qform())) <= SAME_PLACE:
         image.header["qform_code"] = 0
+    image.header["descrip"] = about
     if intent is not None:
         image.header.set_intent(intent)
     with atomic_path(path) as temporary:

@@ -15,7 +15,7 @@ from regzoo.datasets.records import Alignment, case_name, known_alignment, recor
 from regzoo.errors import RegZooError, bad_file
 from regzoo.refinement.linear import register_linear
 from regzoo.spatial import Grid, LabelFile, as_tensor, centroids, label_values, read_image, read_label_file, to_channels
-from regzoo.spatial.held import hold, one_mask
+from regzoo.spatial.held import boxes, hold, is_map, one_mask
 from regzoo.spatial.volumes import FILE
 from regzoo.spatial.writing import form_of
 
@@ -122,7 +122,7 @@ class LoadPaird(MapTransform):
         counts = (volume.as_tensor() > 0).any(0)[None] ^ self.exclude
         if not bool(counts.any()):
             which = "all voxels are" if self.exclude else "no voxel is"
-            problem = f"leaves no voxel that counts: {which} above 0"
+            problem = f"leaves no voxel that counts: {which} 0.5 or more"
             raise bad_file(path, problem, "check the mask, and whether exclude should be set")
         return MetaTensor(counts, affine=volume.affine, meta={FILE: str(path)})
 
@@ -242,9 +242,14 @@ def _middle(item: Case, by_label: bool) -> np.ndarray:
         if by_label:
             logger.warning("%s: no moving label; its image's centre is aligned instead", item.get(Key.CASE))
         return Grid.of(item[MOVING.image]).center
-    (centre,) = centroids(one_mask(label, 0)[None], label.affine).cpu().numpy()
+    name, index = file_of(label, "the moving label"), 0
+    if is_map(label):
+        values = item[Key.LABEL_VALUES]
+        index = next((index for index, box in enumerate(boxes(label, len(values))) if box is not None), 0)
+        if index > 0:
+            logger.warning("%s: holds no label %d; its label %d is aligned instead", name, values[0], values[index])
+    (centre,) = centroids(one_mask(label, index)[None], label.affine).cpu().numpy()
     if not np.isfinite(centre).all():
-        name = file_of(label, "the moving label")
         raise bad_file(name, "its first label is empty", "draw it, or set align to center")
     return centre
 

@@ -14,12 +14,13 @@ from regzoo.errors import RegZooError
 from regzoo.refinement import RefinementOptions, Volumes, options_for, refine
 from regzoo.spatial import DisplacementField, Grid, as_tensor, resample
 from regzoo.spatial.held import boxes, is_map
+from regzoo.spatial.volumes import even_step
 from regzoo.transforms.load import aligned, file_of, prealignment
 from tqdm import tqdm
 
 #: Quantiles of the intensities that are mapped to 0 and 1 where there is no window.
 QUANTILES = (0.005, 0.995)
-#: Voxels from which the quantiles are taken at most.
+#: About as many voxels are enough for the quantiles.
 SAMPLE = 1 << 20
 
 
@@ -160,7 +161,7 @@ def _outlined(data: Case, device: torch.device) -> list[Volumes]:
 def scaled(image: torch.Tensor, intensities: tuple[float, float] | None) -> torch.Tensor:
     """An image with `intensities` mapped to 0 and 1 and others clipped; None maps its quantiles, see `QUANTILES`."""
     if intensities is None:
-        values = image.flatten()[:: max(image.numel() // SAMPLE, 1)].float()
+        values = image.flatten()[:: even_step(image.numel(), SAMPLE)].float()
         low, high = torch.quantile(values, torch.tensor(QUANTILES, device=image.device)).tolist()
     else:
         low, high = intensities

@@ -13,13 +13,14 @@ from regzoo.case import FIXED, MOVING, SIDES, Case, Key, Record
 from regzoo.datasets.records import record_files
 from regzoo.errors import RegZooError, user_error
 from regzoo.spatial import Grid, as_tensor, read_image, read_label_file
+from regzoo.spatial.volumes import even_step
 from regzoo.transforms.load import LoadPaird, aligned
 from regzoo.transforms.points import landmarks_of
 from regzoo.transforms.resample import IN_VIEW, MIN_VOXELS, ResamplePaird, share_in_view
 from regzoo_tools.checking.findings import Finding, Severity, collected_warnings, finding_of
 from regzoo_tools.checking.sheet import Thumbnail, thumbnail
 
-#: The most voxels of a label that are used to measure its reach.
+#: About as many voxels of a label are enough to measure its reach.
 SAMPLE = 20_000
 #: The percentage of a label's voxels that must fit along each axis.
 REACH = 99.0
@@ -232,7 +233,7 @@ def _reach(label: Any, view: Grid) -> np.ndarray:
     source, found = Grid.of(label), []
     for mask in as_tensor(label):
         voxels = np.argwhere(mask.numpy() > 0)
-        voxels = voxels[:: max(1, len(voxels) // SAMPLE)]
+        voxels = voxels[:: even_step(len(voxels), SAMPLE)]
         far = np.abs(_from_middle(voxels, source, view)) if len(voxels) else np.full((1, 3), np.nan)
         found.append(np.percentile(far, REACH, axis=0))
     return np.stack(found)

@@ -12,9 +12,12 @@ from regzoo.case import FIXED, MOVING, SIDES
 from regzoo.ownership import own_path
 from regzoo.report.style import PLAIN, drawable, write_png
 from regzoo.spatial import Grid, as_tensor, centroids, resample
+from regzoo.spatial.volumes import even_step
 
 #: Pixels along the longer side of a slice.
 PIXELS = 128
+#: About as many voxels are enough for the percentiles of an image.
+SAMPLE = 100_000
 #: Cases in a row, and inches of a slice.
 ACROSS, INCHES = 4, 1.5
 
@@ -47,7 +50,9 @@ def thumbnail(item: Mapping[Any, Any], view: Grid, case: str) -> Thumbnail:
                 values = resample(torch.nan_to_num(as_tensor(item[key])), Grid.of(item[key]), plane)
                 found[side.name] = values[..., 0].numpy()[:, ::-1]
         if (pixels := images.get(side.name)) is not None:
-            low, high = np.percentile(as_tensor(item[side.image]).flatten()[::97].nan_to_num().numpy(), (1, 99.5))
+            values = as_tensor(item[side.image]).flatten()
+            some = values[:: even_step(len(values), SAMPLE)]
+            low, high = np.percentile(some.nan_to_num().numpy(), (1, 99.5))
             images[side.name] = (255 * np.clip((pixels[0] - low) / max(high - low, 1e-6), 0, 1)).astype(np.uint8)
     return Thumbnail(case, images, {side: values >= 0.5 for side, values in labels.items()})
 
