@@ -39,7 +39,9 @@ _NOTES = {
     "ranges": "Tukey's range test of the means of all methods, p. tukey.csv holds the differences and their intervals.",
     "sizes": (
         "Squared bias: squared distance of the mean of the predicted centroids to the true one. Variance: mean squared "
-        "distance of the predicted centroids to their mean. Both for each label of each case, over the repeats."
+        "distance of the predicted centroids to their mean. Both for each label of each case, over the repeats. "
+        "Differences are from the smallest training set of the method: Hodges–Lehmann estimate with 95 % interval, and "
+        "p of a paired Wilcoxon test."
     ),
     "scores": (
         "µ-RegPro: errors in mm; for the score they are divided by those of the unregistered pairs. Learn2Reg: means "
@@ -197,6 +199,8 @@ def sizes(rows: Sequence[Row], tested: Sequence[str]) -> str:
             "mean": short(row["mean"]),
             "median": short(row["median"]),
             "quartiles": f"{short(row['p25'])} – {short(row['p75'])}",
+            "difference from the smallest": _interval(row) if row["pairs"] else "",
+            "p": chance(row["p"]) if row["pairs"] else "",
         }
         for row in rows
         if row["metric"] in (tested[0], BIAS, VARIANCE)

@@ -74,9 +74,14 @@ def wilcoxon(groups: Sequence[Group], metrics: Sequence[str], pairs: Pairs) -> l
 def _compared(groups: Sequence[Group], metric: str, first: str, second: str) -> Row:
     """One paired Wilcoxon test, with the Hodges–Lehmann estimate of the difference and its 95 % interval."""
     known = {group.method: group.values(metric) for group in groups}
-    differences = paired_differences(known.get(first, {}), known.get(second, {}))
     row: Row = {"data": groups[0].data if groups else "", "metric": metric, "first": first, "second": second}
-    row |= {"pairs": len(differences), "median_difference": median(differences)}
+    return row | _difference(known.get(first, {}), known.get(second, {}))
+
+
+def _difference(first: Mapping[str, float], second: Mapping[str, float]) -> Row:
+    """The paired differences of the cases that both have, in numbers."""
+    differences = paired_differences(first, second)
+    row: Row = {"pairs": len(differences), "median_difference": median(differences)}
     estimate = hodges_lehmann(differences) if len(differences) else (np.nan,) * 3
     row |= zip(("estimate", "low", "high"), estimate, strict=True)
     return row | {"p": paired_wilcoxon(differences)}
@@ -134,14 +139,19 @@ def kinds(groups: Sequence[Group]) -> list[Row]:
 def training_sizes(groups: Sequence[Group], metrics: Sequence[str]) -> list[Row]:
     """Mean error, bias and variance of each group against the size of its training set.
 
+    The paired differences are those from the smallest training set of the same method.
     Source: Hu et al. 2019, section 2.3 and figure 3.
     """
-    return [
-        setting(group) | {"trained_on": group.trained_on, "repeats": len(group.repeats), "metric": metric} | values
-        for group in groups
-        for metric in (*metrics, BIAS, VARIANCE)
-        if (values := percentile_summary(group.values(metric).values()))["n"] and not np.isnan(group.trained_on)
-    ]
+    rows, trained = [], [group for group in groups if not np.isnan(group.trained_on)]
+    for group in trained:
+        alike = [other for other in trained if (other.data, other.method) == (group.data, group.method)]
+        smallest = min(alike, key=lambda other: other.trained_on)
+        for metric in (*metrics, BIAS, VARIANCE):
+            if (summary := percentile_summary(group.values(metric).values()))["n"]:
+                row = setting(group) | {"trained_on": group.trained_on, "repeats": len(group.repeats), "metric": metric}
+                first = {} if smallest is group else smallest.values(metric)
+                rows.append(row | summary | _difference(group.values(metric), first))
+    return rows
 
 
 def muregpro(groups: Sequence[Group]) -> list[Row]:
@@ -207,14 +217,16 @@ def claims(wanted: Sequence[Mapping[str, Any]], groups: Sequence[Group]) -> list
     """The verdict on each claim; p is corrected for the number of claims.
 
     A claim holds if the interval of the paired difference excludes 0 on its side and the median differs by at least its
-    percentage. It fails if the interval excludes 0 on the other side.
+    percentage. It fails if the interval excludes 0 on the other side. The medians are those of the paired cases.
     """
     rows = []
     for claim in wanted:
         metric, names = claim["metric"], (claim["better"], claim["than"])
         test = _compared(groups, metric, *names)
         sides = [[group for group in groups if group.method == name] for name in names]
-        medians = [median(side[0].known(metric)) if side else np.nan for side in sides]
+        values = [side[0].values(metric) if side else {} for side in sides]
+        paired = [case for case in values[0] if np.isfinite(values[0][case] - values[1].get(case, np.nan))]
+        medians = [median(np.array([one[case] for case in paired])) for one in values]
         change = 100 * (medians[0] / medians[1] - 1) if medians[1] else np.nan
         sign = 1 if best(metric) == "high" else -1
         runs = "+".join(str(sum(len(group.cells) for group in side)) for side in sides)

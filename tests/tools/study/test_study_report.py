@@ -14,6 +14,7 @@ import pytest
 from helpers import make_affine
 from regzoo.cli import main
 from regzoo.errors import RegZooError
+from regzoo.report import write_csv
 from regzoo.spatial import DisplacementField, Grid
 from regzoo_tools.study.cells import Cell, cells_of, folder_of, read_facts, recipe, write_facts
 from regzoo_tools.study.description import Study, read_study
@@ -131,6 +132,15 @@ def test_bias_and_variance(study: Study, method: str, folds: int) -> None:
         assert found == pytest.approx([expected.mean(), *np.percentile(expected, (25, 50, 75)), 36], rel=1e-4)
 
 
+def test_more_training_cases_are_compared_with_the_fewest(study: Study) -> None:
+    fewest, most = (one(study, "training_sizes", method="ddf", folds=folds, metric="tre_mm") for folds in (2, 4))
+    assert float(fewest["trained_on"]) < float(most["trained_on"])
+    assert fewest["pairs"] == "0" and fewest["estimate"] == ""
+    differences = of_cases(study, "ddf", "tre_mm", 4) - of_cases(study, "ddf", "tre_mm", 2)
+    assert most["pairs"] == "12" and float(most["p"]) == pytest.approx(stats.wilcoxon(differences).pvalue, rel=1e-4)
+    assert float(most["low"]) <= float(most["estimate"]) <= float(most["high"])
+
+
 def test_kinds_of_label(study: Study) -> None:
     found: dict[str, list[float]] = {}
     for file in study.folder.glob("cells/ddf_fold*of4_*/evaluation/labels.csv"):
@@ -165,6 +175,18 @@ def test_claims(study: Study) -> None:
     medians = [np.median(of_cases(study, method, "tre_mm")) for method in ("conditional", "ddf")]
     assert float(rows[0]["change_percent"]) == pytest.approx(100 * (medians[0] / medians[1] - 1), rel=1e-4)
     assert (rows[0]["runs"], rows[0]["pairs"], rows[3]["pairs"]) == ("12+12", "12", "36")
+
+
+def test_a_claim_is_about_the_cases_that_both_methods_measured(tmp_path: Path) -> None:
+    study = study_of(tmp_path, report={"claims": CLAIMS})
+    for file in study.folder.glob("cells/conditional_*/evaluation/cases.csv"):
+        rows = rows_of(file)
+        write_csv(file, list(rows[0]), [list(row.values()) for row in rows if row["case"] in CASES[:7]])
+    write_report(study)
+    row = table(study, "claims")[0]
+    medians = [np.median(of_cases(study, "ddf", "tre_mm")[:7]), np.median(of_cases(study, "ddf", "tre_mm"))]
+    assert row["pairs"] == "7" and medians[0] != medians[1]
+    assert float(row["median_than"]) == pytest.approx(medians[0], rel=1e-4)
 
 
 class References(HTMLParser):
