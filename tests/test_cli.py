@@ -153,11 +153,11 @@ def test_help_of_a_group_lists_its_commands(
         ("apply field b --image a --from", "--from: has no value; write one after it"),
         ("convert -f.nii.gz b.h5", "-f.nii.gz: begins like an option; if it is a file, write ./-f.nii.gz"),
         ("study run --redo a.json --job 3", "--job: no such option of regzoo study run; did you mean --jobs?"),
-        ("study run --redo missing.json", "missing.json: no such file or directory; name the JSON file of a study"),
+        ("study run --redo missing.json", "missing.json: no such file; name the JSON file of a study"),
         ("export . -f onnx", "-f: no such option of regzoo export; did you mean --format?"),
         (
             "apply f.nii -o --b.tif -l --a.nii",
-            "--b.tif: has a suffix that cannot be written here; let it end in .nii, .nii.gz, .nrrd, .mha",
+            "--b.tif: has a suffix that cannot be written here; let it end in .nii, .nii.gz, .nrrd, .mha, .seg.nrrd",
         ),
         ("study run a.json --job 3", "--job: no such option of regzoo study run; did you mean --jobs?"),
     ],

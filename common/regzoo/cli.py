@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import io
 import keyword
 import re
 import signal
@@ -15,7 +14,15 @@ from typing import Any
 import fire
 from fire.parser import DefaultParseValue
 from regzoo.bundles import as_value, find_bundle
-from regzoo.errors import READER_GONE, RegZooError, end_on_signals, one_line, print_error, reader_is_gone
+from regzoo.errors import (
+    READER_GONE,
+    RegZooError,
+    end_on_signals,
+    one_line,
+    print_any_name,
+    print_error,
+    reader_is_gone,
+)
 from regzoo.startup import keep_freed_memory, quick_imports, run_again
 
 _OPTION = re.compile(r"(?:--|-(?=[A-Za-z](?:=|$)))([A-Za-z][\w#-]*)(=.*)?", re.DOTALL)
@@ -260,8 +267,7 @@ def _commands() -> dict[str, Any]:
 def main() -> None:
     """Run a command. An error prints one line on standard error; the exit status is 1."""
     end_on_signals()
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files can be any bytes
+    print_any_name()
     keep_freed_memory()
     commands = _commands()
     for command in commands.values():

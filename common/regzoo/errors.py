@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import io
 import logging
 import os
 import re
@@ -110,6 +111,7 @@ def one_line_errors() -> None:
     The bundles' ``initialize`` calls this function, so ``python -m monai.bundle run`` reports bad input in one line.
     """
     end_on_signals()
+    print_any_name()
     logging.raiseExceptions = False  # or each line that cannot be written to a closed pipe would print a traceback
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -121,6 +123,12 @@ def one_line_errors() -> None:
             sys.__excepthook__(kind, error, trace)
 
     sys.excepthook = hook
+
+
+def print_any_name() -> None:
+    """Let standard output escape what it cannot encode: the names of files can be any bytes."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def reader_is_gone(error: BaseException) -> bool:

@@ -20,7 +20,8 @@ from regzoo.files import alone_in, atomic_path, file_hash, make_folder, write_js
 #: The record of a folder is the entry `KEY` of its statistics or, if it has none, of the file `RECORD`.
 STATISTICS, RECORD, KEY = "statistics.json", ".regzoo.json", "written_by"
 #: The record of files other than registration results, such as tables, exported networks and weights. Its entry
-#: `SINGLE` names those that `own_path` wrote. It replaces only these, and not, say, the weights of a training.
+#: `SINGLE` names those that `own_path` wrote. `own_path` replaces only these, and not, say, the weights of a
+#: training.
 CLAIMS, SINGLE = ".regzoo.files.json", "single"
 
 
@@ -102,7 +103,12 @@ def _is_claimed(file: Path, claimed: Mapping[str, str | None]) -> bool:
 
 def _single(folder: Path) -> set[str]:
     """The files recorded by `own_path`."""
-    return {name for _, content in _records(folder, [CLAIMS]) for name in content[KEY].get(SINGLE, ())}
+    found = set[str]()
+    for _, content in _records(folder, [CLAIMS]):
+        # An earlier version did not tell them from the files of trainings, of which the weights matter.
+        earlier = [name for name, digest in content[KEY]["files"].items() if digest and not name.endswith(".pt")]
+        found.update(content[KEY].get(SINGLE, earlier))
+    return found
 
 
 def _record(folder: Path, files: Mapping[str, str | None], bundle: str = "", single: bool = False) -> None:

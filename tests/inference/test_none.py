@@ -133,6 +133,11 @@ def test_masks_count_in_the_pre_alignment(pair: dict[str, str]) -> None:
     assert not torch.equal(*fields)
 
 
+def test_some_pairs_of_a_registrar_may_lack_the_mask_that_excludes(pair: dict[str, str]) -> None:
+    registrar = Registrar("none", align="rigid", exclude=True)
+    assert registrar.register(pair["fixed"], pair["moving"]).field is not None
+
+
 def test_masks_exclude_on_request(pair: dict[str, str]) -> None:
     """All but the ball, then the ball alone: the mask is read the other way round."""
     masks = {"fixed_mask": pair["fixed_label"], "moving_mask": pair["moving_label"]}

@@ -40,7 +40,7 @@ def read_muregpro(
     the same name, or names that differ only in ``mr`` and ``us`` (``case1_mr``, ``case1_us``). The ``train`` level and
     the label folders may be missing. ``manifest.json``, if it exists, gives patients and names of labels; otherwise
     every case is its own patient, and the labels of a 4-D file are ``gland``, ``landmark_1`` and so on. A case of
-    ``test`` that shares its name with another split is called ``test_<name>``, and so is its patient.
+    ``test`` that shares its name with a case of another split is called ``test_<name>``, and so is its patient.
 
     Args:
         direction: moving to fixed, ``mr_to_us`` or ``us_to_mr``.

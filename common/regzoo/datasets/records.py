@@ -150,7 +150,11 @@ def pair_record(fixed: Record, moving: Record) -> Record:
         for value, name in zip(image.get(Key.LABEL_VALUES, []), image.get(Key.LABEL_NAMES, []), strict=False)
     }
     names = [image[Key.LABEL_NAMES] for image in images if Key.LABEL_NAMES in image]
-    if values := list(dict.fromkeys(value for image in images for value in image.get(Key.LABEL_VALUES, []))):
+    listed = [image[Key.LABEL_VALUES] for image in images if image.get(Key.LABEL_VALUES)]
+    values = list(dict.fromkeys(value for values in listed for value in values))
+    if all(values == sorted(values) for values in listed):  # in one order, whichever image is the fixed one
+        values.sort()
+    if values:
         record[Key.LABEL_VALUES] = values
         if named:
             record[Key.LABEL_NAMES] = [named.get(value, f"label_{value}") for value in values]
@@ -181,6 +185,8 @@ def check_label_names(images: Iterable[Record]) -> None:
                 what = f"value {label}" if by_value else f"label {label} (from 0)"
                 problem = f"its {what} is called {called[label]!r}, but that of {other} is called {name!r}"
                 fix = "give the same structure the same value (label_values) or position, and name, in all images"
+                if bool(values) != bool(other_values):
+                    fix = "give label_values to all images"
                 refuse(bad_file(file, problem, fix))
         if [value for value in values if value in other_values] != [value for value in other_values if value in values]:
             problem = f"lists its label_values in another order than {other}"

@@ -70,7 +70,7 @@ def capture_log() -> None:
 def _keep_log(log: MemoryHandler, folder: Path) -> None:
     """Append the recorded lines of a log, and its later lines, to a file in a folder."""
     if log.target is None:
-        file = _LogFile(folder / LOG, encoding="utf-8", delay=True)
+        file = _LogFile(folder / LOG, encoding="utf-8", delay=True, errors="backslashreplace")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.setTarget(file)
     log.flush()

@@ -72,6 +72,7 @@ def register_pairs(
     registrar = Registrar(bundle, **overrides)
     records = load_records(pairs, split, registrar.settings.get("direction", "mr_to_us"), must_exist=False)
     registrar.check_refinement(records)
+    registrar.check_exclude(records)
     runner = _Runner(registrar, make_folder(out), wanted, inverse)
     claim(runner.folder, (SUMMARY, SHEET), runner.registrar.bundle)
     rows: list[Row] = []

@@ -134,10 +134,13 @@ class Registrar:
         return RegistrationResult.of(self.run(record), self.bundle)
 
     def check_refinement(self, records: Sequence[Record]) -> None:
-        """Raise `RegZooError` for settings of a refinement without a refinement, and of masks without a mask."""
+        """Raise `RegZooError` if settings of a refinement are given, and none of the records is refined."""
         for name in ("refine_seconds", "refine_options"):
             if self.settings.get(name) and not self.refines and not any(record.get(Key.REFINE) for record in records):
                 raise RegZooError(f"{name}: has no effect without refine; set refine, or leave it out")
+
+    def check_exclude(self, records: Sequence[Record]) -> None:
+        """Raise `RegZooError` if masks are to exclude voxels, and none of the records has a mask."""
         if self.settings.get("exclude") and not any(record.get(key) for record in records for key in MASK_KEYS):
             raise RegZooError("exclude: has no effect without fixed_mask or moving_mask; name one, or leave it out")
 
@@ -199,7 +202,9 @@ def register(
     if out is not None:
         check_target(out, outputs, find_bundle(bundle).resolve().name, record, points, inverse)
         check_writable(out)
-    result = Registrar(bundle, **overrides).register(*files)
+    registrar = Registrar(bundle, **overrides)
+    registrar.check_exclude([record])
+    result = registrar.register(*files)
     if file is not None:
         result.carry_points(file)
     if out is not None:

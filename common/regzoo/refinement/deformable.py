@@ -178,7 +178,7 @@ class _Refinement:
             ) -> torch.Tensor:
                 return follow(transform(values)[0])
 
-            rate = self.options.rate * float(level.grid.spacing.min())
+            rate = self.options.rate * voxel_size(level.grid)
             parameters = self._minimise([(level, field)], parameters, [(steps, 0)], rate, smoothness=0.0)
         return transform(parameters)[0]
 

@@ -28,7 +28,7 @@ BINS = 32
 KEPT = (10, 2)
 #: An image with positive values and values below this is taken for a CT, and clipped to the window of soft tissue.
 HOUNSFIELD = -500.0
-#: About as many voxels are enough for the quantiles of an image.
+#: About this many voxels are enough for the quantiles of an image.
 SAMPLE = 1_000_000
 #: Fewest voxels along each axis.
 THINNEST = 4

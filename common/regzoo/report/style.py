@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
 INK = "#1f2933"
 COLORS = ("#1273de", "#d97706", "#0f8a5f", "#b4307a", "#6b4fbb", "#7b8794", "#a3580f", "#0b7285")
-
-
 #: For texts that hold names of files: two dollar signs are no formula.
 PLAIN: dict[str, Any] = {"parse_math": False}
 

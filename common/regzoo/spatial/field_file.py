@@ -61,7 +61,7 @@ def read_field(path: str | PathLike[str], strict_headers: bool = False) -> tuple
     elif absolute is None and _looks_absolute(vectors, grid):
         problem = "seems to hold positions, not displacements, and would collapse the image"
         raise bad_file(
-            path, problem, "subtract the position of each voxel; if they are displacements, save it as .nrrd"
+            path, problem, "subtract the position of each voxel; if they are displacements, save the field as .nrrd"
         )
     warn_or_refuse(path, volume.doubt, strict_headers)
     return vectors, grid

@@ -115,8 +115,10 @@ def _numbers(path: Path, rows: Sequence[Sequence[str]], columns: Sequence[int]) 
     points = []
     for number, row in enumerate(rows, start=1):
         try:
-            # Python reads 1_0 as 10; here it is more likely a slip of the pen for 1.0.
-            points.append([float(row[column].replace("_", "?")) for column in columns])
+            cells = [row[column] for column in columns]
+            if "_" in "".join(cells):  # Python reads 1_0 as 10; here it is more likely a slip of the pen for 1.0
+                raise ValueError("_")
+            points.append(list(map(float, cells)))
         except (ValueError, IndexError):
             problem = f"its point {number} lacks three numbers for x, y and z"
             raise bad_file(path, problem, "complete or remove it") from None

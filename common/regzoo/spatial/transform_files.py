@@ -303,8 +303,10 @@ def _learn2reg(path: Path, voxels: np.ndarray, fixed: Grid | None) -> Displaceme
 def _halved(path: Path, transformation: Transformation, grid: Grid) -> np.ndarray:
     """The displacements (3, X/2, Y/2, Z/2) in voxels of the full grid, which has the same outermost voxel centres."""
     if any(n % 2 or n < 4 for n in grid.shape):
-        size = f"half as many voxels along each axis as the fixed image ({times(grid.shape)}), and needs two"
-        raise bad_file(path, f"would have {size}", "write disp_*.nii.gz, which has its full size")
+        problem = (
+            f"needs an even number of voxels, at least four, along each axis of the fixed image ({times(grid.shape)})"
+        )
+        raise bad_file(path, problem, "write disp_*.nii.gz, which has its full size")
     steps = np.array([(n - 1) / (n // 2 - 1) for n in grid.shape])
     half = Grid([n // 2 for n in grid.shape], grid.affine @ np.diag([*steps, 1.0]))
     world = transformation.on(half).displacement.numpy()

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 #: Quantiles of the intensities that are mapped to 0 and 1 where there is no window.
 QUANTILES = (0.005, 0.995)
-#: About as many voxels are enough for the quantiles.
+#: About this many voxels are enough for the quantiles.
 SAMPLE = 1 << 20
 
 

@@ -20,7 +20,7 @@ from regzoo.transforms.resample import IN_VIEW, MIN_VOXELS, ResamplePaird, share
 from regzoo_tools.checking.findings import Finding, Severity, collected_warnings, finding_of
 from regzoo_tools.checking.sheet import Thumbnail, thumbnail
 
-#: About as many voxels of a label are enough to measure its reach.
+#: About this many voxels of a label are enough to measure its reach.
 SAMPLE = 20_000
 #: The percentage of a label's voxels that must fit along each axis.
 REACH = 99.0

@@ -16,7 +16,7 @@ from regzoo.spatial.volumes import even_step
 
 #: Pixels along the longer side of a slice.
 PIXELS = 128
-#: About as many voxels are enough for the percentiles of an image.
+#: About this many voxels are enough for the percentiles of an image.
 SAMPLE = 100_000
 #: Cases in a row, and inches of a slice.
 ACROSS, INCHES = 4, 1.5

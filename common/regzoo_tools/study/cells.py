@@ -129,6 +129,7 @@ def recipe(study: Study, cell: Cell) -> dict[str, str]:
     settings = [study.settings, data_settings(study, method), method.settings, study.evaluation, method.evaluation]
     rest = [study.weights, study.fields, bundle, method.baseline, tool, method.measured, study.processes, asdict(cell)]
     scripts = [path for word in method.tool if (path := home / word).suffix == ".py" and path.is_file()]
+    scripts += sorted((config_files(study, method)[0].parents[1] / "scripts").rglob("*.py"))
     source = json.dumps(study.data[data_of(study, method)] | {"settings": None}, sort_keys=True)
     return {
         "study": _digest(json.dumps([settings, rest], sort_keys=True).encode()),

@@ -22,6 +22,7 @@ from regzoo_tools.study.page import page
 from regzoo_tools.study.results import BIAS, VARIANCE, Facts, Group, main_setting, read_groups, unregistered
 from regzoo_tools.study.status import STATES, states
 from regzoo_tools.study.tables import Row
+from regzoo_tools.study.work import evaluation_settings
 
 #: What is tested unless the study says so.
 TESTED = ("tre_mm", "adhoc_tre_mm", "gland_dsc", "dsc")
@@ -141,6 +142,8 @@ def _check_metrics(study: Study, options: Options, claims: Sequence[Row], groups
     found = {RUNTIME: None, BIAS: None, VARIANCE: None} | dict.fromkeys(tables.measured(groups))
     for method in study.methods.values():
         found |= dict.fromkeys(read_config(config_files(study, method)[-1]).get(METRICS, {}).get("measures", {}))
+        keys = (key.lstrip("+").replace("::", "#") for key in evaluation_settings(study, method))
+        found |= dict.fromkeys(key.split("#")[3] for key in keys if key.startswith(f"{METRICS}#measures#"))
     named = [("report.metrics", metric) for metric in options.metrics]
     named += [(f"report.claims[{number}].metric", claim["metric"]) for number, claim in enumerate(claims)]
     for place, metric in named:

@@ -18,8 +18,19 @@ from regzoo.datasets import load_records, load_single_records, split_fold
 from regzoo.engines.data import LISTED
 from regzoo.errors import RegZooError, bad_file
 from regzoo.files import alone_in, make_folder, write_json
-from regzoo_tools.study.cells import Cell, cells_of, depth, folder_of, is_locked, lock_of, locked, outdated, read_facts
-from regzoo_tools.study.description import Method, Study, data_of, fold_numbers, takes_images
+from regzoo_tools.study.cells import (
+    Cell,
+    cells_of,
+    depth,
+    folder_of,
+    is_locked,
+    lock_of,
+    locked,
+    outdated,
+    read_facts,
+    recipe,
+)
+from regzoo_tools.study.description import Method, Study, data_of, fold_numbers, takes_images, unknown
 from regzoo_tools.study.work import Work, measured_split
 
 if TYPE_CHECKING:
@@ -69,6 +80,8 @@ def run_study(study: Study, executor: str = "local", jobs: int = 1, redo: bool =
     print(f"{study.folder}: {len(cells)} of {len(everything)} cells to run", flush=True)
     if cells:
         write_phantoms(study, cells)
+        for cell in {cell.method: cell for cell in cells}.values():
+            recipe(study, cell)  # reads the data here once, and not in each process
         start = _submit if executor == "slurm" else _run_here
         start(study, cells, jobs)
     if executor == "slurm" and (cells or waiting):
@@ -104,14 +117,16 @@ def _check_data(study: Study, name: str) -> None:
     """Raise `RegZooError` if the cells of a study could not be trained or measured on a data set."""
     place, phantoms = f"{study.file}: data.{name}", _phantoms(study, name)
     methods = {key: method for key, method in study.methods.items() if data_of(study, method) == name}
+    trained = {key: method for key, method in methods.items() if not method.baseline}
+    size = max(study.training_sizes or [0]) if trained else 0
     if phantoms is not None:
+        _check_size(place, size, phantoms.count)
         _check_phantoms(study, place, phantoms, methods)
         return
     source = str(study.data[name]["dataset_dir"])
-    size = max(study.training_sizes or [0])
-    for single in {takes_images(study, method) for method in methods.values() if study.folds or size}:
+    for single in {takes_images(study, method) for method in (methods if study.folds else trained).values()}:
         records = load_single_records(source, "train") if single else load_records(source, "train")
-        _check_size(place, size, len(records), methods)
+        _check_size(place, size, len(records))
         own = sorted({record[Key.FOLD] for record in records if Key.FOLD in record})
         for number in fold_numbers(study):
             if own and own != list(range(number)):
@@ -122,39 +137,54 @@ def _check_data(study: Study, name: str) -> None:
             except RegZooError as error:
                 raise RegZooError(f"{place}, {len(records)} cases: {error}") from error
     for key, split in _held_out(study, methods).items():
-        single = takes_images(study, methods[key])
+        listed = LISTED.get(split) if takes_images(study, methods[key]) else split
         try:
-            if single and split not in LISTED:
+            if listed is None:
                 load_single_records(source, split)
             else:
-                load_records(source, LISTED.get(split, split) if single else split)
+                load_records(source, listed)
         except RegZooError as error:
             raise RegZooError(f"{place}, to measure {key}: {error}") from error
 
 
 def _check_phantoms(study: Study, place: str, phantoms: PhantomSet, methods: Mapping[str, Method]) -> None:
     """`_check_data` for phantoms, which need not exist yet."""
-    _check_size(place, max(study.training_sizes or [0]), phantoms.count, methods)
+    from regzoo_phantoms.writing import SPLITS
+
     for number in fold_numbers(study):
         if number > phantoms.patients:
             problem = f"{phantoms.patients} patients with {phantoms.count} {phantoms.unit}s cannot make {number} folds"
             raise bad_file(place, problem, "use fewer folds or add patients")
-    if phantoms.held_out == 0 and _held_out(study, methods):
-        raise bad_file(place, "its phantoms hold nothing out to measure", "raise held_out, or add folds to the study")
+    for key, split in _held_out(study, methods).items():
+        if (part := LISTED.get(split, split)) not in SPLITS:
+            raise unknown(study.file, f"methods.{key}", f"phantoms have no part {split!r}", split, SPLITS)
+        if part == "val" and phantoms.held_out == 0:
+            raise bad_file(
+                place, "its phantoms hold nothing out to measure", "raise held_out, or add folds to the study"
+            )
 
 
-def _check_size(place: str, size: int, count: int, methods: Mapping[str, Method]) -> None:
+def _check_size(place: str, size: int, count: int) -> None:
     """Raise `RegZooError` if methods are to be trained on more cases than there are."""
-    if size > count and not all(method.baseline for method in methods.values()):
+    if size > count:
         problem = f"training_sizes asks for {size} cases to train on, and there are {count}"
         raise bad_file(place, problem, "write smaller numbers or add cases")
 
 
 def _held_out(study: Study, methods: Mapping[str, Method]) -> dict[str, str]:
-    """Method → the part of the data set that it is measured on, if that is not a part of the training set."""
+    """Method → the part of the data set that it is measured on, if the training set does not contain that part.
+
+    Raises:
+        RegZooError: a method would be measured on the cases that it is trained on.
+    """
     if study.folds is not None:
         return {}
     found = {name: measured_split(study, name) for name, method in methods.items() if method.measured}
+    trained_on = ("train", "fold", "rest") if study.training_sizes else ("train",)
+    for name, split in found.items():
+        if split in trained_on and not methods[name].baseline:
+            problem = f"methods.{name}: would be measured on cases of its training (eval_split {split!r})"
+            raise bad_file(study.file, problem, "measure it on another part, or add folds to the study")
     return {name: split for name, split in found.items() if split not in ("fold", "rest")}
 
 

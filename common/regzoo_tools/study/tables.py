@@ -224,7 +224,8 @@ def claims(wanted: Sequence[Mapping[str, Any]], groups: Sequence[Group]) -> list
         metric, names = claim["metric"], (claim["better"], claim["than"])
         test = _compared(groups, metric, *names)
         sides = [[group for group in groups if group.method == name] for name in names]
-        values = [side[0].values(metric) if side else {} for side in sides]
+        known = {group.method: group.values(metric) for group in groups}
+        values = [known.get(name, {}) for name in names]
         paired = [case for case in values[0] if np.isfinite(values[0][case] - values[1].get(case, np.nan))]
         medians = [median(np.array([one[case] for case in paired])) for one in values]
         change = 100 * (medians[0] / medians[1] - 1) if medians[1] else np.nan

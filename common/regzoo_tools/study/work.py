@@ -69,7 +69,7 @@ def evaluation_overlay(study: Study, cell: Cell) -> dict[str, Any]:
     """The settings of the evaluation of a cell, and what a study adds to it, see `regzoo_tools.study.measuring`."""
     method, folder = study.methods[cell.method], folder_of(study, cell)
     config = _config(study, method)
-    settings = _evaluation_settings(study, method) | _shared(study, cell)
+    settings = evaluation_settings(study, method) | _shared(study, cell)
     settings |= {"output_dir": str(folder), "evaluation_dir": str(folder / "evaluation"), "pictures": 0}
     # The cases that a data set holds out are the same for every repeat.
     settings |= {"seed": cell.repeat if cell.folds else 0}
@@ -107,10 +107,10 @@ def evaluation_overlay(study: Study, cell: Cell) -> dict[str, Any]:
 def measured_split(study: Study, name: str) -> str:
     """The part of a data set that a method is measured on, in a study without folds."""
     method = study.methods[name]
-    return str((_config(study, method) | _evaluation_settings(study, method))["eval_split"])
+    return str((_config(study, method) | evaluation_settings(study, method))["eval_split"])
 
 
-def _evaluation_settings(study: Study, method: Method) -> dict[str, Any]:
+def evaluation_settings(study: Study, method: Method) -> dict[str, Any]:
     """The settings that a study gives to the evaluation of a method."""
     settings = study.settings | data_settings(study, method) | BASELINES.get(method.baseline, {}) | method.settings
     return settings | study.evaluation | method.evaluation

@@ -406,6 +406,12 @@ def test_mistakes(tmp_path: Path, report: dict[str, object], change: Callable[[S
     assert "\n" not in str(error.value)
 
 
+def test_a_metric_that_the_study_adds_may_be_named_before_it_is_measured(tmp_path: Path) -> None:
+    added = {"validate#metrics#measures#mine": {"_target_": "regzoo_tools.study.measuring.Runtime"}}
+    study = study_of(tmp_path, lambda cell: cell.method == "identity", evaluation=added, report={"metrics": ["mine"]})
+    write_report(study)
+
+
 def test_quantities_of_an_affine_deformation() -> None:
     """u = A x on an oblique grid: det J = det(I + A) and ‖∇u‖ = ‖A‖, whatever the voxels."""
     matrix = np.array([[0.1, 0.2, 0.0], [0.0, -0.3, 0.05], [0.1, 0.0, 0.2]])

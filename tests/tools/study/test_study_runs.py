@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from regzoo.errors import RegZooError
 from regzoo_tools.study import cells
 from regzoo_tools.study.cells import Cell, cells_of, folder_of, lock_of, locked, read_facts
 from regzoo_tools.study.description import Study, read_study
-from regzoo_tools.study.scheduling import _environment, run_study
+from regzoo_tools.study.scheduling import _check_data, _environment, run_study
 from regzoo_tools.study.status import states, status_text
 from regzoo_tools.study.work import Work, command, evaluation_overlay, run_cell, training_overlay
 from synthetic import finished
@@ -314,6 +315,17 @@ NO_VALIDATION = "fixed_image,moving_image\na.nii.gz,b.nii.gz\n"
             None,
             "training_sizes asks for 7 cases to train on, and there are 6; write smaller numbers",
         ),
+        ({"folds": None, "evaluation": {"eval_split": "train"}}, None, "would be measured on cases of its training"),
+        (
+            {"folds": None, "training_sizes": [2], "evaluation": {"eval_split": "fold"}},
+            None,
+            "would be measured on cases of its training (eval_split 'fold')",
+        ),
+        (
+            {"folds": None, "evaluation": {"eval_split": "vall"}, "data": {"prostate": {"phantoms": {"pairs": 6}}}},
+            None,
+            "phantoms have no part 'vall'; did you mean val?",
+        ),
     ],
 )
 def test_data_that_cannot_give_what_is_asked(
@@ -324,8 +336,19 @@ def test_data_that_cannot_give_what_is_asked(
         (tmp_path / "images" / "datalist.csv").write_text(table)
     with pytest.raises(RegZooError) as caught:
         run_study(study)
-    assert str(caught.value).startswith(f"{study.file}: data.prostate") and said in str(caught.value)
+    assert re.match(rf"{study.file}: (data\.prostate|methods\.)", str(caught.value)) and said in str(caught.value)
     assert not study.folder.parent.exists()
+
+
+def test_data_of_baselines_need_no_part_to_train_on(write_study: WriteStudy, tmp_path: Path) -> None:
+    """Beside a data set to train on, with trainings of several sizes."""
+    (tmp_path / "patients").mkdir()
+    for name in ("a.nii.gz", "b.nii.gz"):
+        (tmp_path / "patients" / name).touch()
+    (tmp_path / "patients" / "datalist.csv").write_text("fixed_image,moving_image,split\na.nii.gz,b.nii.gz,val\n")
+    described = {"data": {"patients": {"dataset_dir": "patients"}}, "folds": None, "training_sizes": [9]}
+    study = read_study(write_study(methods={"identity": {"bundle": BUNDLE, "baseline": "identity"}}, **described))
+    _check_data(study, "patients")
 
 
 def start_run(study: Path, jobs: int = 2) -> subprocess.Popen[bytes]:
