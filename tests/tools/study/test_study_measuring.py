@@ -110,6 +110,10 @@ def test_the_released_weights(tmp_path: Path, data: Path) -> None:
     np.testing.assert_allclose(found.displacement, expected.displacement, atol=1e-3)
     facts = {"recipe": recipe(study, cell)}
     assert outdated(study, cell, facts) == []
+    (root / "scripts").mkdir()
+    (root / "scripts" / "net.py").write_text("size = 3\n")
+    assert outdated(study, cell, facts) == ["code"]
+    (root / "scripts" / "net.py").unlink()
     weights = root / "models" / "model.pt"
     weights.write_bytes(weights.read_bytes() + b" ")
     cells._files.cache_clear()
