@@ -320,10 +320,10 @@ MISTAKES = {
     ),
     "an affine map apart in a field": ("convert field.nii.gz o.nii.gz --affine affine.mat", "--affine: has no effect"),
     "an affine map with a deformation": ("convert field.nii.gz o.h5 --affine field.nii.gz", "not affine"),
-    "half of an odd size": ("convert field.nii.gz o.npz", "error: o.npz: would have half"),
+    "half of an odd size": ("convert field.nii.gz o.npz", "error: o.npz: needs an even number"),
     "half of two voxels": (
         "convert affine.mat o.npz --reference two.nii.gz",
-        "error: o.npz: would have half as many voxels along each axis as the fixed image (6×2×4), and needs two",
+        "error: o.npz: needs an even number of voxels, at least four, along each axis of the fixed image (6×2×4)",
     ),
     "no grid for the inverse of a matrix": ("invert affine.mat --out o.nii.gz", "name the moving image with --ref"),
     "an image for a segmentation": (
