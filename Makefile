@@ -14,6 +14,9 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no
 PYTEST := -m pytest -n 2 --dist worksteal
 RUN := cd bundles/$(BUNDLE) && $(BIN)/python -m monai.bundle run
 
+# Images of Docker often set it. As nothing is compiled at the installation, each process would compile PyTorch anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Tests run several at a time: threads that wait for others have to sleep. A training has the machine to itself: there it
 # is a quarter faster to spin for some microseconds first.
 test test-slow test-slurm test-label lowest bench: export OMP_WAIT_POLICY := passive

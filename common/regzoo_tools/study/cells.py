@@ -11,13 +11,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from regzoo.case import PATH_KEYS, Record
-from regzoo.datasets import load_records, load_single_records
-from regzoo.datasets.records import record_files
-from regzoo.datasets.text import SPLIT_WORDS, read_json
-from regzoo.engines.identity import file_hash, image_parts
 from regzoo.errors import RegZooError
 from regzoo.files import file_name, write_json
 from regzoo_tools.study.description import (
@@ -30,6 +25,9 @@ from regzoo_tools.study.description import (
     released_weights,
     takes_images,
 )
+
+if TYPE_CHECKING:
+    from regzoo.case import Record
 
 #: The file with the facts of a cell, in its folder.
 FACTS = "cell.json"
@@ -163,8 +161,19 @@ def _code() -> str:
     return _files(*sorted((PACKAGES / "regzoo").rglob("*.py")), here / "measuring.py", here / "tools.py")
 
 
-@cache
+#: The hashes of the data sets that this process knows, by the arguments of `_data`.
+data_hashes: dict[tuple[str, bool, Path], str] = {}
+
+
 def _data(source: str, single: bool, hashes: Path) -> str:
+    """`_hash_of_data`, found once; a worker gets it from the process that starts it, and so needs no MONAI."""
+    key = source, single, hashes
+    if key not in data_hashes:
+        data_hashes[key] = _hash_of_data(*key)
+    return data_hashes[key]
+
+
+def _hash_of_data(source: str, single: bool, hashes: Path) -> str:
     """A data set: the parameters and the code of phantoms, or its records with the hashes of their files.
 
     Args:
@@ -176,6 +185,10 @@ def _data(source: str, single: bool, hashes: Path) -> str:
     if "phantoms" in described:
         code = _files(*sorted((PACKAGES / "regzoo_phantoms").rglob("*.py")))
         return _digest(source.encode(), code.encode())
+    from regzoo.case import PATH_KEYS
+    from regzoo.datasets.records import record_files
+    from regzoo.datasets.text import read_json
+
     known = read_json(hashes) if hashes.is_file() else {}
     now: dict[str, list[Any]] = {}
     parts = _records(described["dataset_dir"], single)
@@ -197,6 +210,9 @@ def _records(path: str, single: bool) -> dict[str, list[Record]]:
 
     A split that is missing, or that a training or an evaluation would refuse, has no records.
     """
+    from regzoo.datasets import load_records, load_single_records
+    from regzoo.datasets.text import SPLIT_WORDS
+
     found: dict[str, list[Record]] = {}
     for split in SPLIT_WORDS:
         with suppress(RegZooError):
@@ -210,6 +226,8 @@ def _records(path: str, single: bool) -> dict[str, list[Record]]:
 
 def _content(path: str, known: Mapping[str, list[Any]], now: dict[str, list[Any]]) -> str:
     """`file_hash`, taken from what is `known` of a file unless its size or time has changed; noted in `now`."""
+    from regzoo.engines.identity import file_hash, image_parts
+
     if path not in now:
         states = [[str(part), (state := part.stat()).st_size, state.st_mtime_ns] for part in image_parts(path)]
         before = known.get(path, [None, None])

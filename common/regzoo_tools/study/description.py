@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from regzoo.bundles import INSTALLED, read_config
-from regzoo.datasets.text import read_json
 from regzoo.errors import RegZooError, bad_file
 from regzoo.files import file_name
 
@@ -107,6 +106,8 @@ def read_study(file: str | Path, scale: str | None = None, out: str | Path | Non
     Raises:
         RegZooError: the file cannot be read, or describes no valid study; one line that names the key.
     """
+    from regzoo.datasets.text import read_json  # needs MONAI, which a worker loads only if it has to
+
     path = Path(file)
     if not path.is_file():
         raise bad_file(path, "no such file", "name the JSON file of a study")

@@ -17,11 +17,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from regzoo.datasets import load_validation
 from regzoo.errors import RegZooError, one_line
 from regzoo.files import write_json
 from regzoo_tools.study.cells import (
     Cell,
+    data_hashes,
     folder_of,
     is_locked,
     lock_of,
@@ -56,6 +56,8 @@ def training_overlay(study: Study, cell: Cell) -> dict[str, Any]:
     settings = {"show_progress": False} | study.settings | data_settings(study, method) | method.settings
     settings |= _shared(study, cell) | {"seed": cell.repeat}
     if cell.training_size is not None:
+        from regzoo.datasets import load_validation
+
         single = takes_images(study, method)
         settings["max_images" if single else "max_pairs"] = cell.training_size
         if not load_validation(data_folder(study, cell), single):
@@ -261,10 +263,14 @@ class Work:
             None for a worker of a cluster.
     """
 
+    def __init__(self) -> None:
+        self.data_hashes = dict(data_hashes)  # as the starting process knows them
+
     def __call__(
         self, study: Study, cells: Sequence[Cell], run: str, environment: dict[str, str], alive: Path | None = None
     ) -> None:
         os.environ.update(environment)
+        data_hashes.update(self.data_hashes)
         if alive is not None:  # submitit ignores SIGTERM, and a shell makes its background jobs ignore SIGINT
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         else:

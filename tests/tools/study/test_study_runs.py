@@ -159,7 +159,7 @@ def test_data_are_their_records_and_the_content_of_their_files(write_study: Writ
     study = read_study(images / "study.json")
 
     def read() -> set[str]:
-        cells._data.cache_clear()
+        cells.data_hashes.clear()
         return set(states(study).values())
 
     run_all(study)
@@ -249,7 +249,7 @@ def test_other_data_make_other_pairs(write_study: WriteStudy) -> None:
     before = evaluation_overlay(study, cell)["pairs_file"]
     assert evaluation_overlay(study, cell)["pairs_file"] == before
     (study.folder.parents[1] / "images" / "a.nii.gz").write_bytes(b"0")
-    cells._data.cache_clear()
+    cells.data_hashes.clear()
     assert evaluation_overlay(study, cell)["pairs_file"] != before
 
 
