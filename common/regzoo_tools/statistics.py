@@ -31,13 +31,20 @@ class Estimate(NamedTuple):
     high: float
 
 
-def paired_differences(first: Mapping[str, float], second: Mapping[str, float]) -> np.ndarray:
-    """First minus second for each case that was measured in both (N,).
+def paired(first: Mapping[str, float], second: Mapping[str, float]) -> np.ndarray:
+    """Both values of each case that was measured in both (2, N).
 
     Args:
         first, second: case → value; NaN where it could not be measured.
     """
-    return known(first[case] - second[case] for case in first if case in second)
+    both = np.array([(first[case], second[case]) for case in first if case in second], dtype=np.float64)
+    return both[np.isfinite(both).all(axis=1)].T if both.size else np.empty((2, 0))
+
+
+def paired_differences(first: Mapping[str, float], second: Mapping[str, float]) -> np.ndarray:
+    """First minus second for each case that was measured in both (N,); see `paired`."""
+    one, other = paired(first, second)
+    return one - other
 
 
 def paired_wilcoxon(differences: np.ndarray) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import permutations
 from pathlib import Path
 from typing import Any, cast
@@ -61,7 +61,7 @@ def draw_pairs(
 def _draw(records: Sequence[Record], count: int, seed: int) -> list[Record]:
     """Ordered pairs of different patients, always one of those whose images were drawn least so far."""
     ordered = sorted(records, key=lambda record: str(record[Key.CASE]))
-    left = _possible(ordered)
+    left = list(_possible(ordered))
     if not left:
         raise RegZooError("pairs of different patients need images of at least two patients; name a larger data set")
     if not 1 <= count <= len(left):
@@ -78,10 +78,10 @@ def _draw(records: Sequence[Record], count: int, seed: int) -> list[Record]:
     return drawn
 
 
-def _possible(records: Sequence[Record]) -> list[tuple[int, int]]:
+def _possible(records: Sequence[Record]) -> Iterator[tuple[int, int]]:
     """The numbers of the fixed and the moving image of all pairs of different patients."""
     patients = [patient_of(record) for record in records]
-    return [(i, j) for i, j in permutations(range(len(records)), 2) if patients[i] != patients[j]]
+    return ((i, j) for i, j in permutations(range(len(records)), 2) if patients[i] != patients[j])
 
 
 def _portable(pair: Record, target: Path) -> dict[str, Any]:
@@ -107,7 +107,12 @@ def _of_images(target: Path, wanted: dict[str, Any], records: Sequence[Record]) 
     different = [
         f"{key} {made.get(key)} instead of {wanted[key]}" for key in ("seed", "count") if made.get(key) != wanted[key]
     ]
-    possible = {pair_case(records[i], records[j]): (records[i], records[j]) for i, j in _possible(records)}
+    wanted_cases = {pair[Key.CASE] for pair in pairs}
+    possible = {
+        case: (records[i], records[j])
+        for i, j in _possible(records)
+        if (case := pair_case(records[i], records[j])) in wanted_cases
+    }
     if made.get("images") != wanted["images"]:
         different.append("other images")
     elif unknown := [pair[Key.CASE] for pair in pairs if pair[Key.CASE] not in possible]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -150,11 +150,10 @@ def pair_record(fixed: Record, moving: Record) -> Record:
         for value, name in zip(image.get(Key.LABEL_VALUES, []), image.get(Key.LABEL_NAMES, []), strict=False)
     }
     names = [image[Key.LABEL_NAMES] for image in images if Key.LABEL_NAMES in image]
-    listed = [image[Key.LABEL_VALUES] for image in images if image.get(Key.LABEL_VALUES)]
-    values = list(dict.fromkeys(value for values in listed for value in values))
-    if all(values == sorted(values) for values in listed):  # in one order, whichever image is the fixed one
-        values.sort()
-    if values:
+    listed = [list(image.get(Key.LABEL_VALUES, [])) for image in images]
+    if values := list(dict.fromkeys(chain(*listed))):
+        if all(own == sorted(own) for own in listed):  # in one order, whichever image is the fixed one
+            values.sort()
         record[Key.LABEL_VALUES] = values
         if named:
             record[Key.LABEL_NAMES] = [named.get(value, f"label_{value}") for value in values]

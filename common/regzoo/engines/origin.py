@@ -47,8 +47,12 @@ OF_ONE_USE = {"need", "label_values", "without", "keep_native"}
 PARTS = ("network_def", *STEPS)
 #: Parts of a training that overlays and options replace, besides the steps of its preprocessing.
 TRAINING_PARTS = (
-    *("augmentation", "lr_scheduler", "train#preprocessing", "validate#preprocessing"),
-    *("train#sampler", "train#dataloader#batch_size"),
+    "augmentation",
+    "lr_scheduler",
+    "train#preprocessing",
+    "validate#preprocessing",
+    "train#sampler",
+    "train#dataloader#batch_size",
 )
 #: Arguments of these that a resumed training may change: the length of its schedule, and a check of the files.
 FREE = {"t_total", "strict_headers"}

@@ -23,7 +23,7 @@ from regzoo.files import atomic_path
 from regzoo.metrics.base import affine_of
 from regzoo.metrics.labels import TargetRegistrationError
 from regzoo.report.planes import PLANES, Orientation, Plane
-from regzoo.report.style import PLAIN, drawable, write_png
+from regzoo.report.style import drawable, write_png
 from regzoo.report.volumes import Deformation, Labels, overlap, some_of
 from regzoo.spatial import as_tensor
 
@@ -126,7 +126,7 @@ class Picture:
         for number, draw in enumerate(bars):
             draw(figure.add_axes(place(width - right + 0.08, bottom + (number + 0.25) * high, 0.11, high / 2)))
         style: dict[str, Any] = {"color": TEXT, "fontsize": 12, "weight": "bold", "va": "top"}
-        figure.text(left / width, 1 - 0.16 / height, drawable(self.title), **style, **PLAIN)
+        figure.text(left / width, 1 - 0.16 / height, drawable(self.title), **style)
         figure.text(1 - 0.12 / width, 1 - 0.18 / height, self.facts(), color=MUTED, fontsize=9.5, va="top", ha="right")
         self._legend(figure)
         with atomic_path(path) as temporary:

@@ -14,13 +14,14 @@ if TYPE_CHECKING:
 
 INK = "#1f2933"
 COLORS = ("#1273de", "#d97706", "#0f8a5f", "#b4307a", "#6b4fbb", "#7b8794", "#a3580f", "#0b7285")
-#: For texts that hold names of files: two dollar signs are no formula.
-PLAIN: dict[str, Any] = {"parse_math": False}
 
 
 def drawable(name: str) -> str:
-    """A name with question marks for the parts that are not text: names of files can be any bytes."""
-    return name.encode("utf-8", "replace").decode()
+    """A name for Matplotlib, which would read what is between two dollars as a formula.
+
+    Question marks stand for the parts that are not text: names of files can be any bytes.
+    """
+    return name.encode("utf-8", "replace").decode().replace("$", r"\$")
 
 
 def write_png(canvas: FigureCanvasAgg, path: str | os.PathLike[str]) -> None:

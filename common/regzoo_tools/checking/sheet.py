@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from regzoo.case import FIXED, MOVING, SIDES
 from regzoo.ownership import own_path
-from regzoo.report.style import PLAIN, drawable, write_png
+from regzoo.report.style import drawable, write_png
 from regzoo.spatial import Grid, as_tensor, centroids, resample
 from regzoo.spatial.volumes import even_step
 
@@ -97,14 +97,14 @@ def contact_sheet(path: str | PathLike[str], thumbnails: Sequence[Thumbnail], ti
     for axes in panels.flat:
         axes.set_axis_off()
     for one, axes_of_case in zip(thumbnails, panels.reshape(-1, sides), strict=False):
-        axes_of_case[0].set_title(drawable(one.case[:34]), color=MUTED, fontsize=7, loc="left", **PLAIN)
+        axes_of_case[0].set_title(drawable(one.case[:34]), color=MUTED, fontsize=7, loc="left")
         for axes, (side, image) in zip(axes_of_case, one.images.items(), strict=False):
             axes.imshow(image.T, origin="lower", cmap="gray", vmin=0, vmax=255)
             for name, color in (("fixed", FIXED), ("moving", MOVING)):
                 for mask in one.labels.get(name, ()) if side == "moving" or name == "fixed" else ():
                     if mask.any() and not mask.all():
                         axes.contour(mask.T.astype(float), levels=[0.5], colors=[color], linewidths=0.8)
-    figure.suptitle(drawable(title), x=0.01, ha="left", color=TEXT, fontsize=9, **PLAIN)
+    figure.suptitle(drawable(title), x=0.01, ha="left", color=TEXT, fontsize=9)
     outlines = {FIXED: "fixed labels" + " (in both)" * (sides > 1)} | ({MOVING: "moving labels"} if sides > 1 else {})
     handles = [Line2D([], [], color=color, label=text) for color, text in outlines.items()]
     figure.legend(handles=handles, loc="outside lower left", ncols=2, frameon=False, labelcolor=TEXT, fontsize=7.5)

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from regzoo.report.style import COLORS, INK, tidy, tukey_box
+from regzoo.report.style import COLORS, INK, drawable, tidy, tukey_box
 from regzoo_tools.study.results import BIAS, VARIANCE, Group
 from regzoo_tools.study.tables import Row
 from regzoo_tools.study.words import title
@@ -30,7 +30,7 @@ def box_plots(groups: Sequence[Group], metric: str) -> bytes:
         color = _GREY if np.isnan(group.trained_on) else COLORS[0]
         dots = {"marker": "o", "markersize": 2.5, "markerfacecolor": color, "markeredgecolor": "none", "alpha": 0.7}
         tukey_box(axes, group.known(metric), position, color, widths=0.55, flierprops=dots)
-    axes.set_xticks(range(1, len(shown) + 1), [_plain(group.method) for group in shown], rotation=35, ha="right")
+    axes.set_xticks(range(1, len(shown) + 1), [drawable(group.method) for group in shown], rotation=35, ha="right")
     axes.set_ylabel(title(metric), color=INK)
     tidy(axes, "y")
     return _svg(figure)
@@ -55,7 +55,7 @@ def size_curves(rows: Sequence[Row], metric: str) -> bytes:
             around = np.abs(np.array([[row["p25"] for row in found], [row["p75"] for row in found]]) - middle)
             bars: dict[str, Any] = {"yerr": around, "capsize": 2} if kind == "median" else {}
             sizes = [row["trained_on"] for row in found]
-            bars |= {"label": _plain(method), "color": COLORS[i % len(COLORS)]}
+            bars |= {"label": drawable(method), "color": COLORS[i % len(COLORS)]}
             axes.errorbar(sizes, middle, marker="o", ms=4, lw=1.4, **bars)
         axes.set_xlabel("training cases", color=INK)
         axes.set_title(f"{kind} {title(name)}", color=INK, fontsize=10)
@@ -74,7 +74,7 @@ def deformation_maps(columns: dict[str, tuple[dict[str, np.ndarray], float]]) ->
     canvas = FigureCanvasAgg(figure)
     panels = figure.subplots(len(_MAPS), len(columns), squeeze=False)
     for axis, method in zip(panels[0], columns, strict=True):
-        axis.set_title(_plain(method), fontsize=9, color=INK)
+        axis.set_title(drawable(method), fontsize=9, color=INK)
     for axes, (name, (colors, middle)) in zip(panels, _MAPS.items(), strict=True):
         everything = np.concatenate([planes[name].ravel() for planes, _ in columns.values()])
         low, high = np.nanmin(everything), np.nanmax(everything)
@@ -91,11 +91,6 @@ def deformation_maps(columns: dict[str, tuple[dict[str, np.ndarray], float]]) ->
     file = io.BytesIO()
     canvas.print_png(file, metadata={"Software": None})
     return file.getvalue()
-
-
-def _plain(name: str) -> str:
-    """A name for Matplotlib, which would read what is between two dollars as a formula."""
-    return name.replace("$", r"\$")
 
 
 def _svg(figure: Figure) -> bytes:

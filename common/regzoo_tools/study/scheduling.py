@@ -159,9 +159,8 @@ def _check_phantoms(study: Study, place: str, phantoms: PhantomSet, methods: Map
         if (part := LISTED.get(split, split)) not in SPLITS:
             raise unknown(study.file, f"methods.{key}", f"phantoms have no part {split!r}", split, SPLITS)
         if part == "val" and phantoms.held_out == 0:
-            raise bad_file(
-                place, "its phantoms hold nothing out to measure", "raise held_out, or add folds to the study"
-            )
+            fix = "raise held_out, or add folds to the study"
+            raise bad_file(place, "its phantoms hold nothing out to measure", fix)
 
 
 def _check_size(place: str, size: int, count: int) -> None:

@@ -14,6 +14,7 @@ from regzoo_tools.statistics import (
     hodges_lehmann,
     mann_whitney,
     median,
+    paired,
     paired_differences,
     paired_wilcoxon,
     tukey_range,
@@ -225,9 +226,7 @@ def claims(wanted: Sequence[Mapping[str, Any]], groups: Sequence[Group]) -> list
         test = _compared(groups, metric, *names)
         sides = [[group for group in groups if group.method == name] for name in names]
         known = {group.method: group.values(metric) for group in groups}
-        values = [known.get(name, {}) for name in names]
-        paired = [case for case in values[0] if np.isfinite(values[0][case] - values[1].get(case, np.nan))]
-        medians = [median(np.array([one[case] for case in paired])) for one in values]
+        medians = [median(values) for values in paired(*(known.get(name, {}) for name in names))]
         change = 100 * (medians[0] / medians[1] - 1) if medians[1] else np.nan
         sign = 1 if best(metric) == "high" else -1
         runs = "+".join(str(sum(len(group.cells) for group in side)) for side in sides)
