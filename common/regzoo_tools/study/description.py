@@ -114,13 +114,8 @@ def read_study(file: str | Path, scale: str | None = None, out: str | Path | Non
     content = read_json(path)
     if not isinstance(content, dict):
         raise bad_file(path, "is not an object of settings", "see docs/studies.md")
-    scales = content.get("scales", {})
     if scale is not None:
-        if not isinstance(scales, dict) or scale not in scales:
-            raise unknown(path, f"--scale {scale}", "no such scale", scale, scales)
-        if not isinstance(scales[scale], dict):
-            raise bad_file(path, f"scales.{scale} is not an object", "write {…}")
-        content = merged(content, scales[scale])
+        content = _at_scale(path, content, scale, content.get("scales", {}))
     name = path.stem if scale is None else f"{path.stem}_{scale}"
     folder = Path(out) if out else path.parent / "output" / name
     values = checked(path, "", content, Study, {"file", "folder"})
@@ -133,6 +128,21 @@ def read_study(file: str | Path, scale: str | None = None, out: str | Path | Non
     study = Study(**values | {"file": path.resolve(), "folder": folder.resolve(), "methods": methods})
     _check(study)
     return _with_absolute_paths(study)
+
+
+def _at_scale(file: Path, content: dict[str, Any], name: str, scales: Any) -> dict[str, Any]:
+    """A description with what differs at a scale, after what differs at the one that it is like."""
+    if not isinstance(scales, dict) or name not in scales:
+        raise unknown(file, f"scale {name}", "no such scale", name, scales)
+    if not isinstance(scales[name], dict):
+        raise bad_file(file, f"scales.{name} is not an object", "write {…}")
+    changes = dict(scales[name])
+    if (other := changes.pop("like", None)) is not None:
+        if not isinstance(other, str):
+            raise bad_file(file, f"scales.{name}.like: {json.dumps(other)} is not the name of a scale", "write one")
+        # Without this one, so that none is like itself.
+        content = _at_scale(file, content, other, {key: value for key, value in scales.items() if key != name})
+    return merged(content, changes)
 
 
 def _bundle(file: Path, place: str, bundle: str) -> str:

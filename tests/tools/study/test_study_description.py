@@ -146,8 +146,19 @@ def test_a_scale_changes_single_entries(write_study: Callable[..., Path], tmp_pa
     assert list(study.methods) == ["sum"] and study.methods["sum"].overlays == ["l2"]
     assert len(cells_of(study)) == 1 and len(cells_of(whole)) == 6
     assert (whole.folder, study.folder) == (tmp_path / "output" / "study", tmp_path / "output" / "study_small")
-    with pytest.raises(RegZooError, match="--scale smal: no such scale; did you mean small"):
+    with pytest.raises(RegZooError, match="scale smal: no such scale; did you mean small"):
         read_study(path, "smal")
+
+
+def test_a_scale_is_like_another(write_study: Callable[..., Path]) -> None:
+    small = {"settings": {"max_epochs": 1, "batch_size": 2}, "methods": {"finest level": None}}
+    longer = {"like": "small", "settings": {"max_epochs": 4}}
+    path = write_study(scales={"longer": longer, "small": small, "round": {"like": "round"}, "odd": {"like": ["small"]}})
+    study = read_study(path, "longer")
+    assert study.settings == {"max_epochs": 4, "batch_size": 2} and list(study.methods) == ["sum"]
+    for scale, message in (("round", "scale round: no such scale"), ("odd", "scales.odd.like: .* is not the name")):
+        with pytest.raises(RegZooError, match=message):
+            read_study(path, scale)
 
 
 def test_paths_are_relative_to_the_file(write_study: Callable[..., Path], tmp_path: Path) -> None:
