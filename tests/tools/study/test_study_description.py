@@ -153,7 +153,9 @@ def test_a_scale_changes_single_entries(write_study: Callable[..., Path], tmp_pa
 def test_a_scale_is_like_another(write_study: Callable[..., Path]) -> None:
     small = {"settings": {"max_epochs": 1, "batch_size": 2}, "methods": {"finest level": None}}
     longer = {"like": "small", "settings": {"max_epochs": 4}}
-    path = write_study(scales={"longer": longer, "small": small, "round": {"like": "round"}, "odd": {"like": ["small"]}})
+    path = write_study(
+        scales={"longer": longer, "small": small, "round": {"like": "round"}, "odd": {"like": ["small"]}}
+    )
     study = read_study(path, "longer")
     assert study.settings == {"max_epochs": 4, "batch_size": 2} and list(study.methods) == ["sum"]
     for scale, message in (("round", "scale round: no such scale"), ("odd", "scales.odd.like: .* is not the name")):
