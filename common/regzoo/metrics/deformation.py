@@ -59,7 +59,12 @@ class JacobianGradient(_DeformationMetric):
     """
 
     def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return torch.stack(torch.gradient(_determinant(y_pred))).norm(dim=0).double().mean()
+        return _length(torch.stack(torch.gradient(_determinant(y_pred)))).double().mean()
+
+
+def _length(vectors: torch.Tensor) -> torch.Tensor:
+    """The lengths of vectors (3, …); `torch.linalg.vector_norm` along the first axis takes 13 times as long on a CPU."""
+    return vectors.square().sum(dim=0).sqrt()
 
 
 def deformation_statistics(field: DisplacementField) -> dict[str, float]:
@@ -79,14 +84,14 @@ def deformation_statistics(field: DisplacementField) -> dict[str, float]:
         inner = slice(rows.start - low, rows.stop - low)
         # The outermost det J at a cut is wrong, and is not needed.
         first, last = int(low > 0), len(determinant) - int(high < shape[0])
-        gradient = torch.stack(torch.gradient(determinant[first:last])).norm(dim=0)
+        gradient = _length(torch.stack(torch.gradient(determinant[first:last])))
         totals["gradient"].add(gradient[inner.start - first : inner.stop - first])
         determinant = determinant[inner]
         totals["jacobian"].add(determinant)
         totals["folded"].add(~(determinant > 0))
         totals["log"].add(determinant[determinant > 0].double().log())
         spacing = torch.as_tensor(field.grid.spacing, dtype=torch.float32, device=block.device).view(3, 1, 1, 1)
-        totals["displacement"].add((block[:, inner] * spacing).norm(dim=0))
+        totals["displacement"].add(_length(block[:, inner] * spacing))
     return {
         "folded_voxels_percent": 100 * totals["folded"].mean,
         "jacobian_min": totals["jacobian"].minimum,
