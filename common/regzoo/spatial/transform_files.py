@@ -238,19 +238,18 @@ def _itk_transform(itk: Any, path: Path, step: Step, back: bool, grid: Grid | No
         affine = itk.AffineTransform[itk.D, 3].New()
         affine.SetParameters(itk.OptimizerParameters[itk.D]([*lps[:3, :3].ravel().tolist(), *lps[:3, 3].tolist()]))
         return affine
-    inverse_spline = isinstance(step, BSpline) and back
-    where = step.grid if isinstance(step, (BSpline, DisplacementField)) and not inverse_spline else grid
-    if where is None:
-        raise bad_file(path, "would hold an inverse, whose grid is not known", "name an image as reference")
     if isinstance(step, BSpline) and not back:
-        lps, spacing = RAS_LPS @ where.affine, where.spacing
+        lps, spacing = RAS_LPS @ step.grid.affine, step.grid.spacing
         origin, direction = lps[:3, 3], lps[:3, :3] / spacing
         spline = itk.BSplineTransform[itk.D, 3, step.order].New()
-        fixed = [*map(float, where.shape), *origin.tolist(), *spacing.tolist(), *direction.ravel().tolist()]
+        fixed = [*map(float, step.grid.shape), *origin.tolist(), *spacing.tolist(), *direction.ravel().tolist()]
         spline.SetFixedParameters(itk.OptimizerParameters[itk.D](fixed))
         values = (step.coefficients * _SIGNS.reshape(3, 1, 1, 1)).transpose(0, 3, 2, 1)
         spline.SetParameters(itk.OptimizerParameters[itk.D](values.ravel().tolist()))
         return spline
+    where = step.grid if isinstance(step, DisplacementField) else grid
+    if where is None:
+        raise bad_file(path, "would hold an inverse, whose grid is not known", "name an image as reference")
     image = _itk_field(itk, Transformation((step, back)).on(where), itk.D)
     lay(image, where)
     field = itk.DisplacementFieldTransform[itk.D, 3].New()
