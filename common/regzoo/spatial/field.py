@@ -202,9 +202,18 @@ class DisplacementField:
 
     @cached_property
     def _affine_and_residual(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """An affine map and what it lacks: without it, a large pre-alignment would keep an inverse from converging."""
-        affine = self._affine_fit()
-        return affine, (self.points() - apply_matrix(affine, self._voxel_centres(self.grid))[0]).float()
+        """An affine map (4×4, RAS mm), and what the field adds to it, (3, X, Y, Z), mm.
+
+        Without the affine map, a large pre-alignment would keep an inverse from converging.
+        """
+        points, centres = self.points(), self._voxel_centres(self.grid)
+        # A least-squares fit to a coarse subset of the voxels.
+        some = (slice(None), *(slice(None, None, max(n // 16, 1)) for n in self.grid.shape))
+        source = centres[0][some].flatten(1)
+        homogeneous = torch.cat([source, torch.ones_like(source[:1])])
+        affine = torch.eye(4, dtype=torch.float64, device=points.device)
+        affine[:3] = torch.linalg.lstsq(homogeneous.T, points[some].flatten(1).T).solution.T
+        return affine, (points - apply_matrix(affine, centres)[0]).float()
 
     def ddf(self) -> MetaTensor:
         """The displacement in voxels of the field's own grid, along its axes, (3, X, Y, Z)."""
@@ -219,17 +228,6 @@ class DisplacementField:
         """Determinant of the Jacobian of x → x + u(x) in the world, (1, X, Y, Z); ≤ 0 is a fold."""
         det = jacobian_determinant(self.ddf().as_tensor()[None])[0]
         return with_affine(det, self.grid.affine)
-
-    def _affine_fit(self) -> torch.Tensor:
-        """The least-squares 4×4 matrix (RAS mm) of the field, from a coarse subset of its voxels."""
-        step = [max(n // 16, 1) for n in self.grid.shape]
-        pick = (slice(None), *(slice(None, None, s) for s in step))
-        source = self._voxel_centres(self.grid)[0][pick].flatten(1)
-        homogeneous = torch.cat([source, torch.ones_like(source[:1])])
-        solution = torch.linalg.lstsq(homogeneous.T, self.points()[pick].flatten(1).T).solution
-        matrix = torch.eye(4, dtype=torch.float64, device=solution.device)
-        matrix[:3] = solution.T
-        return matrix
 
 
 def invert(

@@ -88,6 +88,6 @@ class Grid:
         """The largest distance between corresponding corners of two grids, mm."""
         return float(np.linalg.norm(self.corners - other.corners, axis=-1).max())
 
-    def same_as(self, other: Grid, tolerance: float = 1e-3) -> bool:
-        """Whether two grids have the same shape and agree to `tolerance` mm at every corner."""
-        return self.shape == other.shape and self.distance(other) <= tolerance
+    def same_as(self, other: Grid) -> bool:
+        """Whether two grids have the same shape and agree to 0.001 mm at every corner."""
+        return self.shape == other.shape and self.distance(other) <= 1e-3

@@ -16,7 +16,7 @@ from regzoo.spatial.dicom import Series, find_series, holds_dicom, is_dicom, rea
 from regzoo.spatial.grid import Grid
 from regzoo.spatial.itk_files import ITK_SUFFIXES, ItkFile, itk_header, read_itk
 from regzoo.spatial.nifti import AGAIN, NiftiFile, check_size, nifti_file, orthogonal, place, read_stored, read_voxels
-from regzoo.spatial.unzip import MOST_DEFLATED, is_zipped, open_unzipped
+from regzoo.spatial.unzip import is_zipped, open_unzipped
 
 FORMATS = "NIfTI, NRRD, MetaImage, MGH or DICOM"
 _UNZIP = "unzip it with gunzip, or save it again"
@@ -184,11 +184,8 @@ def _not_an_image(path: Path, start: bytes) -> RegZooError:
             return bad_file(path, f"is {what}, which cannot be read here", f"give a {FORMATS} file")
     if path.name.lower().endswith((".mgh", ".mgz")):
         return bad_file(path, "is not an MGH image, despite its name", AGAIN)
-    try:
-        text = start.decode("utf-8")
-    except UnicodeDecodeError:
-        text = "\0"
-    if text.isprintable() or all(c.isprintable() or c.isspace() for c in text):
+    text = start.decode("utf-8", "surrogateescape")  # which turns other bytes into what cannot be printed
+    if all(c.isprintable() or c.isspace() for c in text):
         return bad_file(path, f"holds text, so it is not an image ({FORMATS})", "check the path, or export it again")
     return bad_file(path, f"is not an image: its content is not {FORMATS}", "convert it to NIfTI, or export it again")
 
@@ -229,7 +226,7 @@ def _mgh_header(path: Path, start: bytes) -> MghFile:
     except KeyError:
         raise bad_file(path, f"holds voxels of an unknown type (MGH type {header['type']})", AGAIN) from None
     shape = tuple(int(n) for n in header.get_data_shape())
-    check_size(path, shape, itemsize, path.stat().st_size * (MOST_DEFLATED if is_zipped(path) else 1))
+    check_size(path, shape, itemsize, path)
     return MghFile(header, shape, is_placed)
 
 
