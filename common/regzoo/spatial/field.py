@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from regzoo.spatial.field_file import OURS, VECTOR_INTENT, read_field
-from regzoo.spatial.grid import RAS_LPS, Grid
+from regzoo.spatial.grid import LPS_SIGNS, Grid
 from regzoo.spatial.volumes import read_image, with_affine
 from regzoo.spatial.warp import (
     Mode,
@@ -104,7 +104,7 @@ class DisplacementField:
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the field as an ITK-convention vector NIfTI (LPS mm, float32), atomically."""
-        lps = self.displacement.cpu().numpy() * RAS_LPS.diagonal()[:3].reshape(3, 1, 1, 1).astype(np.float32)
+        lps = self.displacement.cpu().numpy() * LPS_SIGNS.astype(np.float32).reshape(3, 1, 1, 1)
         write_nifti(path, lps.transpose(1, 2, 3, 0)[:, :, :, None], self.grid.affine, VECTOR_INTENT, OURS)
 
     def points(self) -> torch.Tensor:

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from nibabel.affines import from_matvec
 
-#: Flips the first two axes: RAS mm ↔ LPS mm.
-RAS_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+#: The signs of x, y, z, and the matrix, that take RAS mm to LPS mm and back.
+LPS_SIGNS = np.array([-1.0, -1.0, 1.0])
+RAS_LPS = np.diag([*LPS_SIGNS, 1.0])
 
 
 @dataclass(frozen=True, eq=False, init=False)

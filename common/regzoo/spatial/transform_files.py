@@ -16,7 +16,7 @@ from nibabel.affines import from_matvec
 from regzoo.errors import RegZooError, bad_file
 from regzoo.files import MARKS_UTF16, atomic_path, decoded
 from regzoo.spatial.field import DisplacementField
-from regzoo.spatial.grid import RAS_LPS, Grid
+from regzoo.spatial.grid import LPS_SIGNS, RAS_LPS, Grid
 from regzoo.spatial.itk_files import itk_name, lay, quiet
 from regzoo.spatial.nifti import AGAIN, as_float32, times
 from regzoo.spatial.reading import not_a_file, read_volume
@@ -33,7 +33,6 @@ WRITTEN = (".nii", ".nii.gz", ".nrrd", ".mha", ".h5", ".tfm", ".npz")
 APART = (".h5", ".tfm")
 #: The affine maps of ANTs in the form of MATLAB.
 AFFINE_MATS = ("AffineTransform", "MatrixOffsetTransformBase")
-_SIGNS = RAS_LPS.diagonal()[:3]
 _REFERENCE = "name the fixed image as reference"
 
 
@@ -211,9 +210,9 @@ def _steps(path: Path, transform: Any) -> list[Step]:
     if min(shape) < 1 or parameters.size != 3 * math.prod(shape):
         raise bad_file(path, f"its {kind} has {parameters.size} numbers for {times(shape)} points", AGAIN)
     if kind == "BSplineTransform":
-        values = parameters.reshape(3, *shape[::-1]).transpose(0, 3, 2, 1) * _SIGNS.reshape(3, 1, 1, 1)
+        values = parameters.reshape(3, *shape[::-1]).transpose(0, 3, 2, 1) * LPS_SIGNS.reshape(3, 1, 1, 1)
         return [BSpline(values, grid, int(name.partition("_3_3_")[2] or 3))]
-    values = parameters.reshape(*shape[::-1], 3).transpose(3, 2, 1, 0) * _SIGNS.reshape(3, 1, 1, 1)
+    values = parameters.reshape(*shape[::-1], 3).transpose(3, 2, 1, 0) * LPS_SIGNS.reshape(3, 1, 1, 1)
     return [DisplacementField(torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)), grid)]
 
 
@@ -244,7 +243,7 @@ def _itk_transform(itk: Any, path: Path, step: Step, back: bool, grid: Grid | No
         spline = itk.BSplineTransform[itk.D, 3, step.order].New()
         fixed = [*map(float, step.grid.shape), *origin.tolist(), *spacing.tolist(), *direction.ravel().tolist()]
         spline.SetFixedParameters(itk.OptimizerParameters[itk.D](fixed))
-        values = (step.coefficients * _SIGNS.reshape(3, 1, 1, 1)).transpose(0, 3, 2, 1)
+        values = (step.coefficients * LPS_SIGNS.reshape(3, 1, 1, 1)).transpose(0, 3, 2, 1)
         spline.SetParameters(itk.OptimizerParameters[itk.D](values.ravel().tolist()))
         return spline
     where = step.grid if isinstance(step, DisplacementField) else grid
@@ -259,7 +258,7 @@ def _itk_transform(itk: Any, path: Path, step: Step, back: bool, grid: Grid | No
 
 def _itk_field(itk: Any, field: DisplacementField, number: Any) -> Any:
     """The vectors of a field as an image of ITK, LPS mm, not yet placed on its grid."""
-    values = field.displacement.cpu().numpy() * _SIGNS.reshape(3, 1, 1, 1)
+    values = field.displacement.cpu().numpy() * LPS_SIGNS.reshape(3, 1, 1, 1)
     image = itk.Image[itk.Vector[number, 3], 3].New()
     image.SetRegions(list(field.grid.shape))
     image.Allocate()
