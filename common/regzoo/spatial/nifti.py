@@ -35,17 +35,16 @@ class NiftiFile(NamedTuple):
 
     Attributes:
         path: the requested file.
+        header_file, data: the files that hold the header and the voxels; `path`, except in a pair.
         header: the header as stored.
-        data: the file that holds the voxels: the same file, or the other file of a pair.
-        shape: the shape as stored, one number per axis.
-        in_pair: whether header and voxels are two files.
+        shape: number of voxels along each axis.
     """
 
     path: Path
-    header: nib.Nifti1Header
+    header_file: Path
     data: Path
+    header: nib.Nifti1Header
     shape: tuple[int, ...]
-    in_pair: bool
 
 
 def nifti_file(path: Path, header_file: Path, data: Path) -> NiftiFile:
@@ -82,7 +81,7 @@ def nifti_file(path: Path, header_file: Path, data: Path) -> NiftiFile:
     if not data.is_file():
         raise bad_file(path, f"its voxels are missing: no file {data}", "put the two files of the pair together")
     check_size(path, shape, voxel.itemsize, data, int(offset))
-    return NiftiFile(path, header, data, shape, data != header_file)
+    return NiftiFile(path, header_file, data, header, shape)
 
 
 @np.errstate(all="ignore")  # bad numbers from a damaged header are refused below
@@ -98,7 +97,7 @@ def read_voxels(file: NiftiFile) -> np.ndarray:
         slope, inter = 1.0, 0.0
     if not math.isfinite(inter):
         raise bad_file(file.path, f"scales its values by {slope:g} and adds {inter}", "write a number as scl_inter")
-    offset = int(header["vox_offset"]) or (0 if file.in_pair else header.single_vox_offset)
+    offset = int(header["vox_offset"]) or (header.single_vox_offset if file.data == file.header_file else 0)
     values = read_stored(file.path, file.data, file.shape, header.get_data_dtype(), offset)
     try:
         if (slope, inter) != (1.0, 0.0):
@@ -163,9 +162,7 @@ def place(file: NiftiFile) -> tuple[np.ndarray, tuple[str, str] | None]:
     unit = _UNIT_MM.get(int(header["xyzt_units"]) & 7, 1.0)
     has_sform, has_qform = (int(header[f"{name}_code"]) > 0 for name in ("sform", "qform"))
     affine, source, doubt = header.get_sform(), "sform", None
-    if has_sform and not _usable(affine):
-        if not has_qform:
-            raise bad_file(file.path, "its affine is not invertible", "write a valid sform into its header")
+    if has_sform and has_qform and not _usable(affine):
         has_sform, doubt = False, ("its sform cannot be inverted, so its qform is used", _WRITE_BOTH)
     if not has_sform:
         affine, source = _by_voxel_size(file, has_qform), "qform" if has_qform else "neither"

@@ -104,8 +104,8 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     others = list[Path]()
     if isinstance(file, Series):
         return Header(file.grid.shape, [one.file for one in file.slices])
-    if isinstance(file, NiftiFile) and file.in_pair:
-        others = list({_header_of(path), file.data} - {path})
+    if isinstance(file, NiftiFile):
+        others = list({file.header_file, file.data} - {path})
     elif isinstance(file, ItkFile):
         others = file.header.named
     return Header(tuple(int(n) for n in file.shape), [path, *others])
@@ -121,7 +121,7 @@ def _opened(path: Path) -> Any:
     name = path.name.lower()
     if not start:
         raise bad_file(path, "is empty", AGAIN)
-    header_file = path if _is_nifti(start) else _header_of(path)
+    header_file = path if _is_nifti(start) else _partner(path, ".img", ".hdr")
     if header_file != path:
         start = _start(header_file) if header_file.is_file() else b""
         if not start:
@@ -199,13 +199,8 @@ def _is_metaimage(start: bytes) -> bool:
     return any(start.replace(b" ", b"").startswith(key) for key in (b"ObjectType=", b"NDims=", b"Comment=ObjectType"))
 
 
-def _header_of(path: Path) -> Path:
-    """The header file of an .img file; any other path unchanged."""
-    return _partner(path, ".img", ".hdr")
-
-
 def _partner(path: Path, suffix: str, other: str) -> Path:
-    """The other file of a pair, with the suffix in the same case, compressed or not."""
+    """The other file of a pair, compressed or not, with `other` in the case of `suffix`; or a path without `suffix`."""
     stem = path.with_suffix("") if path.suffix.lower() == ".gz" else path
     if stem.suffix.lower() != suffix:
         return path
