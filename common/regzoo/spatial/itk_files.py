@@ -82,8 +82,7 @@ def itk_header(path: Path, kind: str) -> ItkFile:
 
 
 def read_itk(path: Path, file: ItkFile) -> tuple[np.ndarray, np.ndarray, tuple[str, str] | None]:
-    """Read the values (float32, of the shape of `file`), affine and doubt of a volume with three axes, or with four if
-    the last is not spatial."""
+    """The values (float32, in the shape of `file`), affine and doubt of a volume; a fourth axis is not spatial."""
     import itk
 
     io, header, shape, stamp = file

@@ -151,9 +151,8 @@ def metaimage_header(path: Path) -> TextHeader:
         fields[field[1]] = field[2]
     _check_numbers(path, fields)
     value = last[1].decode("latin-1")
-    if value in ("LOCAL", "Local", "local"):
-        return TextHeader(fields, [], start + last.end())
-    return TextHeader(fields, [_beside(path, value)], start + last.end())
+    named = [] if value in ("LOCAL", "Local", "local") else [_beside(path, value)]
+    return TextHeader(fields, named, start + last.end())
 
 
 def check_complete(path: Path, header: TextHeader, shape: tuple[int, ...], itemsize: int) -> None:

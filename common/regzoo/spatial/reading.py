@@ -93,7 +93,7 @@ def read_volume(path: str | os.PathLike[str]) -> Volume:
     if isinstance(file, MghFile):
         return _read_mgh(path, file)
     if isinstance(file, Series):
-        return Volume(*read_series(path, file))
+        return Volume(read_series(path, file), file.grid.affine)
     return Volume(*read_itk(path, file))
 
 

@@ -146,7 +146,7 @@ def _checked(path: Path, matrix: np.ndarray) -> Affine:
 
 
 def _read_mat(path: Path) -> Transformation:
-    """ITK's file in the form of MATLAB, in which ANTs writes affine maps, some as a base class that ITK cannot name."""
+    """A MATLAB file of ITK; ANTs writes affine maps in this form, some of a base class that ITK cannot read."""
     try:
         (name, values), (_, center) = loadmat(path).items()
     except MemoryError:
