@@ -171,7 +171,7 @@ class DisplacementField:
     def compose(self, then: DisplacementField) -> DisplacementField:
         """The field x → then(self(x)), on this field's grid and device."""
         points = self.points()
-        return self.from_points(points + _at(points[None], then.displacement, then.grid)[0], self.grid)
+        return self.from_points(points + _displacements_at(points[None], then.displacement, then.grid)[0], self.grid)
 
     def inverse(self, grid: Grid | None = None) -> DisplacementField:
         """The transformation from moving to fixed.
@@ -190,7 +190,7 @@ class DisplacementField:
     def _inverse_at(self, wanted: torch.Tensor) -> torch.Tensor:
         """The points that the field takes to `wanted`, (1, 3, X, Y, Z) float64, RAS mm."""
         affine, residual = self._affine_and_residual
-        return invert(lambda points: _at(points, residual, self.grid), affine, wanted)
+        return invert(lambda points: _displacements_at(points, residual, self.grid), affine, wanted)
 
     @cached_property
     def _affine_and_residual(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -222,8 +222,8 @@ class DisplacementField:
         return with_affine(det, self.grid.affine)
 
 
-def _at(points: torch.Tensor, displacement: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """The displacements (3, X', Y', Z') of a grid at points (1, 3, X, Y, Z), RAS mm; beyond the grid, its border's."""
+def _displacements_at(points: torch.Tensor, displacement: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """The displacements (3, X', Y', Z') of a grid at points (1, 3, X, Y, Z), RAS mm; outside, those at its border."""
     voxels = apply_matrix(torch.as_tensor(np.linalg.inv(grid.affine)), points)
     return sample(displacement[None].to(points.device), voxels.float(), padding="border")
 

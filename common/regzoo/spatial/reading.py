@@ -200,7 +200,7 @@ def _is_metaimage(start: bytes) -> bool:
 
 
 def _partner(path: Path, suffix: str, other: str) -> Path:
-    """The other file of a pair, compressed or not, with `other` in the case of `suffix`; or a path without `suffix`."""
+    """The other file of a pair, compressed or not, its suffix in the same case; a path without `suffix` unchanged."""
     stem = path.with_suffix("") if path.suffix.lower() == ".gz" else path
     if stem.suffix.lower() != suffix:
         return path

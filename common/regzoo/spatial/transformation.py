@@ -63,7 +63,7 @@ class BSpline:
         return np.asarray(invert(residual, torch.eye(4, dtype=torch.float64), wanted).reshape(3, -1).T.numpy())
 
 
-#: A map of points (N, 3), RAS mm, from the fixed towards the moving image, and back.
+#: Maps points (N, 3), RAS mm, towards the moving image and, with `inverse_points`, back.
 Step = Affine | BSpline | DisplacementField
 
 

@@ -38,7 +38,7 @@ def with_affine(
 def even_step(length: int, count: int) -> int:
     """The step that takes about `count` of the `length` voxels of a flattened volume, from all its slices alike.
 
-    It has no divisor in common with the length: one in common with the number of slices would leave out some of them.
+    It shares no divisor with the length: a step that shared one with the number of slices would skip some of them.
     """
     step = max(length // count, 1)
     while math.gcd(step, length) > 1:
