@@ -14,7 +14,7 @@ from regzoo.spatial.carry import carry_held
 from regzoo.spatial.held import boxes, hold, in_form_of_file, write_labels
 from regzoo.spatial.point_files import point_suffix, read_points
 from regzoo.spatial.transform_files import APART, WRITTEN, read_transformation, write_transformation
-from regzoo.spatial.transformation import Affine, Transformation, chain, probes, round_trip, within_grid
+from regzoo.spatial.transformation import Affine, Transformation, probes, round_trip, within_grid
 from regzoo.spatial.volumes import check_spatial, read_image_values, read_values
 from regzoo.spatial.writing import IMAGE_FORMS, write_image
 
@@ -159,7 +159,7 @@ def join_files(fields: Sequence[File], out: File, reference: File | None = None,
         fix = f"leave it out, or write {' or '.join(APART)}"
         raise RegZooError(f"--affine: has no effect on {out}, which holds one field; {fix}")
     grid = grid_of(reference)
-    whole = chain([read_transformation(file, grid) for file in fields])
+    whole = Transformation(*(step for file in fields for step in read_transformation(file, grid).steps))
     if affine is not None:
         last = read_transformation(affine)
         if not _is_affine(last):

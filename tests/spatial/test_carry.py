@@ -8,7 +8,7 @@ import torch
 from helpers import make_affine, make_grid, rigid
 from monai.data import MetaTensor
 from regzoo.spatial import DisplacementField, Grid, carry, carry_labels
-from regzoo.transforms import label_masks
+from regzoo.transforms.apply import label_masks
 
 FINE = make_grid((44, 40, 36), (1.6, 1.6, 1.6), center=(2, -1, 1))
 THICK = make_grid((96, 90, 10), (0.7, 0.7, 6.0))

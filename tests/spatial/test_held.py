@@ -13,7 +13,7 @@ from monai.data import MetaTensor
 from regzoo.spatial import DisplacementField, Grid, carry_labels, centroids, read_label_file, to_channels
 from regzoo.spatial.carry import carry_held
 from regzoo.spatial.held import as_masks, boxes, hold, is_map, label_map, one_mask, sizes_and_centres, write_labels
-from regzoo.transforms import label_masks
+from regzoo.transforms.apply import label_masks
 
 MOVING = make_grid((31, 26, 23), (1.3, 1.1, 1.7), (12, -8, 20), (1, 0, 2), (-1, 1, 1), (4, -6, 9))
 #: No coarser than the moving image, and coarser along one axis.

@@ -427,6 +427,7 @@ def test_damaged_headers_are_read_or_refused(name: str, tmp_path: Path) -> None:
         (b"space: left-posterior-superior\n", b"space: scanner-xyz\n", "names the space scanner-xyz"),
         (b"space: left-posterior-superior\n", b"space dimension: 3\n", "does not say which side is left"),
         (b"kinds:", b'space units: "cm" "cm" "cm"\nkinds:', "space units are cm, which ITK reads as mm"),
+        (b"kinds:", b'spaceunits: "cm" "cm" "cm"\nkinds:', "space units are cm, which ITK reads as mm"),
     ],
 )
 def test_a_nrrd_header_that_itk_guesses_at_is_told_of(old: bytes, new: bytes, said: str, tmp_path: Path) -> None:

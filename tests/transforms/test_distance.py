@@ -11,8 +11,9 @@ import torch
 from helpers import from_sitk, make_affine, to_sitk
 from monai.data import MetaTensor
 from regzoo.errors import RegZooError
+from regzoo.spatial.distance import signed_distance
 from regzoo.spatial.volumes import FILE
-from regzoo.transforms import SignedDistanced, signed_distance
+from regzoo.transforms import SignedDistanced
 from scipy.ndimage import gaussian_filter
 
 SHAPE = (23, 19, 17)

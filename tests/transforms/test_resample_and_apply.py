@@ -22,9 +22,9 @@ from regzoo.transforms import (
     ResamplePaird,
     SelectLabelsd,
     WarpOnNetworkGridd,
-    label_masks,
-    of_kind,
 )
+from regzoo.transforms.apply import label_masks
+from regzoo.transforms.resample import of_kind
 from scipy.ndimage import center_of_mass, gaussian_filter, map_coordinates
 
 FIXED = make_grid((25, 20, 23), (1.2, 1.6, 1), (10, -15, 20), (1, 0, 2), (-1, 1, 1), (20, -30, 10))

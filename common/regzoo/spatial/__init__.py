@@ -5,7 +5,7 @@ from regzoo.spatial.field import DisplacementField
 from regzoo.spatial.grid import RAS_LPS, Grid
 from regzoo.spatial.labels import LabelFile, check_on_grid, label_values, read_label_file, to_channels
 from regzoo.spatial.volumes import as_tensor, centroids, read_image
-from regzoo.spatial.warp import apply_matrix, compose, jacobian_determinant, resample, sample, warp
+from regzoo.spatial.warp import compose, jacobian_determinant, resample, sample, warp
 from regzoo.spatial.writing import write_nifti
 
 __all__ = [
@@ -13,7 +13,6 @@ __all__ = [
     "DisplacementField",
     "Grid",
     "LabelFile",
-    "apply_matrix",
     "as_tensor",
     "carry_labels",
     "centroids",

@@ -104,8 +104,8 @@ def find_series(path: Path) -> Series:
     return _placed(path, _chosen(path, folder, series, wanted))
 
 
-def read_series(path: Path, series: Series) -> tuple[np.ndarray, np.ndarray]:
-    """The values (X, Y, Z), float32, with the rescaling of each file applied, and the affine, voxel → RAS mm."""
+def read_series(path: Path, series: Series) -> np.ndarray:
+    """The values (X, Y, Z), float32, with the rescaling of each file applied."""
     import itk
 
     try:
@@ -122,7 +122,7 @@ def read_series(path: Path, series: Series) -> tuple[np.ndarray, np.ndarray]:
             except (RuntimeError, ValueError) as error:
                 problem = f"its voxels cannot be decoded (transfer syntax {_meta(_start(one.file), 16) or 'unknown'})"
                 raise bad_file(one.file, problem, "decompress it, for example with gdcmconv --raw") from error
-    return values, series.grid.affine
+    return values
 
 
 def split_series(path: Path) -> tuple[Path, str]:

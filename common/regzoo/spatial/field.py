@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from regzoo.spatial.field_file import OURS, VECTOR_INTENT, read_field
-from regzoo.spatial.grid import RAS_LPS, Grid
+from regzoo.spatial.grid import LPS_SIGNS, Grid
 from regzoo.spatial.volumes import read_image, with_affine
 from regzoo.spatial.warp import (
     Mode,
@@ -104,7 +104,7 @@ class DisplacementField:
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the field as an ITK-convention vector NIfTI (LPS mm, float32), atomically."""
-        lps = self.displacement.cpu().numpy() * RAS_LPS.diagonal()[:3].reshape(3, 1, 1, 1).astype(np.float32)
+        lps = self.displacement.cpu().numpy() * LPS_SIGNS.astype(np.float32).reshape(3, 1, 1, 1)
         write_nifti(path, lps.transpose(1, 2, 3, 0)[:, :, :, None], self.grid.affine, VECTOR_INTENT, OURS)
 
     def points(self) -> torch.Tensor:
@@ -171,10 +171,7 @@ class DisplacementField:
     def compose(self, then: DisplacementField) -> DisplacementField:
         """The field x → then(self(x)), on this field's grid and device."""
         points = self.points()
-        voxels = apply_matrix(torch.as_tensor(np.linalg.inv(then.grid.affine)), points[None])
-        return self.from_points(
-            points + sample(then.displacement[None].to(points.device), voxels.float(), padding="border")[0], self.grid
-        )
+        return self.from_points(points + _displacements_at(points[None], then.displacement, then.grid)[0], self.grid)
 
     def inverse(self, grid: Grid | None = None) -> DisplacementField:
         """The transformation from moving to fixed.
@@ -193,18 +190,22 @@ class DisplacementField:
     def _inverse_at(self, wanted: torch.Tensor) -> torch.Tensor:
         """The points that the field takes to `wanted`, (1, 3, X, Y, Z) float64, RAS mm."""
         affine, residual = self._affine_and_residual
-        to_voxels = torch.as_tensor(np.linalg.inv(self.grid.affine))
-        return invert(
-            lambda points: sample(residual[None], apply_matrix(to_voxels, points).float(), padding="border"),
-            affine,
-            wanted,
-        )
+        return invert(lambda points: _displacements_at(points, residual, self.grid), affine, wanted)
 
     @cached_property
     def _affine_and_residual(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """An affine map and what it lacks: without it, a large pre-alignment would keep an inverse from converging."""
-        affine = self._affine_fit()
-        return affine, (self.points() - apply_matrix(affine, self._voxel_centres(self.grid))[0]).float()
+        """An affine map (4×4, RAS mm), and what the field adds to it, (3, X, Y, Z), mm.
+
+        Without the affine map, a large pre-alignment would keep an inverse from converging.
+        """
+        points, centres = self.points(), self._voxel_centres(self.grid)
+        # A least-squares fit to a coarse subset of the voxels.
+        some = (slice(None), *(slice(None, None, max(n // 16, 1)) for n in self.grid.shape))
+        source = centres[0][some].flatten(1)
+        homogeneous = torch.cat([source, torch.ones_like(source[:1])])
+        affine = torch.eye(4, dtype=torch.float64, device=points.device)
+        affine[:3] = torch.linalg.lstsq(homogeneous.T, points[some].flatten(1).T).solution.T
+        return affine, (points - apply_matrix(affine, centres)[0]).float()
 
     def ddf(self) -> MetaTensor:
         """The displacement in voxels of the field's own grid, along its axes, (3, X, Y, Z)."""
@@ -220,16 +221,11 @@ class DisplacementField:
         det = jacobian_determinant(self.ddf().as_tensor()[None])[0]
         return with_affine(det, self.grid.affine)
 
-    def _affine_fit(self) -> torch.Tensor:
-        """The least-squares 4×4 matrix (RAS mm) of the field, from a coarse subset of its voxels."""
-        step = [max(n // 16, 1) for n in self.grid.shape]
-        pick = (slice(None), *(slice(None, None, s) for s in step))
-        source = self._voxel_centres(self.grid)[0][pick].flatten(1)
-        homogeneous = torch.cat([source, torch.ones_like(source[:1])])
-        solution = torch.linalg.lstsq(homogeneous.T, self.points()[pick].flatten(1).T).solution
-        matrix = torch.eye(4, dtype=torch.float64, device=solution.device)
-        matrix[:3] = solution.T
-        return matrix
+
+def _displacements_at(points: torch.Tensor, displacement: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """The displacements (3, X', Y', Z') of a grid at points (1, 3, X, Y, Z), RAS mm; outside, those at its border."""
+    voxels = apply_matrix(torch.as_tensor(np.linalg.inv(grid.affine)), points)
+    return sample(displacement[None].to(points.device), voxels.float(), padding="border")
 
 
 def invert(

@@ -7,7 +7,7 @@ from os import PathLike
 import nibabel as nib
 import numpy as np
 from regzoo.errors import bad_file
-from regzoo.spatial.grid import RAS_LPS, Grid
+from regzoo.spatial.grid import LPS_SIGNS, Grid
 from regzoo.spatial.reading import read_volume
 from regzoo.spatial.volumes import warn_or_refuse
 
@@ -23,7 +23,6 @@ _NIFTYREG: dict[float, str] = {
     5: "a spline grid of velocities",
     6: "a linear spline grid",
 }
-_LPS = RAS_LPS.diagonal()[:3]
 _WRITE = "write it as ITK does: shape (X, Y, Z, 1, 3), LPS mm, NIfTI intent 1007"
 
 
@@ -49,7 +48,7 @@ def read_field(path: str | PathLike[str], strict_headers: bool = False) -> tuple
         raise bad_file(path, f"has shape {shape}, so it is not a displacement field", _WRITE)
     grid = Grid(shape[:3], volume.affine)
     # ITK's own formats, NRRD and MetaImage, hold displacements only.
-    signs, absolute = (_LPS, False) if header is None else _convention(path, header)
+    signs, absolute = (LPS_SIGNS, False) if header is None else _convention(path, header)
     vectors = np.ascontiguousarray(np.moveaxis(volume.values[:, :, :, 0], -1, 0))
     vectors *= signs.astype(np.float32).reshape(3, 1, 1, 1)
     if not np.isfinite(vectors).all():
@@ -83,7 +82,7 @@ def _convention(path: str, header: nib.Nifti1Header) -> tuple[np.ndarray, bool |
         problem = f"is marked {name or about!r}, so the meaning of its vectors is unknown"
         raise bad_file(path, problem, f"if it is a displacement field, {_WRITE}, without this mark")
     if code == VECTOR_INTENT:
-        return _LPS, False if about == OURS else None
+        return LPS_SIGNS, False if about == OURS else None
     if code == _DISPLACEMENT_INTENT:
         return np.ones(3), None
     raise bad_file(path, f"has NIfTI intent {code}, so the frame of its vectors is unknown", _WRITE)

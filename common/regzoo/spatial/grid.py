@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from nibabel.affines import from_matvec
 
-#: Flips the first two axes: RAS mm ↔ LPS mm.
-RAS_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+#: The signs of x, y, z, and the matrix, that take RAS mm to LPS mm and back.
+LPS_SIGNS = np.array([-1.0, -1.0, 1.0])
+RAS_LPS = np.diag([*LPS_SIGNS, 1.0])
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -88,6 +89,6 @@ class Grid:
         """The largest distance between corresponding corners of two grids, mm."""
         return float(np.linalg.norm(self.corners - other.corners, axis=-1).max())
 
-    def same_as(self, other: Grid, tolerance: float = 1e-3) -> bool:
-        """Whether two grids have the same shape and agree to `tolerance` mm at every corner."""
-        return self.shape == other.shape and self.distance(other) <= tolerance
+    def same_as(self, other: Grid) -> bool:
+        """Whether two grids have the same shape and agree to 0.001 mm at every corner."""
+        return self.shape == other.shape and self.distance(other) <= 1e-3

@@ -22,7 +22,6 @@ from regzoo.spatial.nifti import AGAIN, as_float32, orthogonal, too_large, trunc
 ITK_SUFFIXES = {"NRRD": (".nrrd", ".nhdr"), "MetaImage": (".mha", ".mhd")}
 #: The NRRD spaces that ITK knows; it treats all others as LPS.
 _SPACES = {"rightanteriorsuperior", "leftanteriorsuperior", "leftposteriorsuperior", "ras", "las", "lps"}
-_AS_LPS = "write its space, such as 'space: left-posterior-superior', into its header"
 #: The threads that load cases share the terminal.
 _ONE_AT_A_TIME = threading.Lock()
 
@@ -83,8 +82,7 @@ def itk_header(path: Path, kind: str) -> ItkFile:
 
 
 def read_itk(path: Path, file: ItkFile) -> tuple[np.ndarray, np.ndarray, tuple[str, str] | None]:
-    """Read the values (float32, of the shape of `file`), affine and doubt of a volume with three axes, or with four if
-    the last is not spatial."""
+    """The values (float32, in the shape of `file`), affine and doubt of a volume; a fourth axis is not spatial."""
     import itk
 
     io, header, shape, stamp = file
@@ -137,18 +135,19 @@ def _doubt(path: Path, fields: Mapping[str, str], vectors: bool) -> tuple[str, s
         return _metaimage_doubt(fields)
     space = fields.get("space", "")
     # ITK itself writes no space for four axes.
-    written_by_itk = not space and fields.get("space dimension") == "4"
+    written_by_itk = not space and fields.get("spacedimension") == "4"
     known = space.lower().replace("-", "").removesuffix("time")
     if not written_by_itk and known not in _SPACES:
         what = f"names the space {space}, which has no left and right" if space else "does not say which side is left"
-        return f"its header {what}, so ITK takes the axes as left, posterior, superior", _AS_LPS
-    if not written_by_itk and not {"space directions", "spacedirections"} & fields.keys():
+        fix = "write its space, such as 'space: left-posterior-superior', into its header"
+        return f"its header {what}, so ITK takes the axes as left, posterior, superior", fix
+    if not written_by_itk and "spacedirections" not in fields:
         problem = "its header gives no directions of its axes, so ITK takes those of its space"
         return problem, "write its space directions into its header"
     if vectors and known not in ("", "leftposteriorsuperior", "lps"):
         problem = f"its space is {space}, but ITK takes its vectors as left, posterior, superior"
         return problem, "write the vectors and the space as left-posterior-superior"
-    units = set(re.findall(r'"([^"]*)"', fields.get("space units", ""))) - {"", "mm", "millimeter", "millimetre"}
+    units = set(re.findall(r'"([^"]*)"', fields.get("spaceunits", ""))) - {"", "mm", "millimeter", "millimetre"}
     if units:
         problem = f"its space units are {', '.join(sorted(units))}, which ITK reads as mm"
         return problem, "write its voxel size and origin in mm"

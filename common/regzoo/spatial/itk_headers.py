@@ -35,7 +35,7 @@ class TextHeader(NamedTuple):
     """A header without ambiguous fields.
 
     Attributes:
-        fields: name → value; the names are in lower case for NRRD.
+        fields: name → value; the names are in lower case and without blanks for NRRD.
         named: the file that holds the voxels; empty if the header's own file holds them.
         end: the length of the header, in bytes.
     """
@@ -52,7 +52,7 @@ class TextHeader(NamedTuple):
     @property
     def skips(self) -> bool:
         """Whether the voxels of an NRRD file start after lines or bytes to skip."""
-        return any(int(self.fields.get(f"{what}{blank}skip", 0)) for what in ("line", "byte") for blank in ("", " "))
+        return any(int(self.fields.get(key, 0)) for key in ("lineskip", "byteskip"))
 
     def fewest_bytes(self, voxels: int, itemsize: int) -> int:
         """The fewest bytes that can hold the voxels, as the header says that they are stored."""
@@ -110,19 +110,19 @@ def nrrd_header(path: Path) -> TextHeader:
         if len(line) > LONGEST_LINE:
             raise _unclear(path, f"a line has {len(line)} characters")
         key, found, value = line.partition(": ")
-        key = key.strip().lower()
+        key = "".join(key.split()).lower()  # ITK knows each field with and without blanks
         if not found or key in fields:
             raise _unclear(path, f"the line {line!r:.60}")
         fields[key] = value.strip()
-        if key.replace(" ", "") == "datafile":
+        if key == "datafile":
             named = [_beside(path, value.strip())]
     for key, most in (("byteskip", MOST_SKIPPED), ("lineskip", 1 << 16)):
-        for spelling in (key, key.replace("skip", " skip")):
-            if not re.fullmatch(r"-?\d{1,9}", skip := fields.get(spelling, "0")) or abs(int(skip)) > most:
-                raise _unclear(path, f"{spelling} {skip!r:.40}")
-    for key in ("space origin", "spaceorigin", "space directions", "spacedirections", "spacings"):
-        if re.search("nan|inf", fields.get(key, "").lower().removesuffix(" nan")):  # the last axis may not be spatial
-            raise _unclear(path, f"{key} {fields[key]!r:.60}")
+        if not re.fullmatch(r"-?\d{1,9}", skip := fields.get(key, "0")) or abs(int(skip)) > most:
+            raise _unclear(path, f"{key} {skip!r:.40}")
+    for key in ("space origin", "space directions", "spacings"):
+        value = fields.get(key.replace(" ", ""), "")
+        if re.search("nan|inf", value.lower().removesuffix(" nan")):  # the last axis may not be spatial
+            raise _unclear(path, f"{key} {value!r:.60}")
     return TextHeader(fields, named, end)
 
 
@@ -151,9 +151,8 @@ def metaimage_header(path: Path) -> TextHeader:
         fields[field[1]] = field[2]
     _check_numbers(path, fields)
     value = last[1].decode("latin-1")
-    if value in ("LOCAL", "Local", "local"):
-        return TextHeader(fields, [], start + last.end())
-    return TextHeader(fields, [_beside(path, value)], start + last.end())
+    named = [] if value in ("LOCAL", "Local", "local") else [_beside(path, value)]
+    return TextHeader(fields, named, start + last.end())
 
 
 def check_complete(path: Path, header: TextHeader, shape: tuple[int, ...], itemsize: int) -> None:

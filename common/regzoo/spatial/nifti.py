@@ -35,17 +35,16 @@ class NiftiFile(NamedTuple):
 
     Attributes:
         path: the requested file.
+        header_file, data: the files that hold the header and the voxels; `path`, except in a pair.
         header: the header as stored.
-        data: the file that holds the voxels: the same file, or the other file of a pair.
-        shape: the shape as stored, one number per axis.
-        in_pair: whether header and voxels are two files.
+        shape: number of voxels along each axis.
     """
 
     path: Path
-    header: nib.Nifti1Header
+    header_file: Path
     data: Path
+    header: nib.Nifti1Header
     shape: tuple[int, ...]
-    in_pair: bool
 
 
 def nifti_file(path: Path, header_file: Path, data: Path) -> NiftiFile:
@@ -81,10 +80,8 @@ def nifti_file(path: Path, header_file: Path, data: Path) -> NiftiFile:
         raise bad_file(path, f"has an impossible vox_offset in its header ({offset:g})", AGAIN)
     if not data.is_file():
         raise bad_file(path, f"its voxels are missing: no file {data}", "put the two files of the pair together")
-    zipped = is_zipped(data)
-    available = data.stat().st_size - (0 if zipped else int(offset))
-    check_size(path, shape, voxel.itemsize, available * (MOST_DEFLATED if zipped else 1))
-    return NiftiFile(path, header, data, shape, data != header_file)
+    check_size(path, shape, voxel.itemsize, data, int(offset))
+    return NiftiFile(path, header_file, data, header, shape)
 
 
 @np.errstate(all="ignore")  # bad numbers from a damaged header are refused below
@@ -100,7 +97,7 @@ def read_voxels(file: NiftiFile) -> np.ndarray:
         slope, inter = 1.0, 0.0
     if not math.isfinite(inter):
         raise bad_file(file.path, f"scales its values by {slope:g} and adds {inter}", "write a number as scl_inter")
-    offset = int(header["vox_offset"]) or (0 if file.in_pair else header.single_vox_offset)
+    offset = int(header["vox_offset"]) or (header.single_vox_offset if file.data == file.header_file else 0)
     values = read_stored(file.path, file.data, file.shape, header.get_data_dtype(), offset)
     try:
         if (slope, inter) != (1.0, 0.0):
@@ -163,20 +160,14 @@ def place(file: NiftiFile) -> tuple[np.ndarray, tuple[str, str] | None]:
     """
     header = file.header
     unit = _UNIT_MM.get(int(header["xyzt_units"]) & 7, 1.0)
-    coded = {name: int(header[f"{name}_code"]) > 0 for name in ("sform", "qform")}
-    affine, source = None, "sform"
-    doubt: tuple[str, str] | None = None
-    if coded["sform"]:
-        affine = header.get_sform()
-        if not _usable(affine):
-            affine = None
-            doubt = ("its sform cannot be inverted, so its qform is used", _WRITE_BOTH)
-            if not coded["qform"]:
-                raise bad_file(file.path, "its affine is not invertible", "write a valid sform into its header")
-    if affine is None:
-        affine, source = _by_voxel_size(file, coded["qform"]), "qform" if coded["qform"] else "neither"
+    has_sform, has_qform = (int(header[f"{name}_code"]) > 0 for name in ("sform", "qform"))
+    affine, source, doubt = header.get_sform(), "sform", None
+    if has_sform and has_qform and not _usable(affine):
+        has_sform, doubt = False, ("its sform cannot be inverted, so its qform is used", _WRITE_BOTH)
+    if not has_sform:
+        affine, source = _by_voxel_size(file, has_qform), "qform" if has_qform else "neither"
     grid = orthogonal(file.path, Grid((*file.shape, 1, 1)[:3], _in_mm(affine, unit, header["srow_x"].dtype)))
-    doubt = doubt or _doubt(header, grid, source, coded, unit)
+    doubt = doubt or _doubt(header, grid, source, has_sform and has_qform, unit)
     if doubt is None and not math.isfinite(slope := float(header["scl_slope"])):
         doubt = (f"the scale of its values is {slope}, so they are taken as stored", "write a number as scl_slope")
     return grid.affine, doubt
@@ -221,9 +212,7 @@ def itk_affine(header: nib.Nifti1Header) -> tuple[np.ndarray, str]:
     return affine, source
 
 
-def _doubt(
-    header: nib.Nifti1Header, grid: Grid, source: str, coded: dict[str, bool], unit: float
-) -> tuple[str, str] | None:
+def _doubt(header: nib.Nifti1Header, grid: Grid, source: str, has_both: bool, unit: float) -> tuple[str, str] | None:
     """(problem, what to do) if ITK, or a program that uses the qform, places a file elsewhere; None if all agree."""
     scale = np.diag([unit, unit, unit, 1.0])
     affine, itk_source = itk_affine(header)
@@ -241,7 +230,7 @@ def _doubt(
             return problem, "write the right voxel size as pixdim, for example by saving it with nibabel"
         problem = f"{away}: its sform and qform differ, ITK uses the {itk_source}, and the {source} is used here"
         return problem, _WRITE_BOTH
-    if coded["sform"] and coded["qform"]:
+    if has_both:
         size = np.abs(header["pixdim"][1:4].astype(np.float64))
         apart = grid.distance(Grid(grid.shape, scale @ _qform(header, size)))
         if not apart <= _tolerance(grid):
@@ -302,9 +291,10 @@ def _usable(affine: np.ndarray) -> bool:
     return bool(np.isfinite(affine).all()) and abs(np.linalg.det(affine[:3, :3])) > 1e-18
 
 
-def check_size(path: Path, shape: tuple[int, ...], itemsize: int, available: int) -> None:
-    """Refuse a file too small for the voxels of its header, before allocating memory for them."""
-    if math.prod(shape) * itemsize > available:
+def check_size(path: Path, shape: tuple[int, ...], itemsize: int, data: Path, offset: int = 0) -> None:
+    """Refuse a file too small for the voxels of its header, before allocating memory for them; see `read_stored`."""
+    size = data.stat().st_size
+    if math.prod(shape) * itemsize > (size * MOST_DEFLATED if is_zipped(data) else size - offset):
         raise truncated(path, shape)
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from regzoo.errors import RegZooError, bad_file
 from regzoo.files import atomic_path, decoded
-from regzoo.spatial.grid import RAS_LPS
+from regzoo.spatial.grid import LPS_SIGNS
 from regzoo.spatial.nifti import AGAIN, as_float32
 from regzoo.spatial.reading import not_a_file
 
@@ -84,7 +84,7 @@ def _signs(path: Path, said: str | None, frame: str | None) -> np.ndarray:
     if said is not None and frame is not None and said != frame:
         problem = f"says that its points are {said}, not {frame}"
         raise bad_file(path, problem, "leave frame out (in a datalist, points_frame)")
-    return np.ones(3) if (said or frame) == "RAS" else RAS_LPS.diagonal()[:3]
+    return np.ones(3) if (said or frame) == "RAS" else LPS_SIGNS
 
 
 def _checked(path: Path, points: Any) -> np.ndarray:

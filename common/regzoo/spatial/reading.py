@@ -16,7 +16,7 @@ from regzoo.spatial.dicom import Series, find_series, holds_dicom, is_dicom, rea
 from regzoo.spatial.grid import Grid
 from regzoo.spatial.itk_files import ITK_SUFFIXES, ItkFile, itk_header, read_itk
 from regzoo.spatial.nifti import AGAIN, NiftiFile, check_size, nifti_file, orthogonal, place, read_stored, read_voxels
-from regzoo.spatial.unzip import MOST_DEFLATED, is_zipped, open_unzipped
+from regzoo.spatial.unzip import is_zipped, open_unzipped
 
 FORMATS = "NIfTI, NRRD, MetaImage, MGH or DICOM"
 _UNZIP = "unzip it with gunzip, or save it again"
@@ -93,7 +93,7 @@ def read_volume(path: str | os.PathLike[str]) -> Volume:
     if isinstance(file, MghFile):
         return _read_mgh(path, file)
     if isinstance(file, Series):
-        return Volume(*read_series(path, file))
+        return Volume(read_series(path, file), file.grid.affine)
     return Volume(*read_itk(path, file))
 
 
@@ -104,8 +104,8 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     others = list[Path]()
     if isinstance(file, Series):
         return Header(file.grid.shape, [one.file for one in file.slices])
-    if isinstance(file, NiftiFile) and file.in_pair:
-        others = list({_header_of(path), file.data} - {path})
+    if isinstance(file, NiftiFile):
+        others = list({file.header_file, file.data} - {path})
     elif isinstance(file, ItkFile):
         others = file.header.named
     return Header(tuple(int(n) for n in file.shape), [path, *others])
@@ -121,7 +121,7 @@ def _opened(path: Path) -> Any:
     name = path.name.lower()
     if not start:
         raise bad_file(path, "is empty", AGAIN)
-    header_file = path if _is_nifti(start) else _header_of(path)
+    header_file = path if _is_nifti(start) else _partner(path, ".img", ".hdr")
     if header_file != path:
         start = _start(header_file) if header_file.is_file() else b""
         if not start:
@@ -184,11 +184,8 @@ def _not_an_image(path: Path, start: bytes) -> RegZooError:
             return bad_file(path, f"is {what}, which cannot be read here", f"give a {FORMATS} file")
     if path.name.lower().endswith((".mgh", ".mgz")):
         return bad_file(path, "is not an MGH image, despite its name", AGAIN)
-    try:
-        text = start.decode("utf-8")
-    except UnicodeDecodeError:
-        text = "\0"
-    if text.isprintable() or all(c.isprintable() or c.isspace() for c in text):
+    text = start.decode("utf-8", "surrogateescape")  # which turns other bytes into what cannot be printed
+    if all(c.isprintable() or c.isspace() for c in text):
         return bad_file(path, f"holds text, so it is not an image ({FORMATS})", "check the path, or export it again")
     return bad_file(path, f"is not an image: its content is not {FORMATS}", "convert it to NIfTI, or export it again")
 
@@ -202,13 +199,8 @@ def _is_metaimage(start: bytes) -> bool:
     return any(start.replace(b" ", b"").startswith(key) for key in (b"ObjectType=", b"NDims=", b"Comment=ObjectType"))
 
 
-def _header_of(path: Path) -> Path:
-    """The header file of an .img file; any other path unchanged."""
-    return _partner(path, ".img", ".hdr")
-
-
 def _partner(path: Path, suffix: str, other: str) -> Path:
-    """The other file of a pair, with the suffix in the same case, compressed or not."""
+    """The other file of a pair, compressed or not, its suffix in the same case; a path without `suffix` unchanged."""
     stem = path.with_suffix("") if path.suffix.lower() == ".gz" else path
     if stem.suffix.lower() != suffix:
         return path
@@ -229,7 +221,7 @@ def _mgh_header(path: Path, start: bytes) -> MghFile:
     except KeyError:
         raise bad_file(path, f"holds voxels of an unknown type (MGH type {header['type']})", AGAIN) from None
     shape = tuple(int(n) for n in header.get_data_shape())
-    check_size(path, shape, itemsize, path.stat().st_size * (MOST_DEFLATED if is_zipped(path) else 1))
+    check_size(path, shape, itemsize, path)
     return MghFile(header, shape, is_placed)
 
 

@@ -16,7 +16,7 @@ from nibabel.affines import from_matvec
 from regzoo.errors import RegZooError, bad_file
 from regzoo.files import MARKS_UTF16, atomic_path, decoded
 from regzoo.spatial.field import DisplacementField
-from regzoo.spatial.grid import RAS_LPS, Grid
+from regzoo.spatial.grid import LPS_SIGNS, RAS_LPS, Grid
 from regzoo.spatial.itk_files import itk_name, lay, quiet
 from regzoo.spatial.nifti import AGAIN, as_float32, times
 from regzoo.spatial.reading import not_a_file, read_volume
@@ -33,7 +33,6 @@ WRITTEN = (".nii", ".nii.gz", ".nrrd", ".mha", ".h5", ".tfm", ".npz")
 APART = (".h5", ".tfm")
 #: The affine maps of ANTs in the form of MATLAB.
 AFFINE_MATS = ("AffineTransform", "MatrixOffsetTransformBase")
-_SIGNS = RAS_LPS.diagonal()[:3]
 _REFERENCE = "name the fixed image as reference"
 
 
@@ -147,7 +146,7 @@ def _checked(path: Path, matrix: np.ndarray) -> Affine:
 
 
 def _read_mat(path: Path) -> Transformation:
-    """ITK's file in the form of MATLAB, in which ANTs writes affine maps, some as a base class that ITK cannot name."""
+    """A MATLAB file of ITK; ANTs writes affine maps in this form, some of a base class that ITK cannot read."""
     try:
         (name, values), (_, center) = loadmat(path).items()
     except MemoryError:
@@ -211,9 +210,9 @@ def _steps(path: Path, transform: Any) -> list[Step]:
     if min(shape) < 1 or parameters.size != 3 * math.prod(shape):
         raise bad_file(path, f"its {kind} has {parameters.size} numbers for {times(shape)} points", AGAIN)
     if kind == "BSplineTransform":
-        values = parameters.reshape(3, *shape[::-1]).transpose(0, 3, 2, 1) * _SIGNS.reshape(3, 1, 1, 1)
+        values = parameters.reshape(3, *shape[::-1]).transpose(0, 3, 2, 1) * LPS_SIGNS.reshape(3, 1, 1, 1)
         return [BSpline(values, grid, int(name.partition("_3_3_")[2] or 3))]
-    values = parameters.reshape(*shape[::-1], 3).transpose(3, 2, 1, 0) * _SIGNS.reshape(3, 1, 1, 1)
+    values = parameters.reshape(*shape[::-1], 3).transpose(3, 2, 1, 0) * LPS_SIGNS.reshape(3, 1, 1, 1)
     return [DisplacementField(torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)), grid)]
 
 
@@ -238,19 +237,18 @@ def _itk_transform(itk: Any, path: Path, step: Step, back: bool, grid: Grid | No
         affine = itk.AffineTransform[itk.D, 3].New()
         affine.SetParameters(itk.OptimizerParameters[itk.D]([*lps[:3, :3].ravel().tolist(), *lps[:3, 3].tolist()]))
         return affine
-    inverse_spline = isinstance(step, BSpline) and back
-    where = step.grid if isinstance(step, (BSpline, DisplacementField)) and not inverse_spline else grid
-    if where is None:
-        raise bad_file(path, "would hold an inverse, whose grid is not known", "name an image as reference")
     if isinstance(step, BSpline) and not back:
-        lps, spacing = RAS_LPS @ where.affine, where.spacing
+        lps, spacing = RAS_LPS @ step.grid.affine, step.grid.spacing
         origin, direction = lps[:3, 3], lps[:3, :3] / spacing
         spline = itk.BSplineTransform[itk.D, 3, step.order].New()
-        fixed = [*map(float, where.shape), *origin.tolist(), *spacing.tolist(), *direction.ravel().tolist()]
+        fixed = [*map(float, step.grid.shape), *origin.tolist(), *spacing.tolist(), *direction.ravel().tolist()]
         spline.SetFixedParameters(itk.OptimizerParameters[itk.D](fixed))
-        values = (step.coefficients * _SIGNS.reshape(3, 1, 1, 1)).transpose(0, 3, 2, 1)
+        values = (step.coefficients * LPS_SIGNS.reshape(3, 1, 1, 1)).transpose(0, 3, 2, 1)
         spline.SetParameters(itk.OptimizerParameters[itk.D](values.ravel().tolist()))
         return spline
+    where = step.grid if isinstance(step, DisplacementField) else grid
+    if where is None:
+        raise bad_file(path, "would hold an inverse, whose grid is not known", "name an image as reference")
     image = _itk_field(itk, Transformation((step, back)).on(where), itk.D)
     lay(image, where)
     field = itk.DisplacementFieldTransform[itk.D, 3].New()
@@ -260,7 +258,7 @@ def _itk_transform(itk: Any, path: Path, step: Step, back: bool, grid: Grid | No
 
 def _itk_field(itk: Any, field: DisplacementField, number: Any) -> Any:
     """The vectors of a field as an image of ITK, LPS mm, not yet placed on its grid."""
-    values = field.displacement.cpu().numpy() * _SIGNS.reshape(3, 1, 1, 1)
+    values = field.displacement.cpu().numpy() * LPS_SIGNS.reshape(3, 1, 1, 1)
     image = itk.Image[itk.Vector[number, 3], 3].New()
     image.SetRegions(list(field.grid.shape))
     image.Allocate()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -12,16 +10,6 @@ from regzoo.spatial.field import DisplacementField, invert
 from regzoo.spatial.grid import Grid
 from regzoo.spatial.warp import slab_points, slabs
 from scipy.ndimage import map_coordinates
-
-
-class Step(Protocol):
-    """A map of points (N, 3), RAS mm, and its inverse."""
-
-    def transform_points(self, points: np.ndarray) -> np.ndarray:
-        """Take points from the fixed towards the moving image."""
-
-    def inverse_points(self, points: np.ndarray) -> np.ndarray:
-        """Take points from the moving towards the fixed image."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +61,10 @@ class BSpline:
 
         wanted = torch.as_tensor(points.T, dtype=torch.float64).reshape(1, 3, -1, 1, 1)
         return np.asarray(invert(residual, torch.eye(4, dtype=torch.float64), wanted).reshape(3, -1).T.numpy())
+
+
+#: Maps points (N, 3), RAS mm, towards the moving image and, with `inverse_points`, back.
+Step = Affine | BSpline | DisplacementField
 
 
 class Transformation:
@@ -160,8 +152,3 @@ def probes(grid: Grid) -> np.ndarray:
     """About 30 voxel centres along each axis of a grid, without the outermost tenth, (N, 3), RAS mm."""
     axes = [np.unique(np.linspace(0.1 * (n - 1), 0.9 * (n - 1), 30).round()) for n in grid.shape]
     return grid.to_world(np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3))
-
-
-def chain(transformations: Sequence[Transformation]) -> Transformation:
-    """One transformation from several, in the order in which a point travels."""
-    return Transformation(*(step for one in transformations for step in one.steps))

@@ -38,8 +38,7 @@ def with_affine(
 def even_step(length: int, count: int) -> int:
     """The step that takes about `count` of the `length` voxels of a flattened volume, from all its slices alike.
 
-    A step that had a divisor in common with the length might have one in common with the number of slices, and would
-    pass over some slices altogether.
+    It shares no divisor with the length: a step that shared one with the number of slices would skip some of them.
     """
     step = max(length // count, 1)
     while math.gcd(step, length) > 1:

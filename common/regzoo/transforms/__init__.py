@@ -1,8 +1,8 @@
 """Per-case transforms, on the CPU and cached: load, align, resample."""
 
-from regzoo.transforms.apply import ApplyFieldd, PropagatedLabelsd, WarpOnNetworkGridd, label_masks, warped_masks
+from regzoo.transforms.apply import ApplyFieldd, PropagatedLabelsd, WarpOnNetworkGridd, warped_masks
 from regzoo.transforms.ct import FieldOfViewd, HounsfieldUnitsd
-from regzoo.transforms.distance import SignedDistanced, signed_distance
+from regzoo.transforms.distance import SignedDistanced
 from regzoo.transforms.hold import HoldLabelsd
 from regzoo.transforms.load import AlignPaird, LoadPaird
 from regzoo.transforms.outlines import SplitOutlinesd
@@ -15,7 +15,6 @@ from regzoo.transforms.resample import (
     RegionInputd,
     ResamplePaird,
     SelectLabelsd,
-    of_kind,
 )
 from regzoo.transforms.simulate import SimulateMovingd
 
@@ -40,8 +39,5 @@ __all__ = [
     "SplitOutlinesd",
     "StillPaird",
     "WarpOnNetworkGridd",
-    "label_masks",
-    "of_kind",
-    "signed_distance",
     "warped_masks",
 ]

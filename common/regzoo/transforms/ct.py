@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -61,16 +61,14 @@ class HounsfieldUnitsd(MapTransform):
         super().__init__(IMAGE_KEYS, allow_missing_keys=True)
 
     def __call__(self, data: Case) -> Case:
-        item = data.copy()
-        for side in SIDES:
-            if side.image not in data:
-                continue
-            image = data[side.image]
-            name = file_of(image, side.image)
+        item: Any = data.copy()
+        for key in self.key_iterator(data):
+            image = item[key]
+            name = file_of(image, key)
             values, notes = hounsfield_units(as_tensor(image)[0].cpu().numpy(), Grid.of(image), name)
             if notes:
                 logger.warning("%s: %s", name, "; ".join(notes))
-                item[side.image] = MetaTensor(torch.from_numpy(values)[None], affine=image.affine, meta={FILE: name})
+                item[key] = MetaTensor(torch.from_numpy(values)[None], affine=image.affine, meta={FILE: name})
         return item
 
 

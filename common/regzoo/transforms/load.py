@@ -212,8 +212,10 @@ class AlignPaird(MapTransform):
             masks = (item.get(side.mask) for side in SIDES)
             found = register_linear(item[FIXED.image], fixed, item[MOVING.image], moving, method, *masks)
             matrix = np.linalg.inv(found)
-        elif method != "header":
-            matrix[:3, 3] = fixed.center - _middle(item, by_label=method == "label")
+        elif method == "center":
+            matrix[:3, 3] = fixed.center - moving.center
+        elif method == "label":
+            matrix[:3, 3] = fixed.center - _label_centre(item)
         elif not overlap(fixed, moving):
             files = [file_of(item[side.image], f"the {side.name} image") for side in SIDES]
             apart = np.linalg.norm(fixed.center - moving.center)
@@ -235,12 +237,11 @@ def aligned(item: Case, moving: MetaTensor) -> MetaTensor:
     return MetaTensor(moving.as_tensor(), affine=torch.as_tensor(affine), meta={FILE: file_of(moving)})
 
 
-def _middle(item: Case, by_label: bool) -> np.ndarray:
-    """The place in the moving image that goes to the centre of the fixed image, RAS mm."""
-    label = item.get(MOVING.label) if by_label else None
+def _label_centre(item: Case) -> np.ndarray:
+    """The centre of mass of the first moving label or, without a label, the centre of the moving image, RAS mm."""
+    label = item.get(MOVING.label)
     if label is None:
-        if by_label:
-            logger.warning("%s: no moving label; its image's centre is aligned instead", item.get(Key.CASE))
+        logger.warning("%s: no moving label; its image's centre is aligned instead", item.get(Key.CASE))
         return Grid.of(item[MOVING.image]).center
     name, index = file_of(label, "the moving label"), 0
     if is_map(label):

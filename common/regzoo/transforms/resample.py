@@ -216,10 +216,10 @@ def of_kind(item: Case, kinds: Sequence[str], count: int) -> list[bool]:
 
 
 class RegionInputd(MapTransform):
-    """Scale each moving label on the network grid to a maximum of 1, as a network is shown it.
+    """Scale each moving label on the network grid to a maximum of 1, as the network sees it.
 
-    A region smaller than the voxels of the grid has small values there. One whose centre is out of view would be scaled
-    up from a trace at the border: it is emptied. That needs the labels as loaded, which
+    A region smaller than the voxels of the grid has small values there. A region whose centre is out of view is
+    emptied, because only a trace of it, at the border, would be scaled up. That needs the labels as loaded, which
     ``ResamplePaird(keep_native=True)`` keeps; in training, `MatchLabelsd` has already left out such labels.
     """
 
