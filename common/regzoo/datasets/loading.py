@@ -46,7 +46,7 @@ def load_records(
         records = read_datalist(datalist, split)
     elif is_learn2reg(root):
         records = read_learn2reg(root, split)
-    elif root.is_dir() and is_muregpro(root):
+    elif is_muregpro(root):
         records = read_muregpro(root, direction, split)
     elif is_decathlon(root) or is_ixi(root):
         fix = "use it for a method that needs single images, or list pairs of them in a datalist"

@@ -25,7 +25,7 @@ PATIENT_KEYS = (Key.PATIENT, FIXED.patient, MOVING.patient)
 
 
 def is_of_kind(name: str, kinds: Iterable[str]) -> bool:
-    """Whether a label is of one of some kinds: its name, or the name's beginning up to an underscore.
+    """Whether `kinds` hold the name of a label, or the beginning of the name up to an underscore.
 
     ``cyst`` stands for ``cyst_1`` and ``cyst_2``, ``seminal_vesicle`` for the left one and the right one.
     """
@@ -230,25 +230,21 @@ def check_records(records: Sequence[Record], must_exist: bool = True) -> None:
             refuse(bad_file(image, problem, "give each pair a name of its own as case"))
         cases.add(case)
         for side in SIDES:
-            patient = patient_on(record, side)
-            for file in (
-                real_files(record, (side.image, side.label, side.mask, side.points)) if patient is not None else ()
-            ):
+            if (patient := patient_on(record, side)) is None:
+                continue
+            for file in real_files(record, (side.image, side.label, side.mask, side.points)):
                 owner = owners.setdefault(file, str(patient))
                 if owner != str(patient):
                     problem = f"belongs to two patients, {owner} and {patient}, and would be in two folds"
                     refuse(bad_file(file, problem, "give the pairs that share it the same patient"))
 
 
-def check_splits(source: str | os.PathLike[str], splits: Mapping[Any, Iterable[Record]]) -> None:
+def check_splits(source: str | os.PathLike[str], splits: Mapping[Any, Sequence[Record]]) -> None:
     """Raise `RegZooError` if a patient or an image of a data set (`source`) is in two splits."""
     homes: dict[str, Any] = {}
     for split, records in splits.items():
-        images: dict[str, None] = {}
-        patients: dict[str, None] = {}
-        for record in records:
-            patients.update(dict.fromkeys(patients_of(record)))
-            images.update(dict.fromkeys(record_files(record, IMAGE_KEYS)))
+        images = dict.fromkeys(file for record in records for file in record_files(record, IMAGE_KEYS))
+        patients = dict.fromkeys(patient for record in records for patient in patients_of(record))
         # Images come first: a file says more than a name.
         named = [(f"the image {file}", os.path.realpath(file)) for file in images]
         for what, key in named + [(f"the patient {patient!r}", f"patient {patient}") for patient in patients]:
