@@ -42,7 +42,7 @@ class Picture:
 
     def __init__(self, item: Mapping[str, Any]) -> None:
         affine = affine_of(item[REFERENCE.image]).numpy()
-        turn = Orientation.of(affine)
+        turn = Orientation(affine)
         self.title = str(item.get(Key.CASE, ""))
         self.label_map = bool(item.get(Key.MOVING_LABEL_IS_MAP))
         self.spacing = np.linalg.norm(affine[:3, :3], axis=0)[turn.source]
