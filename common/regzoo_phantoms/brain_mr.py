@@ -33,10 +33,7 @@ def t1_image(anatomy: BrainAnatomy, grid: Grid, scalp: bool, rng: np.random.Gene
     """A T1-weighted image with bias field and Rician noise, and its label map.
 
     Args:
-        anatomy: the patient.
-        grid: of the image.
         scalp: whether there is a head around the brain, or nothing, as after skull stripping.
-        rng: of folds, contrast, bias and noise.
 
     Returns:
         The image, int16, and the labels, uint8, both (X, Y, Z).

@@ -122,8 +122,7 @@ class Canvas:
         """Paint a tissue, given its signed distance on the lattice, mm.
 
         Args:
-            distance: on the lattice.
-            value: of the tissue, one or one for each point of the lattice.
+            value: of the tissue: one number, or one for each point of the lattice.
             label: written where the distance is at most 0; None leaves the labels as they are.
         """
         box = self.box_near(distance)

@@ -174,7 +174,6 @@ def random_transformation(
     """Draw a pose, a probe pressure and a smooth field that fold nothing.
 
     Args:
-        rng: source of randomness.
         centre: middle of the gland in the MR world, RAS mm, shape (3,).
         rectum: where the rectum touches the gland in the MR world, RAS mm, shape (3,).
         points: where the transformation will be used (3, N), RAS mm. The smooth field is weakened until the Jacobian

@@ -22,8 +22,6 @@ class Scene:
     """A patient at the voxels of a grid.
 
     Args:
-        anatomy: the patient.
-        grid: of the image.
         points: `world_points` of the grid.
         tissue: where the tissue at these points lies in the MR world, RAS mm, shape (3, X, Y, Z).
 

@@ -65,7 +65,6 @@ class Ellipsoid:
         """An ellipsoid that varies between patients.
 
         Args:
-            rng: source of randomness.
             centre, radii, degrees: of the standard one: mm, mm, Euler angles.
             shift, size, turn: how much it varies: standard deviation, mm; largest share; standard deviation, degrees.
             moved: added to the centre, mm.

@@ -213,7 +213,7 @@ def likely_key(name: str, keys: Iterable[str] = KEYS) -> str | None:
 
 
 def _at_home(path: str) -> Path:
-    """A path whose ``~`` is the home folder; a ``~`` that names no user belongs to the name of a file."""
+    """A path with ``~`` expanded; in front of anything but a user's name, ``~`` is part of the file's name."""
     try:
         return Path(path).expanduser()
     except RuntimeError:

@@ -35,7 +35,6 @@ def draw_pairs(
         records: of single images, see `load_single_records`; without ``patient``, an image counts as its own patient.
         path: the datalist; written if it does not exist.
         count: how many pairs; None: as many as there are images, so that each is fixed once.
-        seed: of the draw.
 
     Returns:
         Records of pairs, the same in every run.

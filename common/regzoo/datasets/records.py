@@ -1,4 +1,4 @@
-"""Records of pairs and of single images: what can be said of them, and what is checked before they are used.
+"""Records of pairs and of single images: their patients, files and labels, and the checks before they are used.
 
 See `regzoo.case.Record`. A single image, for methods that make the moving image themselves, has a ``fixed_image`` and
 no ``moving_image``.

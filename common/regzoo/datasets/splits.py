@@ -60,7 +60,6 @@ def split_fold(
         records: pairs, all of them with a ``fold``, or none.
         fold: which fold is held out, from 0.
         folds: how many folds; None: as many as the records name.
-        seed: of the division.
 
     Returns:
         (training, validation).

@@ -236,7 +236,6 @@ class RunRecord:
 
     Args:
         data: ``training`` and ``validation`` → records.
-        evaluator: the evaluator of the validation.
         resume: whether the training resumes from the folder; otherwise earlier files are moved, see `set_aside`.
     """
 

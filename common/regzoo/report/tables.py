@@ -161,18 +161,17 @@ class LabelTable(RowTable):
             missing if labels is None else (as_tensor(labels).sum(dim=(1, 2, 3), dtype=torch.float64) * voxel).tolist()
             for labels in (fixed, before, warped)
         ]
-        distances, overlaps = [], []
-        for moving in (before, warped):
-            distances.append(missing if moving is None else centroid_distances(moving, fixed).tolist())
-            overlaps.append(missing if moving is None else dice(moving, fixed).tolist())
+        compared = [
+            missing if moving is None else measure(moving, fixed).tolist()
+            for measure in (centroid_distances, dice)
+            for moving in (before, warped)
+        ]
         rows = []
-        for label in range(len(fixed)):
-            in_fixed, in_before, in_warped = (volume[label] for volume in volumes)
-            if not in_fixed or not (in_before > 0 or in_warped > 0):
-                continue
-            name = names[label] if label < len(names) else f"label {label}"
-            values = [d[label] for d in distances] + [o[label] for o in overlaps] + [in_fixed, in_before, in_warped]
-            rows.append([label, name, *values])
+        for label, values in enumerate(zip(*compared, *volumes, strict=True)):
+            in_fixed, in_before, in_warped = values[-3:]
+            if in_fixed and (in_before > 0 or in_warped > 0):
+                name = names[label] if label < len(names) else f"label {label}"
+                rows.append([label, name, *values])
         return rows
 
 
