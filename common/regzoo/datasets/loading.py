@@ -15,7 +15,7 @@ from regzoo.datasets.records import check_records, single_records
 from regzoo.datasets.text import SPLIT_WORDS
 from regzoo.errors import RegZooError, bad_file
 
-#: Names by which a datalist is found in a folder.
+#: The names of a datalist in a folder.
 DATALIST_NAMES = ("datalist.json", "datalist.csv", "datalist.tsv")
 KNOWN_LAYOUTS = (
     "a datalist (.json, .csv or .tsv, or a folder with datalist.json in it), "

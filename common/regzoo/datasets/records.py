@@ -32,25 +32,19 @@ def is_of_kind(name: str, kinds: Iterable[str]) -> bool:
     return any(f"{name}_".startswith(f"{kind}_") for kind in kinds)
 
 
-def validate_kinds(records: Sequence[Record], kinds: str | Sequence[str]) -> list[str]:
-    """Make sure that a data set has certain kinds of label, and return them; a wrong name would hold nothing out.
-
-    Args:
-        records: pairs with ``label_names``.
-        kinds: see `is_of_kind`.
+def validate_kinds(records: Sequence[Record], kinds: Sequence[str]) -> None:
+    """Make sure that a data set has labels of certain kinds, see `is_of_kind`; a wrong name would hold nothing out.
 
     Raises:
         RegZooError: no label is of such a kind, or no other kind is left.
     """
-    wanted = [kinds] if isinstance(kinds, str) else list(kinds)
     names = sorted({str(name) for record in records for name in record.get(Key.LABEL_NAMES, [])})
-    unknown = [kind for kind in wanted if not any(is_of_kind(name, [kind]) for name in names)]
+    unknown = [kind for kind in kinds if not any(is_of_kind(name, [kind]) for name in names)]
     if unknown:
         known = ", ".join(names) or "none, add label_names to its records"
         raise RegZooError(f"no label is called {unknown[0]!r}; the names of the data set are {known}")
-    if wanted and all(is_of_kind(name, wanted) for name in names):
-        raise RegZooError(f"holding out {', '.join(wanted)} leaves no label; hold out less")
-    return wanted
+    if kinds and all(is_of_kind(name, kinds) for name in names):
+        raise RegZooError(f"holding out {', '.join(kinds)} leaves no label; hold out less")
 
 
 def known_alignment(method: Any) -> Alignment:

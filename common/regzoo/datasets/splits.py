@@ -121,7 +121,7 @@ def linked_groups(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 
 def _group_name(group: Sequence[Record]) -> str:
-    """The name by which a group is dealt out: its first patient, or its first pair if no patient is known."""
+    """The name of a group: its first patient, or its first pair if no patient is known."""
     patients = {patient for record in group for patient in patients_of(record)}
     return f"patient {min(patients)}" if patients else "pair " + "|".join(record_files(group[0]))
 

@@ -181,8 +181,8 @@ class Picture:
         low, high = self.windows[key]
         return np.clip((plane.of(self.images[key], self.center) - low) / (high - low), 0, 1)
 
-    def _show(self, axes: Axes, plane: Plane, values: np.ndarray, **style: Any) -> Any:
-        return axes.imshow(values.T, origin="lower", extent=self._extent(plane), **style)
+    def _show(self, axes: Axes, plane: Plane, values: np.ndarray, **style: Any) -> None:
+        axes.imshow(values.T, origin="lower", extent=self._extent(plane), **style)
 
     def _image(self, axes: Axes, key: str, plane: Plane, dim: float = 1.0) -> None:
         self._show(axes, plane, dim * self._gray(key, plane), cmap="gray", vmin=0, vmax=1, interpolation="bilinear")
