@@ -184,7 +184,7 @@ def _commit(checkout: Path) -> str | None:
 
 
 def set_aside(folder: str | Path) -> None:
-    """Move the files of an earlier run, if any, into a new folder ``earlier_1``, ``earlier_2``, … inside their folder."""
+    """Move the files of an earlier run, if any, into a new folder inside: ``earlier_1``, ``earlier_2`` and so on."""
     files = [path for name in OURS for path in sorted(Path(folder).glob(name))]
     if not files:
         return
