@@ -25,7 +25,7 @@ PATIENT_KEYS = (Key.PATIENT, FIXED.patient, MOVING.patient)
 
 
 def is_of_kind(name: str, kinds: Iterable[str]) -> bool:
-    """Whether `kinds` hold the name of a label, or the beginning of the name up to an underscore.
+    """Whether the name of a label, or the beginning of the name up to an underscore, is among `kinds`.
 
     ``cyst`` stands for ``cyst_1`` and ``cyst_2``, ``seminal_vesicle`` for the left one and the right one.
     """
