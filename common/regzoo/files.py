@@ -182,7 +182,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
                 raise bad_file(target, "cannot be written because the disk is full", fix) from error
             temporary.replace(target)
     finally:
-        remove_empty(new)  # only after an error are they empty
+        remove_empty(new)  # they are empty only after an error
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
