@@ -166,31 +166,23 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(path)
     new = missing_folders(target.parent.absolute())
     try:
-        with _temporary(target) as temporary:
-            yield temporary
-    except BaseException:
-        remove_empty(new)
-        raise
-
-
-@contextmanager
-def _temporary(target: Path) -> Iterator[Path]:
-    """`atomic_path` for a folder that may stay behind, empty, after an error."""
-    make_folder(target.parent)
-    with partial_folder(target.parent) as folder:
-        temporary = folder / target.with_suffix(target.suffix.lower()).name
-        try:
-            yield temporary
-        except RegZooError as error:  # it may name the file that is being written
-            raise RegZooError(str(error).replace(str(temporary), str(target))) from error
-        except (OSError, RuntimeError) as error:
-            # PyTorch raises a plain RuntimeError if the disk is full.
-            full = shutil.disk_usage(folder).free < 1 << 20
-            if not (error.errno == errno.ENOSPC if isinstance(error, OSError) else full):
-                raise
-            fix = "free some space, or name another folder"
-            raise bad_file(target, "cannot be written because the disk is full", fix) from error
-        temporary.replace(target)
+        make_folder(target.parent)
+        with partial_folder(target.parent) as folder:
+            temporary = folder / target.with_suffix(target.suffix.lower()).name
+            try:
+                yield temporary
+            except RegZooError as error:  # it may name the file that is being written
+                raise RegZooError(str(error).replace(str(temporary), str(target))) from error
+            except (OSError, RuntimeError) as error:
+                # PyTorch raises a plain RuntimeError if the disk is full.
+                full = shutil.disk_usage(folder).free < 1 << 20
+                if not (error.errno == errno.ENOSPC if isinstance(error, OSError) else full):
+                    raise
+                fix = "free some space, or name another folder"
+                raise bad_file(target, "cannot be written because the disk is full", fix) from error
+            temporary.replace(target)
+    finally:
+        remove_empty(new)  # they are empty only after an error
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -37,17 +37,9 @@ class AbdomenPhantoms(Learn2RegSet):
     convention: LPS mm, shape X,Y,Z,1,3, intent 1007).
 
     Attributes:
-        cases: patients to train on.
-        held_out: further patients.
-        seed: of everything random.
-        spacing: voxel size, mm.
         breathing: whether to write a second, breathed-in image of every patient, and the true displacement.
     """
 
-    cases: int = 24
-    held_out: int = 6
-    seed: int = 0
-    spacing: float = 2.0
     breathing: bool = False
 
     kind: ClassVar[str] = "abdomen"

@@ -8,7 +8,7 @@ import numpy as np
 from regzoo.spatial.grid import Grid
 from regzoo_phantoms.abdomen_anatomy import AbdomenAnatomy, oval
 from regzoo_phantoms.canvas import Lattice
-from regzoo_phantoms.fields import SmoothField, product
+from regzoo_phantoms.fields import LEAST_DETERMINANT, SmoothField, product
 
 #: Enough for the fixed-point iteration to be exact to 0.01 mm.
 ITERATIONS = 14
@@ -47,17 +47,14 @@ class Breathing:
         body[1] = -np.float32(self.forward) * _rise(y, 70, 20) * (1 - _rise(z, 90, 20))
         return moved + product(self.anatomy.rotation, body)
 
-    def inverse_displacement(self, points: np.ndarray) -> np.ndarray:
-        """S⁻¹(x) − x at points (3, ...) of the breathed-out world, mm, by fixed-point iteration."""
-        found = np.zeros_like(points)
-        for _ in range(ITERATIONS):
-            found = -self.displacement(points + found)
-        return found
-
     def field(self, grid: Grid) -> np.ndarray:
         """S⁻¹(x) − x at the voxels of a breathed-out image: how far its tissue moves by breathing in, mm, (3, ...)."""
         lattice = Lattice(grid)
-        return np.stack([lattice.up(component) for component in self.inverse_displacement(lattice.points)])
+        points = lattice.points
+        found = np.zeros_like(points)
+        for _ in range(ITERATIONS):
+            found = -self.displacement(points + found)
+        return np.stack([lattice.up(component) for component in found])
 
     def least_jacobian(self, grid: Grid) -> float:
         """The least Jacobian determinant of S over a grid."""
@@ -74,7 +71,7 @@ def random_breathing(rng: np.random.Generator, anatomy: AbdomenAnatomy, grid: Gr
     """Draw a breath that folds nothing: 8 to 20 mm down, 2 to 8 mm forward."""
     smooth = SmoothField.random(rng, length=rng.uniform(35, 50), terms=6).scaled(rng.uniform(6, 14))
     breath = Breathing(anatomy, float(rng.uniform(8, 20)), float(rng.uniform(2, 8)), smooth)
-    while breath.least_jacobian(grid) < 0.3:
+    while breath.least_jacobian(grid) < LEAST_DETERMINANT:
         breath = replace(breath, down=0.85 * breath.down, smooth=breath.smooth.scaled(0.85))
     return breath
 

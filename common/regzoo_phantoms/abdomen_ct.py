@@ -54,11 +54,8 @@ def ct_image(
     """A CT and its label map.
 
     Args:
-        anatomy: the patient.
         hounsfield: see `random_contrast`.
-        grid: of the image.
         tissue: points of the image's world (3, ...) → the same tissue before breathing moved it (3, ...), RAS mm.
-        rng: of noise and texture.
 
     Returns:
         The image, Hounsfield units, int16, and the labels, uint8, both (X, Y, Z).

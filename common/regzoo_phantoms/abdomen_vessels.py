@@ -87,7 +87,10 @@ def random_vessels(rng: np.random.Generator, liver: np.ndarray) -> tuple[Vessel,
     for name, (kind, branches) in LIVER_TREES.items():
         found += [Vessel(kind, name, True, tube) for tube in _tree(rng, branches, liver, width)]
     for great, label, nodes in GREAT_VESSELS:
-        found.append(Vessel(great, label, False, Tube(_bent(rng, np.array(nodes, np.float64), 0.8, width))))
+        array = np.array(nodes, np.float64)
+        array[1:-1, :3] += rng.normal(0, 0.8, (len(nodes) - 2, 3))  # the ends stay where they meet other vessels
+        array[:, 3] *= width
+        found.append(Vessel(great, label, False, Tube(array)))
     return tuple(found)
 
 
@@ -120,10 +123,3 @@ def _twigs(rng: np.random.Generator, before: np.ndarray, end: np.ndarray) -> lis
         tip = end[:3] + direction * rng.uniform(16, 26)
         tubes.append(Tube(np.array([[*end[:3], 0.8 * end[3]], [*tip, 1.1]])))
     return tubes
-
-
-def _bent(rng: np.random.Generator, nodes: np.ndarray, amount: float, width: float) -> np.ndarray:
-    """Nodes moved a little, at random; the ends stay where they meet other vessels."""
-    nodes[1:-1, :3] += rng.normal(0, amount, (len(nodes) - 2, 3))
-    nodes[:, 3] *= width
-    return nodes

@@ -7,7 +7,6 @@ from regzoo.spatial.grid import Grid
 from regzoo_phantoms.brain_anatomy import CORTEX, VALUES, BrainAnatomy
 from regzoo_phantoms.canvas import Canvas, Lattice
 from regzoo_phantoms.fields import SmoothField
-from regzoo_phantoms.shapes import Tube
 
 #: Brightness of tissues in T1-weighted MR, 1 = white matter.
 TISSUE = {
@@ -34,10 +33,7 @@ def t1_image(anatomy: BrainAnatomy, grid: Grid, scalp: bool, rng: np.random.Gene
     """A T1-weighted image with bias field and Rician noise, and its label map.
 
     Args:
-        anatomy: the patient.
-        grid: of the image.
         scalp: whether there is a head around the brain, or nothing, as after skull stripping.
-        rng: of folds, contrast, bias and noise.
 
     Returns:
         The image, int16, and the labels, uint8, both (X, Y, Z).
@@ -46,11 +42,11 @@ def t1_image(anatomy: BrainAnatomy, grid: Grid, scalp: bool, rng: np.random.Gene
     tissue = {name: value * float(rng.normal(1, 0.04)) for name, value in TISSUE.items()}
     hull = anatomy.cerebrum(canvas.coarse)
     behind = np.minimum(anatomy.distance("cerebellum", canvas.coarse), anatomy.distance("brain_stem", canvas.coarse))
-    brain = canvas.lattice.up(np.minimum(hull, behind))
+    brain = np.minimum(hull, behind)
     if scalp:
-        _paint_head(canvas, anatomy, np.minimum(hull, behind), tissue)
+        _paint_head(canvas, anatomy, brain, tissue)
     _paint_cerebrum(canvas, anatomy, hull, tissue, rng)
-    _paint_below(canvas, anatomy, hull, tissue, rng)
+    _paint_below(canvas, anatomy, hull, tissue)
     _paint_deep(canvas, anatomy, tissue)
     image = canvas.image
     bias = SmoothField.random(rng, length=rng.uniform(55, 90), components=1, terms=8).scaled(rng.uniform(0.05, 0.14))
@@ -60,12 +56,12 @@ def t1_image(anatomy: BrainAnatomy, grid: Grid, scalp: bool, rng: np.random.Gene
     real = image + noise * rng.standard_normal(image.shape, np.float32)
     image = np.hypot(real, noise * rng.standard_normal(image.shape, np.float32))
     if not scalp:
-        image *= brain < 0.5
+        image *= canvas.lattice.up(brain) < 0.5
     scale = np.float32(rng.uniform(350, 800))
     return np.clip(np.rint(scale * image), 0, 32767).astype(np.int16), canvas.labels
 
 
-def _sided(canvas: Canvas, name: str, x: np.ndarray) -> np.ndarray:
+def _sided(name: str, x: np.ndarray) -> np.ndarray:
     """The values of a structure with two labels: left where x < 0."""
     return np.where(x < 0, VALUES[f"{name}_left"], VALUES[f"{name}_right"])
 
@@ -106,33 +102,25 @@ def _paint_cerebrum(
     outline = canvas.lattice.up(hull, box)
     pial = anatomy.pial_depth(q, lattice.up(folds, box), outline)
     canvas.paint_box(box, outline, tissue["fluid"])
-    canvas.paint_box(box, -pial, tissue["grey"], _sided(canvas, "cerebral_cortex", q[0]))
-    canvas.paint_box(box, CORTEX - pial, tissue["white"], _sided(canvas, "cerebral_white_matter", q[0]))
+    canvas.paint_box(box, -pial, tissue["grey"], _sided("cerebral_cortex", q[0]))
+    canvas.paint_box(box, CORTEX - pial, tissue["white"], _sided("cerebral_white_matter", q[0]))
 
 
-def _paint_below(
-    canvas: Canvas, anatomy: BrainAnatomy, hull: np.ndarray, tissue: dict[str, float], rng: np.random.Generator
-) -> None:
+def _paint_below(canvas: Canvas, anatomy: BrainAnatomy, hull: np.ndarray, tissue: dict[str, float]) -> None:
     """Cerebellum with its leaves, and the brain stem."""
-    for name in ("cerebellum", "brain_stem"):
-        distance = anatomy.distance(name, canvas.coarse)
-        if name == "brain_stem":
-            distance = np.maximum(distance, -hull)
-        box = canvas.box_near(distance)
-        if box is None:
-            continue
-        fine = canvas.lattice.up(distance, box)
-        q = canvas.body(box)
-        if name == "brain_stem":
-            canvas.paint_box(box, fine, tissue[name], VALUES[name])
-            continue
+    cerebellum = anatomy.distance("cerebellum", canvas.coarse)
+    box = canvas.box_near(cerebellum)
+    if box is not None:
+        fine, q = canvas.lattice.up(cerebellum, box), canvas.body(box)
         leaves = np.float32(0.1) * np.sin(fine * np.float32(1.6) + q[2] * np.float32(0.9)) * np.clip(-fine / 3, 0, 1)
-        canvas.paint_box(box, fine, tissue[name] + leaves, _sided(canvas, name, q[0]))
+        canvas.paint_box(box, fine, tissue["cerebellum"] + leaves, _sided("cerebellum", q[0]))
         canvas.paint_box(box, anatomy.distance("arbor", q), tissue["white"] * 0.97)
+    stem = np.maximum(anatomy.distance("brain_stem", canvas.coarse), -hull)
+    canvas.paint(stem, tissue["brain_stem"], VALUES["brain_stem"])
 
 
 def _paint_deep(canvas: Canvas, anatomy: BrainAnatomy, tissue: dict[str, float]) -> None:
-    """Ventricles and nuclei, each in its own box."""
+    """Ventricles and nuclei, each in its own box: shape, tissue, and the label; 0 removes that of the tissue around."""
     steps = (
         ("ventricle_body", "fluid", "lateral_ventricle"),
         ("ventricle_horn", "fluid", "lateral_ventricle"),
@@ -141,22 +129,14 @@ def _paint_deep(canvas: Canvas, anatomy: BrainAnatomy, tissue: dict[str, float])
         ("pallidum", "pallidum", None),
         ("caudate", "caudate", "caudate"),
         ("thalamus", "thalamus", "thalamus"),
-        ("third_ventricle", "fluid", None),
-        ("fourth_ventricle", "fluid", None),
+        ("third_ventricle", "fluid", 0),
+        ("fourth_ventricle", "fluid", 0),
     )
     for name, kind, label in steps:
-        shape = anatomy.shapes[name]
-        if isinstance(shape, Tube):
-            low, high = shape.bounds()
-        else:
-            low, high = shape.centre - shape.radii.max(), shape.centre + shape.radii.max()
+        low, high = anatomy.shapes[name].bounds()
         box = canvas.box_of(low * [0, 1, 1] - high * [1, 0, 0], high)
         if box is None:
             continue
         q = canvas.body(box)
-        value: int | np.ndarray | None = None
-        if label is not None:
-            value = _sided(canvas, label, q[0])
-        elif name != "pallidum":
-            value = 0
+        value = _sided(label, q[0]) if isinstance(label, str) else label
         canvas.paint_box(box, anatomy.distance(name, q), tissue[kind], value)

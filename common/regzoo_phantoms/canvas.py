@@ -103,9 +103,9 @@ class Canvas:
         """White noise of unit deviation on the lattice, float32: smooth texture once it is interpolated."""
         return rng.standard_normal(self.lattice.shape, np.float32)
 
-    def box_near(self, distance: np.ndarray, limit: float = 0.0) -> Box | None:
-        """The box of the voxels where a distance on the lattice may be below `limit` mm."""
-        return self.lattice.box(distance < limit + self._reach)
+    def box_near(self, distance: np.ndarray) -> Box | None:
+        """The box of the voxels where a distance on the lattice may be negative."""
+        return self.lattice.box(distance < self._reach)
 
     def box_of(self, low: np.ndarray, high: np.ndarray) -> Box | None:
         """The box of the voxels that show the body between two corners, mm."""
@@ -122,8 +122,7 @@ class Canvas:
         """Paint a tissue, given its signed distance on the lattice, mm.
 
         Args:
-            distance: on the lattice.
-            value: of the tissue, one or one for each point of the lattice.
+            value: of the tissue: one number, or one for each point of the lattice.
             label: written where the distance is at most 0; None leaves the labels as they are.
         """
         box = self.box_near(distance)

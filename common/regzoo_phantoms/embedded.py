@@ -10,7 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import torch.distributed as dist
 from regzoo.errors import RegZooError, bad_file
 from regzoo_phantoms.abdomen import AbdomenPhantoms
 from regzoo_phantoms.brain import BrainPhantoms
@@ -64,18 +63,18 @@ def embedded_phantoms(folder: str | os.PathLike[str], kind: str = "prostate", **
     Raises:
         RegZooError: see `phantom_set`; or the folder holds something else, or other phantoms.
     """
+    import ignite.distributed as idist  # takes a second
+
     target, workers = Path(folder), parameters.pop("workers", None)
     wanted = phantom_set(kind, **parameters)
-    distributed = dist.is_available() and dist.is_initialized()
-    if not distributed or dist.get_rank() == 0:
+    if idist.get_rank() == 0:
         try:
             _write_or_check(target, wanted, workers)
         finally:
             # Also after an error, or the other processes would deadlock. They then find the same error.
-            if distributed:
-                dist.barrier()
+            idist.barrier()
     else:
-        dist.barrier()
+        idist.barrier()
         _check(target, wanted)
     return target
 

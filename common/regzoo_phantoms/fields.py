@@ -14,6 +14,8 @@ from scipy.spatial.transform import Rotation
 
 #: Points evaluated at a time: small enough for the temporaries to stay in the processor's cache.
 BLOCK = 16384
+#: A drawn transformation is weakened until its Jacobian determinant is at least this everywhere.
+LEAST_DETERMINANT = 0.3
 
 
 def product(matrix: np.ndarray, points: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
@@ -145,7 +147,7 @@ class TrusToMr:
         gradient = self.smooth.gradient(points) + self.pressure.gradient(points) + np.eye(3)[:, :, None]
         return np.linalg.det(np.moveaxis(gradient, -1, 0))
 
-    def inverse(self, points: np.ndarray, iterations: int = 40) -> np.ndarray:
+    def inverse(self, points: np.ndarray) -> np.ndarray:
         """Points (3, N) of the MR world → the ultrasound world, RAS mm, by fixed-point iteration."""
         shift = (self.centre + self.translation)[:, None]
         target = self.matrix.T @ (points - shift) + self.centre[:, None]
@@ -155,7 +157,7 @@ class TrusToMr:
             moved[1] += self.pressure.parts(found)[0]
             return moved
 
-        return undo(displacement, target, iterations)
+        return undo(displacement, target, iterations=40)
 
 
 def undo(displacement: Callable[[np.ndarray], np.ndarray], target: np.ndarray, iterations: int) -> np.ndarray:
@@ -167,16 +169,15 @@ def undo(displacement: Callable[[np.ndarray], np.ndarray], target: np.ndarray, i
 
 
 def random_transformation(
-    rng: np.random.Generator, centre: np.ndarray, rectum: np.ndarray, points: np.ndarray, least_determinant: float = 0.3
+    rng: np.random.Generator, centre: np.ndarray, rectum: np.ndarray, points: np.ndarray
 ) -> TrusToMr:
     """Draw a pose, a probe pressure and a smooth field that fold nothing.
 
     Args:
-        rng: source of randomness.
         centre: middle of the gland in the MR world, RAS mm, shape (3,).
         rectum: where the rectum touches the gland in the MR world, RAS mm, shape (3,).
-        points: where the transformation will be used (3, N), RAS mm.
-        least_determinant: the smooth field is weakened until the Jacobian determinant is above this at all `points`.
+        points: where the transformation will be used (3, N), RAS mm. The smooth field is weakened until the Jacobian
+            determinant is at least `LEAST_DETERMINANT` at all of them.
     """
     rotation = _limited(rng.normal(0, np.radians(5), 3), np.radians(12))
     translation = _limited(rng.normal(0, 5.5, 3), 15)
@@ -186,7 +187,7 @@ def random_transformation(
     contact = Rotation.from_rotvec(rotation).as_matrix().T @ (rectum - centre - translation) + centre
     contact += rng.normal(0, 3, 3) * [1, 0, 1] + [0, 0.8 * amount, 0]
     transformation = TrusToMr(rotation, centre, translation, ProbePressure(contact, amount), smooth)
-    while float(transformation.jacobian_determinant(points).min()) < least_determinant:
+    while float(transformation.jacobian_determinant(points).min()) < LEAST_DETERMINANT:
         transformation = replace(transformation, smooth=transformation.smooth.scaled(0.8))
     return transformation
 

@@ -32,17 +32,8 @@ class HippocampusPhantoms(Learn2RegSet):
     ``labels{Tr,Ts}/`` under the same names (uint8, values as in `LABELS`), ``HippocampusMR_dataset.json`` and
     ``manifest.json``. The heads are those of `BrainPhantoms`. Each grid lies elsewhere in the head, like the
     crops of the Decathlon.
-
-    Attributes:
-        cases: patients to train on.
-        held_out: further patients.
-        seed: of everything random.
-        spacing: voxel size, mm.
     """
 
-    cases: int = 24
-    held_out: int = 6
-    seed: int = 0
     spacing: float = 1.0
 
     kind: ClassVar[str] = "hippocampus"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import ClassVar
@@ -14,6 +15,7 @@ from regzoo_phantoms.writing import Case, PhantomSet
 PARTS = {"train": "Tr", "val": "Ts"}
 
 
+@dataclass(frozen=True)
 class Learn2RegSet(PhantomSet):
     """Images ``images{Tr,Ts}/<task>_NNNN_MMMM.nii.gz``, label maps under the same names and ``<task>_dataset.json``.
 
@@ -21,9 +23,18 @@ class Learn2RegSet(PhantomSet):
     images, ``training_paired_images`` and ``test_paired_images`` list them; the first one is fixed.
 
     Attributes:
+        cases: patients to train on.
+        held_out: further patients.
+        seed: of everything random.
+        spacing: voxel size, mm.
         task: the name of the task.
         modality: of all images.
     """
+
+    cases: int = 24
+    held_out: int = 6
+    seed: int = 0
+    spacing: float = 2.0
 
     task: ClassVar[str]
     modality: ClassVar[str]

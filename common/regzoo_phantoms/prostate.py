@@ -86,7 +86,7 @@ class ProstatePhantoms(PhantomSet):
 
         fine, slices = _fine_slices(mr_grid, self.spacing)
         points = world_points(fine)
-        scene = Scene.of(anatomy, fine, points, points)
+        scene = Scene(anatomy, fine, points, points)
         write_nifti(path("mr_images"), mr_image(scene, slices, rng), mr_grid.affine)
         mr_labels = scene.masks()[:, :, slices // 2 :: slices]
         mr_labels[..., ~drawn[0]] = 0
@@ -94,7 +94,7 @@ class ProstatePhantoms(PhantomSet):
 
         points = world_points(trus_grid)
         tissue = transformation(points)
-        scene = Scene.of(anatomy, trus_grid, points, tissue)
+        scene = Scene(anatomy, trus_grid, points, tissue)
         marks = transformation.inverse(anatomy.landmark_positions().T).T
         write_nifti(path("us_images"), trus_image(scene, probe, marks, rng), trus_grid.affine)
         us_labels = scene.masks()

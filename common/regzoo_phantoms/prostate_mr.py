@@ -33,7 +33,6 @@ def mr_image(scene: Scene, slices: int, rng: np.random.Generator) -> np.ndarray:
     Args:
         scene: the patient, at `slices` points along the last axis of every slice.
         slices: how many neighbouring points one slice averages; slices have no gaps.
-        rng: source of randomness.
     """
     image = _tissues(scene, rng)
     bias = SmoothField.random(rng, length=45, components=1, terms=6).scaled(rng.uniform(0.08, 0.2))(scene.points)[0]

@@ -60,7 +60,6 @@ def trus_image(scene: Scene, probe: Probe, marks: np.ndarray, rng: np.random.Gen
         scene: the patient; the last axis of its grid runs along the probe.
         probe: where the sound comes from.
         marks: the landmarks' positions in the ultrasound world, RAS mm, shape (landmarks, 3).
-        rng: source of randomness.
     """
     radius, angle = probe.polar(scene.points)
     image = _echo(scene, rng)

@@ -7,8 +7,6 @@ cases. Comparing intensities of the two images therefore does not register them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from regzoo.spatial.grid import Grid
 from regzoo_phantoms.prostate_anatomy import COMMON_LABELS, ProstateAnatomy
@@ -20,53 +18,33 @@ Box = tuple[slice, slice, slice]
 MARGIN = 16.0
 
 
-@dataclass(frozen=True)
 class Scene:
-    """A patient on a grid.
+    """A patient at the voxels of a grid.
+
+    Args:
+        points: `world_points` of the grid.
+        tissue: where the tissue at these points lies in the MR world, RAS mm, shape (3, X, Y, Z).
 
     Attributes:
-        anatomy: the patient.
         spacing: smallest voxel side, mm.
-        points: voxel positions in the image's own world, RAS mm, shape (3, X, Y, Z).
-        body: the tissue there, in body coordinates, mm, shape (3, X, Y, Z).
+        blur: half the width of a tissue's edge, mm: never sharper than a voxel.
+        body: the tissue in body coordinates, mm, shape (3, X, Y, Z).
         gland: signed distance of the gland's surface, mm, shape (X, Y, Z).
         box: the voxels near the gland.
         distances: signed distance of each label inside `box`, mm, by name.
+        landmark_names: names of the patient's own landmarks; the kind is the part before the ``_``.
     """
 
-    anatomy: ProstateAnatomy
-    spacing: float
-    points: np.ndarray
-    body: np.ndarray
-    gland: np.ndarray
-    box: Box
-    distances: dict[str, np.ndarray]
-
-    @classmethod
-    def of(cls, anatomy: ProstateAnatomy, grid: Grid, points: np.ndarray, tissue: np.ndarray) -> Scene:
-        """The scene at the voxels of a grid.
-
-        Args:
-            anatomy: the patient.
-            grid: of the image.
-            points: `world_points` of the grid.
-            tissue: where the tissue at these points lies in the MR world, RAS mm, shape (3, X, Y, Z).
-        """
-        body = anatomy.to_body(tissue)
-        gland = anatomy.gland(body)
-        box = _inner_box(gland)
-        distances = anatomy.distances(body[(slice(None), *box)])
-        return cls(anatomy, float(grid.spacing.min()), points, body, gland, box, distances)
-
-    @property
-    def blur(self) -> float:
-        """Half the width of a tissue's edge, mm: never sharper than a voxel."""
-        return max(0.6, 0.5 * self.spacing)
-
-    @property
-    def landmark_names(self) -> list[str]:
-        """Names of the patient's own landmarks; the kind is the part before the ``_``."""
-        return self.anatomy.label_names[len(COMMON_LABELS) :]
+    def __init__(self, anatomy: ProstateAnatomy, grid: Grid, points: np.ndarray, tissue: np.ndarray) -> None:
+        self.anatomy, self.points = anatomy, points
+        self.spacing = float(grid.spacing.min())
+        self.blur = max(0.6, 0.5 * self.spacing)
+        self.body = anatomy.to_body(tissue)
+        self.gland = anatomy.gland(self.body)
+        near = ndimage.find_objects((self.gland < MARGIN).astype(np.uint8))
+        self.box: Box = near[0] if near else (slice(0, 0),) * 3
+        self.distances = anatomy.distances(self.body[(slice(None), *self.box)])
+        self.landmark_names = anatomy.label_names[len(COMMON_LABELS) :]
 
     def masks(self) -> np.ndarray:
         """The labels, uint8, shape (X, Y, Z, C)."""
@@ -95,9 +73,3 @@ def rim(distance: np.ndarray, width: float) -> np.ndarray:
 def paint(image: np.ndarray, mask: np.ndarray, value: np.ndarray | float) -> None:
     """Paint a tissue over an image, in place: image ← image·(1−mask) + value·mask."""
     image += (value - image) * mask
-
-
-def _inner_box(gland: np.ndarray) -> Box:
-    """The box of voxels within `MARGIN` of the gland, from the gland's signed distance (X, Y, Z)."""
-    found = ndimage.find_objects((gland < MARGIN).astype(np.uint8))
-    return found[0] if found else (slice(0, 0),) * 3

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
+from itertools import pairwise
 
 import numpy as np
 from regzoo_phantoms.fields import SmoothField, product
@@ -63,7 +65,6 @@ class Ellipsoid:
         """An ellipsoid that varies between patients.
 
         Args:
-            rng: source of randomness.
             centre, radii, degrees: of the standard one: mm, mm, Euler angles.
             shift, size, turn: how much it varies: standard deviation, mm; largest share; standard deviation, degrees.
             moved: added to the centre, mm.
@@ -76,22 +77,21 @@ class Ellipsoid:
 
     def distance(self, q: np.ndarray) -> np.ndarray:
         """Approximate signed distance at body points (3, ...), mm, negative inside."""
-        return ellipsoid_distance(
-            product(self.rotation.T, [q[i] - np.float32(self.centre[i]) for i in range(3)]), self.radii
-        )
+        local = product(self.rotation.T, [q[i] - np.float32(self.centre[i]) for i in range(3)])
+        return ellipsoid_distance(local, self.radii)
+
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lowest and highest corner of a cube around the ellipsoid, however it is turned, mm."""
+        return self.centre - self.radii.max(), self.centre + self.radii.max()
 
 
 def ellipsoid_distance(local: Sequence[np.ndarray] | np.ndarray, radii: np.ndarray) -> np.ndarray:
     """Approximate signed distance, mm, to an ellipsoid about the origin: exact on the surface, first order near it."""
-    first: np.ndarray | float = 0.0
-    second: np.ndarray | float = 0.0
-    for value, radius in zip(local, radii, strict=True):
-        scaled = value * np.float32(1 / radius)
-        first = first + scaled * scaled
-        scaled = scaled * np.float32(1 / radius)
-        second = second + scaled * scaled
-    first = np.sqrt(first)
-    return first * (first - 1) / np.maximum(np.sqrt(second), np.float32(1e-3))
+    inverse = [np.float32(1 / radius) for radius in radii]
+    scaled = [value * share for value, share in zip(local, inverse, strict=True)]
+    length = np.sqrt(sum(value**2 for value in scaled))
+    slope = np.sqrt(sum((value * share) ** 2 for value, share in zip(scaled, inverse, strict=True)))
+    return length * (length - 1) / np.maximum(slope, np.float32(1e-3))
 
 
 @dataclass(frozen=True)
@@ -104,32 +104,18 @@ class Tube:
 
     nodes: np.ndarray
 
-    @classmethod
-    def through(cls, *nodes: Sequence[float]) -> Tube:
-        """A tube through nodes (x, y, z, radius)."""
-        return cls(np.asarray(nodes, np.float64))
-
     def distance(self, q: np.ndarray) -> np.ndarray:
         """Approximate signed distance at body points (3, ...), mm."""
-        nearest: np.ndarray | None = None
-        for start, end in zip(self.nodes[:-1], self.nodes[1:], strict=True):
-            found = _cone(q, start.astype(np.float32), end.astype(np.float32))
-            nearest = found if nearest is None else np.minimum(nearest, found, out=nearest)
-        assert nearest is not None
-        return nearest
+        return reduce(np.minimum, (_cone(q, start, end) for start, end in pairwise(self.nodes.astype(np.float32))))
 
     def parts(self) -> list[Tube]:
-        """The pieces of the tube; a small piece is drawn quickly."""
+        """The pieces between two nodes: the smaller a piece, the faster it is drawn."""
         return [Tube(self.nodes[i : i + 2]) for i in range(len(self.nodes) - 1)]
 
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        """Lowest and highest corner of the box about the tube, mm."""
+        """Lowest and highest corner of the box around the tube, mm."""
         radii = self.nodes[:, 3:]
         return (self.nodes[:, :3] - radii).min(axis=0), (self.nodes[:, :3] + radii).max(axis=0)
-
-    def moved(self, shift: np.ndarray) -> Tube:
-        """The tube shifted by (3,), mm."""
-        return Tube(self.nodes + np.append(shift, 0.0))
 
 
 def _cone(q: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:

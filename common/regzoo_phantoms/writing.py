@@ -1,4 +1,4 @@
-"""Writes a set of phantoms: random numbers by patient, in several processes, into a folder that appears whole."""
+"""Writes a set of phantoms, in several processes, into a folder that appears once everything is written."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class Case:
 class PhantomSet:
     """A set of phantoms. A subclass is a dataclass of its parameters, which its manifest records.
 
-    The randomness of a patient depends on the seed and the patient only: asking for more cases adds some and changes
-    none.
+    The random numbers of a patient depend on the seed and the patient alone: asking for more cases adds some and
+    changes none.
 
     Attributes:
         kind: name of the kind.
@@ -149,7 +149,7 @@ class PhantomSet:
         return found
 
     def random(self, split: str, patient: int, purpose: int) -> np.random.Generator:
-        """The randomness of one purpose of a patient, whatever else is written."""
+        """The random numbers for one purpose of a patient; they depend on nothing else that is written."""
         return np.random.default_rng([self.seed, SPLITS.index(split), patient, purpose])
 
     def volumes(self, labels: np.ndarray) -> dict[str, float]:

@@ -112,7 +112,7 @@ def columns(path: Path, number: int = 3) -> list[np.ndarray]:
 @pytest.mark.parametrize("codes", ["RAS", "LPS", "PIR", "SLA", "AIL"])
 def test_orientation_keeps_every_voxel_where_it_is_in_the_world(codes: str) -> None:
     affine = affine_of(codes, tilt=0.3)
-    turn = Orientation.of(affine)
+    turn = Orientation(affine)
     index = np.stack(np.meshgrid(*[np.arange(n) for n in SHAPE], indexing="ij"))
     world = np.moveaxis(nib.affines.apply_affine(affine, np.moveaxis(index, 0, -1)), -1, 0)
     turned = turn.volume(world)

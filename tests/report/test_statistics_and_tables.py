@@ -55,7 +55,7 @@ def metric(cls: Any, keys: list[str]) -> IgniteMetricHandler:
     return IgniteMetricHandler(cls(), output_transform=from_engine(keys), save_details=True)
 
 
-def evaluate(records: list[dict[str, Any]], folder: Path, show: bool = True, decollate: bool = True) -> None:
+def evaluate(records: list[dict[str, Any]], folder: Path, decollate: bool = True) -> None:
     def forward(engine: Any, batch: dict[str, Any]) -> dict[str, Any]:
         keys = ("reference_label", "unregistered_label", "warped_label", "ddf")
         engine.state.output = {key: batch[key] for key in keys}
@@ -74,7 +74,7 @@ def evaluate(records: list[dict[str, Any]], folder: Path, show: bool = True, dec
             "before_tre": metric(TargetRegistrationError, ["unregistered_label", "reference_label"]),
             "before_dice": metric(LabelDice, ["unregistered_label", "reference_label"]),
         },
-        val_handlers=[CaseTable(folder, show=show), LabelTable(folder)],
+        val_handlers=[CaseTable(folder), LabelTable(folder)],
         decollate=decollate,
     )
     evaluator.run()
@@ -137,7 +137,7 @@ def test_label_table(tmp_path: Path) -> None:
     lost = record(0)
     lost["warped_label"][1] = 0
     lost["case"] = "lost"
-    evaluate([record(0), lost, record(2)], tmp_path, show=False)
+    evaluate([record(0), lost, record(2)], tmp_path)
     table = rows(tmp_path / "labels.csv")
     # The third label is empty everywhere and has no row.
     assert [(r["case"], r["label"], r["name"]) for r in table] == [
@@ -171,7 +171,7 @@ def test_values_missing_everywhere_and_unusual_case_names(tmp_path: Path) -> Non
     nothing = record(0)
     nothing["reference_label"] = nothing["reference_label"] * 0
     nothing["case"] = 'odd, "name"'
-    evaluate([nothing], tmp_path, show=False)
+    evaluate([nothing], tmp_path)
     (case,) = rows(tmp_path / "cases.csv")
     assert case["case"] == 'odd, "name"'
     assert case["tre"] == case["dice"] == ""
@@ -191,7 +191,7 @@ def test_printed_table_without_unregistered_metrics() -> None:
 def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(RegZooError, match="cannot write here"):
-        evaluate([record(0)], tmp_path / "file", show=False)
+        evaluate([record(0)], tmp_path / "file")
 
 
 def _rank(rank: int, port: int, folder: str) -> None:
@@ -201,7 +201,7 @@ def _rank(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     idist.initialize("gloo")
     # Three cases on two ranks: the last is repeated to fill up, as a DistributedSampler does.
-    evaluate([record(i) for i in ((0, 1), (2, 0))[rank]], Path(folder), show=False)
+    evaluate([record(i) for i in ((0, 1), (2, 0))[rank]], Path(folder))
     idist.finalize()
 
 

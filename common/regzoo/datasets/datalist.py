@@ -1,4 +1,4 @@
-"""Reading datalists, JSON files and tables of records, strictly: all of it is used, refused or warned about."""
+"""Reads datalists, JSON files or tables of records, strictly: everything in them is used, refused or warned about."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def _rows(source: Path) -> list[dict[str, str]]:
 
 
 def _known_names(source: Path, entries: Sequence[Any], single: bool, is_table: bool) -> set[Any]:
-    """The names of columns or keys that are ours, as the file writes them; the others are warned about.
+    """The names of columns or keys that a record can have, as the file writes them; the others cause a warning.
 
     Raises:
         RegZooError: a name looks like a misspelt key that its entry does not have, so that its value would be ignored,
@@ -213,7 +213,7 @@ def likely_key(name: str, keys: Iterable[str] = KEYS) -> str | None:
 
 
 def _at_home(path: str) -> Path:
-    """A path whose ``~`` is the home folder; a ``~`` that names no user belongs to the name of a file."""
+    """A path with ``~`` expanded; in front of anything but a user's name, ``~`` is part of the file's name."""
     try:
         return Path(path).expanduser()
     except RuntimeError:

@@ -35,7 +35,6 @@ def draw_pairs(
         records: of single images, see `load_single_records`; without ``patient``, an image counts as its own patient.
         path: the datalist; written if it does not exist.
         count: how many pairs; None: as many as there are images, so that each is fixed once.
-        seed: of the draw.
 
     Returns:
         Records of pairs, the same in every run.
@@ -51,8 +50,8 @@ def draw_pairs(
     made = {"seed": seed, "count": wanted, "images": sorted(str(record[Key.CASE]) for record in records)}
     if not target.exists():
         pairs = _draw(records, wanted, seed)
-        content = {"description": "Pairs of different patients to evaluate on", MADE: made}
-        write_json(target, content | {SECTION: [_portable(pair, target) for pair in pairs]})
+        listed = [_portable(pair, target) for pair in pairs]
+        write_json(target, {"description": "Pairs of different patients to evaluate on", MADE: made, SECTION: listed})
     pairs = _of_images(target, made, records)
     check_records(pairs)
     return pairs

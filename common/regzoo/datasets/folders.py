@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from regzoo.datasets.text import SPLIT_WORDS, split_of
@@ -60,17 +60,16 @@ def check_labels(images: Path, labels: Iterable[Path], used: Collection[Path | N
         refuse(bad_file(path, problem, "name it as its image, or remove it"))
 
 
-def split_folders(root: Path, has: Iterable[str]) -> dict[str, Path]:
-    """Folders of a data set that are named after a split and hold a folder with one of some names, by split, in order.
+def split_folders(root: Path, has: Sequence[str]) -> dict[str, Path]:
+    """The folders of a data set that are named after a split and have one of the subfolders `has`, by split.
 
     Raises:
         RegZooError: two folders are of one split.
     """
     found: dict[str, Path] = {}
-    names = tuple(has)
     for path in sorted(root.iterdir()) if root.is_dir() else []:
         split = split_of(path.name)
-        if split is None or not any((path / name).is_dir() for name in names):
+        if split is None or not any((path / name).is_dir() for name in has):
             continue
         if split in found:
             raise bad_file(path, f"and {found[split].name} are both the split {split!r}", "keep one of the folders")

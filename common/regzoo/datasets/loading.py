@@ -15,7 +15,7 @@ from regzoo.datasets.records import check_records, single_records
 from regzoo.datasets.text import SPLIT_WORDS
 from regzoo.errors import RegZooError, bad_file
 
-#: Names by which a datalist is found in a folder.
+#: The names of a datalist in a folder.
 DATALIST_NAMES = ("datalist.json", "datalist.csv", "datalist.tsv")
 KNOWN_LAYOUTS = (
     "a datalist (.json, .csv or .tsv, or a folder with datalist.json in it), "
@@ -46,7 +46,7 @@ def load_records(
         records = read_datalist(datalist, split)
     elif is_learn2reg(root):
         records = read_learn2reg(root, split)
-    elif root.is_dir() and is_muregpro(root):
+    elif is_muregpro(root):
         records = read_muregpro(root, direction, split)
     elif is_decathlon(root) or is_ixi(root):
         fix = "use it for a method that needs single images, or list pairs of them in a datalist"

@@ -18,7 +18,7 @@ from regzoo.spatial.reading import read_header
 
 IMAGES = ("mr_images", "us_images")
 FOLDERS = (*IMAGES, "mr_labels", "us_labels")
-#: Words in a file's name that say the modality and the kind of file: not part of the case's name.
+#: Words in a file's name for the modality and the kind of file; the case's name leaves them out.
 TOKENS = {"mr": "mri?|t2w?", "us": "us|trus"}
 KIND = "images?|img|labels?|masks?|seg|segmentation"
 #: Moving to fixed.

@@ -1,4 +1,4 @@
-"""Records of pairs and of single images: what can be said of them, and what is checked before they are used.
+"""Records of pairs and of single images: their patients, files and labels, and the checks before they are used.
 
 See `regzoo.case.Record`. A single image, for methods that make the moving image themselves, has a ``fixed_image`` and
 no ``moving_image``.
@@ -25,32 +25,26 @@ PATIENT_KEYS = (Key.PATIENT, FIXED.patient, MOVING.patient)
 
 
 def is_of_kind(name: str, kinds: Iterable[str]) -> bool:
-    """Whether a label is of one of some kinds: its name, or the name's beginning up to an underscore.
+    """Whether the name of a label, or the beginning of the name up to an underscore, is among `kinds`.
 
     ``cyst`` stands for ``cyst_1`` and ``cyst_2``, ``seminal_vesicle`` for the left one and the right one.
     """
     return any(f"{name}_".startswith(f"{kind}_") for kind in kinds)
 
 
-def validate_kinds(records: Sequence[Record], kinds: str | Sequence[str]) -> list[str]:
-    """Make sure that a data set has certain kinds of label, and return them; a wrong name would hold nothing out.
-
-    Args:
-        records: pairs with ``label_names``.
-        kinds: see `is_of_kind`.
+def validate_kinds(records: Sequence[Record], kinds: Sequence[str]) -> None:
+    """Make sure that a data set has labels of certain kinds, see `is_of_kind`; a wrong name would hold nothing out.
 
     Raises:
         RegZooError: no label is of such a kind, or no other kind is left.
     """
-    wanted = [kinds] if isinstance(kinds, str) else list(kinds)
     names = sorted({str(name) for record in records for name in record.get(Key.LABEL_NAMES, [])})
-    unknown = [kind for kind in wanted if not any(is_of_kind(name, [kind]) for name in names)]
+    unknown = [kind for kind in kinds if not any(is_of_kind(name, [kind]) for name in names)]
     if unknown:
         known = ", ".join(names) or "none, add label_names to its records"
         raise RegZooError(f"no label is called {unknown[0]!r}; the names of the data set are {known}")
-    if wanted and all(is_of_kind(name, wanted) for name in names):
-        raise RegZooError(f"holding out {', '.join(wanted)} leaves no label; hold out less")
-    return wanted
+    if kinds and all(is_of_kind(name, kinds) for name in names):
+        raise RegZooError(f"holding out {', '.join(kinds)} leaves no label; hold out less")
 
 
 def known_alignment(method: Any) -> Alignment:
@@ -230,25 +224,21 @@ def check_records(records: Sequence[Record], must_exist: bool = True) -> None:
             refuse(bad_file(image, problem, "give each pair a name of its own as case"))
         cases.add(case)
         for side in SIDES:
-            patient = patient_on(record, side)
-            for file in (
-                real_files(record, (side.image, side.label, side.mask, side.points)) if patient is not None else ()
-            ):
+            if (patient := patient_on(record, side)) is None:
+                continue
+            for file in real_files(record, (side.image, side.label, side.mask, side.points)):
                 owner = owners.setdefault(file, str(patient))
                 if owner != str(patient):
                     problem = f"belongs to two patients, {owner} and {patient}, and would be in two folds"
                     refuse(bad_file(file, problem, "give the pairs that share it the same patient"))
 
 
-def check_splits(source: str | os.PathLike[str], splits: Mapping[Any, Iterable[Record]]) -> None:
+def check_splits(source: str | os.PathLike[str], splits: Mapping[Any, Sequence[Record]]) -> None:
     """Raise `RegZooError` if a patient or an image of a data set (`source`) is in two splits."""
     homes: dict[str, Any] = {}
     for split, records in splits.items():
-        images: dict[str, None] = {}
-        patients: dict[str, None] = {}
-        for record in records:
-            patients.update(dict.fromkeys(patients_of(record)))
-            images.update(dict.fromkeys(record_files(record, IMAGE_KEYS)))
+        images = dict.fromkeys(file for record in records for file in record_files(record, IMAGE_KEYS))
+        patients = dict.fromkeys(patient for record in records for patient in patients_of(record))
         # Images come first: a file says more than a name.
         named = [(f"the image {file}", os.path.realpath(file)) for file in images]
         for what, key in named + [(f"the patient {patient!r}", f"patient {patient}") for patient in patients]:

@@ -60,7 +60,6 @@ def split_fold(
         records: pairs, all of them with a ``fold``, or none.
         fold: which fold is held out, from 0.
         folds: how many folds; None: as many as the records name.
-        seed: of the division.
 
     Returns:
         (training, validation).
@@ -122,7 +121,7 @@ def linked_groups(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 
 def _group_name(group: Sequence[Record]) -> str:
-    """The name by which a group is dealt out: its first patient, or its first pair if no patient is known."""
+    """The name of a group: its first patient, or its first pair if no patient is known."""
     patients = {patient for record in group for patient in patients_of(record)}
     return f"patient {min(patients)}" if patients else "pair " + "|".join(record_files(group[0]))
 

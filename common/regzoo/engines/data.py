@@ -43,7 +43,6 @@ def data_folder(
 
     Args:
         dataset_dir: folder or datalist of a data set; empty for phantoms.
-        bundle_root: the bundle's folder.
         served: whether MONAI Label provides the data; then the result is empty instead of phantoms.
         phantoms: parameters of the phantoms, see `regzoo_phantoms.embedded_phantoms`.
 

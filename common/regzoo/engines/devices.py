@@ -1,4 +1,4 @@
-"""What the device of a training decides: the current GPU, the precision, and the processes that load data."""
+"""What follows from the device of a training: the current GPU, the precision, and the processes that load data."""
 
 from __future__ import annotations
 

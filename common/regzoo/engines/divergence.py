@@ -35,10 +35,10 @@ def flat_tensors(state: Any, name: str) -> dict[str, torch.Tensor]:
     return {path: tensor for key, value in items for path, tensor in flat_tensors(value, f"{name}.{key}").items()}
 
 
-def first_few(names: list[str], limit: int = 3) -> str:
-    """Names in one line; from a long list, the first few names and the number of the others."""
-    rest = len(names) - limit
-    return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
+def first_few(names: list[str]) -> str:
+    """Names in one line; from a long list, the first three names and the number of the others."""
+    rest = len(names) - 3
+    return ", ".join(names[:3]) + (f" and {rest} more" if rest > 0 else "")
 
 
 class DivergenceCheck:

@@ -33,7 +33,7 @@ LIMITS: dict[str, tuple[float | None, float | None]] = {
     "spacing": (0.001, 1000),
     "percentile": (0, 100),
 }
-#: The largest whole number, as PyTorch and NumPy take it for a seed.
+#: The largest whole number: both PyTorch and NumPy accept it as a seed.
 LARGEST = 2**32 - 1
 #: The most voxels of the network grid: 512³.
 MOST_VOXELS = 1 << 27

@@ -41,8 +41,8 @@ def _never_refines(config: Mapping[str, Any]) -> bool:
     return config["refine"] is False and folder is not None and not (folder and asks_refinement(folder))
 
 
-#: Settings that may have no effect → whether they have none, given the other settings that the run uses, and the
-#: words for it in the error.
+#: Settings that may have no effect → whether they have none, given the other settings that the run uses; and when, as
+#: the error says it.
 IDLE: dict[str, tuple[Callable[[Mapping[str, Any]], Any], str]] = {
     "phantoms": (lambda config: config.get("dataset_dir"), "with a data set of your own"),
     "split": (lambda config: "fixed_image" in config and not config["dataset_dir"], "without dataset_dir"),

@@ -90,8 +90,8 @@ def described(parser: ConfigParser) -> dict[str, Any]:
 def training_parts(parser: ConfigParser, settings: Collection[str]) -> dict[str, str]:
     """The steps of a training's preprocessing, except `STEPS`, and its `TRAINING_PARTS`, as text.
 
-    A reference to another part, or to one of the `settings` that the training records, stays a reference: these are
-    compared by themselves.
+    References to other parts, and to the `settings` that the training records, stay references, because those are
+    compared separately.
     """
     lists = [parser.get(f"{run}#preprocessing#transforms", None) for run in ("train", "validate")]
     steps = {str(step)[1:] for found in lists if isinstance(found, list) for step in found if str(step)[:1] == "@"}

@@ -32,7 +32,6 @@ class Schedule(LrScheduleHandler):
     handler after the validation.
 
     Args:
-        lr_scheduler: the schedule.
         evaluator: a MONAI evaluator with a key metric.
         early_stopping: attached after the schedule. A configuration does not list it as a handler, because the handler
             that saves its state refers to it, and MONAI Label adds handlers of its own to the list.

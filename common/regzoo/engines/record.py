@@ -183,15 +183,11 @@ def _commit(checkout: Path) -> str | None:
     return None
 
 
-def set_aside(folder: str | Path) -> Path | None:
-    """Move the files of an earlier run in a folder into a new folder ``earlier_1``, ``earlier_2``, … inside it.
-
-    Returns:
-        The new folder; None if there was nothing to move.
-    """
+def set_aside(folder: str | Path) -> None:
+    """Move the files of an earlier run, if any, into a new folder inside: ``earlier_1``, ``earlier_2`` and so on."""
     files = [path for name in OURS for path in sorted(Path(folder).glob(name))]
     if not files:
-        return None
+        return
     number = 1
     while (target := Path(folder) / f"earlier_{number}").exists():
         number += 1
@@ -201,7 +197,6 @@ def set_aside(folder: str | Path) -> Path | None:
     if (Path(folder) / CLAIMS).is_file():
         shutil.copyfile(Path(folder) / CLAIMS, target / CLAIMS)
     logger.info("the files of the earlier run are now in %s", target)
-    return target
 
 
 def output_folder(path: str | Path) -> str:
@@ -236,7 +231,6 @@ class RunRecord:
 
     Args:
         data: ``training`` and ``validation`` → records.
-        evaluator: the evaluator of the validation.
         resume: whether the training resumes from the folder; otherwise earlier files are moved, see `set_aside`.
     """
 

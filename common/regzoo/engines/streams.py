@@ -132,10 +132,10 @@ class EvaluationStream(CaseStream):
 
 
 class CaseEvaluator(SupervisedEvaluator):
-    """MONAI's evaluator of a `CaseStream`: a case that fails after it was loaded joins the failures of the stream.
+    """MONAI's evaluator, for a `CaseStream`; a case that fails after it was loaded is added to the stream's failures.
 
-    It may fail in the network, the postprocessing, a metric or a report. The handlers that complete its iteration find
-    no case, and the run goes on.
+    It may fail in the network, the postprocessing, a metric or a report. The handlers that run at the end of its
+    iteration find no case, and the run goes on.
     """
 
     def _iteration(self, engine: SupervisedEvaluator, batchdata: Mapping[str, Any]) -> Any:

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 ORIGIN = "regzoo"
 #: The entries under which programs save the weights of a network; the first is that of our trainings.
 WRAPPERS = ("network", "state_dict", "model", "model_state_dict")
-#: What a parallel and a compiled network put before the names of their weights.
+#: Prefixes that a parallel and a compiled network add to the names of their weights.
 PREFIXES = ("module.", "_orig_mod.")
 #: How to make a file of weights, in words.
 ALONE = "save the weights alone, as torch.save(network.state_dict(), FILE) does"
@@ -170,7 +170,6 @@ def starting_network(
     Args:
         network: with random weights.
         init_weights: weights to load instead, see `starting_weights`; empty to keep the random ones.
-        bundle_root: the bundle's folder.
         freeze_encoder: give the encoder no gradients, and keep the statistics of its normalisation.
 
     Raises:

@@ -18,8 +18,6 @@ def cases_of(engine: Engine) -> list[dict[str, Any]]:
     The evaluator may decollate (lists of dicts) or not (dicts of batch-first values).
     """
     batch, output = _per_case(engine.state.batch), _per_case(engine.state.output)
-    if batch and output and len(batch) != len(output):
-        raise ValueError(f"the batch has {len(batch)} cases, the output {len(output)}")
     batch = batch or [{} for _ in output]
     output = output or [{} for _ in batch]
     return [{**inputs, **outputs} for inputs, outputs in zip(batch, output, strict=True)]

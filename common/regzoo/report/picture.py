@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from functools import cached_property
 from os import PathLike
 from typing import Any
 
@@ -42,7 +43,7 @@ class Picture:
 
     def __init__(self, item: Mapping[str, Any]) -> None:
         affine = affine_of(item[REFERENCE.image]).numpy()
-        turn = Orientation.of(affine)
+        turn = Orientation(affine)
         self.title = str(item.get(Key.CASE, ""))
         self.label_map = bool(item.get(Key.MOVING_LABEL_IS_MAP))
         self.spacing = np.linalg.norm(affine[:3, :3], axis=0)[turn.source]
@@ -180,8 +181,8 @@ class Picture:
         low, high = self.windows[key]
         return np.clip((plane.of(self.images[key], self.center) - low) / (high - low), 0, 1)
 
-    def _show(self, axes: Axes, plane: Plane, values: np.ndarray, **style: Any) -> Any:
-        return axes.imshow(values.T, origin="lower", extent=self._extent(plane), **style)
+    def _show(self, axes: Axes, plane: Plane, values: np.ndarray, **style: Any) -> None:
+        axes.imshow(values.T, origin="lower", extent=self._extent(plane), **style)
 
     def _image(self, axes: Axes, key: str, plane: Plane, dim: float = 1.0) -> None:
         self._show(axes, plane, dim * self._gray(key, plane), cmap="gray", vmin=0, vmax=1, interpolation="bilinear")
@@ -222,6 +223,7 @@ class Picture:
         lines = [*points[:: step[axis_x]], *points[:, :: step[axis_y]].transpose(1, 0, 2)]
         axes.add_collection(LineCollection(lines, colors=TEXT, linewidths=0.65, alpha=0.8), autolim=False)
 
+    @cached_property
     def _norm(self) -> TwoSlopeNorm:
         assert self.deformation is not None
         spread = float(np.nanpercentile(np.abs(some_of(self.deformation.determinant) - 1), 99.5))
@@ -231,13 +233,12 @@ class Picture:
     def _determinant(self, axes: Axes, plane: Plane) -> None:
         assert self.deformation is not None
         det = plane.of(self.deformation.determinant, self.center)
-        self._show(axes, plane, det, cmap="RdBu_r", norm=self._norm(), interpolation="nearest")
+        self._show(axes, plane, det, cmap="RdBu_r", norm=self._norm, interpolation="nearest")
         folded = np.ma.masked_where(det > 0, np.ones_like(det))
         self._show(axes, plane, folded, cmap=ListedColormap([_FOLDED]), interpolation="nearest")
 
     def _det_bar(self, axes: Axes) -> None:
-        norm = self._norm()
-        _color_bar(axes, "RdBu_r", norm, [float(norm.vmin or 0), 1, float(norm.vmax or 2)])
+        _color_bar(axes, "RdBu_r", self._norm, [float(self._norm.vmin or 0), 1, float(self._norm.vmax or 2)])
 
     def facts(self) -> str:
         """Gland DSC or mean DSC before and after, the TRE of propagated landmarks, and the share of folded voxels."""

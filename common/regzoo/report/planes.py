@@ -42,26 +42,21 @@ PLANES = (
 )
 
 
-@dataclass(frozen=True)
 class Orientation:
     """How to reorder the array axes of a grid so that they run to the patient's left, anterior and superior.
 
+    Args:
+        affine: of the grid, voxel → RAS mm; an oblique axis counts as the nearest anatomical one.
+
     Attributes:
         change: orientation array of nibabel, input axis → (output axis, ±1).
+        source: the input axis that becomes each output axis, shape (3,).
     """
 
-    change: np.ndarray
-
-    @classmethod
-    def of(cls, affine: np.ndarray) -> Orientation:
-        """From the affine of a grid, voxel → RAS mm; an oblique axis counts as the nearest anatomical one."""
+    def __init__(self, affine: np.ndarray) -> None:
         wanted = nib.orientations.axcodes2ornt("LAS")
-        return cls(nib.orientations.ornt_transform(nib.io_orientation(affine), wanted))
-
-    @property
-    def source(self) -> np.ndarray:
-        """The input axis that becomes each output axis, shape (3,)."""
-        return np.argsort(self.change[:, 0])
+        self.change = nib.orientations.ornt_transform(nib.io_orientation(affine), wanted)
+        self.source = np.argsort(self.change[:, 0])
 
     def volume(self, volume: np.ndarray) -> np.ndarray:
         """Reorder a volume (..., X, Y, Z)."""

@@ -16,7 +16,7 @@ import torch
 from monai.engines import IterationEvents
 from monai.utils import string_list_all_gather
 from regzoo.case import REFERENCE, UNREGISTERED, WARPED, Key
-from regzoo.files import make_folder, write_text
+from regzoo.files import write_text
 from regzoo.metrics.base import affine_of
 from regzoo.metrics.handlers import BEFORE
 from regzoo.metrics.labels import centroid_distances, dice
@@ -73,7 +73,6 @@ class Table:
         # A process without cases sends "".
         texts = [text for text in string_list_all_gather(self._texts) if text]
         if is_writer():
-            make_folder(self.output_dir)
             self._write(engine, texts)
 
     def _text(self, item: Mapping[str, Any]) -> str:
@@ -90,16 +89,9 @@ class CaseTable(Table):
     `percentile_summary`. The summary is also printed, a metric ``X`` beside its unregistered counterpart ``before_X``.
     Attach it after the metrics, which need ``IgniteMetricHandler(save_details=True)``.
 
-    Args:
-        show: print the summary.
-
     Raises:
         RegZooError: the folder cannot be written to when the run ends.
     """
-
-    def __init__(self, output_dir: str | PathLike[str], show: bool = True) -> None:
-        super().__init__(output_dir)
-        self.show = show
 
     def _text(self, item: Mapping[str, Any]) -> str:
         return str(item[Key.CASE])
@@ -115,8 +107,7 @@ class CaseTable(Table):
         if summaries:
             header = ["metric", *next(iter(summaries.values()))]
             write_csv(self.output_dir / "summary.csv", header, [[n, *s.values()] for n, s in summaries.items()])
-        if self.show:
-            print(summary_text(summaries, len(rows)), flush=True)
+        print(summary_text(summaries, len(rows)), flush=True)
 
 
 class RowTable(Table):
@@ -170,18 +161,17 @@ class LabelTable(RowTable):
             missing if labels is None else (as_tensor(labels).sum(dim=(1, 2, 3), dtype=torch.float64) * voxel).tolist()
             for labels in (fixed, before, warped)
         ]
-        distances, overlaps = [], []
-        for moving in (before, warped):
-            distances.append(missing if moving is None else centroid_distances(moving, fixed).tolist())
-            overlaps.append(missing if moving is None else dice(moving, fixed).tolist())
+        compared = [
+            missing if moving is None else measure(moving, fixed).tolist()
+            for measure in (centroid_distances, dice)
+            for moving in (before, warped)
+        ]
         rows = []
-        for label in range(len(fixed)):
-            in_fixed, in_before, in_warped = (volume[label] for volume in volumes)
-            if not in_fixed or not (in_before > 0 or in_warped > 0):
-                continue
-            name = names[label] if label < len(names) else f"label {label}"
-            values = [d[label] for d in distances] + [o[label] for o in overlaps] + [in_fixed, in_before, in_warped]
-            rows.append([label, name, *values])
+        for label, values in enumerate(zip(*compared, *volumes, strict=True)):
+            in_fixed, in_before, in_warped = values[-3:]
+            if in_fixed and (in_before > 0 or in_warped > 0):
+                name = names[label] if label < len(names) else f"label {label}"
+                rows.append([label, name, *values])
         return rows
 
 

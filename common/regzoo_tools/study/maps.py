@@ -61,7 +61,7 @@ def case_maps(
             continue
         field = DisplacementField.load(file)
         found = quantities(field)
-        turn = Orientation.of(field.grid.affine)
+        turn = Orientation(field.grid.affine)
         spacing = field.grid.spacing[turn.source]
         position = (np.array(field.grid.shape)[turn.source] - 1) // 2
         label = next((one for one in group.labels if one.case == case and not np.isnan(one.fixed).any()), None)
