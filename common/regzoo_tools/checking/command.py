@@ -43,7 +43,7 @@ class Report:
     """The results of a check.
 
     Attributes:
-        records, facts: of each case, in order.
+        facts: of each case, in order.
         findings: all, errors first.
         labels: see `regzoo_tools.checking.dataset.label_table`.
         spacing, size, folds: proposals; None if there is none.
@@ -53,7 +53,6 @@ class Report:
 
     data: str
     bundle: str | None
-    records: list[Record]
     facts: list[CaseFacts]
     findings: list[Finding]
     labels: Sequence[Any] = ()
@@ -62,6 +61,11 @@ class Report:
     folds: int | None = None
     cost: Cost | None = None
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def records(self) -> list[Record]:
+        """The cases as they are listed."""
+        return [facts.record for facts in self.facts]
 
     def failed(self, strict: bool = False) -> bool:
         """Whether there are errors, or if strict, any findings."""
@@ -73,7 +77,6 @@ def check_data(
     bundle: str | PathLike[str] | None = None,
     out: str | PathLike[str] | None = None,
     estimate: bool = True,
-    workers: int | None = None,
     **settings: Any,
 ) -> Report:
     """Check a data set as a training will read it. Every problem is a finding; a bad file does not stop the check.
@@ -82,7 +85,6 @@ def check_data(
 
     Args:
         estimate: run a few steps of the training to estimate its time and memory.
-        workers: number of processes; None: one per processor.
 
     Raises:
         RegZooError: the data set is in no known layout, no such bundle or setting, or `out` holds another's files.
@@ -95,10 +97,10 @@ def check_data(
     plan = Plan(bundle, str(data), settings)
     records, findings = _records(plan)
     drawn = set(range(0, len(records), -(-len(records) // ON_SHEET))) if folder and records else set()
-    facts = _examine(plan, records, drawn, workers)
+    facts = _examine(plan, records, drawn)
     findings += [finding for case in facts for finding in case.findings]
-    findings += compare_cases(records, facts, plan.bundle is not None and plan.gland_first)
-    report = Report(str(data), plan.name, records, facts, findings, label_table(facts))
+    findings += compare_cases(facts, plan.gland_first)
+    report = Report(str(data), plan.name, facts, findings, label_table(facts))
     if not any(finding.severity == "error" for finding in findings) and (error := plan.split_error()):
         report.findings.append(finding_of(error, "error", [], otherwise=data))
     _propose(plan, report, estimate)
@@ -123,12 +125,11 @@ def _records(plan: Plan) -> tuple[list[Record], list[Finding]]:
                     continue
         return [{"split": homes.get(real_files(r), "train")} | r for r in records], *kept
 
-    options = {"direction": plan.direction} if plan.bundle is not None else {}
-    if plan.bundle is not None and plan.single:
+    if plan.single:
         records, problems, warnings = read(load_single_records)
     else:
         try:
-            records, problems, warnings = read(load_records, **options)
+            records, problems, warnings = read(load_records, direction=plan.direction)
         except RegZooError as error:
             if plan.bundle is not None:
                 raise
@@ -145,10 +146,10 @@ def _records(plan: Plan) -> tuple[list[Record], list[Finding]]:
     return [record for record in records if not missing & set(record_files(record))], findings
 
 
-def _examine(plan: Plan, records: Sequence[Record], drawn: set[int], workers: int | None) -> list[CaseFacts]:
+def _examine(plan: Plan, records: Sequence[Record], drawn: set[int]) -> list[CaseFacts]:
     """Examine all cases, in several processes if that is faster."""
     jobs = [(record, number in drawn) for number, record in enumerate(records)]
-    workers = min(workers or os.cpu_count() or 1, len(jobs))
+    workers = min(os.cpu_count() or 1, len(jobs))
     if workers < 2 or len(jobs) < WORTH_WORKERS:
         examiner = plan.examiner()
         return [examiner(*job) for job in jobs]
@@ -177,14 +178,14 @@ def _propose(plan: Plan, report: Report, estimate: bool) -> None:
         report.notes.append("the data set's validation part chooses the epoch; no folds are needed")
     else:
         report.folds = propose_folds(training)
-    grid = propose_grid(report.facts, None if plan.bundle is None else plan.spacing)
+    grid = propose_grid(report.facts, plan.spacing)
     if grid is None:
         return
     report.spacing, report.size = grid
     whole = [
-        record
-        for record, facts in zip(report.records, report.facts, strict=True)
-        if record[Key.SPLIT] == "train" and facts.reach and all(f.severity == "warning" for f in facts.findings)
+        facts.record
+        for facts in report.facts
+        if facts.record[Key.SPLIT] == "train" and facts.reach and all(f.severity == "warning" for f in facts.findings)
     ]
     if plan.bundle is None or not estimate or not whole:
         return
@@ -211,7 +212,7 @@ def _write(report: Report, folder: Path, frame: str) -> None:
         "cases": [
             {
                 "case": facts.case,
-                "split": record[Key.SPLIT],
+                "split": facts.record[Key.SPLIT],
                 "images": {side: vars(image) for side, image in facts.images.items()},
                 "label_names": facts.names,
                 "volumes_mm3": facts.volumes,
@@ -220,7 +221,7 @@ def _write(report: Report, folder: Path, frame: str) -> None:
                     for side, shares in facts.shares.items()
                 },
             }
-            for record, facts in zip(report.records, report.facts, strict=True)
+            for facts in report.facts
         ],
         "labels": list(report.labels),
         "proposed": {"spacing": report.spacing, "size": report.size, "folds": report.folds},
