@@ -6,7 +6,7 @@ import difflib
 import json
 import types
 from collections.abc import Collection
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -90,10 +90,6 @@ class Study:
     report: dict[str, Any] = field(default_factory=dict)
     scales: dict[str, Any] = field(default_factory=dict)
 
-    def as_dict(self) -> dict[str, Any]:
-        """Its description as plain values, without the scales, which have been merged."""
-        return {key: value for key, value in asdict(self).items() if key not in ("file", "folder", "scales")}
-
 
 def read_study(file: str | Path, scale: str | None = None, out: str | Path | None = None) -> Study:
     """Read and check a study.
@@ -169,10 +165,11 @@ def checked(file: Path, place: str, content: Any, kind: type, given: Collection[
     if not isinstance(content, dict):
         raise bad_file(file, f"{place.rstrip('.')} is not an object", "write {…}")
     hints = {name: hint for name, hint in get_type_hints(kind).items() if name not in given}
-    hints["methods" if kind is Study else ""] = dict[str, Any]
+    if kind is Study:
+        hints["methods"] = dict[str, Any]
     for key, value in content.items():
         if key not in hints:
-            raise unknown(file, f"{place}{key}", "no such key", key, [name for name in hints if name])
+            raise unknown(file, f"{place}{key}", "no such key", key, hints)
         if not _fits(value, hints[key]):
             options = get_args(hints[key]) if get_origin(hints[key]) in (Union, types.UnionType) else (hints[key],)
             words = [_words(option) for option in options if option is not type(None)]
@@ -250,22 +247,21 @@ def _check_method(study: Study, name: str, method: Method) -> None:
     for overlay in (*study.overlays, *method.overlays):
         if overlay not in variants:
             raise unknown(file, f"{place}.overlays", f"no overlay {overlay}", overlay, variants)
-    contents = [json.loads(path.read_text(encoding="utf-8")) for path in config_files(study, method)]
-    ids = set().union(*contents)
+    config = config_of(study, method)
     given = {"settings": study.settings, f"data.{data_of(study, method)}.settings": data_settings(study, method)}
     given |= {"evaluation": study.evaluation}
     given |= {f"{place}.settings": method.settings, f"{place}.evaluation": method.evaluation}
     for where, key in [(where, key) for where, settings in given.items() for key in settings]:
         first = key.lstrip("+").replace("::", "#").split("#")[0]
-        if first not in ids:
-            raise unknown(file, f"{where}.{key}", f"no such setting of {method.bundle}", first, ids)
+        if first not in config:
+            raise unknown(file, f"{where}.{key}", f"no such setting of {method.bundle}", first, config)
         if first in OWN:
             raise bad_file(file, f"{where}.{key}: the study itself sets it", f"leave it out; use {OWN[first]}")
     if method.baseline == "released":
         if not released_weights(method).is_file():
             problem = f"methods.{name}: {method.bundle} has no released weights"
             raise bad_file(file, problem, f"copy them to {released_weights(method)}")
-    elif method.baseline and contents[0]["network_def"].get("out_channels") == 1:
+    elif method.baseline and config["network_def"].get("out_channels") == 1:
         fix = "name a bundle whose network predicts a field"
         raise bad_file(file, f"{place}.bundle: {method.bundle} predicts labels, and a baseline finds a field", fix)
 
@@ -287,6 +283,14 @@ def config_files(study: Study, method: Method) -> list[Path]:
     folder = bundle_folder(method) / "configs"
     overlays = [folder / "variants" / f"{name}.json" for name in (*study.overlays, *method.overlays)]
     return [folder / "train.json", *overlays, folder / "evaluate.json"]
+
+
+def config_of(study: Study, method: Method) -> dict[str, Any]:
+    """The top level of the configuration that a method is evaluated with."""
+    config: dict[str, Any] = {}
+    for path in config_files(study, method):
+        config |= json.loads(path.read_text(encoding="utf-8"))
+    return config
 
 
 def takes_images(study: Study, method: Method) -> bool:

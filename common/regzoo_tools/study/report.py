@@ -8,14 +8,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from regzoo.bundles import read_config
 from regzoo.datasets.text import read_json
 from regzoo.errors import bad_file
 from regzoo.files import make_folder, write_text
 from regzoo.report import write_csv
 from regzoo_tools.study import sections, tables
 from regzoo_tools.study.cells import Cell, outdated, read_facts, start_of
-from regzoo_tools.study.description import Study, checked, config_files, data_of, unknown
+from regzoo_tools.study.description import Study, checked, config_of, data_of, unknown
 from regzoo_tools.study.maps import CASES, case_maps, kept_cases
 from regzoo_tools.study.measuring import RUNTIME
 from regzoo_tools.study.page import page
@@ -141,7 +140,7 @@ def _check_metrics(study: Study, options: Options, claims: Sequence[Row], groups
     """Refuse a metric that nothing has measured, and that no evaluation of the study would measure."""
     found = {RUNTIME: None, BIAS: None, VARIANCE: None} | dict.fromkeys(tables.measured(groups))
     for method in study.methods.values():
-        found |= dict.fromkeys(read_config(config_files(study, method)[-1]).get(METRICS, {}).get("measures", {}))
+        found |= dict.fromkeys(config_of(study, method).get(METRICS, {}).get("measures", {}))
         keys = (key.lstrip("+").replace("::", "#") for key in evaluation_settings(study, method))
         found |= dict.fromkeys(key.split("#")[3] for key in keys if key.startswith(f"{METRICS}#measures#"))
     named = [("report.metrics", metric) for metric in options.metrics]

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,7 +67,8 @@ def run_study(study: Study, executor: str = "local", jobs: int = 1, redo: bool =
     for name in dict.fromkeys(data_of(study, method) for method in study.methods.values()):
         _check_data(study, name)
     make_folder(study.folder)
-    write_json(study.folder / "study.json", study.as_dict())
+    description = {key: value for key, value in asdict(study).items() if key not in ("file", "folder", "scales")}
+    write_json(study.folder / "study.json", description)
     everything = cells_of(study)
     known = {cell: facts for cell in everything if (facts := read_facts(study, cell))}
     old = {cell: words for cell, facts in known.items() if (words := outdated(study, cell, facts))}

@@ -38,6 +38,7 @@ from regzoo_tools.study.description import (
     Study,
     bundle_folder,
     config_files,
+    config_of,
     data_of,
     data_settings,
     released_weights,
@@ -70,7 +71,7 @@ def training_overlay(study: Study, cell: Cell) -> dict[str, Any]:
 def evaluation_overlay(study: Study, cell: Cell) -> dict[str, Any]:
     """The settings of the evaluation of a cell, and what a study adds to it, see `regzoo_tools.study.measuring`."""
     method, folder = study.methods[cell.method], folder_of(study, cell)
-    config = _config(study, method)
+    config = config_of(study, method)
     settings = evaluation_settings(study, method) | _shared(study, cell)
     settings |= {"output_dir": str(folder), "evaluation_dir": str(folder / "evaluation"), "pictures": 0}
     # The cases that a data set holds out are the same for every repeat.
@@ -109,7 +110,7 @@ def evaluation_overlay(study: Study, cell: Cell) -> dict[str, Any]:
 def measured_split(study: Study, name: str) -> str:
     """The part of a data set that a method is measured on, in a study without folds."""
     method = study.methods[name]
-    return str((_config(study, method) | evaluation_settings(study, method))["eval_split"])
+    return str((config_of(study, method) | evaluation_settings(study, method))["eval_split"])
 
 
 def evaluation_settings(study: Study, method: Method) -> dict[str, Any]:
@@ -127,14 +128,6 @@ def data_folder(study: Study, cell: Cell) -> Path:
     """The data set of a cell."""
     name = data_of(study, study.methods[cell.method])
     return Path(study.data[name].get("dataset_dir") or study.folder / "data" / name)
-
-
-def _config(study: Study, method: Method) -> dict[str, Any]:
-    """The top level of the configuration of an evaluation."""
-    config: dict[str, Any] = {}
-    for path in config_files(study, method):
-        config |= json.loads(path.read_text(encoding="utf-8"))
-    return config
 
 
 def _weights(study: Study, cell: Cell) -> Path | None:
