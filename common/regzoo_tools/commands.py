@@ -236,9 +236,8 @@ def publish(bundle: str, repo: str, token: str | None = None, version: str | Non
     """
     _has_configs(bundle)
     from regzoo_tools.publishing import publish
-    from regzoo_tools.verification import as_table
 
-    print(publish(bundle, repo, token, version, private, report=lambda rows: print(as_table(rows))))
+    print(publish(bundle, repo, token, version, private))
 
 
 def _has_configs(bundle: str) -> None:

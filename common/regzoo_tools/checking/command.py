@@ -8,6 +8,8 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from regzoo.datasets.text import SPLIT_WORDS
 from regzoo.errors import RegZooError, collected_problems
 from regzoo.files import make_folder
 from regzoo.ownership import check_file, own_path
-from regzoo_tools.checking.cases import CaseFacts, Examiner
+from regzoo_tools.checking.cases import CaseFacts
 from regzoo_tools.checking.dataset import compare_cases, label_table
 from regzoo_tools.checking.findings import Finding, Severity, collected_warnings, finding_of
 from regzoo_tools.checking.plan import Cost, Plan, available_bytes
@@ -31,11 +33,10 @@ from regzoo_tools.checking.sheet import contact_sheet
 REPORT, SHEET = "check.json", "contact_sheet.png"
 #: Cases on the contact sheet.
 ON_SHEET = 40
-#: With fewer cases, starting processes costs more time than it saves.
-WORTH_WORKERS = 16
+#: With fewer cases, starting processes costs more time than it saves; and the cases that a process gets at a time.
+WORTH_WORKERS, PART = 16, 8
 #: The share of the memory that a training may use.
 MEMORY = 0.8
-_examiner: Examiner | None = None
 
 
 @dataclass
@@ -151,22 +152,16 @@ def _examine(plan: Plan, records: Sequence[Record], drawn: set[int]) -> list[Cas
     jobs = [(record, number in drawn) for number, record in enumerate(records)]
     workers = min(os.cpu_count() or 1, len(jobs))
     if workers < 2 or len(jobs) < WORTH_WORKERS:
-        examiner = plan.examiner()
-        return [examiner(*job) for job in jobs]
+        return _examine_some(plan, jobs)
+    parts = [jobs[start : start + PART] for start in range(0, len(jobs), PART)]
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(plan,)) as pool:
-        return list(pool.map(_examine_one, jobs, chunksize=4))
+    with ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return list(chain.from_iterable(pool.map(partial(_examine_some, plan), parts)))
 
 
-def _start_worker(plan: Plan) -> None:
-    global _examiner
-    torch.set_num_threads(1)
-    _examiner = plan.examiner()
-
-
-def _examine_one(job: tuple[Record, bool]) -> CaseFacts:
-    assert _examiner is not None
-    return _examiner(*job)
+def _examine_some(plan: Plan, jobs: Sequence[tuple[Record, bool]]) -> list[CaseFacts]:
+    examiner = plan.examiner()
+    return [examiner(*job) for job in jobs]
 
 
 def _propose(plan: Plan, report: Report, estimate: bool) -> None:
