@@ -15,16 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from regzoo.errors import RegZooError
 from regzoo.files import file_name, write_json
-from regzoo_tools.study.description import (
-    Method,
-    Study,
-    config_files,
-    data_of,
-    data_settings,
-    fold_numbers,
-    released_weights,
-    takes_images,
-)
+from regzoo_tools.study.description import Method, Study
 
 if TYPE_CHECKING:
     from regzoo.case import Record
@@ -63,9 +54,9 @@ def cells_of(study: Study) -> list[Cell]:
     each case. If only some folds are run, each division into folds chooses other cases.
     """
     cells = []
-    every_case = all((study.run_folds or number) >= number for number in fold_numbers(study))
+    every_case = all((study.run_folds or number) >= number for number in study.fold_numbers)
     for name, method in study.methods.items():
-        numbers: list[int | None] = [*fold_numbers(study)] or [None]
+        numbers: list[int | None] = [*study.fold_numbers] or [None]
         sizes: list[int | None] = [*(study.training_sizes or [])] or [None]
         repeats = range(study.repeats)
         if method.baseline:
@@ -108,7 +99,7 @@ def write_facts(study: Study, cell: Cell, facts: dict[str, Any]) -> None:
     """Write the facts of a cell, atomically."""
     method = study.methods[cell.method]
     own: dict[str, Any] = {"cell": cell.name, "method": cell.method, "baseline": method.baseline or None}
-    own |= {"bundle": method.bundle, "overlays": [*study.overlays, *method.overlays], "data": data_of(study, method)}
+    own |= {"bundle": method.bundle, "overlays": [*study.overlays, *method.overlays], "data": study.data_of(method)}
     write_json(folder_of(study, cell) / FACTS, own | asdict(cell) | {"seed": cell.repeat} | facts)
 
 
@@ -124,16 +115,16 @@ def recipe(study: Study, cell: Cell) -> dict[str, str]:
     home = study.file.parent
     # Without the path of the study's folder, which may be moved.
     bundle, tool = Path(method.bundle).name, [word.removeprefix(f"{home}/") for word in method.tool]
-    settings = [study.settings, data_settings(study, method), method.settings, study.evaluation, method.evaluation]
+    settings = [study.settings, study.data_settings(method), method.settings, study.evaluation, method.evaluation]
     rest = [study.weights, study.fields, bundle, method.baseline, tool, method.measured, study.processes, asdict(cell)]
     scripts = [path for word in method.tool if (path := home / word).suffix == ".py" and path.is_file()]
-    scripts += sorted((config_files(study, method)[0].parents[1] / "scripts").rglob("*.py"))
-    source = json.dumps(study.data[data_of(study, method)] | {"settings": None}, sort_keys=True)
+    scripts += sorted((study.config_files(method)[0].parents[1] / "scripts").rglob("*.py"))
+    source = json.dumps(study.data[study.data_of(method)] | {"settings": None}, sort_keys=True)
     return {
         "study": _digest(json.dumps([settings, rest], sort_keys=True).encode()),
-        "configs": _files(*config_files(study, method)),
+        "configs": _files(*study.config_files(method)),
         "code": _digest(_code().encode(), *(path.read_bytes() for path in scripts)),
-        "data": _data(source, takes_images(study, method), study.folder / HASHES),
+        "data": _data(source, study.takes_images(method), study.folder / HASHES),
         "start": _start(study, method, start),
     }
 
@@ -141,7 +132,7 @@ def recipe(study: Study, cell: Cell) -> dict[str, str]:
 def _start(study: Study, method: Method, start: Cell | None) -> str:
     """The hash of what the weights of a cell depend on, beside its own training."""
     if method.baseline == "released":
-        return _files(released_weights(method))
+        return _files(method.released_weights)
     return _digest(json.dumps(recipe(study, start)).encode()) if start else ""
 
 
