@@ -93,12 +93,12 @@ class Bundle:
             raise CheckError(f"{name} has an entry without a path; add the file's place in the bundle")
         return {str(entry["path"]): entry for entry in listed}
 
-    def files(self, *suffixes: str) -> Iterator[Path]:
-        """The bundle's files in order, only those with one of the suffixes; without results and compiled files."""
+    def files(self, suffix: str = "") -> Iterator[Path]:
+        """The bundle's files with a suffix, in order, without results and compiled files."""
         for path in sorted(self.root.rglob("*")):
             inside = path.relative_to(self.root).parts
             own = inside[0] not in WORKING_FOLDERS and {"__pycache__", ".git"}.isdisjoint(inside)
-            if own and path.is_file() and (not suffixes or path.suffix in suffixes):
+            if own and path.is_file() and path.name.endswith(suffix):
                 yield path
 
     def weights(self) -> Path:

@@ -72,7 +72,7 @@ def _shows_nothing(source: File | Sequence[str], to_moving: bool) -> str:
 
 
 def carried_labels(field: DisplacementField, file: LabelFile) -> tuple[MetaTensor, list[str]]:
-    """The labels of a file on the grid of a field, in the form of the file, and what those that are lost are called."""
+    """The labels of a file on the grid of a field, in the form of the file, and the names of those that are lost."""
     values = label_values(file.volume) if file.is_map else None
     count = len(values) if values is not None else len(file.volume)
     held = hold(file.volume, values)

@@ -118,7 +118,7 @@ def recipe(study: Study, cell: Cell) -> dict[str, str]:
     settings = [study.settings, study.data_settings(method), method.settings, study.evaluation, method.evaluation]
     rest = [study.weights, study.fields, bundle, method.baseline, tool, method.measured, study.processes, asdict(cell)]
     scripts = [path for word in method.tool if (path := home / word).suffix == ".py" and path.is_file()]
-    scripts += sorted((study.config_files(method)[0].parents[1] / "scripts").rglob("*.py"))
+    scripts += sorted((method.folder / "scripts").rglob("*.py"))
     source = json.dumps(study.data[study.data_of(method)] | {"settings": None}, sort_keys=True)
     return {
         "study": _digest(json.dumps([settings, rest], sort_keys=True).encode()),
@@ -157,7 +157,7 @@ data_hashes: dict[tuple[str, bool, Path], str] = {}
 
 
 def _data(source: str, single: bool, hashes: Path) -> str:
-    """`_hash_of_data`, found once; a worker gets it from the process that starts it, and so needs no MONAI."""
+    """`_hash_of_data`, computed once: a worker gets it from the process that starts it, and does not load MONAI."""
     key = source, single, hashes
     if key not in data_hashes:
         data_hashes[key] = _hash_of_data(*key)
@@ -216,7 +216,7 @@ def _records(path: str, single: bool) -> dict[str, list[Record]]:
 
 
 def _content(path: str, known: Mapping[str, list[Any]], now: dict[str, list[Any]]) -> str:
-    """`file_hash`, taken from what is `known` of a file unless its size or time has changed; noted in `now`."""
+    """The hash of a file: the `known` one, unless its size or its time has changed. Adds it to `now`."""
     from regzoo.engines.identity import file_hash, image_parts
 
     if path not in now:
@@ -230,7 +230,7 @@ def _content(path: str, known: Mapping[str, list[Any]], now: dict[str, list[Any]
 def locked(path: Path, patience: float = 0.0) -> Iterator[int | None]:
     """Hold a lock file; yields its file descriptor, or None if another process holds it for `patience` seconds.
 
-    A process started meanwhile that inherits the descriptor holds the lock until it ends, also if this one is killed.
+    A process that inherits the descriptor holds the lock until it ends, even if this one is killed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + patience

@@ -167,7 +167,7 @@ def read_study(file: str | Path, scale: str | None = None, out: str | Path | Non
 
 
 def _at_scale(file: Path, content: dict[str, Any], name: str, scales: Any) -> dict[str, Any]:
-    """A description with what differs at a scale, after what differs at the one that it is like."""
+    """A description with the changes of a scale, after those of the scale that it is like."""
     if not isinstance(scales, dict) or name not in scales:
         raise unknown(file, f"scale {name}", "no such scale", name, scales)
     if not isinstance(scales[name], dict):
@@ -246,11 +246,11 @@ def unknown(file: Path, place: str, problem: str, word: str, known: Collection[s
 
 def _check(study: Study) -> None:
     """Refuse values that no run could use, before anything is run."""
-    numbers = {"repeats": study.repeats, "processes": study.processes, "run_folds": study.run_folds}
-    numbers |= {"training_sizes": min(study.training_sizes or [1]), "fields": study.fields + 1}
-    for key, number in numbers.items():
-        if number is not None and number < 1:
-            raise bad_file(study.file, f"{key}: is below {0 if key == 'fields' else 1}", "write a larger number")
+    numbers = [("repeats", study.repeats, 1), ("processes", study.processes, 1), ("run_folds", study.run_folds, 1)]
+    numbers += [("training_sizes", min(study.training_sizes or [1]), 1), ("fields", study.fields, 0)]
+    for key, number, least in numbers:
+        if number is not None and number < least:
+            raise bad_file(study.file, f"{key}: is below {least}", "write a larger number")
     if study.folds is not None and (study.folds == [] or min(study.fold_numbers) < 2):
         raise bad_file(study.file, "folds: cross-validation needs at least 2", "write a larger number")
     for key, several in {"folds": study.fold_numbers, "training_sizes": study.training_sizes or []}.items():

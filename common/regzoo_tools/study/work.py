@@ -146,7 +146,7 @@ def command(study: Study, cell: Cell, part: str) -> list[str]:
 
 
 def run_cell(study: Study, cell: Cell, run: str = "") -> None:
-    """Do what is not done yet of a cell, unless another process is doing it; its facts say how that went.
+    """Do what is missing of a cell, unless another process is doing it; the cell's facts then say how it went.
 
     Args:
         run: names a run of the study; a cell that has failed in this run is not tried again.
@@ -182,7 +182,7 @@ def run_cell(study: Study, cell: Cell, run: str = "") -> None:
 
 
 def _train(study: Study, cell: Cell, facts: dict[str, Any], lock: int) -> dict[str, Any]:
-    """Train, unless that is done or not needed; the facts that follow from it."""
+    """Train, unless that is done or not needed; returns the new facts."""
     if study.methods[cell.method].baseline or facts["trained_on"] is not None:
         return {}
     if (start := start_of(study, cell)) and read_facts(study, start).get("status") != "done":
@@ -199,7 +199,7 @@ def _train(study: Study, cell: Cell, facts: dict[str, Any], lock: int) -> dict[s
 
 
 def _evaluate(study: Study, cell: Cell, lock: int) -> dict[str, Any]:
-    """Evaluate, if the method is measured; the facts that follow from it."""
+    """Evaluate, if the method is measured; returns the new facts."""
     if not study.methods[cell.method].measured:
         return {}
     write_json(folder_of(study, cell) / "evaluation.json", evaluation_overlay(study, cell))
