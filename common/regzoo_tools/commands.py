@@ -75,8 +75,7 @@ class Phantom:
             spacing: voxel size, mm.
             scalp: draw the head around the brain, as in IXI; without it, images look skull-stripped.
         """
-        parameters = {"cases": cases, "held_out": held_out, "seed": seed, "spacing": spacing}
-        _write_phantoms("brain", folder, **parameters, scalp=scalp)
+        _write_phantoms("brain", folder, cases=cases, held_out=held_out, seed=seed, spacing=spacing, scalp=scalp)
 
     def hippocampus(self, folder: str, cases: int = 24, held_out: int = 6, seed: int = 0, spacing: float = 1.0) -> None:
         """Write MRs of the right hippocampus with label maps in the layout of Learn2Reg's HippocampusMR.

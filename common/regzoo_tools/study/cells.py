@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from regzoo.errors import RegZooError
 from regzoo.files import file_name, write_json
-from regzoo_tools.study.description import Method, Study
+from regzoo_tools.study.description import Study
 
 if TYPE_CHECKING:
     from regzoo.case import Record
@@ -120,20 +120,14 @@ def recipe(study: Study, cell: Cell) -> dict[str, str]:
     scripts = [path for word in method.tool if (path := home / word).suffix == ".py" and path.is_file()]
     scripts += sorted((method.folder / "scripts").rglob("*.py"))
     source = json.dumps(study.data[study.data_of(method)] | {"settings": None}, sort_keys=True)
+    released = _files(method.released_weights) if method.baseline == "released" else ""
     return {
         "study": _digest(json.dumps([settings, rest], sort_keys=True).encode()),
         "configs": _files(*study.config_files(method)),
         "code": _digest(_code().encode(), *(path.read_bytes() for path in scripts)),
         "data": _data(source, study.takes_images(method), study.folder / HASHES),
-        "start": _start(study, method, start),
+        "start": released or (_digest(json.dumps(recipe(study, start)).encode()) if start else ""),
     }
-
-
-def _start(study: Study, method: Method, start: Cell | None) -> str:
-    """The hash of what the weights of a cell depend on, beside its own training."""
-    if method.baseline == "released":
-        return _files(method.released_weights)
-    return _digest(json.dumps(recipe(study, start)).encode()) if start else ""
 
 
 def _digest(*parts: bytes) -> str:
