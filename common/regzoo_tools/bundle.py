@@ -121,7 +121,7 @@ class Bundle:
         return parser
 
     def for_monai(self, *names: str) -> dict[str, Any]:
-        """What MONAI's functions need to know: the folder, and the files of its metadata and its configurations."""
+        """Arguments of MONAI's functions: the bundle's folder, its metadata and some of its configurations."""
         files = [str(self.path(f"configs/{name}.json")) for name in names]
         metadata = str(self.path("configs/metadata.json"))
         return {"bundle_root": str(self.root), "meta_file": metadata, "config_file": files}

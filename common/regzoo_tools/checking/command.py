@@ -33,8 +33,10 @@ from regzoo_tools.checking.sheet import contact_sheet
 REPORT, SHEET = "check.json", "contact_sheet.png"
 #: Cases on the contact sheet.
 ON_SHEET = 40
-#: With fewer cases, starting processes costs more time than it saves; and the cases that a process gets at a time.
-WORTH_WORKERS, PART = 16, 8
+#: With fewer cases, starting processes costs more time than it saves.
+WORTH_WORKERS = 16
+#: Cases that a process gets at a time.
+PART = 4
 #: The share of the memory that a training may use.
 MEMORY = 0.8
 

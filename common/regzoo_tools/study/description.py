@@ -49,7 +49,7 @@ class Method:
 
     @property
     def folder(self) -> Path:
-        """The folder of its bundle, whatever the working folder holds."""
+        """The folder of its bundle; it does not depend on the working folder."""
         return INSTALLED.resolve() / self.bundle
 
     @property

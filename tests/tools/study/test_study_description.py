@@ -63,6 +63,7 @@ def methods(**entry: Any) -> dict[str, Any]:
         ),
         (methods(bundle="none"), r"sum\.bundle: no bundle none; use one of abdominal_ct_ddmr, "),
         (methods(bundles=DDF), r"sum\.bundles: no such key; did you mean bundle\?"),
+        (methods(**{"": {}}), r"sum\.: no such key; use one of bundle, "),
         (methods(overlays="demo"), r'sum\.overlays: "demo" is not a list of texts'),
         (methods(data="prostata"), r"sum\.data: no data set prostata; did you mean prostate\?"),
         (methods(start="som"), r"methods\.sum\.start: no trained method som"),
