@@ -294,7 +294,7 @@ MISTAKES = {
     "NaN in a matrix": ("convert nan.mat o.h5", "NaN"),
     "a truncated HDF5 file": ("convert cut.h5 o.tfm", "damaged"),
     "a truncated ITK text": ("convert cut.tfm o.h5", "damaged"),
-    "an unknown transform": ("convert unknown.tfm o.h5", "does not know"),
+    "an unknown transform": ("convert unknown.tfm o.h5", "holds a MagicTransform, which cannot be read here"),
     "a damaged MATLAB file": ("convert cut.mat o.h5", "damaged"),
     "elastix's parameters": ("convert elastix.txt o.h5", "elastix"),
     "a MATLAB file of another form": ("convert v73.mat o.h5", "damaged"),
@@ -313,6 +313,8 @@ MISTAKES = {
     "Learn2Reg of another size": ("convert disp_1_2.npz o.h5 --reference moving.nii.gz", "voxels"),
     "2-D": ("convert flat2d.tfm o.h5", "3-D"),
     "velocities": ("convert flow.tfm o.h5", "VelocityFieldTransform, which cannot be read here"),
+    "a B-spline of order 2": ("convert spline2.tfm o.h5", "holds a BSplineTransform of order 2, which cannot be read"),
+    "a B-spline of order 1": ("convert spline1.h5 o.tfm", "of order 1, which cannot be read here; convert it to a dis"),
     "spherical coordinates": ("convert spherical.tfm o.h5", "cannot be read here"),
     "an affine map that would be overwritten": (
         "convert field.nii.gz affine.tfm --affine affine.tfm",
@@ -385,6 +387,8 @@ def broken_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"{name}.tfm").write_text(head + text)
     image = to_sitk(np.zeros(case.fixed.shape, np.float32), case.fixed.affine)
     sitk.WriteTransform(sitk.BSplineTransformInitializer(image, [3, 3, 3]), str(folder / "spline3.tfm"))
+    for name, order in (("spline2.tfm", 2), ("spline1.h5", 1)):
+        sitk.WriteTransform(sitk.BSplineTransformInitializer(image, [3, 3, 3], order), str(folder / name))
     far = Transformation(Affine(rigid((0, 0, 0), (500, 0, 0)))).on(case.fixed)
     far.save(folder / "far.nii.gz")
     return folder
