@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import nibabel as nib
@@ -303,6 +304,8 @@ MISTAKES = {
     "an array for an archive": ("convert array.npz o.h5 --reference moving.nii.gz", "NumPy"),
     "a damaged archive": ("convert damaged.npz o.h5 --reference moving.nii.gz", "NumPy"),
     "nothing in a composite": ("convert nothing.tfm o.h5", "empty composite"),
+    "a composite in a composite": ("convert nested.h5 o.nii.gz", "holds a composite inside a composite"),
+    "a composite in a composite, as text": ("convert nested.tfm o.nii.gz", "flatten it"),
     "a field without points": ("convert pointless.tfm o.h5", "0×0×0"),
     "no grid for a field": ("convert affine.mat o.nii.gz", "error: o.nii.gz: is a field"),
     "an empty list of labels": ("apply field.nii.gz --label [] --out o.nii.gz", "[]: is not a list of files"),
@@ -389,6 +392,11 @@ def broken_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sitk.WriteTransform(sitk.BSplineTransformInitializer(image, [3, 3, 3]), str(folder / "spline3.tfm"))
     for name, order in (("spline2.tfm", 2), ("spline1.h5", 1)):
         sitk.WriteTransform(sitk.BSplineTransformInitializer(image, [3, 3, 3], order), str(folder / name))
+    shift = sitk.TranslationTransform(3, (5.0, 0.0, 0.0))
+    nested = sitk.CompositeTransform([shift, sitk.CompositeTransform([shift]), shift])
+    for name in ("nested.h5", "nested.tfm"):  # into which only the first shift is written
+        with suppress(RuntimeError):  # Composite Transform can only be 1st transform in a file
+            sitk.WriteTransform(nested, str(folder / name))
     far = Transformation(Affine(rigid((0, 0, 0), (500, 0, 0)))).on(case.fixed)
     far.save(folder / "far.nii.gz")
     return folder

@@ -193,6 +193,10 @@ def _steps(path: Path, transform: Any) -> list[Step]:
     name = transform.GetTransformTypeAsString()
     if name.startswith("CompositeTransform"):
         parts = [transform.GetNthTransform(index) for index in reversed(range(transform.GetNumberOfTransforms()))]
+        if any(part.GetTransformTypeAsString().startswith("CompositeTransform") for part in parts):
+            # ITK refuses to write it, but leaves the file behind, without the inner parts and all that follows them.
+            problem = "holds a composite inside a composite, which ITK does not write completely"
+            raise bad_file(path, problem, "flatten it, in SimpleITK with FlattenTransform, and write it again")
         return [step for part in parts for step in _steps(path, part)]
     if not name.endswith("_3_3"):
         raise bad_file(path, f"holds a {name.split('_')[0]} that is not 3-D", "give a transformation of 3-D images")
