@@ -103,13 +103,17 @@ def test_the_pairs_that_a_data_set_lists(prostate_phantoms: Path, tmp_path: Path
     assert listed == load_records(prostate_phantoms, "val")[:2] and not (tmp_path / "not.json").exists()
 
 
-def test_the_pairs_to_test_on_that_a_task_lists(tmp_path: Path) -> None:
-    """Both states of each patient held out, in the layout of Learn2Reg."""
+def test_the_pairs_to_test_on_that_a_task_lists(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Both states of each patient held out, in the layout of Learn2Reg; whoever draws other pairs is told."""
     folder = write_abdomen_phantoms(tmp_path / "set", cases=1, held_out=2, spacing=12.0, breathing=True, workers=1)
     found = evaluation_pairs(folder, "listed_test", tmp_path / "not.json")
     names = [[Path(str(record[f"{side}_image"])).name for side in ("fixed", "moving")] for record in found]
     assert names == [[f"AbdomenCTCT_000{n}_000{state}.nii.gz" for state in (0, 1)] for n in (2, 3)]
-    assert not (tmp_path / "not.json").exists()
+    assert not (tmp_path / "not.json").exists() and not caplog.messages
+    with caplog.at_level(logging.INFO):
+        drawn = evaluation_pairs(folder, "test", tmp_path / "drawn.json")
+    assert all(record["fixed_patient"] != record["moving_patient"] for record in drawn)
+    assert "listed_test takes the 2 pairs" in caplog.text
 
 
 def test_validation_on_simulated_pairs_by_choice(
