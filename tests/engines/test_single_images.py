@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from bundle_list import NAMES, on_single_images, training
 from helpers import smooth_noise, write
 from ignite.engine import Engine, Events
+from monai.bundle import ConfigParser
 from regzoo.datasets import Record, load_records
 from regzoo.engines import (
     EarlyStop,
@@ -67,6 +69,18 @@ def test_pairs_of_data_that_have_moved(images: Path, tmp_path: Path) -> None:
     after = split_images(training_images(tmp_path / "moved"), 1, 4, stored)
     assert [fingerprints(part) for part in after] == before
     assert all("/moved/" in path for path in sides(after.validation))
+
+
+@pytest.mark.parametrize("bundle", [name for name in NAMES if on_single_images(name)])
+def test_a_pair_to_validate_on_without_its_moving_label(bundle: str, images: Path) -> None:
+    """An error in a training, where an evaluation may have points instead; a single image has no moving label."""
+    parser = ConfigParser(training(bundle))
+    load = parser.get_parsed_content("load")
+    single, pair = (dict(record) for record in training_images(images, 2))
+    assert "fixed_label" in load(dict(single))
+    pair["moving_image"] = single["fixed_image"]
+    with pytest.raises(RegZooError, match=r"case_00\.nii\.gz: comes without its label, .* as moving_label"):
+        load(pair)
 
 
 def test_names_of_labels_that_contradict_each_other(tmp_path: Path) -> None:
