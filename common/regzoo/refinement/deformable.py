@@ -28,8 +28,8 @@ from regzoo.refinement.objective import Objective, parts_of
 from regzoo.refinement.options import Linear, RefinementOptions
 from regzoo.spatial import DisplacementField, Grid
 
-#: Squarings of an exponential during the coarse levels and at the end of the finest level.
-COARSE, FINE = 2, 1
+#: Squarings of an exponential during the optimisation, if the gradient goes back through them and if it does not.
+EXACT, INEXACT = 2, 1
 #: Squarings, in the result, of what the coarse levels and the finest level found.
 RESULT, RESULT_FINEST = 6, 5
 #: The Gaussian filter of the gradient on the coarse levels, voxels of the lattice. Adam scales every value of the
@@ -114,7 +114,9 @@ class _Refinement:
         self.smoothness = [finest * options.stiffening**n for n in reversed(range(len(self.levels)))]
         self.symmetric = options.symmetric and options.transformation == "velocity"
         self.coarse, self.fine, self.result, self.result_finest = (
-            (COARSE, FINE, RESULT, RESULT_FINEST) if options.transformation == "velocity" else (0, 0, 0, 0)
+            (INEXACT if self.symmetric else EXACT, INEXACT, RESULT, RESULT_FINEST)
+            if options.transformation == "velocity"
+            else (0, 0, 0, 0)
         )
 
     def run(self) -> Refined:
