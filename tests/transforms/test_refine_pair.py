@@ -142,6 +142,35 @@ def test_outlines_of_both_images_drive_a_field(drawn: bool, prefer: bool, expect
     np.testing.assert_allclose(shift_of(found), [expected, 0, 0], atol=0.7)
 
 
+def test_a_ct_stored_1024_too_high_is_compared_in_hounsfield_units(caplog: pytest.LogCaptureFixture) -> None:
+    """The truth is the refinement of the same two CTs in Hounsfield units, a ball of tissue in air."""
+    options = {"spacing": 4.0, "steps": [10]}
+    item: Any = pair() | {Key.PRED: predicted(0.0)}
+    for side, shift in ((FIXED, 0.0), (MOVING, TRUE_MM)):
+        air = gaussian_filter(ball(shift).astype(float), 4) < 0.05
+        values = np.where(air, -1000, item[side.native_image][0].numpy() + 40).round()
+        item[side.native_image] = on(NATIVE, values)
+    truth = RefinePaird("ct", options=options)(item)
+    assert truth[Key.REFINEMENT]["improved"] and not caplog.records
+    stored = on(NATIVE, item[MOVING.native_image][0].as_tensor() + 1024)
+    found = RefinePaird(True, "ct", options=options)(item | {MOVING.native_image: stored})
+    assert torch.equal(found[Key.PRED], truth[Key.PRED])
+    assert found[MOVING.native_image] is stored
+    assert "1024 was subtracted" in caplog.text
+    caplog.clear()
+    RefinePaird("ct", options=options | {"intensities": [864.0, 1264.0]})(item | {MOVING.native_image: stored})
+    RefinePaird("mr", options=options)(item | {MOVING.native_image: stored})
+    assert not caplog.records
+
+
+def test_a_ct_whose_units_are_unknown_is_mentioned(caplog: pytest.LogCaptureFixture) -> None:
+    item: Any = pair() | {Key.PRED: predicted(0.0)}
+    item[MOVING.native_image] = on(NATIVE, item[MOVING.native_image][0].as_tensor().clamp(0, 100) / 100)
+    RefinePaird("ct", options={"steps": [0]})(item)
+    (line,) = {entry.getMessage() for entry in caplog.records if "go from 0 to 1;" in entry.getMessage()}
+    assert "is not in Hounsfield units" in line and line.endswith("the refinement takes its values as they are")
+
+
 def test_a_network_that_finds_no_label_drives_nothing() -> None:
     item: Any = pair() | {Key.PRED: torch.zeros(3, *NATIVE.shape)}
     for side, found in ((FIXED, [0.9, 0.4]), (MOVING, [0.4, 0.9])):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,8 +16,11 @@ from regzoo.refinement import RefinementOptions, Volumes, options_for, refine
 from regzoo.spatial import DisplacementField, Grid, as_tensor, resample
 from regzoo.spatial.held import boxes, is_map
 from regzoo.spatial.volumes import even_step
+from regzoo.transforms.ct import HounsfieldUnitsd
 from regzoo.transforms.load import aligned, file_of, prealignment
 from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
 
 #: Quantiles of the intensities that are mapped to 0 and 1 where there is no window.
 QUANTILES = (0.005, 0.995)
@@ -74,10 +78,13 @@ class RefinePaird(MapTransform):
         return options_for(self.kind if refine is True else refine, **self.changes | limit)
 
     def __call__(self, data: Case) -> Case:
-        options = self.options_of(data.get(Key.REFINE, self.refine), data.get(Key.REFINE_SECONDS))
+        asked = data.get(Key.REFINE, self.refine)
+        options = self.options_of(asked, data.get(Key.REFINE_SECONDS))
         if options is None:
             return data
         item = data.copy()
+        if (self.kind if asked is True else asked) == "ct" and options.intensities and options.intensities[0] < 0:
+            data = _in_hounsfield_units(data)
         prediction = as_tensor(data[Key.PRED])
         start = None
         if not data.get(Key.LABELS_PREDICTED, False) and bool(prediction.any()):
@@ -138,6 +145,17 @@ class RefinePaird(MapTransform):
             fix = "give the same structure the same value, or the same place, in both"
             raise RegZooError(f"labels are compared, but the two label files have no label in common; {fix}")
         return {"fixed": selected(fixed, common), "moving": selected(moving, common)}
+
+
+def _in_hounsfield_units(data: Case) -> Case:
+    """Both native images in Hounsfield units, to be compared: the files' own values are what the results have."""
+    for side in SIDES:
+        try:
+            data = HounsfieldUnitsd([side.native_image])(data)
+        except RegZooError as error:
+            # It may be a crop of an organ without fat and air.
+            logger.warning("%s; the refinement takes its values as they are", error)
+    return data
 
 
 def _outlined(data: Case, device: torch.device) -> list[Volumes]:
