@@ -10,7 +10,7 @@ import torch
 from bundle_list import config
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
-from regzoo.case import FIXED, MOVING, WARPED, Case, Key
+from regzoo.case import FIXED, MOVING, SIDES, WARPED, Case, Key
 from regzoo.errors import RegZooError
 from regzoo.spatial import DisplacementField, Grid
 from regzoo.transforms import RefinePaird, SplitOutlinesd, refine
@@ -169,6 +169,24 @@ def test_a_ct_whose_units_are_unknown_is_mentioned(caplog: pytest.LogCaptureFixt
     RefinePaird("ct", options={"steps": [0]})(item)
     (line,) = {entry.getMessage() for entry in caplog.records if "go from 0 to 1;" in entry.getMessage()}
     assert "is not in Hounsfield units" in line and line.endswith("the refinement takes its values as they are")
+
+
+@pytest.mark.parametrize("voxels", [None, 50])
+def test_a_small_pair_is_refined_or_a_warning_says_why_not(
+    voxels: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A mouse, in an image of 5 mm; 50 voxels that count are too few."""
+    item: Any = pair() | {Key.PRED: predicted(0.0)}
+    grid = Grid(NATIVE.shape, np.diag([0.15, 0.15, 0.15, 1.0]))
+    for side in SIDES:
+        item[side.native_image] = on(grid, item[side.native_image][0].as_tensor())
+    if voxels:
+        mask = np.zeros(NATIVE.shape)
+        mask[10:15, 10:15, 10:12] = 1
+        item[FIXED.mask] = on(grid, mask)
+    done = RefinePaird("mr", options={"steps": [5, 5, 5]})(item)[Key.REFINEMENT]
+    assert max(done["spacing_mm"]) < 0.2
+    assert done["improved"] == (voxels is None) == ("took no step" not in caplog.text)
 
 
 def test_a_network_that_finds_no_label_drives_nothing() -> None:

@@ -68,20 +68,21 @@ class RefinePaird(MapTransform):
         self.changes = {str(name): value for name, value in (options or {}).items()}
         self.channels = None if labels is None else [int(index) for index in labels]
         self.prefer_predicted, self.show_progress = prefer_predicted, show_progress
-        self.options_of(refine)
+        if refine is not False:
+            self.options_of(refine)
 
-    def options_of(self, refine: bool | str, seconds: float | None = None) -> RefinementOptions | None:
-        """The options for a value of `refine` and a time limit of the case; None if nothing is refined."""
-        if refine is False:
-            return None
+    def options_of(
+        self, refine: bool | str, seconds: float | None = None, fixed: Grid | None = None
+    ) -> RefinementOptions:
+        """The options for a value of `refine` but False, and for a time limit and the fixed grid of the case."""
         limit = {"seconds": seconds or self.seconds} if seconds or self.seconds else {}
-        return options_for(self.kind if refine is True else refine, **self.changes | limit)
+        return options_for(self.kind if refine is True else str(refine), fixed, **self.changes | limit)
 
     def __call__(self, data: Case) -> Case:
         asked = data.get(Key.REFINE, self.refine)
-        options = self.options_of(asked, data.get(Key.REFINE_SECONDS))
-        if options is None:
+        if asked is False:
             return data
+        options = self.options_of(asked, data.get(Key.REFINE_SECONDS), Grid.of(data[FIXED.native_image]))
         item = data.copy()
         if (self.kind if asked is True else asked) == "ct" and options.intensities and options.intensities[0] < 0:
             data = _in_hounsfield_units(data)
@@ -105,6 +106,10 @@ class RefinePaird(MapTransform):
                 refined = refine(fixed, moving, options, start, lambda: bar.update() and None)
         except RegZooError as error:
             raise RegZooError(f"{file_of(data[FIXED.native_image], str(data.get(Key.CASE)))}: {error}") from None
+        if not refined.statistics["steps"] and any(options.steps):
+            problem = "the refinement took no step: too few voxels count, or its time was over"
+            fix = "give refine_options a smaller spacing, or give a larger mask or more refine_seconds"
+            logger.warning("%s: %s; %s", file_of(data[FIXED.native_image], str(data.get(Key.CASE))), problem, fix)
         item[Key.PRED], item[Key.PRED_GRID], item[Key.REFINEMENT] = refined.ddf, refined.grid, refined.statistics
         if refined.matrix is not None:
             item[Key.REFINEMENT] |= {"matrix": (np.linalg.inv(prealignment(data)) @ refined.matrix).tolist()}
