@@ -299,18 +299,19 @@ def test_statistics_of_propagated_labels(tmp_path: Path) -> None:
         assert entry["volume_mm3"] == 0 and entry["centroid_ras_mm"] is None
 
 
-def test_labels_of_a_few_cubic_micrometres_are_found() -> None:
-    item = propagated(scale=0.1)
+@pytest.mark.parametrize("scale", [0.1, 1e-3])
+def test_labels_of_a_few_cubic_micrometres_are_found(scale: float) -> None:
+    item = propagated(scale=scale)
     (entry,) = RegistrationResult.of(item).statistics["labels"]
     count = int(item["warped_label"].sum())
-    assert entry["volume_mm3"] == pytest.approx(count * 3.6e-3, rel=0.01)
+    assert entry["volume_mm3"] == pytest.approx(count * 3.6 * scale**3, rel=0.01)
     item["warped_label"][:] = 0
     item["warped_label"][0, 5, 6, 7] = 1
     statistics = RegistrationResult.of(item).statistics
     assert statistics["warnings"] == []
-    assert statistics["labels"][0]["volume_mm3"] == pytest.approx(3.6e-3, rel=0.2)
+    assert statistics["labels"][0]["volume_mm3"] == pytest.approx(3.6 * scale**3, rel=0.01)
     expected = Grid.of(item["warped_label"]).to_world((5, 6, 7))
-    np.testing.assert_allclose(statistics["labels"][0]["centroid_ras_mm"], expected, atol=1e-3)
+    np.testing.assert_allclose(statistics["labels"][0]["centroid_ras_mm"], expected, atol=0.01 * scale)
 
 
 def test_files_of_a_result(tmp_path: Path) -> None:

@@ -62,6 +62,22 @@ def test_a_known_deformation_is_recovered(texture: np.ndarray, similarity: str) 
     assert jacobian_determinant(result.ddf[None]).min() > 0
 
 
+def test_a_known_deformation_of_a_mouse_is_recovered(texture: np.ndarray) -> None:
+    """In an image of 4 mm, of which the spacing for people leaves a few voxels."""
+    truth = displacement()
+    fixed = volumes(moved(texture, truth), 0.1)
+    result = refine(fixed, volumes(texture, 0.1), options_for("mr", fixed.grid, steps=(20, 10, 10)))
+    before = float(np.linalg.norm(truth, axis=0)[6:-6, 6:-6, 6:-6].mean())
+    assert error(result.ddf, result.grid, truth, 0.1) < 0.5 * before
+
+
+@pytest.mark.parametrize("shape", [(35, 51, 35), (30, 30, 20), (200, 200, 4)])
+def test_the_defaults_of_all_but_small_images_stay(shape: tuple[int, int, int]) -> None:
+    """A crop round the hippocampus, a small image without finer voxels to gain, and a thin stack."""
+    for kind in KINDS if max(shape) > 36 else ("mr", "outlines"):
+        assert options_for(kind, Grid(shape, np.eye(4))) == KINDS[kind]
+
+
 @pytest.mark.parametrize("similarity", ["lncc", "mind"])
 @pytest.mark.parametrize(("slices", "whole"), [(10, True), (2, False)])
 def test_what_lies_beyond_a_thin_slab_does_not_count(

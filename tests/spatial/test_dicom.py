@@ -148,10 +148,22 @@ def test_a_link_to_a_folder_is_read_if_it_is_named(tmp_path: Path) -> None:
         read_image(tmp_path / "p01")
 
 
-def test_a_file_stands_for_the_files_beside_it(tmp_path: Path) -> None:
+def test_a_file_stands_for_its_whole_series(tmp_path: Path) -> None:
+    """Also where half of it lies in a subfolder, which would be a volume without it too."""
     files = write_series(tmp_path, VOXELS, AFFINE)
-    write_series(tmp_path / "copy", VOXELS, AFFINE)
+    write_series(tmp_path / "other", VOXELS[:, :, :4], AFFINE, "1.2.3.12")
+    (tmp_path / "b").mkdir()
+    for file in files[4:]:
+        file.rename(tmp_path / "b" / file.name)
     check(files[0])
+
+
+@pytest.mark.parametrize("named", ["", "IM002"])
+def test_copies_of_a_series_are_not_taken_for_phases(named: str, tmp_path: Path) -> None:
+    write_series(tmp_path, VOXELS, AFFINE)
+    write_series(tmp_path / "copy", VOXELS, AFFINE)
+    with pytest.raises(RegZooError, match=r"holds an image twice, as \S*/(IM\d+) and \S*/copy/\1; move the copies out"):
+        read_image(tmp_path / named)
 
 
 def test_a_folder_with_the_mark_in_its_name(tmp_path: Path) -> None:
@@ -240,7 +252,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
         r"gives no position \(0020,0032\)",
     ),
     "no voxels": (lambda d: changed(d, 3, 0x7FE00010), "truncated, damaged or without an image"),
-    "a truncated slice": (lambda d: cut(changed(d, 3), -20), "truncated, damaged or without an image"),
+    "a truncated slice": (lambda d: cut(changed(d, 3), -20), "image; .* or move it elsewhere if it belongs"),
     "half a header": (lambda d: cut(changed(d, 3), 300), "truncated, damaged or without an image"),
     "an empty slice": (lambda d: (cut(changed(d, 3), 0) / "x.dcm").touch() or d / "s", "is truncated, damaged"),  # type: ignore[func-returns-value]
     "an unknown compression": (

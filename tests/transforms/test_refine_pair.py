@@ -10,7 +10,7 @@ import torch
 from bundle_list import config
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
-from regzoo.case import FIXED, MOVING, WARPED, Case, Key
+from regzoo.case import FIXED, MOVING, SIDES, WARPED, Case, Key
 from regzoo.errors import RegZooError
 from regzoo.spatial import DisplacementField, Grid
 from regzoo.transforms import RefinePaird, SplitOutlinesd, refine
@@ -140,6 +140,53 @@ def test_outlines_of_both_images_drive_a_field(drawn: bool, prefer: bool, expect
     found = RefinePaird("labels", prefer_predicted=prefer)(item)
     assert found[Key.REFINEMENT]["improved"]
     np.testing.assert_allclose(shift_of(found), [expected, 0, 0], atol=0.7)
+
+
+def test_a_ct_stored_1024_too_high_is_compared_in_hounsfield_units(caplog: pytest.LogCaptureFixture) -> None:
+    """The truth is the refinement of the same two CTs in Hounsfield units, a ball of tissue in air."""
+    options = {"spacing": 4.0, "steps": [10]}
+    item: Any = pair() | {Key.PRED: predicted(0.0)}
+    for side, shift in ((FIXED, 0.0), (MOVING, TRUE_MM)):
+        air = gaussian_filter(ball(shift).astype(float), 4) < 0.05
+        values = np.where(air, -1000, item[side.native_image][0].numpy() + 40).round()
+        item[side.native_image] = on(NATIVE, values)
+    truth = RefinePaird("ct", options=options)(item)
+    assert truth[Key.REFINEMENT]["improved"] and not caplog.records
+    stored = on(NATIVE, item[MOVING.native_image][0].as_tensor() + 1024)
+    found = RefinePaird(True, "ct", options=options)(item | {MOVING.native_image: stored})
+    assert torch.equal(found[Key.PRED], truth[Key.PRED])
+    assert found[MOVING.native_image] is stored
+    assert "1024 was subtracted" in caplog.text
+    caplog.clear()
+    RefinePaird("ct", options=options | {"intensities": [864.0, 1264.0]})(item | {MOVING.native_image: stored})
+    RefinePaird("mr", options=options)(item | {MOVING.native_image: stored})
+    assert not caplog.records
+
+
+def test_a_ct_whose_units_are_unknown_is_mentioned(caplog: pytest.LogCaptureFixture) -> None:
+    item: Any = pair() | {Key.PRED: predicted(0.0)}
+    item[MOVING.native_image] = on(NATIVE, item[MOVING.native_image][0].as_tensor().clamp(0, 100) / 100)
+    RefinePaird("ct", options={"steps": [0]})(item)
+    (line,) = {entry.getMessage() for entry in caplog.records if "go from 0 to 1;" in entry.getMessage()}
+    assert "is not in Hounsfield units" in line and line.endswith("the refinement takes its values as they are")
+
+
+@pytest.mark.parametrize("voxels", [None, 50])
+def test_a_small_pair_is_refined_or_a_warning_says_why_not(
+    voxels: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A mouse, in an image of 5 mm; 50 voxels that count are too few."""
+    item: Any = pair() | {Key.PRED: predicted(0.0)}
+    grid = Grid(NATIVE.shape, np.diag([0.15, 0.15, 0.15, 1.0]))
+    for side in SIDES:
+        item[side.native_image] = on(grid, item[side.native_image][0].as_tensor())
+    if voxels:
+        mask = np.zeros(NATIVE.shape)
+        mask[10:15, 10:15, 10:12] = 1
+        item[FIXED.mask] = on(grid, mask)
+    done = RefinePaird("mr", options={"steps": [5, 5, 5]})(item)[Key.REFINEMENT]
+    assert max(done["spacing_mm"]) < 0.2
+    assert done["improved"] == (voxels is None) == ("took no step" not in caplog.text)
 
 
 def test_a_network_that_finds_no_label_drives_nothing() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from monai.data import MetaTensor
 from regzoo.case import MOVING, WARPED, Case, Key
 from regzoo.metrics import deformation_statistics
-from regzoo.spatial import Grid
+from regzoo.spatial import Grid, decimals
 from regzoo.spatial.held import Box, boxes, is_map, sizes_and_centres
 from regzoo.transforms import warped_masks
 
@@ -60,14 +60,15 @@ def label_count(item: Mapping[Any, Any], labels: MetaTensor | None) -> int:
 def _label_statistics(
     item: Mapping[str, Any], labels: MetaTensor, values: Sequence[int] | None, label_boxes: Sequence[Box | None]
 ) -> list[dict[str, Any]]:
-    voxel = float(abs(np.linalg.det(Grid.of(labels).affine[:3, :3])))
+    grid = Grid.of(labels)
+    voxel, digits = float(abs(np.linalg.det(grid.affine[:3, :3]))), decimals(float(grid.spacing.min()))
     values, names = values or item.get(Key.MOVING_LABEL_VALUES), item.get(Key.LABEL_NAMES)
     return [
         {
             "label": values[index] if values else index,
             **({"name": str(names[index])} if names and index < len(names) else {}),
-            "volume_mm3": round(size * voxel, 3),
-            "centroid_ras_mm": None if size == 0 else [round(float(x), 3) for x in centre],
+            "volume_mm3": round(size * voxel, decimals(voxel)),
+            "centroid_ras_mm": None if size == 0 else [round(float(x), digits) for x in centre],
         }
         for index, (size, centre) in enumerate(zip(*sizes_and_centres(labels, label_boxes), strict=True))
     ]

@@ -26,7 +26,7 @@ from regzoo.refinement.levels import Level, Volumes, make_levels, voxel_size
 from regzoo.refinement.linear_transform import LinearTransform, following, voxels
 from regzoo.refinement.objective import Objective, parts_of
 from regzoo.refinement.options import Linear, RefinementOptions
-from regzoo.spatial import DisplacementField, Grid
+from regzoo.spatial import DisplacementField, Grid, decimals
 
 #: Squarings of an exponential during the optimisation, if the gradient goes back through them and if it does not.
 EXACT, INEXACT = 2, 1
@@ -141,7 +141,7 @@ class _Refinement:
             "seconds": round(time.perf_counter() - self.begin, 3),
             "objective_before": round(objective_before, 6),
             "objective_after": round(objective_after if improved else objective_before, 6),
-            "spacing_mm": [round(float(mm), 3) for mm in finest.grid.spacing],
+            "spacing_mm": [round(float(mm), decimals(mm)) for mm in finest.grid.spacing],
         }
         if options.linear and self.start is None:
             found, corners = matrix.cpu().numpy() if improved else np.eye(4), self.fixed.corner_grid

@@ -7,8 +7,10 @@ import math
 from collections.abc import Hashable, Mapping
 from typing import Any, Literal, get_args
 
+import numpy as np
 from regzoo.case import Key
 from regzoo.errors import RegZooError
+from regzoo.spatial import Grid
 
 Linear = Literal["rigid", "similarity", "affine"]
 Transformation = Literal["velocity", "displacement", Linear]
@@ -16,6 +18,8 @@ Transformation = Literal["velocity", "displacement", Linear]
 SIMILARITIES = ("lncc", "ncc", "mind", "labels", "distance")
 #: The window of soft tissue in a CT, HU.
 SOFT_TISSUE = (-160.0, 240.0)
+#: The longest side of the smallest images for which the defaults are meant, mm: crops round the hippocampus.
+SMALL = 36.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,11 +139,16 @@ KINDS: dict[str, RefinementOptions] = {
 }
 
 
-def options_for(kind: str, **changes: Any) -> RefinementOptions:
+def options_for(kind: str, fixed: Grid | None = None, **changes: Any) -> RefinementOptions:
     """The options for a kind of pair: ``mr`` or ``ct`` (both images), ``other`` (two modalities), or labels of both.
 
-    For those, ``labels`` suits organs, and ``outlines`` structures of a few centimetres. `changes` are other values for
-    some of the options; None keeps the default.
+    For those, ``labels`` suits organs, and ``outlines`` structures of a few centimetres.
+
+    Args:
+        kind: of the pair.
+        fixed: the grid of the fixed image. If its longest side is below `SMALL`, as of a mouse, the defaults of all
+            lengths shrink with it, but the spacing not below the voxel size.
+        changes: other values for some of the options; None keeps the default.
 
     Raises:
         RegZooError: an unknown kind or option, or a value that cannot be used.
@@ -150,7 +159,14 @@ def options_for(kind: str, **changes: Any) -> RefinementOptions:
     for name in changes:
         if name not in known:
             raise RegZooError(f"refine: there is no option {name!r:.80}; use one of {', '.join(sorted(known))}")
-    return dataclasses.replace(KINDS[kind], **{name: value for name, value in changes.items() if value is not None})
+    options = KINDS[kind]
+    if fixed is not None:
+        longest = float(((np.asarray(fixed.shape) - 1) * fixed.spacing).max())
+        factor = max(longest / SMALL, float(fixed.spacing.min()) / options.spacing)
+        if factor < 1:
+            lengths = {name: factor * getattr(options, name) for name in ("spacing", "lattice")}
+            options = dataclasses.replace(options, **lengths, sigmas=tuple(factor * mm for mm in options.sigmas))
+    return dataclasses.replace(options, **{name: value for name, value in changes.items() if value is not None})
 
 
 def refinement_asked(values: Mapping[Any, Any], most_seconds: float | None = None) -> dict[Hashable, Any]:

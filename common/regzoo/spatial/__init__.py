@@ -2,7 +2,7 @@
 
 from regzoo.spatial.carry import carry_labels
 from regzoo.spatial.field import DisplacementField
-from regzoo.spatial.grid import RAS_LPS, Grid
+from regzoo.spatial.grid import RAS_LPS, Grid, decimals
 from regzoo.spatial.labels import LabelFile, check_on_grid, label_values, read_label_file, to_channels
 from regzoo.spatial.volumes import as_tensor, centroids, read_image
 from regzoo.spatial.warp import compose, jacobian_determinant, resample, sample, warp
@@ -18,6 +18,7 @@ __all__ = [
     "centroids",
     "check_on_grid",
     "compose",
+    "decimals",
     "jacobian_determinant",
     "label_values",
     "read_image",

@@ -34,8 +34,10 @@ _OTHERS = {
     "1.2.840.10008.5.1.4.1.1.66.4": ("is a DICOM segmentation, not an image", _SEGMENTS),
 }
 _UID, _NUMBER, _DESCRIPTION, _MODALITY = "0020|000e", "0020|0011", "0008|103e", "0008|0060"
+#: The SOP Instance UID, which no two images share.
+_INSTANCE = "0008|0018"
 _POSITION, _ORIENTATION, _SPACING = "0020|0032", "0020|0037", "0028|0030"
-_TAGS = (_UID, _NUMBER, _DESCRIPTION, _MODALITY, _POSITION, _ORIENTATION, _SPACING)
+_TAGS = (_UID, _NUMBER, _DESCRIPTION, _MODALITY, _INSTANCE, _POSITION, _ORIENTATION, _SPACING)
 
 
 class Slice(NamedTuple):
@@ -90,15 +92,14 @@ def find_series(path: Path) -> Series:
         RegZooError: there is no such series, there are several, or the slices do not make up one regular grid.
     """
     folder, wanted = split_series(path)
-    deep = folder.is_dir()
-    if not deep:
+    if not folder.is_dir():
         start = _start(path)
         own = _slice(path, start)
         if own is None:
             raise bad_file(path, *_OTHERS.get(_meta(start, 2), ("is a DICOM file without an image", _CONVERT)))
         folder, wanted = path.parent, own.tags.get(_UID, "")
     series: dict[str, list[Slice]] = {}
-    for file, start in _dicom_files(folder, deep):
+    for file, start in _dicom_files(folder):
         if (found := _slice(file, start)) is not None:
             series.setdefault(found.tags.get(_UID, ""), []).append(found)
     return _placed(path, _chosen(path, folder, series, wanted))
@@ -131,15 +132,16 @@ def split_series(path: Path) -> tuple[Path, str]:
     return (Path(folder), wanted) if mark and not path.exists() else (path, "")
 
 
-def _dicom_files(folder: Path, deep: bool = True) -> Iterator[tuple[Path, bytes]]:
-    """The DICOM files of a folder and, if `deep`, of its subfolders, with their first bytes."""
+def _dicom_files(folder: Path) -> Iterator[tuple[Path, bytes]]:
+    """The DICOM files of a folder and its subfolders, with their first bytes."""
     seen = 0
     for place, folders, names in os.walk(folder, onerror=_refuse):
-        folders[:] = sorted(folders) if deep else []
+        folders.sort()
         for name in sorted(names):
             seen += 1
             if seen > MOST_FILES:
-                raise bad_file(folder, f"holds more than {MOST_FILES} files", "name the folder of the series")
+                fix = "name the folder of the series, or put the series into a folder of its own"
+                raise bad_file(folder, f"holds more than {MOST_FILES} files", fix)
             file = Path(place, name)
             if not name.startswith(".") and file.is_file() and is_dicom(start := _start(file), name):
                 yield file, start
@@ -177,7 +179,8 @@ def _slice(file: Path, start: bytes) -> Slice | None:
         try:
             io.ReadImageInformation()
         except RuntimeError as error:
-            raise bad_file(file, "is a DICOM file that is truncated, damaged or without an image", AGAIN) from error
+            fix = f"{AGAIN}, or move it elsewhere if it belongs to another series"
+            raise bad_file(file, "is a DICOM file that is truncated, damaged or without an image", fix) from error
     elements = io.GetMetaDataDictionary()
     tags = {tag: _text(elements, tag) for tag in _TAGS if elements.HasKey(tag)}
     x, y, frames = (*(int(io.GetDimensions(axis)) for axis in range(io.GetNumberOfDimensions())), 1)[:3]
@@ -255,7 +258,12 @@ def _step(path: Path, slices: list[Slice], offsets: np.ndarray, normal: np.ndarr
     step = float(heights[-1]) / len(gaps)
     names = list(pairwise(one.file.name for one in slices))
     if gaps.min() <= 0.01 * step:
-        one, other = names[int(gaps.argmin())]
+        index = int(gaps.argmin())
+        one, other = names[index]
+        first, second = slices[index : index + 2]
+        if first.tags.get(_INSTANCE) == second.tags.get(_INSTANCE, ""):
+            problem = f"holds an image twice, as {first.file} and {second.file}"
+            raise bad_file(path, problem, "move the copies out of the folder")
         problem = f"has two images at one position, {one} and {other}"
         raise bad_file(path, problem, "it may hold several phases, echoes or b-values: export one of them")
     shift = np.linalg.norm(offsets - np.outer(heights, normal), axis=1)

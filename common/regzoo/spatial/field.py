@@ -251,5 +251,6 @@ def invert(
         if change < CLOSE:
             break
     else:
-        logger.warning("the inverse did not converge (last change %.3g mm); the field may fold", change)
+        text = "the inverse did not converge (last change %.3g mm): the field may fold; use a smoother one"
+        logger.warning(text, change)
     return points

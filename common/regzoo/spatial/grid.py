@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -92,3 +93,8 @@ class Grid:
     def same_as(self, other: Grid) -> bool:
         """Whether two grids have the same shape and agree to 0.001 mm at every corner."""
         return self.shape == other.shape and self.distance(other) <= 1e-3
+
+
+def decimals(number: float, least: int = 3) -> int:
+    """The decimals to write of a positive number, such as a voxel's size: enough for three digits, and `least`."""
+    return max(least, 2 - math.floor(math.log10(number)))

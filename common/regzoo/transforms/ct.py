@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import nibabel as nib
@@ -20,6 +21,8 @@ from scipy import ndimage
 
 logger = logging.getLogger(__name__)
 
+#: The entry of an image's `meta` that says that the image is in Hounsfield units, ``HU``.
+UNITS = "units"
 #: Added by scanners and converters that store no negative numbers.
 OFFSET = 1024.0
 #: The error of a negative number that is read as an unsigned one of 16 bits.
@@ -52,23 +55,30 @@ class HounsfieldUnitsd(MapTransform):
     - padding, which becomes air, −1000: values below −1100, and NaN or infinity outside the body.
 
     If all corners have one value of a tissue, such as 0, it only warns.
+    It passes over images that it has seen before.
+
+    Args:
+        keys: of the images.
 
     Raises:
         RegZooError: an image is not in Hounsfield units, for example windowed, or holds NaN inside the body.
     """
 
-    def __init__(self) -> None:
-        super().__init__(IMAGE_KEYS, allow_missing_keys=True)
+    def __init__(self, keys: Sequence[str] = IMAGE_KEYS) -> None:
+        super().__init__(keys, allow_missing_keys=True)
 
     def __call__(self, data: Case) -> Case:
         item: Any = data.copy()
         for key in self.key_iterator(data):
             image = item[key]
+            if image.meta.get(UNITS) == "HU":
+                continue
             name = file_of(image, key)
             values, notes = hounsfield_units(as_tensor(image)[0].cpu().numpy(), Grid.of(image), name)
             if notes:
                 logger.warning("%s: %s", name, "; ".join(notes))
-                item[key] = MetaTensor(torch.from_numpy(values)[None], affine=image.affine, meta={FILE: name})
+            meta = {FILE: name, UNITS: "HU"}
+            item[key] = MetaTensor(torch.from_numpy(values)[None], affine=image.affine, meta=meta)
         return item
 
 

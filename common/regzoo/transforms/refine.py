@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,8 +16,11 @@ from regzoo.refinement import RefinementOptions, Volumes, options_for, refine
 from regzoo.spatial import DisplacementField, Grid, as_tensor, resample
 from regzoo.spatial.held import boxes, is_map
 from regzoo.spatial.volumes import even_step
+from regzoo.transforms.ct import HounsfieldUnitsd
 from regzoo.transforms.load import aligned, file_of, prealignment
 from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
 
 #: Quantiles of the intensities that are mapped to 0 and 1 where there is no window.
 QUANTILES = (0.005, 0.995)
@@ -64,20 +68,24 @@ class RefinePaird(MapTransform):
         self.changes = {str(name): value for name, value in (options or {}).items()}
         self.channels = None if labels is None else [int(index) for index in labels]
         self.prefer_predicted, self.show_progress = prefer_predicted, show_progress
-        self.options_of(refine)
+        if refine is not False:
+            self.options_of(refine)
 
-    def options_of(self, refine: bool | str, seconds: float | None = None) -> RefinementOptions | None:
-        """The options for a value of `refine` and a time limit of the case; None if nothing is refined."""
-        if refine is False:
-            return None
+    def options_of(
+        self, refine: bool | str, seconds: float | None = None, fixed: Grid | None = None
+    ) -> RefinementOptions:
+        """The options for a value of `refine` but False, and for a time limit and the fixed grid of the case."""
         limit = {"seconds": seconds or self.seconds} if seconds or self.seconds else {}
-        return options_for(self.kind if refine is True else refine, **self.changes | limit)
+        return options_for(self.kind if refine is True else str(refine), fixed, **self.changes | limit)
 
     def __call__(self, data: Case) -> Case:
-        options = self.options_of(data.get(Key.REFINE, self.refine), data.get(Key.REFINE_SECONDS))
-        if options is None:
+        asked = data.get(Key.REFINE, self.refine)
+        if asked is False:
             return data
+        options = self.options_of(asked, data.get(Key.REFINE_SECONDS), Grid.of(data[FIXED.native_image]))
         item = data.copy()
+        if (self.kind if asked is True else asked) == "ct" and options.intensities and options.intensities[0] < 0:
+            data = _in_hounsfield_units(data)
         prediction = as_tensor(data[Key.PRED])
         start = None
         if not data.get(Key.LABELS_PREDICTED, False) and bool(prediction.any()):
@@ -98,6 +106,10 @@ class RefinePaird(MapTransform):
                 refined = refine(fixed, moving, options, start, lambda: bar.update() and None)
         except RegZooError as error:
             raise RegZooError(f"{file_of(data[FIXED.native_image], str(data.get(Key.CASE)))}: {error}") from None
+        if not refined.statistics["steps"] and any(options.steps):
+            problem = "the refinement took no step: too few voxels count, or its time was over"
+            fix = "give refine_options a smaller spacing, or give a larger mask or more refine_seconds"
+            logger.warning("%s: %s; %s", file_of(data[FIXED.native_image], str(data.get(Key.CASE))), problem, fix)
         item[Key.PRED], item[Key.PRED_GRID], item[Key.REFINEMENT] = refined.ddf, refined.grid, refined.statistics
         if refined.matrix is not None:
             item[Key.REFINEMENT] |= {"matrix": (np.linalg.inv(prealignment(data)) @ refined.matrix).tolist()}
@@ -138,6 +150,17 @@ class RefinePaird(MapTransform):
             fix = "give the same structure the same value, or the same place, in both"
             raise RegZooError(f"labels are compared, but the two label files have no label in common; {fix}")
         return {"fixed": selected(fixed, common), "moving": selected(moving, common)}
+
+
+def _in_hounsfield_units(data: Case) -> Case:
+    """Both native images in Hounsfield units, to be compared: the files' own values are what the results have."""
+    for side in SIDES:
+        try:
+            data = HounsfieldUnitsd([side.native_image])(data)
+        except RegZooError as error:
+            # It may be a crop of an organ without fat and air.
+            logger.warning("%s; the refinement takes its values as they are", error)
+    return data
 
 
 def _outlined(data: Case, device: torch.device) -> list[Volumes]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from regzoo.case import FIXED, MOVING, Key, Record
 from regzoo.datasets.records import patients_of
+from regzoo.spatial import decimals
 from regzoo_tools.checking.cases import CaseFacts
 from regzoo_tools.checking.findings import Finding
 
@@ -87,8 +88,16 @@ def label_table(facts: Sequence[CaseFacts]) -> list[Mapping[str, Any]]:
         {
             "name": name,
             "cases": int(sum(row["cases"])),
-            "median_mm3": round(float(np.median(row["volumes"])), 1) if row["volumes"] else None,
+            "median_mm3": _median(row["volumes"]),
             "least_share_in_view": round(min(row["shares"]), 4) if row["shares"] else None,
         }
         for name, row in rows.items()
     ]
+
+
+def _median(volumes: Sequence[float]) -> float | None:
+    """The median of volumes above 0, rounded; None without any."""
+    if not volumes:
+        return None
+    median = float(np.median(volumes))
+    return round(median, decimals(median, 1))

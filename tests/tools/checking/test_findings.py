@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from broken_sets import MM, SHAPE, PairSet
 from regzoo_tools.checking import Finding, Report, check_data
+from regzoo_tools.checking.cases import CaseFacts
+from regzoo_tools.checking.dataset import label_table
 
 WEAK = "prostate_mr_trus_weak_ddf"
 
@@ -40,6 +42,12 @@ def test_nothing_is_found_in_a_sound_set(pairs: PairSet) -> None:
         report = check(pairs, bundle)
         assert report.findings == [] and not report.failed(strict=True)
     assert [facts.volumes["fixed"][0] for facts in report.facts] == pytest.approx([4 / 3 * np.pi * 15**3] * 4, rel=0.06)
+
+
+def test_the_median_volume_of_a_tiny_label_is_not_rounded_to_zero() -> None:
+    """One voxel, 6,000 voxels and 6,001 voxels of 0.0016 mm."""
+    facts = [CaseFacts("a", volumes={"fixed": [count * 0.0016**3]}) for count in (1, 6000, 6001)]
+    assert label_table(facts)[0]["median_mm3"] == pytest.approx(2.4576e-5, rel=0.01)
 
 
 @pytest.mark.parametrize(
