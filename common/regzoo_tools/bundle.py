@@ -16,8 +16,8 @@ from regzoo.bundles import find_bundle, read_metadata
 from regzoo.datasets.text import read_json
 from regzoo.errors import RegZooError, bad_file
 
-#: Folders that a bundle is released without: results, phantoms, files that Python compiled.
-WORKING_FOLDERS = {"output", "data", "eval", "__pycache__"}
+#: Folders that a bundle is released without: results and phantoms.
+WORKING_FOLDERS = {"output", "data", "eval"}
 #: The weights, relative to the bundle.
 WEIGHTS = "models/model.pt"
 #: Suffixes of the package's files that a zip contains.
@@ -93,12 +93,12 @@ class Bundle:
             raise CheckError(f"{name} has an entry without a path; add the file's place in the bundle")
         return {str(entry["path"]): entry for entry in listed}
 
-    def files(self, *suffixes: str) -> Iterator[Path]:
-        """The bundle's files in order, only those with one of the suffixes; without results and compiled files."""
+    def files(self, suffix: str = "") -> Iterator[Path]:
+        """The bundle's files with a suffix, in order, without results and compiled files."""
         for path in sorted(self.root.rglob("*")):
             inside = path.relative_to(self.root).parts
-            own = inside[0] not in WORKING_FOLDERS and not any(part in {"__pycache__", ".git"} for part in inside)
-            if own and path.is_file() and (not suffixes or path.suffix in suffixes):
+            own = inside[0] not in WORKING_FOLDERS and {"__pycache__", ".git"}.isdisjoint(inside)
+            if own and path.is_file() and path.name.endswith(suffix):
                 yield path
 
     def weights(self) -> Path:
@@ -119,6 +119,12 @@ class Bundle:
         parser.read_config([str(self.path(f"configs/{name}.json")) for name in names])
         parser["bundle_root"] = str(self.root)
         return parser
+
+    def for_monai(self, *names: str) -> dict[str, Any]:
+        """Arguments of MONAI's functions: the bundle's folder, its metadata and some of its configurations."""
+        files = [str(self.path(f"configs/{name}.json")) for name in names]
+        metadata = str(self.path("configs/metadata.json"))
+        return {"bundle_root": str(self.root), "meta_file": metadata, "config_file": files}
 
     def tensor(self, direction: str, name: str) -> dict[str, Any]:
         """The metadata of a tensor of the network: ``inputs`` / ``image`` or ``outputs`` / ``pred``."""

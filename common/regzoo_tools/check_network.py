@@ -23,13 +23,7 @@ def make_network(bundle: Bundle) -> nn.Module:
 
 def in_and_out(bundle: Bundle) -> str:
     """MONAI's own check of channels and types, with one tensor of the size that the metadata give."""
-    verify_net_in_out(
-        net_id="network_def",
-        meta_file=str(bundle.path("configs/metadata.json")),
-        config_file=str(bundle.path("configs/inference.json")),
-        bundle_root=str(bundle.root),
-        device="cpu",
-    )
+    verify_net_in_out(net_id="network_def", device="cpu", **bundle.for_monai("inference"))
     return "channels and types as in the metadata"
 
 
@@ -66,12 +60,10 @@ def torchscript(bundle: Bundle, trace: bool) -> str:
             net_id="network_def",
             filepath=str(file),
             ckpt_file=str(path),
-            meta_file=str(bundle.path("configs/metadata.json")),
-            config_file=str(bundle.path("configs/inference.json")),
             key_in_ckpt="",
             use_trace=trace,
             input_shape=shape if trace else None,
-            bundle_root=str(bundle.root),
+            **bundle.for_monai("inference"),
         )
         exported = torch.jit.load(str(file), map_location="cpu").eval()
     network = load_weights(make_network(bundle), path)

@@ -119,11 +119,9 @@ def properties(bundle: Bundle, *names: str) -> str:
     released = {} if names == ("train",) else {"checkpoint": str(bundle.weights())}
     with tempfile.TemporaryDirectory() as folder:
         workflow = ConfigWorkflow(
-            config_file=[str(bundle.path(f"configs/{name}.json")) for name in names],
-            meta_file=str(bundle.path("configs/metadata.json")),
+            **bundle.for_monai(*names),
             logging_file=False,
             workflow_type=names[0],
-            bundle_root=str(bundle.root),
             output_dir=folder,
             **data,
             **released,
@@ -176,12 +174,7 @@ def served_training(bundle: Bundle) -> str:
 
 def _error(bundle: Bundle, parameter: str, value: Any) -> BaseException | None:
     """What the start of a training with a parameter fails with."""
-    workflow = ConfigWorkflow(
-        config_file=str(bundle.path("configs/train.json")),
-        meta_file=str(bundle.path("configs/metadata.json")),
-        logging_file=False,
-        **{"bundle_root": str(bundle.root), parameter: value},
-    )
+    workflow = ConfigWorkflow(**bundle.for_monai("train"), logging_file=False, **{parameter: value})
     try:
         workflow.initialize()
     except Exception as error:

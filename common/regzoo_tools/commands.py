@@ -75,8 +75,7 @@ class Phantom:
             spacing: voxel size, mm.
             scalp: draw the head around the brain, as in IXI; without it, images look skull-stripped.
         """
-        parameters = {"cases": cases, "held_out": held_out, "seed": seed, "spacing": spacing}
-        _write_phantoms("brain", folder, **parameters, scalp=scalp)
+        _write_phantoms("brain", folder, cases=cases, held_out=held_out, seed=seed, spacing=spacing, scalp=scalp)
 
     def hippocampus(self, folder: str, cases: int = 24, held_out: int = 6, seed: int = 0, spacing: float = 1.0) -> None:
         """Write MRs of the right hippocampus with label maps in the layout of Learn2Reg's HippocampusMR.
@@ -236,9 +235,8 @@ def publish(bundle: str, repo: str, token: str | None = None, version: str | Non
     """
     _has_configs(bundle)
     from regzoo_tools.publishing import publish
-    from regzoo_tools.verification import as_table
 
-    print(publish(bundle, repo, token, version, private, report=lambda rows: print(as_table(rows))))
+    print(publish(bundle, repo, token, version, private))
 
 
 def _has_configs(bundle: str) -> None:

@@ -113,7 +113,8 @@ class Pages:
             inside = self.target / goal.relative_to(self.root)
             return inside if inside.exists() else None
         picture = goal.suffix.lower() in PICTURES
-        if not (picture or goal.suffix == ".md") or not self.travels(goal):
+        of_project = any(goal.is_relative_to(self.project / source) for source in SOURCES)
+        if not of_project or not (picture or goal.suffix == ".md"):
             return None
         place = self.target / "docs" / ("images" if picture else "") / goal.name
         if place.exists() or place in self.places.values():
@@ -125,7 +126,3 @@ class Pages:
         else:
             self.todo.append(goal)
         return place
-
-    def travels(self, goal: Path) -> bool:
-        """Whether a file outside the bundle may be copied."""
-        return any(goal.is_relative_to(self.project / source) for source in SOURCES)

@@ -6,7 +6,7 @@ import importlib.util
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from os import PathLike
@@ -16,23 +16,15 @@ from regzoo.errors import RegZooError, bad_file
 from regzoo_tools.bundle import bundle_version, known_bundle
 from regzoo_tools.linked_pages import PICTURES, Link, rewrite
 from regzoo_tools.packing import stage
-from regzoo_tools.verification import Row, failed, verify
+from regzoo_tools.verification import as_table, failed, verify
 
 
 def publish(
-    bundle: str | PathLike[str],
-    repo: str,
-    token: str | None = None,
-    version: str | None = None,
-    private: bool = True,
-    report: Callable[[list[Row]], None] = lambda rows: None,
+    bundle: str | PathLike[str], repo: str, token: str | None = None, version: str | None = None, private: bool = True
 ) -> str:
-    """Push a packaged bundle to the Hugging Face Hub, unless a check of the packaged copy fails.
+    """Push a packaged bundle to the Hugging Face Hub, unless a check of the packaged copy fails; prints the checks.
 
-    Arguments are those of the command `regzoo_tools.commands.publish`, and:
-
-    Args:
-        report: called with the rows of `verify` before anything is pushed.
+    Arguments are those of the command `regzoo_tools.commands.publish`.
 
     Returns:
         The address of the repository.
@@ -58,9 +50,9 @@ def publish(
         staged = stage(found, Path(folder))
         absolute_links(staged, address)
         rows = verify(staged)
-        report(rows)
-        if failed(rows):
-            raise RegZooError(f"{found.root}: not published, because these checks failed: {', '.join(failed(rows))}")
+        print(as_table(rows))
+        if names := failed(rows):
+            raise RegZooError(f"{found.root}: not published, because these checks failed: {', '.join(names)}")
         with errors_in_one_line(repo, token):
             push_to_hf_hub(
                 repo=repo,

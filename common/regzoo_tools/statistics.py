@@ -24,9 +24,9 @@ def median(values: np.ndarray) -> float:
 
 
 class Estimate(NamedTuple):
-    """An estimate, and the limits of its confidence interval."""
+    """An estimate, and the limits of its 95 % confidence interval."""
 
-    value: float
+    estimate: float
     low: float
     high: float
 
@@ -55,21 +55,21 @@ def paired_wilcoxon(differences: np.ndarray) -> float:
     return float(wilcoxon(differences).pvalue) if differences.any() else float("nan")
 
 
-def hodges_lehmann(differences: np.ndarray, confidence: float = 0.95) -> Estimate:
+def hodges_lehmann(differences: np.ndarray) -> Estimate:
     """The Hodges–Lehmann estimate of a paired difference, with the interval that belongs to Wilcoxon's signed ranks.
 
     The estimate is the median of the Walsh averages, (dᵢ + dⱼ)/2 for i ≤ j, and the limits are two of these averages.
     The interval is exact for up to `EXACT_PAIRS` differences without ties; with ties it is conservative.
 
     Args:
-        differences: (N,), at least one; zeros count.
-        confidence: of the interval. Both limits are NaN if there are too few differences for it.
+        differences: (N,); zeros count. Both limits are NaN if there are too few for the interval, and all three values
+            if there are none.
 
     Source: Hollander, Wolfe and Chicken 2014, Nonparametric Statistical Methods, sections 3.2 and 3.3.
     """
     n = len(differences)
     averages = np.sort(((differences[:, None] + differences) / 2)[np.triu_indices(n)])
-    tail = (1 - confidence) / 2
+    tail = 0.025
     if n <= EXACT_PAIRS:
         # The chance of each sum of ranks: every rank counts with a chance of one half.
         chances = np.ones(1)
@@ -109,7 +109,9 @@ def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
 class RangeTest(NamedTuple):
     """Tukey's range test of two groups: the difference of their means with its simultaneous interval, and p."""
 
-    difference: Estimate
+    difference: float
+    low: float
+    high: float
     p: float
 
 
@@ -127,11 +129,9 @@ def tukey_range(groups: Mapping[str, np.ndarray]) -> dict[tuple[str, str], Range
         return {}
     found = tukey_hsd(*(groups[name] for name in names))
     interval = found.confidence_interval(0.95)
-    tests = {}
-    for i, j in zip(*np.triu_indices(len(names), 1), strict=True):
-        difference = (float(values[i, j]) for values in (found.statistic, interval.low, interval.high))
-        tests[names[i], names[j]] = RangeTest(Estimate(*difference), float(found.pvalue[i, j]))
-    return tests
+    tables = (found.statistic, interval.low, interval.high, found.pvalue)
+    pairs = zip(*np.triu_indices(len(names), 1), strict=True)
+    return {(names[i], names[j]): RangeTest(*(float(values[i, j]) for values in tables)) for i, j in pairs}
 
 
 def bias_variance(errors: np.ndarray) -> tuple[float, float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from regzoo_tools.study.description import read_study
+
 
 class Study:
     """Run many trainings and evaluations, described in a JSON file, on this machine or on a cluster."""
@@ -28,8 +30,6 @@ class Study:
             redo: also run cells again that were made with other settings, data or code. Earlier results are moved to
                 outdated/.
         """
-        from regzoo_tools.study.description import read_study
-
         described = read_study(study, scale, out)
         from regzoo_tools.study.scheduling import run_study
 
@@ -43,7 +43,6 @@ class Study:
             scale: one of the scales in the file.
             out: the folder of the results, as for run.
         """
-        from regzoo_tools.study.description import read_study
         from regzoo_tools.study.status import status_text
 
         print(status_text(read_study(study, scale, out)))
@@ -58,8 +57,6 @@ class Study:
             scale: one of the scales in the file.
             out: the folder of the results, as for run.
         """
-        from regzoo_tools.study.description import read_study
-
         described = read_study(study, scale, out)
         from regzoo_tools.study.report import write_report
 

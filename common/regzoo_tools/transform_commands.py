@@ -52,17 +52,16 @@ def apply(
         with quick_imports():
             from regzoo_tools.transforming import carry_points
 
-        outside, count = carry_points(field, out, points, not backwards, reference, frame)
-        if outside:
-            print(f"warning: {out}: {outside} of {count} points lie outside the field of view", file=sys.stderr)
+        warnings = carry_points(field, out, points, not backwards, reference, frame)
     else:
         with quick_imports():
             from regzoo_tools.transforming import carry
 
             if label is not None:
                 import_module("monai.data")  # only labels need it
-        for warning in carry(field, out, image, as_value("moving_label", label), reference, backwards, background):
-            print(f"warning: {out}: {warning}", file=sys.stderr)
+        warnings = carry(field, out, image, as_value("moving_label", label), reference, backwards, background)
+    for warning in warnings:
+        print(f"warning: {out}: {warning}", file=sys.stderr)
     print(out)
 
 

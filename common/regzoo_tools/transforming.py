@@ -72,7 +72,7 @@ def _shows_nothing(source: File | Sequence[str], to_moving: bool) -> str:
 
 
 def carried_labels(field: DisplacementField, file: LabelFile) -> tuple[MetaTensor, list[str]]:
-    """The labels of a file on the grid of a field, in the form of the file, and what those that are lost are called."""
+    """The labels of a file on the grid of a field, in the form of the file, and the names of those that are lost."""
     values = label_values(file.volume) if file.is_map else None
     count = len(values) if values is not None else len(file.volume)
     held = hold(file.volume, values)
@@ -101,11 +101,11 @@ def sampled(field: File, reference: File | None, to_moving: bool) -> Displacemen
 
 def carry_points(
     field: File, out: File, points: File, to_fixed: bool, reference: File | None = None, frame: str | None = None
-) -> tuple[int, int]:
+) -> list[str]:
     """Carry points or a surface from the fixed to the moving image or, through the inverse, `to_fixed`.
 
     Returns:
-        How many points lie outside the field of view, and the number of points.
+        A warning if some of the points lie outside the field of view.
     """
     check_out(out, [point_suffix(points)], field, points, reference)
     file, grid = read_points(points, frame), grid_of(reference)
@@ -114,7 +114,8 @@ def carry_points(
     moved, known = transformation.carry(file.points, to_fixed, fixed, moving)
     with own_path(out) as temporary:
         file.write(temporary, moved, known)
-    return int((~known).sum()), len(known)
+    outside = int((~known).sum())
+    return [f"{outside} of {len(known)} points lie outside the field of view"] if outside else []
 
 
 def grid_of(path: File | None) -> Grid | None:

@@ -209,7 +209,7 @@ def test_titles_and_encoded_paths() -> None:
 
 def test_a_bundle_at_the_top_of_the_file_system(tmp_path: Path) -> None:
     pages = Pages(Path("/prostate_mr_trus_x"), tmp_path)
-    assert pages.project == Path("/") and not pages.travels(Path("/etc/page.md"))
+    assert pages.project == Path("/") and pages.place(Path("/etc/page.md")) is None
 
 
 def test_weights_that_are_to_be_fetched(copy_bundle: Copy, tmp_path: Path) -> None:

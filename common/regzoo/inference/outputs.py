@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -23,8 +22,6 @@ from regzoo.spatial.held import as_masks, in_form_of_file, write_labels
 from regzoo.spatial.point_files import PointFile, point_suffix
 from regzoo.spatial.transformation import Transformation, round_trip
 from regzoo.spatial.writing import form_of, write_image
-
-logger = logging.getLogger(__name__)
 
 #: The files of a result, by the name that a user asks for.
 OUTPUTS = {
@@ -208,11 +205,12 @@ class RegistrationResult:
         suffixes["label"] = self.kept.get(Key.MOVING_LABEL_FORM, ".nii.gz")
         return OUTPUTS[name] + suffixes.get(name, "")
 
-    def _wanted(self, outputs: Sequence[str] | str | None, inverse: bool = False) -> list[str]:
+    def _wanted(self, outputs: Sequence[str] | str | None, inverse: bool) -> list[str]:
         values = {"image": WARPED.image, "label": WARPED.label, "probability": Key.PROBABILITY, "field": Key.FIELD}
         values["inverse"] = Key.FIELD
         missing = {name for name, key in values.items() if self.kept.get(key) is None}
-        missing |= set() if self.points else {"points"}
+        if self.points is None:
+            missing.add("points")
         wanted = requested_outputs(outputs)
         if wanted is None:
             wanted = [name for name in OUTPUTS if name not in missing | ON_REQUEST]

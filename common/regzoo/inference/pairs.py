@@ -93,11 +93,9 @@ class _Runner:
 
     def __init__(self, registrar: Registrar, folder: Path, outputs: Sequence[str] | None, inverse: bool) -> None:
         self.registrar, self.folder, self.outputs, self.inverse = registrar, folder, outputs, inverse
-        self.request: dict[str, Any] = {
-            "settings": registrar.settings,
-            "weights": [whole_hash(file) for file in registrar.weights],
-        }
-        self.request |= {"outputs": outputs, "inverse": inverse, "regzoo": regzoo.__version__}
+        weights = [whole_hash(file) for file in registrar.weights]
+        self.request = {"settings": registrar.settings, "weights": weights, "outputs": outputs, "inverse": inverse}
+        self.request["regzoo"] = regzoo.__version__
         self.kept = 0
 
     def row(self, record: Record) -> Row:

@@ -10,7 +10,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from regzoo.case import WARPED, Key
 from regzoo.errors import RegZooError
-from regzoo.inference.outputs import propagated_labels, registration_statistics
+from regzoo.inference.statistics import propagated_labels, registration_statistics
 from regzoo.spatial.held import label_map
 
 

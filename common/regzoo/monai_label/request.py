@@ -74,14 +74,11 @@ class RequestedPaird(MapTransform):
         item[Key.IMAGE] = item[FIXED.image] = str(fixed)
         item[MOVING.image] = find_file(studies, MOVING.image, pair.get(MOVING.image))
         files = {Key.IMAGE: [item[FIXED.image]], MOVING.image: [item[MOVING.image]]}
-        for side in (MOVING, FIXED):
-            if (value := pair.get(side.label)) is not None:
-                several = isinstance(value, list)
-                files[side.label] = found = find_files(studies, side.label, value if several else [value])
-                item[side.label] = found if several else found[0]
-        for key in MASK_KEYS:
-            if key in pair:
-                item[key] = find_file(studies, key, pair[key])
+        for key in (MOVING.label, FIXED.label, *MASK_KEYS):
+            if isinstance(value := pair.get(key), list) and key in LABEL_KEYS:
+                item[key] = files[key] = find_files(studies, key, value)
+            elif value is not None:
+                item[key] = find_file(studies, key, value)
                 files[key] = [item[key]]
         for key in (*LABEL_KEYS, *MASK_KEYS):  # an id without a finished label means the image itself
             if not {item[FIXED.image], item[MOVING.image]}.isdisjoint(files.get(key, ())):

@@ -41,6 +41,7 @@ class CaseFacts:
     """The results of examining a case.
 
     Attributes:
+        record: the case as it is listed.
         images: by side, as far as they can be read.
         names: of the labels.
         volumes: of each label by side, mm³.
@@ -49,7 +50,7 @@ class CaseFacts:
             network's axes, mm (3,).
     """
 
-    case: str
+    record: Record
     images: dict[str, ImageFacts] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
     volumes: dict[str, list[float]] = field(default_factory=dict)
@@ -57,6 +58,25 @@ class CaseFacts:
     reach: list[float] | None = None
     findings: list[Finding] = field(default_factory=list)
     thumbnail: Thumbnail | None = None
+
+    @property
+    def case(self) -> str:
+        """Its name."""
+        return str(self.record[Key.CASE])
+
+    def label_file(self, side: str, channel: int) -> str:
+        """The file of a label."""
+        files = record_files(self.record, [FIXED.label if side == FIXED.name else MOVING.label])
+        return files[channel] if channel < len(files) else files[0]
+
+    def add(self, severity: Severity, file: str, problem: str, fix: str, channel: int | None = None) -> None:
+        """Add a finding about one of its files."""
+        self.findings.append(Finding(severity, file, problem, fix, self.case, channel))
+
+    def add_lines(self, severity: Severity, lines: Sequence[str]) -> None:
+        """Add the findings of errors or warnings, each once."""
+        files, image = record_files(self.record), self.record[FIXED.image]
+        self.findings += [finding_of(line, severity, files, self.case, image) for line in dict.fromkeys(lines)]
 
 
 class Examiner:
@@ -69,36 +89,36 @@ class Examiner:
     """
 
     def __init__(
-        self, load: LoadPaird, steps: Sequence[Callable[[Any], Any]] = (), view: ResamplePaird | None = None
+        self, load: LoadPaird, steps: Sequence[Callable[[Any], Any]], view: ResamplePaird | None = None
     ) -> None:
         self.need, load.need = load.need, ()
-        self.load, self.steps, self.view = load, list(steps), view
+        self.load, self.steps, self.view = load, steps, view
 
-    def __call__(self, record: Record, draw: bool = False) -> CaseFacts:
+    def __call__(self, record: Record, draw: bool) -> CaseFacts:
         """Examine a case, and make a thumbnail of it if `draw`."""
-        facts = CaseFacts(str(record[Key.CASE]))
+        facts = CaseFacts(record)
         needed = self.need if record.get(Key.SPLIT, "train") != "test" else ()
         with collected_warnings() as warnings:
-            item = self._loaded(record, facts, needed)
-            grid = None if item is None else self._prepared(item, facts, record)
+            item = self._loaded(facts, needed)
+            grid = None if item is None else self._prepared(item, facts)
             if item is not None and grid is not None:
-                self._look_at_labels(item, grid, record, facts, needed)
+                self._look_at_labels(item, grid, facts, needed)
                 if draw:
                     facts.thumbnail = thumbnail(item, grid, facts.case)
-        _note(facts, record, "warning", warnings)
+        facts.add_lines("warning", warnings)
         return facts
 
-    def _loaded(self, record: Record, facts: CaseFacts, needed: Sequence[str]) -> Case | None:
+    def _loaded(self, facts: CaseFacts, needed: Sequence[str]) -> Case | None:
         """The loaded case; None if a file is bad, and then each file is examined by itself."""
+        record = facts.record
         for side in SIDES:
             if side.label in needed and side.image in record and not record.get(side.label):
                 problem = "comes without its label, which training needs"
-                fix = f"name it as {side.label}, or leave it out"
-                facts.findings.append(Finding("error", record[side.image], problem, fix, facts.case))
+                facts.add("error", record[side.image], problem, f"name it as {side.label}, or leave it out")
         try:
             item = self.load(cast(Any, record))
         except Exception as error:
-            _note(facts, record, "error", self._bad_files(record, facts) or [_known(error)])
+            facts.add_lines("error", self._bad_files(facts) or [_known(error)])
             return None
         for side in SIDES:
             if (image := item.get(side.image)) is not None:
@@ -107,29 +127,29 @@ class Examiner:
         try:
             landmarks_of(item, (FIXED.image, MOVING.image))
         except RegZooError as error:
-            _note(facts, record, "error", [str(error)])
+            facts.add_lines("error", [str(error)])
         return item
 
-    def _bad_files(self, record: Record, facts: CaseFacts) -> list[str]:
+    def _bad_files(self, facts: CaseFacts) -> list[str]:
         """The errors of each file of a case."""
         problems: list[str] = []
         for side in SIDES:
             grid = None
             try:
-                if path := record.get(side.image):
+                if path := facts.record.get(side.image):
                     image = read_image(path, allow_nan=self.load.allow_nan)
                     grid = Grid.of(image)
                     facts.images[side.name] = _image_facts(path, image)
             except Exception as error:
                 problems.append(_known(error))
             try:
-                if label := record.get(side.label):
+                if label := facts.record.get(side.label):
                     read_label_file(label, grid)
             except Exception as error:
                 problems.append(_known(error))
         return problems
 
-    def _prepared(self, item: Case, facts: CaseFacts, record: Record) -> Grid | None:
+    def _prepared(self, item: Case, facts: CaseFacts) -> Grid | None:
         """Take a case through the steps before the network grid, which is returned; None if a step refuses it."""
         try:
             for step in self.steps:
@@ -144,10 +164,10 @@ class Examiner:
             box = np.abs(_corners(fixed, fixed.network_grid((1, 1, 1), (8, 8, 8)))).max(axis=0)
             return fixed.network_grid((2 * box / 64).tolist(), (64, 64, 64))
         except Exception as error:
-            _note(facts, record, "error", [_known(error)])
+            facts.add_lines("error", [_known(error)])
             return None
 
-    def _look_at_labels(self, item: Case, grid: Grid, record: Record, facts: CaseFacts, needed: Sequence[str]) -> None:
+    def _look_at_labels(self, item: Case, grid: Grid, facts: CaseFacts, needed: Sequence[str]) -> None:
         """Record the labels' volumes, shares in view and reach, and findings about them."""
         labels = {side.name: item[side.label] for side in SIDES if side.label in item}
         reaches, seen = [], []
@@ -163,43 +183,28 @@ class Examiner:
         if not np.isfinite(reach).all():
             reach = np.abs(_corners(Grid.of(item[FIXED.image]), grid)).max(axis=0)
         facts.reach = reach.tolist()
-        self._judge_labels(record, facts, needed)
+        self._judge_labels(facts)
         if self.view is not None and seen and needed and not bool(torch.stack(seen).all(dim=0).any()):
             shared = "in common with its moving image " if len(seen) > 1 else ""
             problem = f"has no label {shared}within the network's field of view"
             fix = "leave the case out, enlarge size and spacing, or choose another --align"
-            facts.findings.append(Finding("error", record[FIXED.image], problem, fix, facts.case))
+            facts.add("error", facts.record[FIXED.image], problem, fix)
 
-    def _judge_labels(self, record: Record, facts: CaseFacts, needed: Sequence[str]) -> None:
-        def note(severity: Severity, side: str, channel: int | None, problem: str, fix: str) -> None:
-            file = label_file(record, side, channel or 0)
-            facts.findings.append(Finding(severity, file, problem, fix, facts.case, channel))
-
+    def _judge_labels(self, facts: CaseFacts) -> None:
         for side, volumes in facts.volumes.items():
             if facts.names and len(facts.names) != len(volumes):
                 problem = f"holds {len(volumes)} labels, and label_names lists {len(facts.names)} names"
-                note("warning", side, None, problem, "name each label once")
+                facts.add("warning", facts.label_file(side, 0), problem, "name each label once")
             other = MOVING.name if side == FIXED.name else FIXED.name
             for channel, volume in enumerate(volumes):
+                file = facts.label_file(side, channel)
                 if volume == 0 and facts.volumes.get(other, volumes)[channel] > 0:
-                    problem = f"is empty here but drawn in {label_file(record, other, channel)}"
-                    note("warning", side, channel, problem, "draw it, or leave it empty if it cannot be seen")
+                    problem = f"is empty here but drawn in {facts.label_file(other, channel)}"
+                    facts.add("warning", file, problem, "draw it, or leave it empty if it cannot be seen", channel)
                 share = facts.shares[side][channel]
                 if self.view is not None and share < IN_VIEW:
                     problem = f"has only {100 * share:.0f} % of its volume in the network's field of view"
-                    note("warning", side, channel, problem, "enlarge size or spacing, or choose another --align")
-
-
-def _note(facts: CaseFacts, record: Record, severity: Severity, lines: Sequence[str]) -> None:
-    """Add the findings of errors or warnings about a case, each once."""
-    files, image = record_files(record), record[FIXED.image]
-    facts.findings += [finding_of(line, severity, files, facts.case, image) for line in dict.fromkeys(lines)]
-
-
-def label_file(record: Record, side: str, channel: int) -> str:
-    """The file of a label."""
-    files = record_files(record, [FIXED.label if side == FIXED.name else MOVING.label])
-    return files[channel] if channel < len(files) else files[0]
+                    facts.add("warning", file, problem, "enlarge size or spacing, or choose another --align", channel)
 
 
 def _known(error: Exception) -> str:

@@ -8,6 +8,8 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from regzoo.datasets.text import SPLIT_WORDS
 from regzoo.errors import RegZooError, collected_problems
 from regzoo.files import make_folder
 from regzoo.ownership import check_file, own_path
-from regzoo_tools.checking.cases import CaseFacts, Examiner
+from regzoo_tools.checking.cases import CaseFacts
 from regzoo_tools.checking.dataset import compare_cases, label_table
 from regzoo_tools.checking.findings import Finding, Severity, collected_warnings, finding_of
 from regzoo_tools.checking.plan import Cost, Plan, available_bytes
@@ -33,9 +35,10 @@ REPORT, SHEET = "check.json", "contact_sheet.png"
 ON_SHEET = 40
 #: With fewer cases, starting processes costs more time than it saves.
 WORTH_WORKERS = 16
+#: Cases that a process gets at a time.
+PART = 4
 #: The share of the memory that a training may use.
 MEMORY = 0.8
-_examiner: Examiner | None = None
 
 
 @dataclass
@@ -43,7 +46,7 @@ class Report:
     """The results of a check.
 
     Attributes:
-        records, facts: of each case, in order.
+        facts: of each case, in order.
         findings: all, errors first.
         labels: see `regzoo_tools.checking.dataset.label_table`.
         spacing, size, folds: proposals; None if there is none.
@@ -53,7 +56,6 @@ class Report:
 
     data: str
     bundle: str | None
-    records: list[Record]
     facts: list[CaseFacts]
     findings: list[Finding]
     labels: Sequence[Any] = ()
@@ -62,6 +64,11 @@ class Report:
     folds: int | None = None
     cost: Cost | None = None
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def records(self) -> list[Record]:
+        """The cases as they are listed."""
+        return [facts.record for facts in self.facts]
 
     def failed(self, strict: bool = False) -> bool:
         """Whether there are errors, or if strict, any findings."""
@@ -73,7 +80,6 @@ def check_data(
     bundle: str | PathLike[str] | None = None,
     out: str | PathLike[str] | None = None,
     estimate: bool = True,
-    workers: int | None = None,
     **settings: Any,
 ) -> Report:
     """Check a data set as a training will read it. Every problem is a finding; a bad file does not stop the check.
@@ -82,7 +88,6 @@ def check_data(
 
     Args:
         estimate: run a few steps of the training to estimate its time and memory.
-        workers: number of processes; None: one per processor.
 
     Raises:
         RegZooError: the data set is in no known layout, no such bundle or setting, or `out` holds another's files.
@@ -95,10 +100,10 @@ def check_data(
     plan = Plan(bundle, str(data), settings)
     records, findings = _records(plan)
     drawn = set(range(0, len(records), -(-len(records) // ON_SHEET))) if folder and records else set()
-    facts = _examine(plan, records, drawn, workers)
+    facts = _examine(plan, records, drawn)
     findings += [finding for case in facts for finding in case.findings]
-    findings += compare_cases(records, facts, plan.bundle is not None and plan.gland_first)
-    report = Report(str(data), plan.name, records, facts, findings, label_table(facts))
+    findings += compare_cases(facts, plan.gland_first)
+    report = Report(str(data), plan.name, facts, findings, label_table(facts))
     if not any(finding.severity == "error" for finding in findings) and (error := plan.split_error()):
         report.findings.append(finding_of(error, "error", [], otherwise=data))
     _propose(plan, report, estimate)
@@ -123,12 +128,11 @@ def _records(plan: Plan) -> tuple[list[Record], list[Finding]]:
                     continue
         return [{"split": homes.get(real_files(r), "train")} | r for r in records], *kept
 
-    options = {"direction": plan.direction} if plan.bundle is not None else {}
-    if plan.bundle is not None and plan.single:
+    if plan.single:
         records, problems, warnings = read(load_single_records)
     else:
         try:
-            records, problems, warnings = read(load_records, **options)
+            records, problems, warnings = read(load_records, direction=plan.direction)
         except RegZooError as error:
             if plan.bundle is not None:
                 raise
@@ -145,27 +149,21 @@ def _records(plan: Plan) -> tuple[list[Record], list[Finding]]:
     return [record for record in records if not missing & set(record_files(record))], findings
 
 
-def _examine(plan: Plan, records: Sequence[Record], drawn: set[int], workers: int | None) -> list[CaseFacts]:
+def _examine(plan: Plan, records: Sequence[Record], drawn: set[int]) -> list[CaseFacts]:
     """Examine all cases, in several processes if that is faster."""
     jobs = [(record, number in drawn) for number, record in enumerate(records)]
-    workers = min(workers or os.cpu_count() or 1, len(jobs))
+    workers = min(os.cpu_count() or 1, len(jobs))
     if workers < 2 or len(jobs) < WORTH_WORKERS:
-        examiner = plan.examiner()
-        return [examiner(*job) for job in jobs]
+        return _examine_some(plan, jobs)
+    parts = [jobs[start : start + PART] for start in range(0, len(jobs), PART)]
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(plan,)) as pool:
-        return list(pool.map(_examine_one, jobs, chunksize=4))
+    with ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return list(chain.from_iterable(pool.map(partial(_examine_some, plan), parts)))
 
 
-def _start_worker(plan: Plan) -> None:
-    global _examiner
-    torch.set_num_threads(1)
-    _examiner = plan.examiner()
-
-
-def _examine_one(job: tuple[Record, bool]) -> CaseFacts:
-    assert _examiner is not None
-    return _examiner(*job)
+def _examine_some(plan: Plan, jobs: Sequence[tuple[Record, bool]]) -> list[CaseFacts]:
+    examiner = plan.examiner()
+    return [examiner(*job) for job in jobs]
 
 
 def _propose(plan: Plan, report: Report, estimate: bool) -> None:
@@ -177,14 +175,14 @@ def _propose(plan: Plan, report: Report, estimate: bool) -> None:
         report.notes.append("the data set's validation part chooses the epoch; no folds are needed")
     else:
         report.folds = propose_folds(training)
-    grid = propose_grid(report.facts, None if plan.bundle is None else plan.spacing)
+    grid = propose_grid(report.facts, plan.spacing)
     if grid is None:
         return
     report.spacing, report.size = grid
     whole = [
-        record
-        for record, facts in zip(report.records, report.facts, strict=True)
-        if record[Key.SPLIT] == "train" and facts.reach and all(f.severity == "warning" for f in facts.findings)
+        facts.record
+        for facts in report.facts
+        if facts.record[Key.SPLIT] == "train" and facts.reach and all(f.severity == "warning" for f in facts.findings)
     ]
     if plan.bundle is None or not estimate or not whole:
         return
@@ -211,7 +209,7 @@ def _write(report: Report, folder: Path, frame: str) -> None:
         "cases": [
             {
                 "case": facts.case,
-                "split": record[Key.SPLIT],
+                "split": facts.record[Key.SPLIT],
                 "images": {side: vars(image) for side, image in facts.images.items()},
                 "label_names": facts.names,
                 "volumes_mm3": facts.volumes,
@@ -220,7 +218,7 @@ def _write(report: Report, folder: Path, frame: str) -> None:
                     for side, shares in facts.shares.items()
                 },
             }
-            for record, facts in zip(report.records, report.facts, strict=True)
+            for facts in report.facts
         ],
         "labels": list(report.labels),
         "proposed": {"spacing": report.spacing, "size": report.size, "folds": report.folds},

@@ -9,36 +9,31 @@ from typing import Any
 import numpy as np
 from regzoo.case import FIXED, MOVING, Key, Record
 from regzoo.datasets.records import patients_of
-from regzoo_tools.checking.cases import CaseFacts, label_file
+from regzoo_tools.checking.cases import CaseFacts
 from regzoo_tools.checking.findings import Finding
 
 #: Voxel sizes that differ from the median by more than this factor are reported.
 FACTOR = 3.0
 
 
-def compare_cases(records: Sequence[Record], facts: Sequence[CaseFacts], gland_first: bool) -> list[Finding]:
-    """Findings about several cases.
-
-    Args:
-        records, facts: of the same cases.
-        gland_first: whether the first label has to be the gland, the largest.
-    """
-    found = [*_identical(records, facts), *_voxel_sizes(facts)]
-    return found + (list(_first_labels(records, facts)) if gland_first else [])
+def compare_cases(facts: Sequence[CaseFacts], gland_first: bool) -> list[Finding]:
+    """Findings about several cases; `gland_first` says that the first label has to be the gland, the largest."""
+    found = [*_identical(facts), *_voxel_sizes(facts)]
+    return found + (list(_first_labels(facts)) if gland_first else [])
 
 
-def _identical(records: Sequence[Record], facts: Sequence[CaseFacts]) -> Iterator[Finding]:
+def _identical(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
     """Images of the same content: within a pair, or of different patients."""
-    first: dict[str, tuple[str, CaseFacts, Record]] = {}
-    for record, case in zip(records, facts, strict=True):
+    first: dict[str, tuple[str, CaseFacts]] = {}
+    for case in facts:
         for image in case.images.values():
-            file, other, its_record = first.setdefault(image.digest, (image.file, case, record))
+            file, other = first.setdefault(image.digest, (image.file, case))
             if os.path.realpath(file) == os.path.realpath(image.file):
                 continue
             if other is case:
                 problem = f"holds the same image as the other of its pair, {file}"
                 yield Finding("error", image.file, problem, "name the right file", case.case)
-            elif _owner(record) != _owner(its_record):
+            elif _owner(case.record) != _owner(other.record):
                 problem = f"holds the same image as {file} of case {other.case}, so folds would leak"
                 yield Finding("error", image.file, problem, "remove one, or give both the same patient", case.case)
 
@@ -62,16 +57,16 @@ def _voxel_sizes(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
                 yield Finding("warning", image.file, problem, "check its header, or export it again", case.case)
 
 
-def _first_labels(records: Sequence[Record], facts: Sequence[CaseFacts]) -> Iterator[Finding]:
+def _first_labels(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
     """Cases whose first label is smaller than another one, and therefore is probably not the gland."""
-    for record, case in zip(records, facts, strict=True):
+    for case in facts:
         for side, volumes in case.volumes.items():
             largest = int(np.argmax(volumes))
             if volumes[0] < volumes[largest]:
                 sizes = f"{volumes[0] / 1000:.3g} mL, less than label {largest} with {volumes[largest] / 1000:.3g} mL"
                 problem = f"has {sizes}; the gland must come first"
                 fix = "put the gland first in every file, or name its value first in label_values"
-                yield Finding("warning", label_file(record, side, 0), problem, fix, case.case, 0)
+                yield Finding("warning", case.label_file(side, 0), problem, fix, case.case, 0)
                 break
 
 

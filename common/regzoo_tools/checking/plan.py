@@ -60,16 +60,18 @@ class Plan:
     def __init__(self, bundle: str | PathLike[str] | None, data: str, settings: Mapping[str, Any]) -> None:
         self.bundle, self.data, self.settings = bundle, data, dict(settings)
         self.name = None if bundle is None else find_bundle(bundle, "train.json").resolve().name
+        self.spacing: list[float] | None = None
+        self.single = self.gland_first = False
+        self.direction = "mr_to_us"
         if bundle is None:
             if settings:
                 raise RegZooError(f"--{next(iter(settings))}: is a setting of a bundle; name one with --bundle")
             return
         parser = self.parser()
         self.spacing = [float(mm) for mm in parser.get_parsed_content("spacing")]
-        self.size = [int(n) for n in parser.get_parsed_content("size")]
         # Only a training on single images has this setting.
         self.single = "max_images" in parser
-        self.direction = str(parser.config.get("direction", "mr_to_us"))
+        self.direction = str(parser.config.get("direction", self.direction))
         self.gland_first = not self.single
 
     def parser(self, **more: Any) -> ConfigParser:

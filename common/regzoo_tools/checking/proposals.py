@@ -22,22 +22,13 @@ VOXELS = 64**3
 PER_FOLD, FEWEST, MOST = 5, 5, 20
 
 
-def field_of_view(facts: Sequence[CaseFacts]) -> np.ndarray | None:
-    """The sides (mm) of a box about the middle of the view that holds the labels and a margin; None without cases.
-
-    It holds 99 % of every label along each axis in 99 % of the cases; without labels, the fixed image.
-    """
-    reaches = [case.reach for case in facts if case.reach is not None]
-    if not reaches:
-        return None
-    margin = MARGIN if any(case.volumes for case in facts) else 0.0
-    return 2 * (np.percentile(np.asarray(reaches), CASES, axis=0) + margin)
-
-
 def propose_grid(
     facts: Sequence[CaseFacts], spacing: Sequence[float] | None, times: float = 1.0
 ) -> tuple[list[float], list[int]] | None:
     """Spacing and size for a data set; None without a case that can be read.
+
+    The field of view holds 99 % of every label along each axis in 99 % of the cases, and a margin; without labels, the
+    fixed image.
 
     Args:
         facts: of the cases.
@@ -48,9 +39,11 @@ def propose_grid(
         Voxel sizes, never finer than the images and in half millimetres unless they are the bundle's own, and the
         smallest size that covers the field of view.
     """
-    box = field_of_view(facts)
-    if box is None:
+    reaches = [case.reach for case in facts if case.reach is not None]
+    if not reaches:
         return None
+    margin = MARGIN if any(case.volumes for case in facts) else 0.0
+    box = 2 * (np.percentile(np.asarray(reaches), CASES, axis=0) + margin)
     if spacing is None:
         spacing = [float((box.prod() / VOXELS) ** (1 / 3))] * 3
         times = max(times, 1 + 1e-9)

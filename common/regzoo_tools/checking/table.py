@@ -55,13 +55,14 @@ def _count(number: int, what: str) -> str:
 
 
 def _cases(report: Report) -> str:
-    kind = "images" if all(map(is_single, report.records)) else "pairs"
-    splits = Counter(record[Key.SPLIT] for record in report.records)
+    records = report.records
+    kind = "images" if all(map(is_single, records)) else "pairs"
+    splits = Counter(record[Key.SPLIT] for record in records)
     parts = ", ".join(f"{split} {count}" for split, count in splits.items())
-    patients = len(linked_groups(report.records)) if report.records else 0
-    unknown = not any(key in record for record in report.records for key in ("patient", FIXED.patient))
+    patients = len(linked_groups(records)) if records else 0
+    unknown = not any(key in record for record in records for key in ("patient", FIXED.patient))
     own = "; none is named, so each case counts as one" if unknown else ""
-    return f"{len(report.records)} {kind} ({parts or 'none'}) of {_count(patients, 'patient')}{own}"
+    return f"{len(records)} {kind} ({parts or 'none'}) of {_count(patients, 'patient')}{own}"
 
 
 def _images(facts: Sequence[CaseFacts], side: str) -> str:

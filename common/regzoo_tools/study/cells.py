@@ -15,16 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from regzoo.errors import RegZooError
 from regzoo.files import file_name, write_json
-from regzoo_tools.study.description import (
-    Method,
-    Study,
-    config_files,
-    data_of,
-    data_settings,
-    fold_numbers,
-    released_weights,
-    takes_images,
-)
+from regzoo_tools.study.description import Study
 
 if TYPE_CHECKING:
     from regzoo.case import Record
@@ -63,9 +54,9 @@ def cells_of(study: Study) -> list[Cell]:
     each case. If only some folds are run, each division into folds chooses other cases.
     """
     cells = []
-    every_case = all((study.run_folds or number) >= number for number in fold_numbers(study))
+    every_case = all((study.run_folds or number) >= number for number in study.fold_numbers)
     for name, method in study.methods.items():
-        numbers: list[int | None] = [*fold_numbers(study)] or [None]
+        numbers: list[int | None] = [*study.fold_numbers] or [None]
         sizes: list[int | None] = [*(study.training_sizes or [])] or [None]
         repeats = range(study.repeats)
         if method.baseline:
@@ -108,7 +99,7 @@ def write_facts(study: Study, cell: Cell, facts: dict[str, Any]) -> None:
     """Write the facts of a cell, atomically."""
     method = study.methods[cell.method]
     own: dict[str, Any] = {"cell": cell.name, "method": cell.method, "baseline": method.baseline or None}
-    own |= {"bundle": method.bundle, "overlays": [*study.overlays, *method.overlays], "data": data_of(study, method)}
+    own |= {"bundle": method.bundle, "overlays": [*study.overlays, *method.overlays], "data": study.data_of(method)}
     write_json(folder_of(study, cell) / FACTS, own | asdict(cell) | {"seed": cell.repeat} | facts)
 
 
@@ -124,25 +115,19 @@ def recipe(study: Study, cell: Cell) -> dict[str, str]:
     home = study.file.parent
     # Without the path of the study's folder, which may be moved.
     bundle, tool = Path(method.bundle).name, [word.removeprefix(f"{home}/") for word in method.tool]
-    settings = [study.settings, data_settings(study, method), method.settings, study.evaluation, method.evaluation]
+    settings = [study.settings, study.data_settings(method), method.settings, study.evaluation, method.evaluation]
     rest = [study.weights, study.fields, bundle, method.baseline, tool, method.measured, study.processes, asdict(cell)]
     scripts = [path for word in method.tool if (path := home / word).suffix == ".py" and path.is_file()]
-    scripts += sorted((config_files(study, method)[0].parents[1] / "scripts").rglob("*.py"))
-    source = json.dumps(study.data[data_of(study, method)] | {"settings": None}, sort_keys=True)
+    scripts += sorted((method.folder / "scripts").rglob("*.py"))
+    source = json.dumps(study.data[study.data_of(method)] | {"settings": None}, sort_keys=True)
+    released = _files(method.released_weights) if method.baseline == "released" else ""
     return {
         "study": _digest(json.dumps([settings, rest], sort_keys=True).encode()),
-        "configs": _files(*config_files(study, method)),
+        "configs": _files(*study.config_files(method)),
         "code": _digest(_code().encode(), *(path.read_bytes() for path in scripts)),
-        "data": _data(source, takes_images(study, method), study.folder / HASHES),
-        "start": _start(study, method, start),
+        "data": _data(source, study.takes_images(method), study.folder / HASHES),
+        "start": released or (_digest(json.dumps(recipe(study, start)).encode()) if start else ""),
     }
-
-
-def _start(study: Study, method: Method, start: Cell | None) -> str:
-    """The hash of what the weights of a cell depend on, beside its own training."""
-    if method.baseline == "released":
-        return _files(released_weights(method))
-    return _digest(json.dumps(recipe(study, start)).encode()) if start else ""
 
 
 def _digest(*parts: bytes) -> str:
@@ -166,7 +151,7 @@ data_hashes: dict[tuple[str, bool, Path], str] = {}
 
 
 def _data(source: str, single: bool, hashes: Path) -> str:
-    """`_hash_of_data`, found once; a worker gets it from the process that starts it, and so needs no MONAI."""
+    """`_hash_of_data`, computed once: a worker gets it from the process that starts it, and does not load MONAI."""
     key = source, single, hashes
     if key not in data_hashes:
         data_hashes[key] = _hash_of_data(*key)
@@ -225,7 +210,7 @@ def _records(path: str, single: bool) -> dict[str, list[Record]]:
 
 
 def _content(path: str, known: Mapping[str, list[Any]], now: dict[str, list[Any]]) -> str:
-    """`file_hash`, taken from what is `known` of a file unless its size or time has changed; noted in `now`."""
+    """The hash of a file: the `known` one, unless its size or its time has changed. Adds it to `now`."""
     from regzoo.engines.identity import file_hash, image_parts
 
     if path not in now:
@@ -239,7 +224,7 @@ def _content(path: str, known: Mapping[str, list[Any]], now: dict[str, list[Any]
 def locked(path: Path, patience: float = 0.0) -> Iterator[int | None]:
     """Hold a lock file; yields its file descriptor, or None if another process holds it for `patience` seconds.
 
-    A process started meanwhile that inherits the descriptor holds the lock until it ends, also if this one is killed.
+    A process that inherits the descriptor holds the lock until it ends, even if this one is killed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + patience

@@ -6,7 +6,7 @@ import difflib
 import json
 import types
 from collections.abc import Collection
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -46,6 +46,16 @@ class Method:
     measured: bool = True
     baseline: str = ""
     tool: list[str] = field(default_factory=list)
+
+    @property
+    def folder(self) -> Path:
+        """The folder of its bundle; it does not depend on the working folder."""
+        return INSTALLED.resolve() / self.bundle
+
+    @property
+    def released_weights(self) -> Path:
+        """The weights that come with its bundle."""
+        return self.folder / "models" / "model.pt"
 
 
 @dataclass(frozen=True)
@@ -90,9 +100,35 @@ class Study:
     report: dict[str, Any] = field(default_factory=dict)
     scales: dict[str, Any] = field(default_factory=dict)
 
-    def as_dict(self) -> dict[str, Any]:
-        """Its description as plain values, without the scales, which have been merged."""
-        return {key: value for key, value in asdict(self).items() if key not in ("file", "folder", "scales")}
+    @property
+    def fold_numbers(self) -> list[int]:
+        """The numbers of folds."""
+        return [self.folds] if isinstance(self.folds, int) else list(self.folds or [])
+
+    def config_files(self, method: Method) -> list[Path]:
+        """The files of a bundle that a method is trained and evaluated with."""
+        folder = method.folder / "configs"
+        overlays = [folder / "variants" / f"{name}.json" for name in (*self.overlays, *method.overlays)]
+        return [folder / "train.json", *overlays, folder / "evaluate.json"]
+
+    def config(self, method: Method) -> dict[str, Any]:
+        """The top level of the configuration that a method is evaluated with."""
+        config: dict[str, Any] = {}
+        for path in self.config_files(method):
+            config |= json.loads(path.read_text(encoding="utf-8"))
+        return config
+
+    def takes_images(self, method: Method) -> bool:
+        """Whether the bundle of a method trains on single images instead of pairs."""
+        return "max_images" in read_config(self.config_files(method)[0])
+
+    def data_of(self, method: Method) -> str:
+        """The name of the data set of a method."""
+        return method.data or next(iter(self.data))
+
+    def data_settings(self, method: Method) -> dict[str, Any]:
+        """The settings of all methods on the data set of a method."""
+        return dict(self.data[self.data_of(method)].get("settings", {}))
 
 
 def read_study(file: str | Path, scale: str | None = None, out: str | Path | None = None) -> Study:
@@ -131,7 +167,7 @@ def read_study(file: str | Path, scale: str | None = None, out: str | Path | Non
 
 
 def _at_scale(file: Path, content: dict[str, Any], name: str, scales: Any) -> dict[str, Any]:
-    """A description with what differs at a scale, after what differs at the one that it is like."""
+    """A description with the changes of a scale, after those of the scale that it is like."""
     if not isinstance(scales, dict) or name not in scales:
         raise unknown(file, f"scale {name}", "no such scale", name, scales)
     if not isinstance(scales[name], dict):
@@ -169,10 +205,11 @@ def checked(file: Path, place: str, content: Any, kind: type, given: Collection[
     if not isinstance(content, dict):
         raise bad_file(file, f"{place.rstrip('.')} is not an object", "write {…}")
     hints = {name: hint for name, hint in get_type_hints(kind).items() if name not in given}
-    hints["methods" if kind is Study else ""] = dict[str, Any]
+    if kind is Study:
+        hints["methods"] = dict[str, Any]
     for key, value in content.items():
         if key not in hints:
-            raise unknown(file, f"{place}{key}", "no such key", key, [name for name in hints if name])
+            raise unknown(file, f"{place}{key}", "no such key", key, hints)
         if not _fits(value, hints[key]):
             options = get_args(hints[key]) if get_origin(hints[key]) in (Union, types.UnionType) else (hints[key],)
             words = [_words(option) for option in options if option is not type(None)]
@@ -209,14 +246,14 @@ def unknown(file: Path, place: str, problem: str, word: str, known: Collection[s
 
 def _check(study: Study) -> None:
     """Refuse values that no run could use, before anything is run."""
-    numbers = {"repeats": study.repeats, "processes": study.processes, "run_folds": study.run_folds}
-    numbers |= {"training_sizes": min(study.training_sizes or [1]), "fields": study.fields + 1}
-    for key, number in numbers.items():
-        if number is not None and number < 1:
-            raise bad_file(study.file, f"{key}: is below {0 if key == 'fields' else 1}", "write a larger number")
-    if study.folds is not None and (study.folds == [] or min(fold_numbers(study)) < 2):
+    numbers = [("repeats", study.repeats, 1), ("processes", study.processes, 1), ("run_folds", study.run_folds, 1)]
+    numbers += [("training_sizes", min(study.training_sizes or [1]), 1), ("fields", study.fields, 0)]
+    for key, number, least in numbers:
+        if number is not None and number < least:
+            raise bad_file(study.file, f"{key}: is below {least}", "write a larger number")
+    if study.folds is not None and (study.folds == [] or min(study.fold_numbers) < 2):
         raise bad_file(study.file, "folds: cross-validation needs at least 2", "write a larger number")
-    for key, several in {"folds": fold_numbers(study), "training_sizes": study.training_sizes or []}.items():
+    for key, several in {"folds": study.fold_numbers, "training_sizes": study.training_sizes or []}.items():
         if len(set(several)) < len(several):
             raise bad_file(study.file, f"{key}: {several} has a number twice", "keep one of them")
     if study.folds is not None and study.training_sizes is not None:
@@ -245,27 +282,26 @@ def _check_method(study: Study, name: str, method: Method) -> None:
     if bool(method.tool) != (method.baseline == "tool"):
         raise bad_file(file, f"{place}.tool: belongs to a baseline tool, and to no other method", "write both or none")
     _check_start(study, name, method)
-    folder = bundle_folder(method) / "configs"
+    folder = method.folder / "configs"
     variants = [path.stem for path in sorted((folder / "variants").glob("*.json"))]
     for overlay in (*study.overlays, *method.overlays):
         if overlay not in variants:
             raise unknown(file, f"{place}.overlays", f"no overlay {overlay}", overlay, variants)
-    contents = [json.loads(path.read_text(encoding="utf-8")) for path in config_files(study, method)]
-    ids = set().union(*contents)
-    given = {"settings": study.settings, f"data.{data_of(study, method)}.settings": data_settings(study, method)}
+    config = study.config(method)
+    given = {"settings": study.settings, f"data.{study.data_of(method)}.settings": study.data_settings(method)}
     given |= {"evaluation": study.evaluation}
     given |= {f"{place}.settings": method.settings, f"{place}.evaluation": method.evaluation}
     for where, key in [(where, key) for where, settings in given.items() for key in settings]:
         first = key.lstrip("+").replace("::", "#").split("#")[0]
-        if first not in ids:
-            raise unknown(file, f"{where}.{key}", f"no such setting of {method.bundle}", first, ids)
+        if first not in config:
+            raise unknown(file, f"{where}.{key}", f"no such setting of {method.bundle}", first, config)
         if first in OWN:
             raise bad_file(file, f"{where}.{key}: the study itself sets it", f"leave it out; use {OWN[first]}")
     if method.baseline == "released":
-        if not released_weights(method).is_file():
+        if not method.released_weights.is_file():
             problem = f"methods.{name}: {method.bundle} has no released weights"
-            raise bad_file(file, problem, f"copy them to {released_weights(method)}")
-    elif method.baseline and contents[0]["network_def"].get("out_channels") == 1:
+            raise bad_file(file, problem, f"copy them to {method.released_weights}")
+    elif method.baseline and config["network_def"].get("out_channels") == 1:
         fix = "name a bundle whose network predicts a field"
         raise bad_file(file, f"{place}.bundle: {method.bundle} predicts labels, and a baseline finds a field", fix)
 
@@ -280,43 +316,6 @@ def _check_start(study: Study, name: str, method: Method) -> None:
             raise bad_file(study.file, f"methods.{name}.start: leads back to {start}", "name another method")
         seen.append(start)
         method = study.methods[start]
-
-
-def config_files(study: Study, method: Method) -> list[Path]:
-    """The files of a bundle that a method is trained and evaluated with."""
-    folder = bundle_folder(method) / "configs"
-    overlays = [folder / "variants" / f"{name}.json" for name in (*study.overlays, *method.overlays)]
-    return [folder / "train.json", *overlays, folder / "evaluate.json"]
-
-
-def takes_images(study: Study, method: Method) -> bool:
-    """Whether the bundle of a method trains on single images instead of pairs."""
-    return "max_images" in read_config(config_files(study, method)[0])
-
-
-def released_weights(method: Method) -> Path:
-    """The weights that come with the bundle of a method."""
-    return bundle_folder(method) / "models" / "model.pt"
-
-
-def data_of(study: Study, method: Method) -> str:
-    """The name of the data set of a method."""
-    return method.data or next(iter(study.data))
-
-
-def data_settings(study: Study, method: Method) -> dict[str, Any]:
-    """The settings of all methods on the data set of a method."""
-    return dict(study.data[data_of(study, method)].get("settings", {}))
-
-
-def bundle_folder(method: Method) -> Path:
-    """The folder of the bundle of a method, whatever the working folder holds."""
-    return INSTALLED.resolve() / method.bundle
-
-
-def fold_numbers(study: Study) -> list[int]:
-    """The numbers of folds, see `Study.folds`."""
-    return [study.folds] if isinstance(study.folds, int) else list(study.folds or [])
 
 
 def _with_absolute_paths(study: Study) -> Study:

@@ -8,14 +8,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from regzoo.bundles import read_config
 from regzoo.datasets.text import read_json
 from regzoo.errors import bad_file
 from regzoo.files import make_folder, write_text
 from regzoo.report import write_csv
 from regzoo_tools.study import sections, tables
 from regzoo_tools.study.cells import Cell, outdated, read_facts, start_of
-from regzoo_tools.study.description import Study, checked, config_files, data_of, unknown
+from regzoo_tools.study.description import Study, checked, unknown
 from regzoo_tools.study.maps import CASES, case_maps, kept_cases
 from regzoo_tools.study.measuring import RUNTIME
 from regzoo_tools.study.page import page
@@ -130,7 +129,7 @@ def _options(study: Study) -> tuple[Options, list[Row]]:
             raise unknown(study.file, place, f"no method {wrong}", wrong, known)
         if len(pair) != 2:
             raise bad_file(study.file, f"{place}: {pair} is not a pair of methods", "write two names")
-        data = [data_of(study, study.methods[name]) for name in pair if name in study.methods]
+        data = [study.data_of(study.methods[name]) for name in pair if name in study.methods]
         if len(set(data)) > 1:
             problem = f"{pair[0]} is measured on the data {data[0]}, and {pair[1]} on {data[1]}"
             raise bad_file(study.file, f"{place}: {problem}", "name two methods with the same data")
@@ -141,7 +140,7 @@ def _check_metrics(study: Study, options: Options, claims: Sequence[Row], groups
     """Refuse a metric that nothing has measured, and that no evaluation of the study would measure."""
     found = {RUNTIME: None, BIAS: None, VARIANCE: None} | dict.fromkeys(tables.measured(groups))
     for method in study.methods.values():
-        found |= dict.fromkeys(read_config(config_files(study, method)[-1]).get(METRICS, {}).get("measures", {}))
+        found |= dict.fromkeys(study.config(method).get(METRICS, {}).get("measures", {}))
         keys = (key.lstrip("+").replace("::", "#") for key in evaluation_settings(study, method))
         found |= dict.fromkeys(key.split("#")[3] for key in keys if key.startswith(f"{METRICS}#measures#"))
     named = [("report.metrics", metric) for metric in options.metrics]

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,7 @@ from regzoo_tools.study.cells import (
     read_facts,
     recipe,
 )
-from regzoo_tools.study.description import Method, Study, data_of, fold_numbers, takes_images, unknown
+from regzoo_tools.study.description import Method, Study, unknown
 from regzoo_tools.study.work import Work, measured_split
 
 if TYPE_CHECKING:
@@ -63,10 +64,11 @@ def run_study(study: Study, executor: str = "local", jobs: int = 1, redo: bool =
     if jobs < 1:
         raise RegZooError(f"--jobs {jobs}: is below 1; write how many cells run at the same time")
     _check_submitit(executor)
-    for name in dict.fromkeys(data_of(study, method) for method in study.methods.values()):
+    for name in dict.fromkeys(study.data_of(method) for method in study.methods.values()):
         _check_data(study, name)
     make_folder(study.folder)
-    write_json(study.folder / "study.json", study.as_dict())
+    description = {key: value for key, value in asdict(study).items() if key not in ("file", "folder", "scales")}
+    write_json(study.folder / "study.json", description)
     everything = cells_of(study)
     known = {cell: facts for cell in everything if (facts := read_facts(study, cell))}
     old = {cell: words for cell, facts in known.items() if (words := outdated(study, cell, facts))}
@@ -116,7 +118,7 @@ def _check_submitit(executor: str) -> None:
 def _check_data(study: Study, name: str) -> None:
     """Raise `RegZooError` if the cells of a study could not be trained or measured on a data set."""
     place, phantoms = f"{study.file}: data.{name}", _phantoms(study, name)
-    methods = {key: method for key, method in study.methods.items() if data_of(study, method) == name}
+    methods = {key: method for key, method in study.methods.items() if study.data_of(method) == name}
     trained = {key: method for key, method in methods.items() if not method.baseline}
     size = max(study.training_sizes or [0]) if trained else 0
     if phantoms is not None:
@@ -124,11 +126,11 @@ def _check_data(study: Study, name: str) -> None:
         _check_phantoms(study, place, phantoms, methods)
         return
     source = str(study.data[name]["dataset_dir"])
-    for single in {takes_images(study, method) for method in (methods if study.folds else trained).values()}:
+    for single in {study.takes_images(method) for method in (methods if study.folds else trained).values()}:
         records = load_single_records(source, "train") if single else load_records(source, "train")
         _check_size(place, size, len(records))
         own = sorted({record[Key.FOLD] for record in records if Key.FOLD in record})
-        for number in fold_numbers(study):
+        for number in study.fold_numbers:
             if own and own != list(range(number)):
                 problem = f"its own folds are {', '.join(map(str, own))}, not 0 to {number - 1}"
                 raise bad_file(place, problem, "write how many they are as folds, and number them from 0")
@@ -137,7 +139,7 @@ def _check_data(study: Study, name: str) -> None:
             except RegZooError as error:
                 raise RegZooError(f"{place}, {len(records)} cases: {error}") from error
     for key, split in _held_out(study, methods).items():
-        listed = LISTED.get(split) if takes_images(study, methods[key]) else split
+        listed = LISTED.get(split) if study.takes_images(methods[key]) else split
         try:
             if listed is None:
                 load_single_records(source, split)
@@ -151,7 +153,7 @@ def _check_phantoms(study: Study, place: str, phantoms: PhantomSet, methods: Map
     """`_check_data` for phantoms, which need not exist yet."""
     from regzoo_phantoms.writing import SPLITS
 
-    for number in fold_numbers(study):
+    for number in study.fold_numbers:
         if number > phantoms.patients:
             problem = f"{phantoms.patients} patients with {phantoms.count} {phantoms.unit}s cannot make {number} folds"
             raise bad_file(place, problem, "use fewer folds or add patients")
@@ -203,7 +205,7 @@ def write_phantoms(study: Study, cells: Sequence[Cell]) -> None:
     """Write the phantoms of some cells, unless they exist."""
     from regzoo_phantoms import embedded_phantoms
 
-    for name in dict.fromkeys(data_of(study, study.methods[cell.method]) for cell in cells):
+    for name in dict.fromkeys(study.data_of(study.methods[cell.method]) for cell in cells):
         if (parameters := study.data[name].get("phantoms")) is not None:
             embedded_phantoms(study.folder / "data" / name, **parameters)
 

@@ -83,9 +83,7 @@ def _difference(first: Mapping[str, float], second: Mapping[str, float]) -> Row:
     """The paired differences of the cases that both have, in numbers."""
     differences = paired_differences(first, second)
     row: Row = {"pairs": len(differences), "median_difference": median(differences)}
-    estimate = hodges_lehmann(differences) if len(differences) else (np.nan,) * 3
-    row |= zip(("estimate", "low", "high"), estimate, strict=True)
-    return row | {"p": paired_wilcoxon(differences)}
+    return row | hodges_lehmann(differences)._asdict() | {"p": paired_wilcoxon(differences)}
 
 
 def _corrected(rows: list[Row]) -> list[Row]:
@@ -115,9 +113,7 @@ def better(groups: Sequence[Group], metrics: Sequence[str], pairs: Pairs) -> lis
 def ranges(groups: Sequence[Group], metrics: Sequence[str]) -> list[Row]:
     """Tukey's range test between all methods: the differences of the means, first minus second."""
     return [
-        {"data": groups[0].data, "metric": metric, "first": first, "second": second}
-        | dict(zip(("difference", "low", "high"), test.difference, strict=True))
-        | {"p": test.p}
+        {"data": groups[0].data, "metric": metric, "first": first, "second": second} | test._asdict()
         for metric in metrics
         for (first, second), test in tukey_range({group.method: group.known(metric) for group in groups}).items()
     ]

@@ -32,17 +32,7 @@ from regzoo_tools.study.cells import (
     start_of,
     write_facts,
 )
-from regzoo_tools.study.description import (
-    BASELINES,
-    Method,
-    Study,
-    bundle_folder,
-    config_files,
-    data_of,
-    data_settings,
-    released_weights,
-    takes_images,
-)
+from regzoo_tools.study.description import BASELINES, Method, Study
 
 #: Lines of the log that the facts of a failed cell hold.
 LAST_LINES = 5
@@ -53,12 +43,12 @@ MOMENT, FOREVER = 0.2, float("inf")
 def training_overlay(study: Study, cell: Cell) -> dict[str, Any]:
     """The settings of the training of a cell, the last of its configurations."""
     method, folder = study.methods[cell.method], folder_of(study, cell)
-    settings = {"show_progress": False} | study.settings | data_settings(study, method) | method.settings
+    settings = {"show_progress": False} | study.settings | study.data_settings(method) | method.settings
     settings |= _shared(study, cell) | {"seed": cell.repeat}
     if cell.training_size is not None:
         from regzoo.datasets import load_validation
 
-        single = takes_images(study, method)
+        single = study.takes_images(method)
         settings["max_images" if single else "max_pairs"] = cell.training_size
         if not load_validation(data_folder(study, cell), single):
             settings["folds"] = 1  # or a part of these cases would be held out for the validation
@@ -70,7 +60,7 @@ def training_overlay(study: Study, cell: Cell) -> dict[str, Any]:
 def evaluation_overlay(study: Study, cell: Cell) -> dict[str, Any]:
     """The settings of the evaluation of a cell, and what a study adds to it, see `regzoo_tools.study.measuring`."""
     method, folder = study.methods[cell.method], folder_of(study, cell)
-    config = _config(study, method)
+    config = study.config(method)
     settings = evaluation_settings(study, method) | _shared(study, cell)
     settings |= {"output_dir": str(folder), "evaluation_dir": str(folder / "evaluation"), "pictures": 0}
     # The cases that a data set holds out are the same for every repeat.
@@ -79,7 +69,7 @@ def evaluation_overlay(study: Study, cell: Cell) -> dict[str, Any]:
         settings["eval_split"] = "fold"
     if "pairs_file" in config:
         drawn = f"fold{cell.fold}of{cell.folds}_seed{cell.repeat}" if cell.folds else settings.get("eval_split", "all")
-        name = f"{data_of(study, method)}_{recipe(study, cell)['data']}_{drawn}.json"  # other data make other pairs
+        name = f"{study.data_of(method)}_{recipe(study, cell)['data']}_{drawn}.json"  # other data make other pairs
         settings["pairs_file"] = str(study.folder / "pairs" / name)
     weights = _weights(study, cell)
     here = "regzoo_tools.study.measuring"
@@ -109,12 +99,12 @@ def evaluation_overlay(study: Study, cell: Cell) -> dict[str, Any]:
 def measured_split(study: Study, name: str) -> str:
     """The part of a data set that a method is measured on, in a study without folds."""
     method = study.methods[name]
-    return str((_config(study, method) | evaluation_settings(study, method))["eval_split"])
+    return str((study.config(method) | evaluation_settings(study, method))["eval_split"])
 
 
 def evaluation_settings(study: Study, method: Method) -> dict[str, Any]:
     """The settings that a study gives to the evaluation of a method."""
-    settings = study.settings | data_settings(study, method) | BASELINES.get(method.baseline, {}) | method.settings
+    settings = study.settings | study.data_settings(method) | BASELINES.get(method.baseline, {}) | method.settings
     return settings | study.evaluation | method.evaluation
 
 
@@ -125,23 +115,15 @@ def _shared(study: Study, cell: Cell) -> dict[str, Any]:
 
 def data_folder(study: Study, cell: Cell) -> Path:
     """The data set of a cell."""
-    name = data_of(study, study.methods[cell.method])
+    name = study.data_of(study.methods[cell.method])
     return Path(study.data[name].get("dataset_dir") or study.folder / "data" / name)
-
-
-def _config(study: Study, method: Method) -> dict[str, Any]:
-    """The top level of the configuration of an evaluation."""
-    config: dict[str, Any] = {}
-    for path in config_files(study, method):
-        config |= json.loads(path.read_text(encoding="utf-8"))
-    return config
 
 
 def _weights(study: Study, cell: Cell) -> Path | None:
     """The weights that a cell trains or measures; None if it has no network."""
     method = study.methods[cell.method]
     if method.baseline:
-        return released_weights(method) if method.baseline == "released" else None
+        return method.released_weights if method.baseline == "released" else None
     return folder_of(study, cell) / "training" / ("last.pt" if study.weights == "last" else "model.pt")
 
 
@@ -151,7 +133,7 @@ def command(study: Study, cell: Cell, part: str) -> list[str]:
     Args:
         part: ``training`` or ``evaluation``; its settings are in a file of this name in the folder of the cell.
     """
-    *files, last = config_files(study, study.methods[cell.method])
+    *files, last = study.config_files(study.methods[cell.method])
     start = study.python or [sys.executable]
     if part == "evaluation":
         files.append(last)
@@ -164,7 +146,7 @@ def command(study: Study, cell: Cell, part: str) -> list[str]:
 
 
 def run_cell(study: Study, cell: Cell, run: str = "") -> None:
-    """Do what is not done yet of a cell, unless another process is doing it; its facts say how that went.
+    """Do what is missing of a cell, unless another process is doing it; the cell's facts then say how it went.
 
     Args:
         run: names a run of the study; a cell that has failed in this run is not tried again.
@@ -200,7 +182,7 @@ def run_cell(study: Study, cell: Cell, run: str = "") -> None:
 
 
 def _train(study: Study, cell: Cell, facts: dict[str, Any], lock: int) -> dict[str, Any]:
-    """Train, unless that is done or not needed; the facts that follow from it."""
+    """Train, unless that is done or not needed; returns the new facts."""
     if study.methods[cell.method].baseline or facts["trained_on"] is not None:
         return {}
     if (start := start_of(study, cell)) and read_facts(study, start).get("status") != "done":
@@ -217,7 +199,7 @@ def _train(study: Study, cell: Cell, facts: dict[str, Any], lock: int) -> dict[s
 
 
 def _evaluate(study: Study, cell: Cell, lock: int) -> dict[str, Any]:
-    """Evaluate, if the method is measured; the facts that follow from it."""
+    """Evaluate, if the method is measured; returns the new facts."""
     if not study.methods[cell.method].measured:
         return {}
     write_json(folder_of(study, cell) / "evaluation.json", evaluation_overlay(study, cell))
@@ -233,7 +215,7 @@ def _execute(study: Study, cell: Cell, part: str, lock: int) -> None:
         print(shlex.join(words), file=file, flush=True)
         process = subprocess.Popen(
             words,
-            cwd=bundle_folder(study.methods[cell.method]),
+            cwd=study.methods[cell.method].folder,
             env={"OMP_WAIT_POLICY": "passive"} | os.environ,
             stdin=subprocess.DEVNULL,
             stdout=file,

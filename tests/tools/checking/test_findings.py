@@ -25,7 +25,7 @@ def pairs(tmp_path: Path) -> PairSet:
 def check(pairs: PairSet, bundle: str | None = WEAK, **settings: Any) -> Report:
     if bundle is not None:
         settings = {"folds": 2} | settings
-    return check_data(pairs.write(), bundle, estimate=False, workers=1, **settings)
+    return check_data(pairs.write(), bundle, estimate=False, **settings)
 
 
 def only(report: Report, severity: str = "error") -> Finding:
@@ -225,7 +225,7 @@ def test_a_ct_that_is_not_in_hounsfield_units(abdomen_phantoms: Path, tmp_path: 
     image = nib.load(path)
     windowed = np.clip((image.get_fdata(dtype=np.float32) + 160) / 400, 0, 1)
     nib.save(nib.Nifti1Image(windowed, image.affine), path)
-    report = check_data(folder, "abdominal_ct_ddmr", estimate=False, workers=1, folds=2)
+    report = check_data(folder, "abdominal_ct_ddmr", estimate=False, folds=2)
     (finding,) = [finding for finding in report.findings if finding.severity == "error"]
     assert finding.file == str(path) and "is not in Hounsfield units" in finding.problem and "window" in finding.fix
 
@@ -246,5 +246,5 @@ def test_names_that_occur_in_two_splits(single: bool, pairs: PairSet, tmp_path: 
         }
         data = tmp_path / "images.json"
         data.write_text(json.dumps(lists), encoding="utf-8")
-    report = check_data(data, None, estimate=False, workers=1)
+    report = check_data(data, None, estimate=False)
     assert [record["split"] for record in report.records] == ["train", "test"]

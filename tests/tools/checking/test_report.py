@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from regzoo_tools.checking import as_text, check_data
 )
 def test_sound_phantoms(bundle: Path, dataset: Path, tmp_path: Path) -> None:
     """They have no errors; time and memory are those of steps that were run; the picture has every case."""
-    report = check_data(dataset, bundle, tmp_path / "out", workers=1, folds=2)
+    report = check_data(dataset, bundle, tmp_path / "out", folds=2)
     assert [finding.line() for finding in report.findings if finding.severity == "error"] == []
     assert report.spacing is not None and report.size is not None and min(report.size) >= 16
     assert all(size % 8 == 0 for size in report.size)
@@ -81,11 +82,14 @@ def test_the_command(
 
 
 @pytest.mark.slow
-def test_several_processes_find_the_same(tmp_path: Path) -> None:
+def test_several_processes_find_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = PairSet(tmp_path, count=17)
     pairs.label("c9_moving_label", 15, 0)
     path = pairs.write()
-    alone, together = (check_data(path, workers=workers) for workers in (1, 2))
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    alone = check_data(path)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    together = check_data(path)
     assert as_text(alone) == as_text(together) and len(alone.findings) == 1 and alone.folds == 5
     for one, other in zip(alone.facts, together.facts, strict=True):
         assert (one.images, one.volumes, one.reach) == (other.images, other.volumes, other.reach)
@@ -98,7 +102,7 @@ def test_many_warnings_of_a_kind_are_counted(tmp_path: Path) -> None:
         pairs.label(f"c{number}_moving_label", 15, 0)
     for number in (12, 13):
         pairs.image(f"c{number}_moving", 1, center=(500, 0, 0))
-    report = check_data(pairs.write(), workers=1)
+    report = check_data(pairs.write())
     lines = as_text(report).splitlines()
     assert len([line for line in lines if "is empty here" in line]) == 10
     assert "warning: 2 more of this kind; --out FOLDER writes them all to check.json" in lines

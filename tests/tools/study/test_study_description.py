@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from regzoo.errors import RegZooError
 from regzoo_tools.study.cells import cells_of, recipe
-from regzoo_tools.study.description import bundle_folder, read_study
+from regzoo_tools.study.description import read_study
 
 ROOT = Path(__file__).resolve().parents[3]
 DDF, SEG = "prostate_mr_trus_weak_ddf", "prostate_mr_trus_conditional_seg"
@@ -63,6 +63,7 @@ def methods(**entry: Any) -> dict[str, Any]:
         ),
         (methods(bundle="none"), r"sum\.bundle: no bundle none; use one of abdominal_ct_ddmr, "),
         (methods(bundles=DDF), r"sum\.bundles: no such key; did you mean bundle\?"),
+        (methods(**{"": {}}), r"sum\.: no such key; use one of bundle, "),
         (methods(overlays="demo"), r'sum\.overlays: "demo" is not a list of texts'),
         (methods(data="prostata"), r"sum\.data: no data set prostata; did you mean prostate\?"),
         (methods(start="som"), r"methods\.sum\.start: no trained method som"),
@@ -123,7 +124,7 @@ def test_bundles_do_not_depend_on_the_working_folder(
     def read() -> tuple[list[Path], list[dict[str, str]]]:
         study = read_study(project / "study.json")
         recipes = [recipe(study, cell) for cell in cells_of(study)]
-        return [bundle_folder(method) for method in study.methods.values()], recipes
+        return [method.folder for method in study.methods.values()], recipes
 
     folders, recipes = read()
     assert folders == [ROOT / "bundles" / DDF, project / DDF, project / "own", ROOT / "bundles" / DDF]

@@ -24,7 +24,7 @@ from regzoo.inference import Registrar
 from regzoo_phantoms import embedded_phantoms
 from regzoo_tools.study import cells
 from regzoo_tools.study.cells import Cell, cells_of, folder_of, outdated, recipe
-from regzoo_tools.study.description import Study, config_files, read_study
+from regzoo_tools.study.description import Study, read_study
 from regzoo_tools.study.work import evaluation_overlay
 from scipy.ndimage import center_of_mass
 
@@ -65,7 +65,7 @@ def evaluate(study: Study, cell: Cell) -> Path:
     """Evaluate a cell as its command would, in this process; returns the folder of its tables."""
     own = folder_of(study, cell) / "evaluation.json"
     write_json(own, evaluation_overlay(study, cell))
-    files = [str(path) for path in [*config_files(study, study.methods[cell.method]), own]]
+    files = [str(path) for path in [*study.config_files(study.methods[cell.method]), own]]
     bundle = str(Path(files[0]).parents[1])
     workflow = ConfigWorkflow(config_file=files, workflow_type="train", logging_file=False, bundle_root=bundle)
     workflow.initialize()

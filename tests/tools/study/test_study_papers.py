@@ -11,7 +11,7 @@ from monai.bundle import ConfigWorkflow
 from regzoo.report import read_csv
 from regzoo_tools.study import work
 from regzoo_tools.study.cells import Cell, cells_of, folder_of, read_facts
-from regzoo_tools.study.description import Study, config_files, merged, read_study
+from regzoo_tools.study.description import Study, merged, read_study
 from regzoo_tools.study.scheduling import run_study, write_phantoms
 from synthetic import finished
 
@@ -46,7 +46,7 @@ TINY: dict[str, dict[str, Any]] = {
 
 def in_this_process(study: Study, cell: Cell, part: str, lock: int) -> None:
     """What the command of a training or an evaluation does, without the seconds that a process takes to start."""
-    *files, last = config_files(study, study.methods[cell.method])
+    *files, last = study.config_files(study.methods[cell.method])
     files = [*files, *([last] if part == "evaluation" else []), folder_of(study, cell) / f"{part}.json"]
     workflow = ConfigWorkflow(
         config_file=[str(file) for file in files],
