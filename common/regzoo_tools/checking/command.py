@@ -212,6 +212,7 @@ def _write(report: Report, folder: Path, frame: str) -> None:
                 "split": facts.record[Key.SPLIT],
                 "images": {side: vars(image) for side, image in facts.images.items()},
                 "label_names": facts.names,
+                "label_values": facts.values,
                 "volumes_mm3": facts.volumes,
                 "shares_in_view": {
                     side: [None if share != share else share for share in shares]
