@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
@@ -13,6 +14,8 @@ from urllib.parse import quote, unquote
 
 from regzoo.datasets.text import read_text
 from regzoo.errors import bad_file
+
+logger = logging.getLogger(__name__)
 
 #: Folders of the project whose pages and pictures may be copied.
 SOURCES = ("docs", "benchmarks/results")
@@ -77,7 +80,7 @@ class Pages:
         target: the bundle's copy, in which ``docs/`` exists already.
 
     Raises:
-        RegZooError: while it copies, if a page links to a file that does not exist.
+        RegZooError: while it copies, if a page links to a file of the bundle that does not exist.
     """
 
     def __init__(self, root: Path, target: Path) -> None:
@@ -85,20 +88,29 @@ class Pages:
         self.project = self.root.parent.parent
         self.places = {path: target / path.relative_to(root) for path in root.glob("docs/**/*.md")}
         self.todo = list(self.places)
+        self.missing: list[str] = []
 
     def copy(self) -> None:
-        """Rewrite the bundle's own pages, then the pages that they link to."""
+        """Rewrite the bundle's own pages, then the pages that they link to; warns of those that are not there."""
         for page in self.todo:  # which grows meanwhile
             place = self.places[page]
             place.parent.mkdir(parents=True, exist_ok=True)
             text = rewrite(read_text(page).replace("\r\n", "\n"), partial(self.link, page))
             place.write_text(text, encoding="utf-8", newline="\n")
+        if self.missing:  # a bundle that was copied or installed has no project around it
+            some = f"{len(self.missing)}, such as {self.missing[0]}"
+            problem = f"its links to missing files outside it ({some}) become plain text"
+            fix = "to include the files, package it in the folder bundles of a checkout"
+            logger.warning("%s", bad_file(self.root, problem, fix))
 
     def link(self, page: Path, link: Link) -> str:
         """A link as the copied page writes it; only its text if the file is not copied."""
         goal = Path(os.path.normpath(page.parent / link.path))
         if not goal.exists():
-            raise bad_file(page, f"links to {link.path}, which does not exist", "correct the link")
+            if goal.is_relative_to(self.root):
+                raise bad_file(page, f"links to {link.path}, which does not exist", "correct the link")
+            self.missing.append(link.path)
+            return link.text
         place = self.place(goal)
         if place is None:
             return link.text

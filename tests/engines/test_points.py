@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from bundle_list import BUNDLES, NAMES, on_single_images, pairs, predicts_field, training
+from bundle_list import BUNDLES, NAMES, needs_label, on_single_images, pairs, predicts_field
 from helpers import LPS, line_of_failing, make_grid, rigid
 from monai.bundle import ConfigWorkflow
 from monai.data import MetaTensor
 from regzoo import Registrar
+from regzoo.engines import EvaluationStream
+from regzoo.errors import RegZooError
 from regzoo.metrics import PointRegistrationError
 from regzoo.report import read_csv
 from regzoo.spatial import DisplacementField
@@ -56,11 +58,13 @@ def evaluation(bundle: str, datalist: Path, output: Path, **settings: Any) -> Co
 
 @pytest.mark.parametrize("bundle", NAMES)
 def test_evaluation(bundle: str, dataset: Path, tmp_path: Path) -> None:
-    """The first of two cases has points; the table of the other stays empty."""
+    """The first of two cases has points and no label but one that the network needs, the other has labels alone."""
     records = pairs(dataset)[:2]
     fixed, moving = (place(records[0][f"{side}_image"], 4, seed) for seed, side in enumerate(("fixed", "moving")))
     records[0]["fixed_points"] = write_points(tmp_path / "fixed.fcsv", fixed)
     records[0]["moving_points"] = write_points(tmp_path / "moving.fcsv", moving)
+    for key in ("fixed_label",) if needs_label(bundle) else ("fixed_label", "moving_label"):
+        del records[0][key]
     (tmp_path / "list.json").write_text(json.dumps({"validation": records}), encoding="utf-8")
     workflow = evaluation(bundle, tmp_path / "list.json", tmp_path)
     workflow.initialize()
@@ -71,6 +75,9 @@ def test_evaluation(bundle: str, dataset: Path, tmp_path: Path) -> None:
     assert points["case"] == [records[0]["case"]] * 4 and points["point"] == ["P-1", "P-2", "P-3", "P-4"]
     cases = read_csv(tmp_path / "evaluation" / "cases.csv")
     assert cases["point_tre_mm"][1] == cases["before_point_tre_mm"][1] == ""
+    overlap = next(name for name in cases if name.endswith("dsc"))
+    assert cases[overlap][0] == "" and float(cases[overlap][1]) > 0
+    assert set(read_csv(tmp_path / "evaluation" / "labels.csv")["case"]) == {records[1]["case"]}
     before = np.array(points["distance_before_mm"], dtype=float)
     assert float(cases["before_point_tre_mm"][0]) == pytest.approx(before.mean(), rel=1e-4)
     assert float(cases["before_point_tre_median_mm"][0]) == pytest.approx(np.median(before), rel=1e-4)
@@ -78,9 +85,7 @@ def test_evaluation(bundle: str, dataset: Path, tmp_path: Path) -> None:
         assert points["distance_after_mm"] == [""] * 4 and cases["point_tre_mm"][0] == ""
         return
     names = {"fixed_image": "fixed", "moving_image": "moving", "moving_label": "label"}
-    files = {names[key]: records[0][key] for key in names}
-    if training(bundle)["align"] == "region":
-        files["fixed_label"] = records[0]["fixed_label"]
+    files = {names[key]: records[0][key] for key in names if key in records[0]}
     registrar = Registrar(bundle, device="cpu")
     registrar.register(**files).field.save(tmp_path / "field.nii.gz")
     field = sitk.DisplacementFieldTransform(sitk.ReadImage(str(tmp_path / "field.nii.gz"), sitk.sitkVectorFloat64))
@@ -103,6 +108,14 @@ def test_bad_points_are_reported_and_passed_over(bundle: str, dataset: Path, tmp
     assert line.startswith("1 of 2 cases failed: ") and "moving.fcsv: holds 3 points" in line
     assert read_csv(tmp_path / "evaluation" / "cases.csv")["case"] == [records[1]["case"]]
     assert not (tmp_path / "evaluation" / "points.csv").exists()
+
+
+@pytest.mark.parametrize("given", [[], ["fixed_label"], ["fixed_points", "moving_label"], ["moving_points"]])
+def test_a_pair_with_nothing_to_measure(given: list[str]) -> None:
+    record = {key: f"{key}.nii.gz" for key in ("fixed_image", "moving_image", *given)}
+    side = "moving" if "fixed_label" in given else "fixed"
+    with pytest.raises(RegZooError, match=rf"{side}_image.nii.gz: comes without its label, and its pair without point"):
+        list(EvaluationStream([record], dict))
 
 
 def test_an_affine_map_and_its_pre_alignment(tmp_path: Path) -> None:

@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from bundle_list import NAMES, on_single_images, training
 from helpers import smooth_noise, write
 from ignite.engine import Engine, Events
+from monai.bundle import ConfigParser
 from regzoo.datasets import Record, load_records
 from regzoo.engines import (
     EarlyStop,
@@ -69,6 +71,18 @@ def test_pairs_of_data_that_have_moved(images: Path, tmp_path: Path) -> None:
     assert all("/moved/" in path for path in sides(after.validation))
 
 
+@pytest.mark.parametrize("bundle", [name for name in NAMES if on_single_images(name)])
+def test_a_pair_to_validate_on_without_its_moving_label(bundle: str, images: Path) -> None:
+    """An error in a training, where an evaluation may have points instead; a single image has no moving label."""
+    parser = ConfigParser(training(bundle))
+    load = parser.get_parsed_content("load")
+    single, pair = (dict(record) for record in training_images(images, 2))
+    assert "fixed_label" in load(dict(single))
+    pair["moving_image"] = single["fixed_image"]
+    with pytest.raises(RegZooError, match=r"case_00\.nii\.gz: comes without its label, .* as moving_label"):
+        load(pair)
+
+
 def test_names_of_labels_that_contradict_each_other(tmp_path: Path) -> None:
     """Before a training, whose channels would mean other things in each image; also in the validation part."""
     entry = {"label_values": [1, 2], "label_names": ["anterior", "posterior"]}
@@ -103,13 +117,17 @@ def test_the_pairs_that_a_data_set_lists(prostate_phantoms: Path, tmp_path: Path
     assert listed == load_records(prostate_phantoms, "val")[:2] and not (tmp_path / "not.json").exists()
 
 
-def test_the_pairs_to_test_on_that_a_task_lists(tmp_path: Path) -> None:
-    """Both states of each patient held out, in the layout of Learn2Reg."""
+def test_the_pairs_to_test_on_that_a_task_lists(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Both states of each patient held out, in the layout of Learn2Reg; whoever draws other pairs is told."""
     folder = write_abdomen_phantoms(tmp_path / "set", cases=1, held_out=2, spacing=12.0, breathing=True, workers=1)
     found = evaluation_pairs(folder, "listed_test", tmp_path / "not.json")
     names = [[Path(str(record[f"{side}_image"])).name for side in ("fixed", "moving")] for record in found]
     assert names == [[f"AbdomenCTCT_000{n}_000{state}.nii.gz" for state in (0, 1)] for n in (2, 3)]
-    assert not (tmp_path / "not.json").exists()
+    assert not (tmp_path / "not.json").exists() and not caplog.messages
+    with caplog.at_level(logging.INFO):
+        drawn = evaluation_pairs(folder, "test", tmp_path / "drawn.json")
+    assert all(record["fixed_patient"] != record["moving_patient"] for record in drawn)
+    assert "listed_test takes the 2 pairs" in caplog.text
 
 
 def test_validation_on_simulated_pairs_by_choice(

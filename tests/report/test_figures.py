@@ -361,6 +361,8 @@ def test_summary_figure(tmp_path: Path) -> None:
     write_csv(table, header[:3], [row[:3] for row in rows])
     summary_figure(tmp_path / "one.png", table)
     assert pixels(tmp_path / "all.png").shape[1] > 1.5 * pixels(tmp_path / "one.png").shape[1]
+    write_csv(table, header[:3], [[*row[:2], np.nan] for row in rows])  # as where a label was predicted, not a field
+    summary_figure(tmp_path / "before.png", table)
     with pytest.raises(RegZooError, match="cannot be read"):
         summary_figure(tmp_path / "no.png", tmp_path / "missing.csv")
     write_csv(table, ["case", "tre"], [["a", 1.0]])

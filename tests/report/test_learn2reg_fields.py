@@ -69,13 +69,21 @@ def test_an_evaluation_can_be_scored_elsewhere(hippocampus_phantoms: Path, tmp_p
     [
         (("hippocampus_001.nii.gz", "hippocampus_204.nii.gz"), "disp_0001_0204.npz"),
         (("AbdomenCTCT_0010_0000.nii.gz", "AbdomenCTCT_0002_0000.nii.gz"), "disp_0010_0002.npz"),
-        (("a_1.nii.gz", "b_1.nii.gz"), "disp_a_1_b_1.npz"),
+        (("NLST_0004_0000.nii.gz", "NLST_0004_0001.nii.gz"), "disp_0004_0004.npz"),
+        (("AbdomenMRCT_0004_0001.nii.gz", "AbdomenMRCT_0004_0000.nii.gz"), "disp_0004_0001_0004_0000.npz"),
+        (("a_1.nii.gz", "b_1.nii.gz"), "disp_0001_0001.npz"),
         (("a.nii.gz", "b_1.nii.gz"), "disp_a_b_1.npz"),
     ],
 )
 def test_names(images: tuple[str, str], expected: str) -> None:
+    """As the evaluation of Learn2Reg forms them, where the names of the images are those of Learn2Reg."""
     fixed, moving = images
     assert field_files([{"case": "c", "fixed_image": fixed, "moving_image": moving}]) == {"c": expected}
+
+
+def test_names_of_pairs_with_the_same_numbers() -> None:
+    records = [{"case": x, "fixed_image": f"{x}_1.nii.gz", "moving_image": f"{x}_2.nii.gz"} for x in "ab"]
+    assert field_files(records) == {"a": "disp_a_1_a_2.npz", "b": "disp_b_1_b_2.npz"}
 
 
 def test_a_case_without_a_field_is_an_error(tmp_path: Path) -> None:

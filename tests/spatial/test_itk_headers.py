@@ -96,6 +96,23 @@ def test_no_header_leads_out_of_its_folder(suffix: str, tmp_path: Path) -> None:
     assert followed > 8  # the ways are real: ITK goes most of them
 
 
+@pytest.mark.parametrize("suffix", [".mhd", ".nhdr"])
+def test_the_name_of_the_voxels_is_utf8(suffix: str, tmp_path: Path) -> None:
+    """Letters outside ASCII are read as ITK reads them; other encodings are refused."""
+    header, key = (META, b"ElementDataFile = ") if suffix == ".mhd" else (NRRD, b"data file: ")
+    path = tmp_path / f"a{suffix}"
+    for name in ("Müller Öl.raw", "Übung.raw", "voilà.raw", "脳.raw"):
+        (tmp_path / name).write_bytes(SECRET)
+        path.write_bytes(header + key + name.encode() + b"\n")
+        expected = by_itk(path)
+        assert expected is not None and list(expected[:3]) == [1, 2, 3]
+        np.testing.assert_array_equal(read_volume(path).values.ravel(order="F"), expected)
+        assert read_header(path).files == [path, tmp_path / name]
+    path.write_bytes(header + key + "Müller.raw".encode("latin-1") + b"\n")
+    with pytest.raises(RegZooError, match=r"names another file .* not UTF-8 .*; rename the other file"):
+        read_volume(path)
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import regzoo
-from bundle_list import NAMES
+from bundle_list import BUNDLES, NAMES
 from monai.bundle import ConfigParser, download_large_files
 from regzoo import cli
 from regzoo.errors import RegZooError
@@ -183,9 +183,23 @@ def test_links_to_what_stays_behind_become_text(copy_bundle: Copy, tmp_path: Pat
     page = unpack(package(root, tmp_path / "bundle.zip"), tmp_path / "elsewhere") / "docs/README.md"
     text = page.read_text(encoding="utf-8")
     assert "`prostate_mr_trus_weak_ddf`" in text and "](../../" not in text
-    (root / "docs/README.md").write_text("[gone](../../../docs/gone.md)\n", encoding="utf-8")
-    with pytest.raises(RegZooError, match=r"README\.md: links to .*gone\.md, which does not exist"):
+    (root / "docs/README.md").write_text("[gone](gone.md)\n", encoding="utf-8")
+    with pytest.raises(RegZooError, match=r"README\.md: links to gone\.md, which does not exist; correct the link"):
         package(root, tmp_path / "bundle.zip")
+
+
+def test_a_bundle_that_was_copied_out_of_the_project(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As docs/monai_label.md copies it: the project's pages are not there, but its own come along."""
+    root = tmp_path / "app" / "prostate_mr_trus_weak_ddf"
+    shutil.copytree(BUNDLES[0].parent / root.name, root, ignore=shutil.ignore_patterns("models", "output", "data"))
+    (root / "models").mkdir()
+    (root / "models/model.pt").touch()
+    outside = (root / "docs/README.md").read_text(encoding="utf-8").count("](../../../")
+    docs = unpack(package(root, tmp_path / "bundle.zip"), tmp_path / "elsewhere") / "docs"
+    text = (docs / "README.md").read_text(encoding="utf-8")
+    assert "](../../" not in text and "](images/" in text and list(docs.glob("*.md")) == [docs / "README.md"]
+    (warning,) = (record.getMessage() for record in caplog.records)
+    assert warning.startswith(f"{root}: its links to missing files outside it ({outside}, such as ../../../docs/")
 
 
 def test_rewriting_leaves_code_and_the_web_alone() -> None:

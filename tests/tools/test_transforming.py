@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import nibabel as nib
@@ -294,7 +295,7 @@ MISTAKES = {
     "NaN in a matrix": ("convert nan.mat o.h5", "NaN"),
     "a truncated HDF5 file": ("convert cut.h5 o.tfm", "damaged"),
     "a truncated ITK text": ("convert cut.tfm o.h5", "damaged"),
-    "an unknown transform": ("convert unknown.tfm o.h5", "does not know"),
+    "an unknown transform": ("convert unknown.tfm o.h5", "holds a MagicTransform, which cannot be read here"),
     "a damaged MATLAB file": ("convert cut.mat o.h5", "damaged"),
     "elastix's parameters": ("convert elastix.txt o.h5", "elastix"),
     "a MATLAB file of another form": ("convert v73.mat o.h5", "damaged"),
@@ -303,6 +304,8 @@ MISTAKES = {
     "an array for an archive": ("convert array.npz o.h5 --reference moving.nii.gz", "NumPy"),
     "a damaged archive": ("convert damaged.npz o.h5 --reference moving.nii.gz", "NumPy"),
     "nothing in a composite": ("convert nothing.tfm o.h5", "empty composite"),
+    "a composite in a composite": ("convert nested.h5 o.nii.gz", "holds a composite inside a composite"),
+    "a composite in a composite, as text": ("convert nested.tfm o.nii.gz", "flatten it"),
     "a field without points": ("convert pointless.tfm o.h5", "0×0×0"),
     "no grid for a field": ("convert affine.mat o.nii.gz", "error: o.nii.gz: is a field"),
     "an empty list of labels": ("apply field.nii.gz --label [] --out o.nii.gz", "[]: is not a list of files"),
@@ -313,6 +316,8 @@ MISTAKES = {
     "Learn2Reg of another size": ("convert disp_1_2.npz o.h5 --reference moving.nii.gz", "voxels"),
     "2-D": ("convert flat2d.tfm o.h5", "3-D"),
     "velocities": ("convert flow.tfm o.h5", "VelocityFieldTransform, which cannot be read here"),
+    "a B-spline of order 2": ("convert spline2.tfm o.h5", "holds a BSplineTransform of order 2, which cannot be read"),
+    "a B-spline of order 1": ("convert spline1.h5 o.tfm", "of order 1, which cannot be read here; convert it to a dis"),
     "spherical coordinates": ("convert spherical.tfm o.h5", "cannot be read here"),
     "an affine map that would be overwritten": (
         "convert field.nii.gz affine.tfm --affine affine.tfm",
@@ -385,6 +390,13 @@ def broken_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"{name}.tfm").write_text(head + text)
     image = to_sitk(np.zeros(case.fixed.shape, np.float32), case.fixed.affine)
     sitk.WriteTransform(sitk.BSplineTransformInitializer(image, [3, 3, 3]), str(folder / "spline3.tfm"))
+    for name, order in (("spline2.tfm", 2), ("spline1.h5", 1)):
+        sitk.WriteTransform(sitk.BSplineTransformInitializer(image, [3, 3, 3], order), str(folder / name))
+    shift = sitk.TranslationTransform(3, (5.0, 0.0, 0.0))
+    nested = sitk.CompositeTransform([shift, sitk.CompositeTransform([shift]), shift])
+    for name in ("nested.h5", "nested.tfm"):  # into which only the first shift is written
+        with suppress(RuntimeError):  # Composite Transform can only be 1st transform in a file
+            sitk.WriteTransform(nested, str(folder / name))
     far = Transformation(Affine(rigid((0, 0, 0), (500, 0, 0)))).on(case.fixed)
     far.save(folder / "far.nii.gz")
     return folder

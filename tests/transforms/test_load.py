@@ -84,25 +84,19 @@ def test_values_of_either_map_get_a_channel_in_both(case: Case, caplog: pytest.L
 
 
 def test_maps_of_different_values_are_said_once(case: Case, caplog: pytest.LogCaptureFixture) -> None:
-    """Unless their values are named, or the pairs are only registered, with or without a bundle."""
+    """Unless their values are named, or the pairs are only registered."""
     gland, both = {}, {}
     for side, mask in MASKS.items():
         volume = (mask * 6).astype(np.int16)
         gland[f"{side}_label"] = case.file(side, "gland", volume)
         volume[0] = 3
         both[f"{side}_label"] = case.file(side, "both", volume)
-    named, need = {"label_values": [3, 6]}, ("fixed_label",)
-    for values, needed, more in (
-        ((3, 6), need, {}),
-        (None, need, named),
-        (None, need, {"requested": True}),
-        (None, (), {}),
-    ):
-        load = LoadPaird(values, needed)
+    for values, more in (((3, 6), {}), (None, {"label_values": [3, 6]}), (None, {"requested": True})):
+        load = LoadPaird(values)
         for one in (both, gland):
             load(case.record | one | more)
     assert caplog.messages == []
-    load = LoadPaird(need=need)
+    load = LoadPaird()
     assert [load(case.record | one)["label_values"] for one in (both, gland, gland)] == [[3, 6], [6], [6]]
     (line,) = caplog.messages
     assert line.startswith(f"{gland['fixed_label']}: its labels are the values 6, but those of {both['fixed_label']}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -257,4 +258,9 @@ def evaluation_pairs(
             raise RegZooError(f"{folder}: {problem}; lower max_images")
     else:
         records = load_single_records(folder, split)
+        for name in (name for name, part in LISTED.items() if part == split):
+            with suppress(RegZooError):  # a data set of single images lists no pairs
+                count_listed = len(load_records(folder, split))
+                text = "eval_split %s draws pairs of different patients; %s takes the %d pairs that the data set lists"
+                logger.info(text, split, name, count_listed)
     return draw_pairs(records, pairs_file, count or None, seed)

@@ -8,11 +8,11 @@ from typing import Any
 
 from monai.engines import SupervisedEvaluator
 from monai.utils import string_list_all_gather
-from regzoo.case import FIXED, MOVING, Key
+from regzoo.case import FIXED, MOVING, SIDES, Key
 from regzoo.datasets import Record, check_records, load_records
 from regzoo.datasets.folders import case_name
 from regzoo.engines.distributed import check_share
-from regzoo.errors import RegZooError, user_error
+from regzoo.errors import RegZooError, bad_file, user_error
 from regzoo.report.engine import cases_of
 from torch.utils.data import IterableDataset
 
@@ -97,10 +97,14 @@ class CaseStream(IterableDataset):
         """The records of this process."""
         return self.data
 
+    def check(self, record: Mapping[str, Any]) -> None:
+        """Raise `RegZooError` for a record that is of no use here."""
+
     def __iter__(self) -> Iterator[Any]:
         self.failures.clear()
         for record in self.share():
             try:
+                self.check(record)
                 item = self.transform(dict(record))
             except Exception as error:
                 known = user_error(error)
@@ -124,6 +128,15 @@ class EvaluationStream(CaseStream):
 
         check_share(len(self.data))
         return self.data[idist.get_rank() :: idist.get_world_size()]
+
+    def check(self, record: Mapping[str, Any]) -> None:
+        """Raise `RegZooError` for a pair that has neither labels nor points of both images."""
+        if not all(record.get(side.points) for side in SIDES):
+            for side in SIDES:
+                if not record.get(side.label):
+                    problem = "comes without its label, and its pair without points, so nothing can be measured"
+                    fix = f"name it as {side.label}, or name fixed_points and moving_points"
+                    raise bad_file(record[side.image], problem, fix)
 
     def __iter__(self) -> Iterator[Any]:
         yield from super().__iter__()

@@ -63,7 +63,7 @@ class JacobianGradient(_DeformationMetric):
 
 
 def _length(vectors: torch.Tensor) -> torch.Tensor:
-    """The lengths of vectors (3, …); `torch.linalg.vector_norm` along the first axis takes 13 times as long on a CPU."""
+    """The lengths of vectors (3, …); `torch.linalg.vector_norm` along the first axis takes 13 times as long."""
     return vectors.square().sum(dim=0).sqrt()
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
 from monai.engines import IterationEvents
 from monai.handlers import IgniteMetricHandler, from_engine
 from monai.metrics import IterationMetric
-from regzoo.case import Key
+from regzoo.case import VIEWS, Key
 from regzoo.errors import RegZooError
 from regzoo.metrics.base import CaseMetric, Compared
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 #: Prefix of the name of a metric that measures the unregistered pair.
 BEFORE = "before_"
+#: What a case may lack.
+LABELS = {key for view in VIEWS for key in (view.label, view.adhoc_label)}
 Handlers = dict[str, IgniteMetricHandler]
 
 
@@ -57,16 +60,26 @@ def metric_handlers(measures: Mapping[str, CaseMetric], key: str, before: bool =
 class _Handler(IgniteMetricHandler):
     """MONAI's handler, but it measures a case before the iteration completes, while the case may still fail.
 
-    An iteration without a case, as after a failure in this metric or elsewhere, adds no value.
+    An iteration without a case, as after a failure in this metric or elsewhere, adds no value. A case without a label
+    that is compared, such as one that is evaluated by its points alone, has the value NaN.
+
+    Attributes:
+        labels: the labels that the metric compares.
     """
+
+    labels: Sequence[str] = ()
 
     def attach(self, engine: Engine, name: str) -> None:
         super().attach(engine, name)
         engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self._measure)
 
     def _measure(self, engine: Engine) -> None:
+        output = engine.state.output
+        if isinstance(output, list) and any(key not in item for item in output for key in self.labels):
+            self._values = torch.full((len(output), 1), torch.nan, device=engine.state.device)
+            return
         try:
-            self._values = IterationMetric.__call__(self.metric_fn, *self._output_transform(engine.state.output))
+            self._values = IterationMetric.__call__(self.metric_fn, *self._output_transform(output))
         except RegZooError as error:
             cases = ", ".join(str(item.get(Key.CASE)) for item in engine.state.batch)
             raise RegZooError(f"{cases}: {self._name}: {error}") from None
@@ -77,4 +90,6 @@ class _Handler(IgniteMetricHandler):
 
 
 def _handler(metric: CaseMetric, compared: Compared) -> IgniteMetricHandler:
-    return _Handler(metric, output_transform=from_engine(list(compared)), save_details=True)
+    handler = _Handler(metric, output_transform=from_engine(list(compared)), save_details=True)
+    handler.labels = [key for key in compared if key in LABELS]
+    return handler

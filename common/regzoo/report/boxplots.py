@@ -37,7 +37,7 @@ def summary_figure(path: str | PathLike[str], cases_csv: str | PathLike[str]) ->
     except (OSError, ValueError, IndexError) as error:
         fix = "name the cases.csv of an evaluation"
         raise bad_file(cases_csv, "cannot be read as a table of cases", fix) from error
-    metrics = [name for name in table if BEFORE + name in table and any(table[name])]
+    metrics = [name for name in table if BEFORE + name in table and any(table[name] + table[BEFORE + name])]
     if not metrics:
         fix = "evaluate the unregistered pair as well, with the same metrics"
         raise bad_file(cases_csv, f"has no metric with a column {BEFORE}<metric>", fix)

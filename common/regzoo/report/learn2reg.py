@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from monai.engines import IterationEvents
-from regzoo.case import FIXED, MOVING, Key
+from regzoo.case import MOVING, SIDES, Key
 from regzoo.datasets.folders import case_name
 from regzoo.errors import bad_file
 from regzoo.files import atomic_path
@@ -24,17 +24,29 @@ if TYPE_CHECKING:
 def field_files(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """The name of the file of each case, ``disp_0001_0002.npz`` with the numbers of the fixed and the moving image.
 
-    Names of images stand in for numbers if the numbers do not tell the images apart.
+    The images of a pair of one patient have one number: ``disp_0001_0001.npz``. Unless the modalities of the pair are
+    equal, or 0000 and 0001, they follow the numbers: ``disp_0001_0001_0001_0000.npz``. If an image has no number, or
+    two pairs have the same ones, all files have the names of the images instead.
+
+    Source: ``evaluation/L2RTest/evaluation.py`` of github.com/MDL-UzL/L2R.
     """
-    names = {str(record[side.image]): case_name(record[side.image]) for record in records for side in (FIXED, MOVING)}
-    found = {path: re.search(r"(\d+)(_\d{4})?$", name) for path, name in names.items()}
-    numbers = {path: f"{int(match[1]):04d}" for path, match in found.items() if match}
-    if len(set(numbers.values())) == len(names):
-        names = numbers
-    return {
-        str(record[Key.CASE]): "disp_{}_{}.npz".format(*(names[str(record[side.image])] for side in (FIXED, MOVING)))
-        for record in records
-    }
+    names = {str(record[Key.CASE]): [case_name(record[side.image]) for side in SIDES] for record in records}
+    numbered = {case: _numbers(*images) for case, images in names.items()}
+    if all(numbered.values()) and len(set(map(tuple, numbered.values()))) == len(names):
+        names = numbered
+    return {case: f"disp_{'_'.join(parts)}.npz" for case, parts in names.items()}
+
+
+def _numbers(fixed: str, moving: str) -> list[str]:
+    """The numbers, and perhaps the modalities, by which Learn2Reg knows a pair of images; none for other names."""
+    found = [re.search(r"(\d+)(?:_(\d{4}))?$", name) for name in (fixed, moving)]
+    numbers = [(f"{int(match[1]):04d}", match[2]) for match in found if match]
+    if len(numbers) < 2:
+        return []
+    (first, from_fixed), (second, from_moving) = numbers
+    if from_fixed == from_moving or (from_fixed, from_moving) == ("0000", "0001"):
+        return [first, second]
+    return [part for number in numbers for part in number if part]
 
 
 def voxel_displacement(field: DisplacementField, moving: Grid) -> np.ndarray:

@@ -140,8 +140,8 @@ class RowTable(Table):
 class LabelTable(RowTable):
     """Ignite handler that writes ``labels.csv``: a row per case and label, before and after registration.
 
-    Each case must have ``reference_label`` and ``warped_label`` and may have ``unregistered_label``, (C, X, Y, Z) on
-    the fixed grid, and ``label_names`` or ``label_values``. The column ``label`` is the position of a label, from 0;
+    A case has rows if it has ``reference_label`` and ``warped_label``; it may have ``unregistered_label``, (C, X, Y, Z)
+    on the fixed grid, and ``label_names`` or ``label_values``. The column ``label`` is the position of a label, from 0;
     see `label_names` for its ``name``. A label that is empty in the fixed image, or in the moving image both before and
     after registration, has no row. An empty cell means that the label is absent: a warped label without a distance has
     left the image.
@@ -154,7 +154,9 @@ class LabelTable(RowTable):
     )
 
     def rows(self, item: Mapping[str, Any]) -> list[list[Any]]:
-        fixed, before, warped = item[REFERENCE.label], item.get(UNREGISTERED.label), item[WARPED.label]
+        fixed, before, warped = (item.get(view.label) for view in (REFERENCE, UNREGISTERED, WARPED))
+        if fixed is None or warped is None:
+            return []
         names = label_names(item, len(fixed))
         voxel = float(affine_of(fixed)[:3, :3].det().abs()) / 1000  # ml
         missing = [math.nan] * len(fixed)

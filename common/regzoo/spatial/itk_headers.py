@@ -115,7 +115,7 @@ def nrrd_header(path: Path) -> TextHeader:
             raise _unclear(path, f"the line {line!r:.60}")
         fields[key] = value.strip()
         if key == "datafile":
-            named = [_beside(path, value.strip())]
+            named = [_beside(path, value.encode("latin-1").strip())]
     for key, most in (("byteskip", MOST_SKIPPED), ("lineskip", 1 << 16)):
         if not re.fullmatch(r"-?\d{1,9}", skip := fields.get(key, "0")) or abs(int(skip)) > most:
             raise _unclear(path, f"{key} {skip!r:.40}")
@@ -150,8 +150,7 @@ def metaimage_header(path: Path) -> TextHeader:
             raise _unclear(path, f"the line {line.strip()!r:.60}")
         fields[field[1]] = field[2]
     _check_numbers(path, fields)
-    value = last[1].decode("latin-1")
-    named = [] if value in ("LOCAL", "Local", "local") else [_beside(path, value)]
+    named = [] if last[1] in (b"LOCAL", b"Local", b"local") else [_beside(path, last[1])]
     return TextHeader(fields, named, start + last.end())
 
 
@@ -243,12 +242,20 @@ def _numbers(value: str, count: int) -> bool:
         return False
 
 
-def _beside(path: Path, name: str) -> Path:
-    """The path of the file that holds the voxels; it must be in the folder of the header or below it."""
+def _beside(path: Path, stored: bytes) -> Path:
+    """The path of the file that holds the voxels; it must be in the folder of the header or below it.
+
+    Args:
+        stored: its name, relative to the folder, in UTF-8, as ITK reads it.
+    """
+    name = stored.decode("utf-8", "surrogateescape")  # which turns other bytes into what cannot be printed
+    if not name.isprintable():
+        problem = f"names another file for its voxels, {name!r:.80}, in letters that are not UTF-8 or cannot be printed"
+        raise bad_file(path, problem, "rename the other file with plain letters, also in the header")
     if "%" in name or name.startswith("LIST"):  # ITK takes these for patterns and lists
         raise bad_file(path, f"names another file for each slice, {name!r:.80}", "save the image as one file")
     folder = Path(os.path.normpath(Path.cwd() / path.parent))
-    if not name.isprintable() or name == "-" or folder not in Path(os.path.normpath(folder / name)).parents:
+    if name == "-" or folder not in Path(os.path.normpath(folder / name)).parents:
         problem = f"names another file for its voxels, {name!r:.80}, outside its own folder"
         raise bad_file(path, problem, "put both files into one folder and name the other file in the header")
     return path.parent / name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import math
+import re
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -34,6 +35,7 @@ APART = (".h5", ".tfm")
 #: The affine maps of ANTs in the form of MATLAB.
 AFFINE_MATS = ("AffineTransform", "MatrixOffsetTransformBase")
 _REFERENCE = "name the fixed image as reference"
+_CONVERT = "convert it to a displacement field with the program that wrote it"
 
 
 def read_transformation(path: str | PathLike[str], fixed: Grid | None = None) -> Transformation:
@@ -172,6 +174,10 @@ def _read_itk(path: Path, kind: str) -> Transformation:
         try:
             reader.Update()
         except (RuntimeError, IndexError, OverflowError, MemoryError, UnicodeError) as error:  # whatever C++ throws
+            # ITK's Python package has no B-splines of order 1 and 2, for example; the order ends the name of the class.
+            if unknown := re.search(r'instance of "(\w+?)_(?:float|double)_\d_\d(?:_(\d))?"', str(error)):
+                order = f" of order {unknown[2]}" if unknown[2] else ""
+                raise bad_file(path, f"holds a {unknown[1]}{order}, which cannot be read here", _CONVERT) from error
             raise bad_file(path, "is damaged, or holds a transformation that ITK does not know", AGAIN) from error
     found = reader.GetTransformList()
     if len(found) != 1:
@@ -187,8 +193,12 @@ def _steps(path: Path, transform: Any) -> list[Step]:
     name = transform.GetTransformTypeAsString()
     if name.startswith("CompositeTransform"):
         parts = [transform.GetNthTransform(index) for index in reversed(range(transform.GetNumberOfTransforms()))]
+        if any(part.GetTransformTypeAsString().startswith("CompositeTransform") for part in parts):
+            # ITK refuses to write it, but leaves the file behind, without the inner parts and all that follows them.
+            problem = "holds a composite inside a composite, which ITK does not write completely"
+            raise bad_file(path, problem, "flatten it, in SimpleITK with FlattenTransform, and write it again")
         return [step for part in parts for step in _steps(path, part)]
-    if not name.endswith("_3_3") and "_3_3_" not in name:
+    if not name.endswith("_3_3"):
         raise bad_file(path, f"holds a {name.split('_')[0]} that is not 3-D", "give a transformation of 3-D images")
     parameters, fixed = (np.array(p) for p in (transform.GetParameters(), transform.GetFixedParameters()))
     if not (np.isfinite(parameters).all() and np.isfinite(fixed).all()):
@@ -201,8 +211,7 @@ def _steps(path: Path, transform: Any) -> list[Step]:
         return [_checked(path, RAS_LPS @ matrix @ RAS_LPS)]
     kind = name.split("_")[0]
     if not kind.endswith(("DisplacementFieldTransform", "OnUpdateTransform")) and kind != "BSplineTransform":
-        fix = "convert it to a displacement field with the program that wrote it"
-        raise bad_file(path, f"holds a {kind}, which cannot be read here", fix)
+        raise bad_file(path, f"holds a {kind}, which cannot be read here", _CONVERT)
     # The fixed parameters are size, origin, spacing and direction, LPS mm.
     axes = fixed[9:18].reshape(3, 3) * fixed[6:9]
     grid = Grid(fixed[:3], RAS_LPS @ from_matvec(axes, fixed[3:6]))
@@ -211,7 +220,7 @@ def _steps(path: Path, transform: Any) -> list[Step]:
         raise bad_file(path, f"its {kind} has {parameters.size} numbers for {times(shape)} points", AGAIN)
     if kind == "BSplineTransform":
         values = parameters.reshape(3, *shape[::-1]).transpose(0, 3, 2, 1) * LPS_SIGNS.reshape(3, 1, 1, 1)
-        return [BSpline(values, grid, int(name.partition("_3_3_")[2] or 3))]
+        return [BSpline(values, grid)]
     values = parameters.reshape(*shape[::-1], 3).transpose(3, 2, 1, 0) * LPS_SIGNS.reshape(3, 1, 1, 1)
     return [DisplacementField(torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)), grid)]
 
@@ -240,7 +249,7 @@ def _itk_transform(itk: Any, path: Path, step: Step, back: bool, grid: Grid | No
     if isinstance(step, BSpline) and not back:
         lps, spacing = RAS_LPS @ step.grid.affine, step.grid.spacing
         origin, direction = lps[:3, 3], lps[:3, :3] / spacing
-        spline = itk.BSplineTransform[itk.D, 3, step.order].New()
+        spline = itk.BSplineTransform[itk.D, 3, 3].New()
         fixed = [*map(float, step.grid.shape), *origin.tolist(), *spacing.tolist(), *direction.ravel().tolist()]
         spline.SetFixedParameters(itk.OptimizerParameters[itk.D](fixed))
         values = (step.coefficients * LPS_SIGNS.reshape(3, 1, 1, 1)).transpose(0, 3, 2, 1)

@@ -31,23 +31,21 @@ class Affine:
 
 @dataclass(frozen=True, eq=False)
 class BSpline:
-    """Displacements that are a B-spline, as ITK's ``BSplineTransform`` and elastix have them.
+    """Displacements that are a B-spline of order 3, as ITK's ``BSplineTransform`` and elastix have them.
 
     Attributes:
         coefficients: (3, X, Y, Z) float64, RAS mm.
         grid: the control points. Where a point lacks some of the control points around it, nothing moves, as in ITK.
-        order: the order of the spline.
     """
 
     coefficients: np.ndarray
     grid: Grid
-    order: int
 
     def transform_points(self, points: np.ndarray) -> np.ndarray:
-        voxels, margin = self.grid.to_voxels(points), (self.order - 1) / 2
-        inside = ((voxels >= margin) & (voxels <= np.asarray(self.grid.shape) - 1 - margin)).all(axis=1)
+        voxels = self.grid.to_voxels(points)
+        inside = ((voxels >= 1) & (voxels <= np.asarray(self.grid.shape) - 2)).all(axis=1)
         shift = [
-            map_coordinates(part, voxels[inside].T, order=self.order, mode="nearest", prefilter=False)
+            map_coordinates(part, voxels[inside].T, order=3, mode="nearest", prefilter=False)
             for part in self.coefficients
         ]
         moved = np.array(points, dtype=np.float64)

@@ -44,7 +44,7 @@ class LoadPaird(MapTransform):
     Results: images (1, X, Y, Z) float32, labels (C, X, Y, Z) of 0 and 1, and masks (1, X, Y, Z) bool of the voxels that
     count, each with its own affine (voxel → RAS mm).
     A ``requested`` case holds its labels small, see `regzoo.spatial.held`.
-    Where labels are needed, it warns once if maps of two cases hold different values and nothing says which there are.
+    Unless cases are ``requested``, it warns once if maps of two hold different values and nothing says which there are.
 
     Raises:
         RegZooError: one line that names the file, what is wrong with it and what to do.
@@ -63,8 +63,8 @@ class LoadPaird(MapTransform):
         self.allow_nan = allow_nan
         self.need = tuple(need)
         self.strict_headers = strict_headers
-        # Of the first case with maps whose values nothing names: a file of them and their values.
-        self._first: tuple[str, list[int]] | None = None
+        #: Of the first case with maps whose values nothing names: a file of them and their values.
+        self.first: tuple[str, list[int]] | None = None
         self._warned = False
 
     def __call__(self, data: Record) -> Case:
@@ -97,9 +97,8 @@ class LoadPaird(MapTransform):
         if maps:
             item[Key.LABEL_VALUES] = values
             # A pair that is only registered gets its labels back by value, whatever their order.
-            compared = self.need and not data.get(Key.REQUESTED)
-            if compared and self.label_values is None and not names_labels(data):
-                first, known = self._first = self._first or (next(iter(maps)), values)
+            if self.label_values is None and not data.get(Key.REQUESTED) and not names_labels(data):
+                first, known = self.first = self.first or (next(iter(maps)), values)
                 if values != known and not self._warned:
                     self._warned = True
                     logger.warning("%s", other_values(next(iter(maps)), values, first, known))

@@ -243,8 +243,8 @@ class RegionInputd(MapTransform):
 class AdHocLabelsd(MapTransform):
     """Single out the labels of kinds that the training did not see, for metrics of their own.
 
-    Adds ``adhoc_reference_label``, ``adhoc_warped_label`` and ``adhoc_unregistered_label``, with no channel where a
-    case has no such label.
+    Adds ``adhoc_reference_label``, ``adhoc_warped_label`` and ``adhoc_unregistered_label`` where the case has the label
+    without ``adhoc_``, with no channel where a case has no such label.
 
     Args:
         kinds: one or several, see `regzoo.datasets.is_of_kind`.
@@ -257,6 +257,8 @@ class AdHocLabelsd(MapTransform):
     def __call__(self, data: Case) -> Case:
         item = data.copy()
         for view in VIEWS:
+            if view.label not in data:
+                continue
             label = data[view.label]
             chosen = of_kind(data, self.kinds, len(label)) if self.kinds else [False] * len(label)
             item[view.adhoc_label] = label[torch.tensor(chosen, device=label.device)]

@@ -118,6 +118,7 @@ class Examiner:
             if side.label in needed and side.image in record and not record.get(side.label):
                 problem = "comes without its label, which training needs"
                 facts.add("error", record[side.image], problem, f"name it as {side.label}, or leave it out")
+        self.load.first = None  # the values of all cases are compared later, see `compare_cases`
         try:
             item = self.load(cast(Any, record))
         except Exception as error:

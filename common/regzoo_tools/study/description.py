@@ -178,7 +178,16 @@ def _at_scale(file: Path, content: dict[str, Any], name: str, scales: Any) -> di
             raise bad_file(file, f"scales.{name}.like: {json.dumps(other)} is not the name of a scale", "write one")
         # Without this one, so that none is like itself.
         content = _at_scale(file, content, other, {key: value for key, value in scales.items() if key != name})
-    return merged(content, changes)
+    only = changes.pop("only", None)
+    content = merged(content, changes)
+    if only is None or not isinstance(methods := content.get("methods"), dict):
+        return content
+    if not _fits(only, list[str]):
+        raise bad_file(file, f"scales.{name}.only: {json.dumps(only)} is not a list of methods", "write one")
+    for method in only:
+        if method not in methods:
+            raise unknown(file, f"scales.{name}.only", f"no method {method}", method, methods)
+    return content | {"methods": {method: methods[method] for method in only}}
 
 
 def _bundle(file: Path, place: str, bundle: str) -> str:

@@ -60,13 +60,16 @@ class Runtime(CaseMetric):
 class CentroidTable(RowTable):
     """Ignite handler that writes ``centroids.csv``: where each label of a case lies and was predicted, RAS mm.
 
-    Empty cells: the warped label has left the image. A label that is empty in the fixed image has no row.
+    Empty cells: the warped label has left the image. A label that is empty in the fixed image has no row, and neither
+    has a case without labels of both images.
     """
 
     FILE = "centroids.csv"
     HEADER = ("case", "label", "name", *(f"{side}_{axis}_mm" for side in ("fixed", "warped") for axis in "xyz"))
 
     def rows(self, item: Mapping[str, Any]) -> list[list[Any]]:
+        if REFERENCE.label not in item or WARPED.label not in item:
+            return []
         affine = affine_of(item[REFERENCE.label])
         fixed, warped = (centroids(item[view.label], affine).tolist() for view in (REFERENCE, WARPED))
         return [

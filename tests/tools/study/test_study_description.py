@@ -152,14 +152,14 @@ def test_a_scale_changes_single_entries(write_study: Callable[..., Path], tmp_pa
 
 
 def test_a_scale_is_like_another(write_study: Callable[..., Path]) -> None:
-    small = {"settings": {"max_epochs": 1, "batch_size": 2}, "methods": {"finest level": None}}
-    longer = {"like": "small", "settings": {"max_epochs": 4}}
-    path = write_study(
-        scales={"longer": longer, "small": small, "round": {"like": "round"}, "odd": {"like": ["small"]}}
-    )
+    small = {"settings": {"max_epochs": 1, "batch_size": 2}}
+    longer = {"like": "small", "settings": {"max_epochs": 4}, "only": ["sum"]}
+    mistakes: dict[str, Any] = {"round": {"like": "round"}, "odd": {"like": ["small"]}, "few": {"only": ["sun"]}}
+    path = write_study(scales={"longer": longer, "small": small, **mistakes})
     study = read_study(path, "longer")
     assert study.settings == {"max_epochs": 4, "batch_size": 2} and list(study.methods) == ["sum"]
-    for scale, message in (("round", "scale round: no such scale"), ("odd", "scales.odd.like: .* is not the name")):
+    messages = ("scale round: no such scale", "scales.odd.like: .* is not the name", "few.only: no method sun; did you")
+    for scale, message in zip(mistakes, messages, strict=True):
         with pytest.raises(RegZooError, match=message):
             read_study(path, scale)
 
