@@ -1,11 +1,15 @@
 """Tasks of Learn2Reg: pairs and single images as the JSON file lists them, and what may be wrong with it."""
 
 import json
+import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 from regzoo.datasets import load_records, load_single_records, patient_folds, read_learn2reg
+from regzoo.datasets.records import check_records
+from regzoo.datasets.splits import linked_groups
 from regzoo.errors import RegZooError
 from regzoo_phantoms import write_abdomen_phantoms
 
@@ -74,6 +78,20 @@ def test_pairs_of_different_patients(tmp_path: Path) -> None:
     assert len(load_records(tmp_path)) == 14
     with pytest.raises(RegZooError, match=r"Task_dataset\.json: lists no pairs of the split 'test'"):
         load_records(tmp_path, "test")
+
+
+def test_a_file_of_many_pairs_is_found_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image of a task across patients is in six of twelve pairs; OASIS has 414 images and 155,000 pairs."""
+    write_task(tmp_path)
+    records = load_records(tmp_path, "train")
+    assert len(records) == 12
+    calls: Counter[str] = Counter()
+    resolve = os.path.realpath
+    monkeypatch.setattr(os.path, "realpath", lambda path: calls.update([path]) or resolve(path))
+    for check in (check_records, linked_groups):
+        check(records)
+        assert len(calls) >= 4 and set(calls.values()) == {1}
+        calls.clear()
 
 
 def test_single_images(tmp_path: Path) -> None:

@@ -163,6 +163,8 @@ def test_label_rows_without_names_and_without_the_unregistered_label(tmp_path: P
     del item["label_names"], item["unregistered_label"]
     found = LabelTable(tmp_path).rows(item)
     assert [row[1] for row in found] == ["label 0", "label 1"]
+    # Labels of maps are called by their values, as by `regzoo register`.
+    assert [row[1] for row in LabelTable(tmp_path).rows(item | {"label_values": [3, 6, 7]})] == ["label 3", "label 6"]
     assert math.isnan(found[1][2])
     assert found[1][3] == pytest.approx(1)
 

@@ -83,6 +83,26 @@ def test_values_of_either_map_get_a_channel_in_both(case: Case, caplog: pytest.L
     assert [bool(channel.any()) for channel in item["moving_label"]] == [False, True]
 
 
+def test_maps_of_different_values_are_said_once(case: Case, caplog: pytest.LogCaptureFixture) -> None:
+    """Unless their values are named, or the pairs are only registered."""
+    gland, both = {}, {}
+    for side, mask in MASKS.items():
+        volume = (mask * 6).astype(np.int16)
+        gland[f"{side}_label"] = case.file(side, "gland", volume)
+        volume[0] = 3
+        both[f"{side}_label"] = case.file(side, "both", volume)
+    for values, more in (((3, 6), {}), (None, {"label_values": [3, 6]}), (None, {"requested": True})):
+        load = LoadPaird(values)
+        for one in (both, gland):
+            load(case.record | one | more)
+    assert caplog.messages == []
+    load = LoadPaird()
+    assert [load(case.record | one)["label_values"] for one in (both, gland, gland)] == [[3, 6], [6], [6]]
+    (line,) = caplog.messages
+    assert line.startswith(f"{gland['fixed_label']}: its labels are the values 6, but those of {both['fixed_label']}")
+    assert "are 3, 6" in line and "list all values of the data set as label_values" in line
+
+
 @pytest.mark.parametrize("nothing", [None, "", [], "absent"])
 def test_labels_are_optional(nothing: Any, case: Case) -> None:
     case.record["moving_label"] = case.file("moving", "label", MASKS["moving"])

@@ -81,6 +81,15 @@ def read_learn2reg_images(path: str | os.PathLike[str], split: str | None = None
     return list({record[FIXED.image]: record for record in found}.values())
 
 
+def lists_training_pairs(path: str | os.PathLike[str]) -> bool:
+    """Whether a Learn2Reg task lists pairs to train on; otherwise any two of its training images make one.
+
+    Args, Raises: as `read_learn2reg`.
+    """
+    task = _Task(path)
+    return any(map(task.listed, PAIRS["train"]))
+
+
 def _descriptions(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob(f"*{SUFFIX}") if path.name[0] != ".")
 

@@ -9,7 +9,7 @@ from regzoo.case import Key, Record
 from regzoo.datasets.datalist import DATALIST_SUFFIXES, read_datalist, read_lists
 from regzoo.datasets.decathlon import is_decathlon, read_decathlon
 from regzoo.datasets.ixi import is_ixi, read_ixi
-from regzoo.datasets.learn2reg import is_learn2reg, read_learn2reg, read_learn2reg_images
+from regzoo.datasets.learn2reg import is_learn2reg, lists_training_pairs, read_learn2reg, read_learn2reg_images
 from regzoo.datasets.muregpro import is_muregpro, read_muregpro
 from regzoo.datasets.records import check_records, single_records
 from regzoo.datasets.text import SPLIT_WORDS
@@ -60,6 +60,12 @@ def load_records(
 def names_fixed(dataset_dir: str | os.PathLike[str]) -> bool:
     """Whether a data set itself says which image of a pair is fixed, so that a direction has no effect."""
     return _datalist(Path(dataset_dir)) is not None or is_learn2reg(dataset_dir)
+
+
+def pairs_all_images(dataset_dir: str | os.PathLike[str]) -> bool:
+    """Whether any two training images of a data set make a pair: a Learn2Reg task that lists no pairs to train on."""
+    root = Path(dataset_dir)
+    return _datalist(root) is None and is_learn2reg(root) and not lists_training_pairs(root)
 
 
 def asks_refinement(dataset_dir: str | os.PathLike[str]) -> bool:

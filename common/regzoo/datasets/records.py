@@ -6,6 +6,7 @@ no ``moving_image``.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, combinations
@@ -199,17 +200,19 @@ def check_records(records: Sequence[Record], must_exist: bool = True) -> None:
     pairs: set[tuple[str, ...]] = set()
     cases: set[str] = set()
     owners: dict[str, str] = {}
+    # An image may be in hundreds of pairs.
+    exists, real = functools.cache(is_image), functools.cache(os.path.realpath)
     for record in records:
         image = record[FIXED.image]
         for file in record_files(record) if must_exist else ():
-            if not is_image(file):
+            if not exists(file):
                 missing = bad_file(file, "no such file", "correct the path or take the pair off the list")
                 refuse(not_a_file(Path(file)) if Path(file).is_dir() else missing)
         given = [key for key in POINT_KEYS if record.get(key)]
         if len(given) == 1 and not is_single(record):
             problem = f"has {given[0]}, but no points of the other image"
             refuse(bad_file(image, problem, "give corresponding points of both images"))
-        pair = real_files(record, IMAGE_KEYS)
+        pair = tuple(map(real, record_files(record, IMAGE_KEYS)))
         if len(pair) > len(set(pair)):
             refuse(bad_file(image, "is both the fixed and the moving image of a pair", "name two images"))
         if pair in pairs:
@@ -226,7 +229,7 @@ def check_records(records: Sequence[Record], must_exist: bool = True) -> None:
         for side in SIDES:
             if (patient := patient_on(record, side)) is None:
                 continue
-            for file in real_files(record, (side.image, side.label, side.mask, side.points)):
+            for file in map(real, record_files(record, (side.image, side.label, side.mask, side.points))):
                 owner = owners.setdefault(file, str(patient))
                 if owner != str(patient):
                     problem = f"belongs to two patients, {owner} and {patient}, and would be in two folds"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import random
 from collections.abc import Sequence
 from itertools import chain
 
 import numpy as np
 from regzoo.case import FIXED, IMAGE_KEYS, Key, Record
-from regzoo.datasets.records import check_splits, patients_of, real_files, record_files
+from regzoo.datasets.records import check_splits, patients_of, record_files
 from regzoo.datasets.text import warn_once
 from regzoo.errors import RegZooError
 from scipy.sparse import coo_array
@@ -105,8 +107,10 @@ def _own_folds(records: Sequence[Record], folds: int | None) -> dict[int, list[R
 
 def linked_groups(records: Sequence[Record]) -> dict[str, list[Record]]:
     """Records that share a patient or an image, directly or through others, by the name of their first patient."""
+    real = functools.cache(os.path.realpath)  # an image may be in hundreds of pairs
     names = [
-        [*(f"patient {name}" for name in patients_of(record)), *real_files(record, IMAGE_KEYS)] for record in records
+        [*(f"patient {name}" for name in patients_of(record)), *map(real, record_files(record, IMAGE_KEYS))]
+        for record in records
     ]
     number = {name: index for index, name in enumerate(sorted(set(chain(*names))))}
     # A graph of names, in which each record joins its first name to the others.

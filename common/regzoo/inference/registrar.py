@@ -147,7 +147,7 @@ class Registrar:
     def run(self, record: Record) -> dict[str, Any]:
         """The case of a record after the postprocessing; errors as `register`."""
         try:
-            item = self.preprocessing(record)
+            item = self.preprocessing({**record, Key.REQUESTED: True})
             with torch.inference_mode():
                 item[Key.PRED] = self.inferer(item[Key.IMAGE][None].to(self.device), self.network)[0]
                 return self.postprocessing(item)

@@ -141,9 +141,10 @@ class LabelTable(RowTable):
     """Ignite handler that writes ``labels.csv``: a row per case and label, before and after registration.
 
     A case has rows if it has ``reference_label`` and ``warped_label``; it may have ``unregistered_label``, (C, X, Y, Z)
-    on the fixed grid, and ``label_names``. A label that is empty in the fixed image, or in the moving image both before
-    and after registration, has no row. An empty cell means that the label is absent: a warped label without a distance
-    has left the image.
+    on the fixed grid, and ``label_names`` or ``label_values``. The column ``label`` is the position of a label, from 0;
+    see `label_names` for its ``name``. A label that is empty in the fixed image, or in the moving image both before and
+    after registration, has no row. An empty cell means that the label is absent: a warped label without a distance has
+    left the image.
     """
 
     FILE = "labels.csv"
@@ -156,7 +157,7 @@ class LabelTable(RowTable):
         fixed, before, warped = (item.get(view.label) for view in (REFERENCE, UNREGISTERED, WARPED))
         if fixed is None or warped is None:
             return []
-        names = list(item.get(Key.LABEL_NAMES) or [])
+        names = label_names(item, len(fixed))
         voxel = float(affine_of(fixed)[:3, :3].det().abs()) / 1000  # ml
         missing = [math.nan] * len(fixed)
         volumes = [
@@ -172,9 +173,14 @@ class LabelTable(RowTable):
         for label, values in enumerate(zip(*compared, *volumes, strict=True)):
             in_fixed, in_before, in_warped = values[-3:]
             if in_fixed and (in_before > 0 or in_warped > 0):
-                name = names[label] if label < len(names) else f"label {label}"
-                rows.append([label, name, *values])
+                rows.append([label, names[label], *values])
         return rows
+
+
+def label_names(item: Mapping[str, Any], count: int) -> list[str]:
+    """The names of the `count` labels of a case; without names, ``label`` and the value or, of masks, the position."""
+    names = item.get(Key.LABEL_NAMES) or [f"label {value}" for value in item.get(Key.LABEL_VALUES) or ()]
+    return [str(names[label]) if label < len(names) else f"label {label}" for label in range(count)]
 
 
 class PointTable(RowTable):

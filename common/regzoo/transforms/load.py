@@ -44,6 +44,7 @@ class LoadPaird(MapTransform):
     Results: images (1, X, Y, Z) float32, labels (C, X, Y, Z) of 0 and 1, and masks (1, X, Y, Z) bool of the voxels that
     count, each with its own affine (voxel → RAS mm).
     A ``requested`` case holds its labels small, see `regzoo.spatial.held`.
+    Unless cases are ``requested``, it warns once if maps of two hold different values and nothing says which there are.
 
     Raises:
         RegZooError: one line that names the file, what is wrong with it and what to do.
@@ -62,6 +63,9 @@ class LoadPaird(MapTransform):
         self.allow_nan = allow_nan
         self.need = tuple(need)
         self.strict_headers = strict_headers
+        #: Of the first case with maps whose values nothing names: a file of them and their values.
+        self.first: tuple[str, list[int]] | None = None
+        self._warned = False
 
     def __call__(self, data: Record) -> Case:
         item: Any = dict(data)
@@ -92,6 +96,12 @@ class LoadPaird(MapTransform):
             item[key] = label
         if maps:
             item[Key.LABEL_VALUES] = values
+            # A pair that is only registered gets its labels back by value, whatever their order.
+            if self.label_values is None and not data.get(Key.REQUESTED) and not names_labels(data):
+                first, known = self.first = self.first or (next(iter(maps)), values)
+                if values != known and not self._warned:
+                    self._warned = True
+                    logger.warning("%s", other_values(next(iter(maps)), values, first, known))
             if data.get(Key.LABEL_NAMES):
                 item[Key.LABEL_NAMES] = _names_of(data, values, next(iter(maps)))
         if not item.get(Key.LABEL_NAMES) and (names := _segment_names(files, values if maps else None)):
@@ -142,6 +152,25 @@ class LoadPaird(MapTransform):
                 problem = f"holds the label values {', '.join(unknown)}, but only {sorted(known)} are known"
                 raise bad_file(path, problem, "fix the file, or name all its values as label_values")
         return [int(value) for value in wanted]
+
+
+def names_labels(record: Record) -> bool:
+    """Whether a record says what the labels of its maps are, by their values or names."""
+    return bool(record.get(Key.LABEL_VALUES) or record.get(Key.LABEL_NAMES))
+
+
+def other_values(file: str, values: Sequence[int], first: str, known: Sequence[int]) -> RegZooError:
+    """What to say of a map whose labels are other values than those of the first map, `known`."""
+    here, there = (", ".join(map(str, some)) for some in (values, known))
+    problem = (
+        f"its labels are the values {here:.80}, but those of {first} are {there:.80}, and labels count by their order"
+    )
+    return bad_file(file, problem, "list all values of the data set as label_values, for prostate data the gland first")
+
+
+def label_number(values: Sequence[int] | None, channel: int) -> str:
+    """A label in a message: by its value or, among masks without values, by its place."""
+    return f"label {values[channel]}" if values else f"label {channel} (from 0)"
 
 
 def _names_of(record: Record, values: Sequence[int], file: str) -> list[str]:

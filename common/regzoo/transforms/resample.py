@@ -18,7 +18,7 @@ from regzoo.spatial import Grid, as_tensor, resample
 from regzoo.spatial.held import Box, boxes, is_map, one_mask, part_of, sizes_and_centres
 from regzoo.spatial.transformation import within_grid
 from regzoo.spatial.volumes import FILE
-from regzoo.transforms.load import aligned, file_of, overlap
+from regzoo.transforms.load import aligned, file_of, label_number, overlap
 
 logger = logging.getLogger(__name__)
 
@@ -168,7 +168,8 @@ class SelectLabelsd(MapTransform):
                 kept = [channel for channel in kept if not left_out[channel]]
             for channel in kept if side.label in self.need else ():
                 if not float(as_tensor(label)[channel].sum()) > MIN_VOXELS:
-                    problem = f"label {channel} (from 0) is empty or outside the network's field of view, but needed"
+                    which = label_number(data.get(Key.LABEL_VALUES), channel)
+                    problem = f"{which} is empty or outside the network's field of view, but needed"
                     raise bad_file(file_of(label, side.label), problem, "draw it, or set align to another method")
             item[side.label] = label[kept]
             if (shares := data.get(side.label_in_view)) is not None:  # no warning about labels that are left out
@@ -301,10 +302,11 @@ class MatchLabelsd(MapTransform):
             return
         self._warned = True
         worst = int(torch.nan_to_num(shares, nan=1.0).argmin())
+        which = label_number(item.get(Key.LABEL_VALUES), worst)
         logger.warning(
-            "%s: only %.0f %% of label %d (from 0) lies in the network's field of view; enlarge size or spacing, or "
+            "%s: only %.0f %% of %s lies in the network's field of view; enlarge size or spacing, or "
             "choose another align (said once; regzoo check lists all)",
-            *(file_of(item[side.label], side.label), 100 * float(shares[worst]), worst),
+            *(file_of(item[side.label], side.label), 100 * float(shares[worst]), which),
         )
 
 

@@ -14,7 +14,7 @@ from regzoo.datasets.records import record_files
 from regzoo.errors import RegZooError, user_error
 from regzoo.spatial import Grid, as_tensor, read_image, read_label_file
 from regzoo.spatial.volumes import even_step
-from regzoo.transforms.load import LoadPaird, aligned
+from regzoo.transforms.load import LoadPaird, aligned, label_number
 from regzoo.transforms.points import landmarks_of
 from regzoo.transforms.resample import IN_VIEW, MIN_VOXELS, ResamplePaird, share_in_view
 from regzoo_tools.checking.findings import Finding, Severity, collected_warnings, finding_of
@@ -43,7 +43,7 @@ class CaseFacts:
     Attributes:
         record: the case as it is listed.
         images: by side, as far as they can be read.
-        names: of the labels.
+        names, values: of the labels, as far as they are known; maps have values.
         volumes: of each label by side, mm³.
         shares: of each label by side, how much lies in the network's field of view, NaN for an empty label.
         reach: how far the labels (or, without labels, the fixed image) extend from the middle of the view along the
@@ -53,6 +53,7 @@ class CaseFacts:
     record: Record
     images: dict[str, ImageFacts] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
+    values: list[int] = field(default_factory=list)
     volumes: dict[str, list[float]] = field(default_factory=dict)
     shares: dict[str, list[float]] = field(default_factory=dict)
     reach: list[float] | None = None
@@ -70,7 +71,9 @@ class CaseFacts:
         return files[channel] if channel < len(files) else files[0]
 
     def add(self, severity: Severity, file: str, problem: str, fix: str, channel: int | None = None) -> None:
-        """Add a finding about one of its files."""
+        """Add a finding about one of its files, or about a label in it."""
+        if channel is not None:
+            problem = f"{label_number(self.values, channel)} {problem}"
         self.findings.append(Finding(severity, file, problem, fix, self.case, channel))
 
     def add_lines(self, severity: Severity, lines: Sequence[str]) -> None:
@@ -115,6 +118,7 @@ class Examiner:
             if side.label in needed and side.image in record and not record.get(side.label):
                 problem = "comes without its label, which training needs"
                 facts.add("error", record[side.image], problem, f"name it as {side.label}, or leave it out")
+        self.load.first = None  # the values of all cases are compared later, see `compare_cases`
         try:
             item = self.load(cast(Any, record))
         except Exception as error:
@@ -124,6 +128,7 @@ class Examiner:
             if (image := item.get(side.image)) is not None:
                 facts.images[side.name] = _image_facts(record[side.image], image)
         facts.names = [str(name) for name in item.get(Key.LABEL_NAMES) or ()]
+        facts.values = list(item.get(Key.LABEL_VALUES) or ())
         try:
             landmarks_of(item, (FIXED.image, MOVING.image))
         except RegZooError as error:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from regzoo.case import Key, Record
 from regzoo.datasets import load_records, load_single_records
+from regzoo.datasets.loading import pairs_all_images
 from regzoo.datasets.records import is_single, real_files, record_files
 from regzoo.datasets.text import SPLIT_WORDS
 from regzoo.errors import RegZooError, collected_problems
@@ -128,7 +129,8 @@ def _records(plan: Plan) -> tuple[list[Record], list[Finding]]:
                     continue
         return [{"split": homes.get(real_files(r), "train")} | r for r in records], *kept
 
-    if plan.single:
+    # Pairs of any two images would have every image examined with each of the others.
+    if plan.single or (plan.bundle is None and pairs_all_images(plan.data)):
         records, problems, warnings = read(load_single_records)
     else:
         try:
@@ -212,6 +214,7 @@ def _write(report: Report, folder: Path, frame: str) -> None:
                 "split": facts.record[Key.SPLIT],
                 "images": {side: vars(image) for side, image in facts.images.items()},
                 "label_names": facts.names,
+                "label_values": facts.values,
                 "volumes_mm3": facts.volumes,
                 "shares_in_view": {
                     side: [None if share != share else share for share in shares]

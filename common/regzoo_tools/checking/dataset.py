@@ -10,8 +10,9 @@ import numpy as np
 from regzoo.case import FIXED, MOVING, Key, Record
 from regzoo.datasets.records import patients_of
 from regzoo.spatial import decimals
+from regzoo.transforms.load import label_number, names_labels, other_values
 from regzoo_tools.checking.cases import CaseFacts
-from regzoo_tools.checking.findings import Finding
+from regzoo_tools.checking.findings import Finding, finding_of
 
 #: Voxel sizes that differ from the median by more than this factor are reported.
 FACTOR = 3.0
@@ -19,7 +20,7 @@ FACTOR = 3.0
 
 def compare_cases(facts: Sequence[CaseFacts], gland_first: bool) -> list[Finding]:
     """Findings about several cases; `gland_first` says that the first label has to be the gland, the largest."""
-    found = [*_identical(facts), *_voxel_sizes(facts)]
+    found = [*_identical(facts), *_voxel_sizes(facts), *_label_values(facts)]
     return found + (list(_first_labels(facts)) if gland_first else [])
 
 
@@ -58,14 +59,26 @@ def _voxel_sizes(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
                 yield Finding("warning", image.file, problem, "check its header, or export it again", case.case)
 
 
+def _label_values(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
+    """The first case whose maps hold other values than those before, where nothing says which values there are."""
+    cases = [case for case in facts if case.values and not names_labels(case.record)]
+    for case in cases:
+        if case.values != cases[0].values:
+            files = [one.label_file(next(iter(one.volumes), FIXED.name), 0) for one in (case, cases[0])]
+            line = other_values(files[0], case.values, files[1], cases[0].values)
+            yield finding_of(line, "warning", files[:1], case.case)
+            return
+
+
 def _first_labels(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
     """Cases whose first label is smaller than another one, and therefore is probably not the gland."""
     for case in facts:
         for side, volumes in case.volumes.items():
             largest = int(np.argmax(volumes))
             if volumes[0] < volumes[largest]:
-                sizes = f"{volumes[0] / 1000:.3g} mL, less than label {largest} with {volumes[largest] / 1000:.3g} mL"
-                problem = f"has {sizes}; the gland must come first"
+                first, other = (label_number(case.values, channel) for channel in (0, largest))
+                sizes = f"{volumes[0] / 1000:.3g} mL, less than {other} with {volumes[largest] / 1000:.3g} mL"
+                problem = f"{first} has {sizes}; the gland must come first"
                 fix = "put the gland first in every file, or name its value first in label_values"
                 yield Finding("warning", case.label_file(side, 0), problem, fix, case.case, 0)
                 break
@@ -76,7 +89,8 @@ def label_table(facts: Sequence[CaseFacts]) -> list[Mapping[str, Any]]:
     rows: dict[str, dict[str, list[float]]] = {}
     for case in facts:
         count = max((len(volumes) for volumes in case.volumes.values()), default=0)
-        names = case.names if len(case.names) == count else [f"label {channel}" for channel in range(count)]
+        numbers = [label_number(case.values, channel) for channel in range(count)]
+        names = case.names if len(case.names) == count else numbers
         for channel, name in enumerate(names):
             row = rows.setdefault(name, {"cases": [], "volumes": [], "shares": []})
             volumes = [case.volumes[side][channel] for side in case.volumes]

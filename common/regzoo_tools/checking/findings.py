@@ -31,8 +31,7 @@ class Finding:
 
     def line(self) -> str:
         """The finding as one line."""
-        label = "" if self.channel is None else f"label {self.channel} (from 0) "
-        return f"{self.severity}: {self.file}: {label}{self.problem}" + (f"; {self.fix}" if self.fix else "")
+        return f"{self.severity}: {self.file}: {self.problem}" + (f"; {self.fix}" if self.fix else "")
 
 
 def finding_of(

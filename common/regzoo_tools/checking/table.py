@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from regzoo.case import FIXED, MOVING, Key
-from regzoo.datasets.records import is_single
+from regzoo.datasets.records import is_single, patients_of
 from regzoo.datasets.splits import linked_groups
 from regzoo_tools.checking.cases import CaseFacts
 from regzoo_tools.checking.command import Report
@@ -59,10 +59,13 @@ def _cases(report: Report) -> str:
     kind = "images" if all(map(is_single, records)) else "pairs"
     splits = Counter(record[Key.SPLIT] for record in records)
     parts = ", ".join(f"{split} {count}" for split, count in splits.items())
-    patients = len(linked_groups(records)) if records else 0
-    unknown = not any(key in record for record in records for key in ("patient", FIXED.patient))
-    own = "; none is named, so each case counts as one" if unknown else ""
-    return f"{len(records)} {kind} ({parts or 'none'}) of {_count(patients, 'patient')}{own}"
+    groups = linked_groups(records) if records else {}
+    named = {patient for record in records for patient in patients_of(record)}
+    patients = len(named) + sum(not any(map(patients_of, group)) for group in groups.values())
+    note = "" if named else "; none is named, so each case counts as one"
+    if len(groups) < patients:
+        note = f"; their pairs link them into {_count(len(groups), 'group')}, which folds cannot divide"
+    return f"{len(records)} {kind} ({parts or 'none'}) of {_count(patients, 'patient')}{note}"
 
 
 def _images(facts: Sequence[CaseFacts], side: str) -> str:

@@ -13,7 +13,7 @@ import torch
 from regzoo.case import REFERENCE, WARPED, Key
 from regzoo.files import file_name, make_folder
 from regzoo.metrics.base import CaseMetric, affine_of
-from regzoo.report.tables import RowTable
+from regzoo.report.tables import RowTable, label_names
 from regzoo.spatial import centroids
 from torch import nn
 
@@ -70,12 +70,11 @@ class CentroidTable(RowTable):
     def rows(self, item: Mapping[str, Any]) -> list[list[Any]]:
         if REFERENCE.label not in item or WARPED.label not in item:
             return []
-        names = list(item.get(Key.LABEL_NAMES) or [])
         affine = affine_of(item[REFERENCE.label])
         fixed, warped = (centroids(item[view.label], affine).tolist() for view in (REFERENCE, WARPED))
         return [
-            [label, names[label] if label < len(names) else f"label {label}", *fixed[label], *warped[label]]
-            for label in range(len(fixed))
+            [label, name, *fixed[label], *warped[label]]
+            for label, name in enumerate(label_names(item, len(fixed)))
             if not math.isnan(fixed[label][0])
         ]
 

@@ -118,6 +118,24 @@ def test_a_label_that_one_side_lacks(pairs: PairSet, tmp_path: Path) -> None:
     assert report.failed(strict=True) and not report.failed()
 
 
+def test_maps_of_different_values(pairs: PairSet, tmp_path: Path) -> None:
+    """Labels are counted and called by their value; one warning says that the values should be named."""
+    for number, row in enumerate(pairs.rows):
+        for side in ("fixed", "moving"):
+            image = nib.load(tmp_path / row[f"{side}_label"])
+            gland, landmark = np.moveaxis(image.get_fdata(), -1, 0) > 0
+            values = np.where(landmark & (number == 0), 3, 6 * gland)
+            nib.save(nib.Nifti1Image(values.astype(np.uint8), image.affine), tmp_path / row[f"{side}_label"])
+    report = check(pairs, None)
+    assert [(row["name"], row["cases"]) for row in report.labels] == [("label 3", 1), ("label 6", 4)]
+    finding = only(report, "warning")
+    assert finding.file == str(tmp_path / "c1_fixed_label.nii.gz") and "values 6, but those of" in finding.problem
+    assert "as label_values" in finding.fix
+    (small,) = (finding for finding in check(pairs).findings if finding.channel == 0)
+    assert small.problem.startswith("label 3 has ") and ", less than label 6 with " in small.problem
+    assert check(pairs, label_values=[6, 3]).findings == []
+
+
 def test_a_pair_without_labels(pairs: PairSet, tmp_path: Path) -> None:
     del pairs.rows[2]["moving_label"]
     finding = only(check(pairs))

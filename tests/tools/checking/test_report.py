@@ -118,6 +118,41 @@ def test_proposals_without_labels_cover_the_image(tmp_path: Path) -> None:
     assert (report.spacing, report.size, report.folds) == ([3.0, 3.0, 3.0], [24, 24, 24], 2)
 
 
+def test_patients_that_pairs_link(tmp_path: Path) -> None:
+    """p0 → p1 and p1 → p2 are three patients, of whom no fold can hold one out; p3 and a pair without a patient."""
+    pairs = PairSet(tmp_path)
+    for number in range(2):
+        del pairs.rows[number]["patient"]
+        pairs.rows[number] |= {"fixed_patient": f"p{number}", "moving_patient": f"p{number + 1}"}
+    del pairs.rows[2]["patient"]
+    text = as_text(check_data(pairs.write()))
+    linked = "their pairs link them into 3 groups, which folds cannot divide"
+    assert f"4 pairs (train 4) of 5 patients; {linked}" in text and "--folds 3" in text
+    del pairs.rows[2:]
+    text = as_text(check_data(pairs.write()))
+    assert "2 pairs (train 2) of 3 patients; their pairs link them into 1 group," in text and "--folds" not in text
+
+
+def test_images_of_which_any_two_make_a_pair(tmp_path: Path) -> None:
+    """Each is examined once; pairs that the task lists are examined as pairs."""
+    pairs = PairSet(tmp_path, count=0)
+    for part in ("imagesTr", "labelsTr"):
+        (tmp_path / part).mkdir()
+    names = [f"Task_{number:04d}_0000" for number in range(5)]
+    for seed, name in enumerate(names):
+        pairs.image(f"imagesTr/{name}", seed)
+        pairs.label(f"labelsTr/{name}")
+    images = [f"./imagesTr/{name}.nii.gz" for name in names]
+    content = {"training": images, "registration_val": [{"fixed": images[3], "moving": images[4]}]}
+    (tmp_path / "Task_dataset.json").write_text(json.dumps(content))
+    report = check_data(tmp_path)
+    assert [facts.case for facts in report.facts] == names and report.findings == [] and report.folds == 3
+    assert "5 images (train 3, val 2) of 5 patients\n" in as_text(report)
+    content["training_paired_images"] = [{"fixed": images[0], "moving": images[1]}]
+    (tmp_path / "Task_dataset.json").write_text(json.dumps(content))
+    assert "2 pairs (train 1, val 1) of 4 patients; their pairs link" in as_text(check_data(tmp_path))
+
+
 def test_no_pair_that_can_be_read(tmp_path: Path) -> None:
     pairs = PairSet(tmp_path, count=1)
     pairs.rows[0]["moving_image"] = "none.nii.gz"
