@@ -107,7 +107,8 @@ class Pages:
         """A link as the copied page writes it; only its text if the file is not copied."""
         goal = Path(os.path.normpath(page.parent / link.path))
         if not goal.exists():
-            if goal.is_relative_to(self.root):
+            places = [self.root, *filter(Path.is_dir, (self.project / source for source in SOURCES))]
+            if any(goal.is_relative_to(place) for place in places):
                 raise bad_file(page, f"links to {link.path}, which does not exist", "correct the link")
             self.missing.append(link.path)
             return link.text

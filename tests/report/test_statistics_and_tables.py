@@ -162,7 +162,7 @@ def test_label_rows_without_names_and_without_the_unregistered_label(tmp_path: P
     item = record(1)
     del item["label_names"], item["unregistered_label"]
     found = LabelTable(tmp_path).rows(item)
-    assert [row[1] for row in found] == ["label 0", "label 1"]
+    assert [row[1] for row in found] == ["label 0 (from 0)", "label 1 (from 0)"]
     # Labels of maps are called by their values, as by `regzoo register`.
     assert [row[1] for row in LabelTable(tmp_path).rows(item | {"label_values": [3, 6, 7]})] == ["label 3", "label 6"]
     assert math.isnan(found[1][2])

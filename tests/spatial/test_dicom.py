@@ -158,12 +158,31 @@ def test_a_file_stands_for_its_whole_series(tmp_path: Path) -> None:
     check(files[0])
 
 
-@pytest.mark.parametrize("named", ["", "IM002"])
-def test_copies_of_a_series_are_not_taken_for_phases(named: str, tmp_path: Path) -> None:
-    write_series(tmp_path, VOXELS, AFFINE)
+def test_copies_of_a_series_are_not_taken_for_phases(tmp_path: Path) -> None:
+    files = write_series(tmp_path, VOXELS, AFFINE)
+    hidden = tmp_path / ".git" / "annex"
+    write_series(hidden, VOXELS, AFFINE)
+    check(tmp_path)
     write_series(tmp_path / "copy", VOXELS, AFFINE)
     with pytest.raises(RegZooError, match=r"holds an image twice, as \S*/(IM\d+) and \S*/copy/\1; move the copies out"):
-        read_image(tmp_path / named)
+        read_image(tmp_path)
+    check(files[2])
+
+
+def test_what_else_lies_below_a_named_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = write_series(tmp_path, VOXELS, AFFINE)
+    (damaged := tmp_path / "other" / "IM.dcm").parent.mkdir()
+    damaged.write_bytes(files[0].read_bytes()[:300])
+    check(files[2])
+    assert f"{damaged}: is a DICOM file that is truncated" in caplog.text and "passed over" in caplog.text
+    with pytest.raises(RegZooError, match=r"other/IM\.dcm: is a DICOM file that is truncated"):
+        read_image(tmp_path)
+    monkeypatch.setattr("regzoo.spatial.dicom.MOST_FILES", len(files))
+    caplog.clear()
+    check(files[2])
+    assert f"{tmp_path}: holds more than {len(files)} files; it was passed over" in caplog.text
 
 
 def test_a_folder_with_the_mark_in_its_name(tmp_path: Path) -> None:

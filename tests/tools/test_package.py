@@ -186,6 +186,10 @@ def test_links_to_what_stays_behind_become_text(copy_bundle: Copy, tmp_path: Pat
     (root / "docs/README.md").write_text("[gone](gone.md)\n", encoding="utf-8")
     with pytest.raises(RegZooError, match=r"README\.md: links to gone\.md, which does not exist; correct the link"):
         package(root, tmp_path / "bundle.zip")
+    # A page of the project is wrong, too, where the project's other pages are.
+    (root / "docs/README.md").write_text("[gone](../../../docs/gone.md)\n", encoding="utf-8")
+    with pytest.raises(RegZooError, match=r"links to \.\./\.\./\.\./docs/gone\.md, which does not exist; correct"):
+        package(root, tmp_path / "bundle.zip")
 
 
 def test_a_bundle_that_was_copied_out_of_the_project(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

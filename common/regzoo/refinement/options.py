@@ -70,6 +70,11 @@ class RefinementOptions:
     seconds: float | None = None
 
     @property
+    def compares_images(self) -> bool:
+        """Whether intensities count, and not labels alone."""
+        return not self.similarity.keys() <= {"labels", "distance"}
+
+    @property
     def linear(self) -> Linear | None:
         """The transformation if it is linear."""
         kind = self.transformation

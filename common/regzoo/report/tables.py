@@ -23,6 +23,7 @@ from regzoo.metrics.labels import centroid_distances, dice
 from regzoo.metrics.points import point_distances
 from regzoo.report.engine import cases_of, is_writer
 from regzoo.spatial import as_tensor
+from regzoo.transforms.load import label_number
 
 if TYPE_CHECKING:
     from ignite.engine import Engine
@@ -178,9 +179,9 @@ class LabelTable(RowTable):
 
 
 def label_names(item: Mapping[str, Any], count: int) -> list[str]:
-    """The names of the `count` labels of a case; without names, ``label`` and the value or, of masks, the position."""
-    names = item.get(Key.LABEL_NAMES) or [f"label {value}" for value in item.get(Key.LABEL_VALUES) or ()]
-    return [str(names[label]) if label < len(names) else f"label {label}" for label in range(count)]
+    """The names of the `count` labels of a case; those without a name are called as in messages."""
+    names = [str(name) for name in item.get(Key.LABEL_NAMES) or ()][:count]
+    return names + [label_number(item.get(Key.LABEL_VALUES), label) for label in range(len(names), count)]
 
 
 class PointTable(RowTable):

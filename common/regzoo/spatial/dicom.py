@@ -6,6 +6,7 @@ volumes in one series. Multi-frame files are refused, because ITK's grid is wron
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,8 @@ from regzoo.errors import RegZooError, bad_file
 from regzoo.spatial.grid import RAS_LPS, Grid
 from regzoo.spatial.itk_files import itk_name, quiet
 from regzoo.spatial.nifti import AGAIN, SAME_MM, SAME_VOXELS, orthogonal, times, too_large
+
+logger = logging.getLogger(__name__)
 
 #: The largest number of files that a folder and its subfolders may hold.
 MOST_FILES = 20000
@@ -92,17 +95,40 @@ def find_series(path: Path) -> Series:
         RegZooError: there is no such series, there are several, or the slices do not make up one regular grid.
     """
     folder, wanted = split_series(path)
-    if not folder.is_dir():
+    named = not folder.is_dir()
+    if named:
         start = _start(path)
         own = _slice(path, start)
         if own is None:
             raise bad_file(path, *_OTHERS.get(_meta(start, 2), ("is a DICOM file without an image", _CONVERT)))
         folder, wanted = path.parent, own.tags.get(_UID, "")
     series: dict[str, list[Slice]] = {}
-    for file, start in _dicom_files(folder):
-        if (found := _slice(file, start)) is not None:
-            series.setdefault(found.tags.get(_UID, ""), []).append(found)
+    for found in _slices(folder, named):
+        series.setdefault(found.tags.get(_UID, ""), []).append(found)
     return _placed(path, _chosen(path, folder, series, wanted))
+
+
+def _slices(folder: Path, named: bool) -> Iterator[Slice]:
+    """The images of a folder and its subfolders.
+
+    Args:
+        named: a file of the folder was named, not the folder. What its subfolders hold may then have nothing to do with
+            that file: copies are passed over there, and what cannot be read, with a warning.
+    """
+    known = set[str]()
+    for file, start in _dicom_files(folder, named):
+        below = named and file.parent != folder
+        try:
+            found = _slice(file, start)
+        except RegZooError as error:
+            if not below:
+                raise
+            _pass_over(error)
+            continue
+        instance = "" if found is None else found.tags.get(_INSTANCE, "")
+        if found is not None and not (below and instance in known):
+            yield found
+        known |= {instance} - {""}
 
 
 def read_series(path: Path, series: Series) -> np.ndarray:
@@ -132,19 +158,39 @@ def split_series(path: Path) -> tuple[Path, str]:
     return (Path(folder), wanted) if mark and not path.exists() else (path, "")
 
 
-def _dicom_files(folder: Path) -> Iterator[tuple[Path, bytes]]:
-    """The DICOM files of a folder and its subfolders, with their first bytes."""
+def _dicom_files(folder: Path, named: bool = False) -> Iterator[tuple[Path, bytes]]:
+    """The DICOM files of a folder and its subfolders, with their first bytes; see `_slices` for `named`."""
+
+    def refuse(error: OSError) -> None:
+        try:
+            _refuse(error)
+        except RegZooError as problem:
+            if not named or Path(error.filename) == folder:
+                raise
+            _pass_over(problem)
+
     seen = 0
-    for place, folders, names in os.walk(folder, onerror=_refuse):
-        folders.sort()
+    for place, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))  # git-annex keeps copies in one
+        below = named and Path(place) != folder
         for name in sorted(names):
             seen += 1
             if seen > MOST_FILES:
                 fix = "name the folder of the series, or put the series into a folder of its own"
-                raise bad_file(folder, f"holds more than {MOST_FILES} files", fix)
+                error = bad_file(folder, f"holds more than {MOST_FILES} files", fix)
+                if not below:
+                    raise error
+                _pass_over(error)
+                return
             file = Path(place, name)
-            if not name.startswith(".") and file.is_file() and is_dicom(start := _start(file), name):
+            if name.startswith(".") or not file.is_file() or (below and not os.access(file, os.R_OK)):
+                continue
+            if is_dicom(start := _start(file), name):
                 yield file, start
+
+
+def _pass_over(error: RegZooError) -> None:
+    logger.warning("%s; it was passed over, so slices may be missing", str(error).rpartition("; ")[0])
 
 
 def _start(file: Path) -> bytes:

@@ -84,7 +84,8 @@ class RefinePaird(MapTransform):
             return data
         options = self.options_of(asked, data.get(Key.REFINE_SECONDS), Grid.of(data[FIXED.native_image]))
         item = data.copy()
-        if (self.kind if asked is True else asked) == "ct" and options.intensities and options.intensities[0] < 0:
+        window = options.intensities if options.compares_images else None
+        if (self.kind if asked is True else asked) == "ct" and window and window[0] < 0:
             data = _in_hounsfield_units(data)
         prediction = as_tensor(data[Key.PRED])
         start = None
@@ -125,10 +126,9 @@ class RefinePaird(MapTransform):
         device: torch.device,
     ) -> Volumes:
         image = data[side.native_image]
-        compares_images = bool({"lncc", "ncc", "mind"} & options.similarity.keys())
         return Volumes(
             Grid.of(aligned(data, image) if side is MOVING else image),
-            scaled(as_tensor(image).to(device), options.intensities) if compares_images else None,
+            scaled(as_tensor(image).to(device), options.intensities) if options.compares_images else None,
             None if labels is None else labels[side.name].to(device),
             None if side.mask not in data else as_tensor(data[side.mask]).to(device).float(),
         )
@@ -158,8 +158,9 @@ def _in_hounsfield_units(data: Case) -> Case:
         try:
             data = HounsfieldUnitsd([side.native_image])(data)
         except RegZooError as error:
-            # It may be a crop of an organ without fat and air.
-            logger.warning("%s; the refinement takes its values as they are", error)
+            # It may be a crop of an organ without fat and air, so an export without a window need not help.
+            problem = str(error).rpartition("; ")[0]
+            logger.warning("%s; its values are compared as they are: subtract 1024 if they are too high", problem)
     return data
 
 

@@ -12,7 +12,7 @@ import torch
 from regzoo.case import FIXED, MOVING, SIDES, Case, Key, Record
 from regzoo.datasets.records import record_files
 from regzoo.errors import RegZooError, user_error
-from regzoo.spatial import Grid, as_tensor, read_image, read_label_file
+from regzoo.spatial import Grid, as_tensor, decimals, read_image, read_label_file
 from regzoo.spatial.volumes import even_step
 from regzoo.transforms.load import LoadPaird, aligned, label_number
 from regzoo.transforms.points import landmarks_of
@@ -224,7 +224,7 @@ def _image_facts(file: str, image: Any) -> ImageFacts:
     values = as_tensor(image)[0]
     digest = hashlib.blake2b(values.numpy().tobytes(), digest_size=16)
     digest.update(repr(tuple(values.shape)).encode())
-    spacing = tuple(round(float(mm), 4) for mm in Grid.of(image).spacing)
+    spacing = tuple(round(float(mm), decimals(mm, 4)) for mm in Grid.of(image).spacing)
     return ImageFacts(str(file), tuple(values.shape), spacing, digest.hexdigest())
 
 

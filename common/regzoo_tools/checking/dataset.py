@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from regzoo.case import FIXED, MOVING, Key, Record
-from regzoo.datasets.records import patients_of
+from regzoo.case import FIXED, LABEL_KEYS, MOVING, Key, Record
+from regzoo.datasets.records import patients_of, record_files
 from regzoo.spatial import decimals
 from regzoo.transforms.load import label_number, names_labels, other_values
 from regzoo_tools.checking.cases import CaseFacts
@@ -64,7 +64,7 @@ def _label_values(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
     cases = [case for case in facts if case.values and not names_labels(case.record)]
     for case in cases:
         if case.values != cases[0].values:
-            files = [one.label_file(next(iter(one.volumes), FIXED.name), 0) for one in (case, cases[0])]
+            files = [record_files(one.record, LABEL_KEYS)[0] for one in (case, cases[0])]
             line = other_values(files[0], case.values, files[1], cases[0].values)
             yield finding_of(line, "warning", files[:1], case.case)
             return

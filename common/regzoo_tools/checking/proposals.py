@@ -50,7 +50,7 @@ def propose_grid(
     finest = float(np.median([min(image.spacing) for case in facts for image in case.images.values()]))
     found = [max(float(mm) * times, finest) for mm in spacing]
     if found != [float(mm) for mm in spacing]:
-        found = [max(0.5, float(np.ceil(round(mm * 2, 3)) / 2)) for mm in found]
+        found = [float(np.ceil(round(mm * 2, 3)) / 2) if mm > 0.25 else float(f"{mm:.2g}") for mm in found]
     voxels = np.ceil(np.round(box / np.asarray(found), 3) / MULTIPLE) * MULTIPLE
     return found, [max(SMALLEST, int(n)) for n in voxels]
 

@@ -74,11 +74,15 @@ def _images(facts: Sequence[CaseFacts], side: str) -> str:
         return ""
     shape = np.median([image.shape for image in images], axis=0)
     spacing = np.asarray([image.spacing for image in images])
-    middle = "×".join(f"{mm:.2f}" for mm in np.median(spacing, axis=0))
+    middle = "×".join(map(_mm, np.median(spacing, axis=0)))
     return (
         f"{len(images)} readable, median {'×'.join(f'{n:.0f}' for n in shape)} voxels of {middle} mm "
-        f"(from {spacing.min():.2f} to {spacing.max():.2f} mm)"
+        f"(from {_mm(spacing.min())} to {_mm(spacing.max())} mm)"
     )
+
+
+def _mm(length: float) -> str:
+    return f"{length:.2f}" if length > 0.1 else f"{length:.2g}"
 
 
 def _labels(report: Report) -> list[str]:

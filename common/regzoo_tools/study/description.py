@@ -151,7 +151,7 @@ def read_study(file: str | Path, scale: str | None = None, out: str | Path | Non
     if not isinstance(content, dict):
         raise bad_file(path, "is not an object of settings", "see docs/studies.md")
     if scale is not None:
-        content = _at_scale(path, content, scale, content.get("scales", {}))
+        content = _at_scale(path, content, [scale])
     name = path.stem if scale is None else f"{path.stem}_{scale}"
     folder = Path(out) if out else path.parent / "output" / name
     values = checked(path, "", content, Study, {"file", "folder"})
@@ -166,18 +166,19 @@ def read_study(file: str | Path, scale: str | None = None, out: str | Path | Non
     return _with_absolute_paths(study)
 
 
-def _at_scale(file: Path, content: dict[str, Any], name: str, scales: Any) -> dict[str, Any]:
-    """A description with the changes of a scale, after those of the scale that it is like."""
+def _at_scale(file: Path, content: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """A description with the changes of a scale, the last of the names, after those of the scale that it is like."""
+    scales, name = content.get("scales", {}), names[-1]
     if not isinstance(scales, dict) or name not in scales:
         raise unknown(file, f"scale {name}", "no such scale", name, scales)
     if not isinstance(scales[name], dict):
         raise bad_file(file, f"scales.{name} is not an object", "write {…}")
     changes = dict(scales[name])
     if (other := changes.pop("like", None)) is not None:
-        if not isinstance(other, str):
-            raise bad_file(file, f"scales.{name}.like: {json.dumps(other)} is not the name of a scale", "write one")
-        # Without this one, so that none is like itself.
-        content = _at_scale(file, content, other, {key: value for key, value in scales.items() if key != name})
+        if not isinstance(other, str) or other in names:
+            problem = f"scales.{name}.like: {json.dumps(other)} is no scale, or is like this one itself"
+            raise bad_file(file, problem, "write the name of another")
+        content = _at_scale(file, content, [*names, other])
     only = changes.pop("only", None)
     content = merged(content, changes)
     if only is None or not isinstance(methods := content.get("methods"), dict):

@@ -134,6 +134,14 @@ def test_maps_of_different_values(pairs: PairSet, tmp_path: Path) -> None:
     (small,) = (finding for finding in check(pairs).findings if finding.channel == 0)
     assert small.problem.startswith("label 3 has ") and ", less than label 6 with " in small.problem
     assert check(pairs, label_values=[6, 3]).findings == []
+    # Also of a pair that goes no further, whose labels have no volumes.
+    del pairs.rows[1]["fixed_label"]
+    pairs.image("c1_moving", 1, center=(500, 0, 0))
+    there = nib.load(tmp_path / "c1_moving.nii.gz").affine
+    nib.save(nib.Nifti1Image(np.ones(SHAPE, np.uint8), there), tmp_path / "c1_moving_label.nii.gz")
+    report = check(pairs, None)
+    assert "500 mm apart" in report.findings[0].problem and report.findings[0].severity == "error"
+    assert any("values 1, but those of" in finding.problem for finding in report.findings)
 
 
 def test_a_pair_without_labels(pairs: PairSet, tmp_path: Path) -> None:
