@@ -44,11 +44,9 @@ def _numbers(fixed: str, moving: str) -> list[str]:
     if len(numbers) < 2:
         return []
     (first, from_fixed), (second, from_moving) = numbers
-    if (from_fixed is None) != (from_moving is None):
-        return []
     if from_fixed == from_moving or (from_fixed, from_moving) == ("0000", "0001"):
         return [first, second]
-    return [part for number in numbers for part in number if part]
+    return [first, from_fixed, second, from_moving] if from_fixed and from_moving else []
 
 
 def voxel_displacement(field: DisplacementField, moving: Grid) -> np.ndarray:

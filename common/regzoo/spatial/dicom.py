@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 from nibabel.affines import from_matvec
@@ -162,12 +162,9 @@ def _dicom_files(folder: Path, named: bool = False) -> Iterator[tuple[Path, byte
     """The DICOM files of a folder and its subfolders, with their first bytes; see `_slices` for `named`."""
 
     def refuse(error: OSError) -> None:
-        try:
-            _refuse(error)
-        except RegZooError as problem:
-            if not named or Path(error.filename) == folder:
-                raise
-            _pass_over(problem)
+        if not named or Path(error.filename) == folder:
+            raise _unreadable(error) from error
+        _pass_over(_unreadable(error))
 
     seen = 0
     for place, folders, names in os.walk(folder, onerror=refuse):
@@ -183,9 +180,16 @@ def _dicom_files(folder: Path, named: bool = False) -> Iterator[tuple[Path, byte
                 _pass_over(error)
                 return
             file = Path(place, name)
-            if name.startswith(".") or not file.is_file() or (below and not os.access(file, os.R_OK)):
+            if name.startswith(".") or not file.is_file():
                 continue
-            if is_dicom(start := _start(file), name):
+            try:
+                start = _start(file)
+            except RegZooError as error:
+                if not below:
+                    raise
+                _pass_over(error)
+                continue
+            if is_dicom(start, name):
                 yield file, start
 
 
@@ -198,12 +202,12 @@ def _start(file: Path) -> bytes:
         with file.open("rb") as stream:
             return stream.read(4096)
     except OSError as error:
-        _refuse(error)
+        raise _unreadable(error) from error
 
 
-def _refuse(error: OSError) -> NoReturn:
+def _unreadable(error: OSError) -> RegZooError:
     reason = (error.strerror or str(error)).lower()
-    raise bad_file(error.filename, f"cannot be read ({reason})", "check the path and its permissions") from error
+    return bad_file(error.filename, f"cannot be read ({reason})", "check the path and its permissions")
 
 
 def _meta(start: bytes, element: int) -> str:

@@ -68,24 +68,26 @@ class RefinePaird(MapTransform):
         self.changes = {str(name): value for name, value in (options or {}).items()}
         self.channels = None if labels is None else [int(index) for index in labels]
         self.prefer_predicted, self.show_progress = prefer_predicted, show_progress
-        if refine is not False:
-            self.options_of(refine)
+        if (asked := self.kind_of(refine)) is not None:
+            self.options_of(asked)
 
-    def options_of(
-        self, refine: bool | str, seconds: float | None = None, fixed: Grid | None = None
-    ) -> RefinementOptions:
-        """The options for a value of `refine` but False, and for a time limit and the fixed grid of the case."""
+    def kind_of(self, refine: bool | str) -> str | None:
+        """The kind of pair for a value of `refine`; None if nothing is refined."""
+        return None if refine is False else self.kind if refine is True else str(refine)
+
+    def options_of(self, kind: str, seconds: float | None = None, fixed: Grid | None = None) -> RefinementOptions:
+        """The options for a kind of pair, and for a time limit and the fixed grid of the case."""
         limit = {"seconds": seconds or self.seconds} if seconds or self.seconds else {}
-        return options_for(self.kind if refine is True else str(refine), fixed, **self.changes | limit)
+        return options_for(kind, fixed, **self.changes | limit)
 
     def __call__(self, data: Case) -> Case:
-        asked = data.get(Key.REFINE, self.refine)
-        if asked is False:
+        kind = self.kind_of(data.get(Key.REFINE, self.refine))
+        if kind is None:
             return data
-        options = self.options_of(asked, data.get(Key.REFINE_SECONDS), Grid.of(data[FIXED.native_image]))
+        options = self.options_of(kind, data.get(Key.REFINE_SECONDS), Grid.of(data[FIXED.native_image]))
         item = data.copy()
         window = options.intensities if options.compares_images else None
-        if (self.kind if asked is True else asked) == "ct" and window and window[0] < 0:
+        if kind == "ct" and window and window[0] < 0:
             data = _in_hounsfield_units(data)
         prediction = as_tensor(data[Key.PRED])
         start = None
