@@ -3,8 +3,8 @@
 The coarse levels optimise one stationary velocity field v. The penalty is on the roughness of the whole of v, which
 keeps large deformations regular. They may compare the images in both directions, by exp(v) and exp(−v); then they take
 the gradient of v itself, which needs no backward pass through the squarings. The finest level costs most, so it
-optimises only a small deformation w of the moving side as v has warped it. Most of its steps take w as a displacement.
-The last ones integrate it, and take the gradient of w itself. The result is the composition of both exponentials.
+optimises only a small deformation w of the moving side as v has warped it. Its first steps take w as a displacement.
+The others integrate it, and take the gradient of w itself. The result is the composition of both exponentials.
 
 A linear transformation is optimised on all levels by the same steps, without a penalty. It follows the start.
 """
@@ -36,7 +36,10 @@ RESULT, RESULT_FINEST = 6, 5
 #: lattice on its own, so without the filter the noise of areas without structure moves as far as an edge.
 GRADIENT_SIGMA = 0.7
 #: The share of the steps of the finest level that integrate.
-INTEGRATED = 0.25
+INTEGRATED = 0.5
+#: The share of the steps of a level in which the step size falls to almost nothing. Steps of one size never settle, and
+#: only a stronger penalty keeps the noise that they leave from folding.
+SETTLING = 0.5
 #: Steps between two looks at the objective, which make the host wait for the device.
 LOOK = 5
 #: A level ends when `PATIENCE` steps lower the objective by less than `GAIN`.
@@ -280,6 +283,7 @@ class _Refinement:
         objectives = [Objective(level, self.options) for level, _ in directions]
         parameters = parameters.detach().clone().requires_grad_()
         optimizer = Adam(parameters)
+        left = every = sum(steps for steps, _ in phases)
         for steps, squarings in phases:
             lowest, since, weight = float("inf"), 0, 0.0
             for step in range(steps):
@@ -307,8 +311,9 @@ class _Refinement:
                     gradient = smoothed(gradient, gradient_sigma)
                 if weight:
                     add_roughness_gradient(gradient, parameters.detach(), weight)
-                optimizer.step(gradient, rate)
+                optimizer.step(gradient, rate * min(left / (SETTLING * every), 1.0))
                 self.steps += 1
+                left -= 1
                 if self.progress is not None:
                     self.progress()
         return parameters.detach()
