@@ -392,3 +392,13 @@ def test_options_of_a_refinement_that_no_row_asks_for(tmp_path: Path) -> None:
             (only,) = register_pairs("none", tmp_path / "pairs.csv", tmp_path / row, refine_seconds=5)
             assert "f.nii" in only["problem"]
         assert (tmp_path / row).exists() is not refused
+
+
+def test_masks_that_no_row_uses(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    names = ("fixed_image", "moving_image", "fixed_mask", "refine")
+    lines = [",".join(names), "a.nii,m.nii,k.nii,mr", "b.nii,m.nii,k.nii,", "c.nii,m.nii,,"]
+    (tmp_path / "pairs.csv").write_text("\n".join(lines))
+    for options, warned in (({"align": "center"}, True), ({"align": "center", "refine": "mr"}, False), ({}, False)):
+        caplog.clear()
+        register_pairs("none", tmp_path / "pairs.csv", tmp_path / "out", **options)
+        assert ("b: 1 of 3 pairs have a mask that this registration does not use; set refine" in caplog.text) is warned

@@ -128,9 +128,7 @@ def _is_number(value: Any) -> bool:
 
 #: The defaults for each kind of pair.
 KINDS: dict[str, RefinementOptions] = {
-    "mr": RefinementOptions(
-        spacing=1.0, steps=(40, 24, 16), smoothness=0.14, stiffening=1.8, symmetric=True, rate=0.5
-    ),
+    "mr": RefinementOptions(spacing=1.0, steps=(40, 24, 16), smoothness=0.14, stiffening=1.8, symmetric=True, rate=0.5),
     "ct": RefinementOptions(
         spacing=3.0, steps=(100, 60, 20), lattice=6.0, smoothness=0.4, window=7, intensities=SOFT_TISSUE
     ),
