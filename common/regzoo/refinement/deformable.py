@@ -311,11 +311,11 @@ class _Refinement:
                     gradient = smoothed(gradient, gradient_sigma)
                 if weight:
                     add_roughness_gradient(gradient, parameters.detach(), weight)
-                optimizer.step(gradient, rate * min(left / (SETTLING * every), 1.0))
+                optimizer.step(gradient, rate * min((left - step) / (SETTLING * every), 1.0))
                 self.steps += 1
-                left -= 1
                 if self.progress is not None:
                     self.progress()
+            left -= steps
         return parameters.detach()
 
     def _is_over(self) -> bool:
