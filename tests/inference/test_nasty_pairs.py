@@ -110,7 +110,7 @@ def test_two_slices_are_a_volume(files: Files) -> None:
 
 
 def test_a_small_mask_is_enough(files: Files) -> None:
-    """Fewer than a hundredth of all voxels count. The penalty weighs much for them, and halves the shift."""
+    """Fewer than a hundredth of all voxels count. The coarse levels are left out, and the others find about half of the shift."""
     fixed, moving, core = (
         np.pad(array, 5, mode="edge")
         for array in (
@@ -123,7 +123,7 @@ def test_a_small_mask_is_enough(files: Files) -> None:
     pair = files("fixed", fixed), files("moving", moving)
     assert (
         error_mm(displacement("mr", *pair, fixed_mask=files("mask", core)), SHIFT * SPACING, core)
-        < 0.6 * SHIFT * SPACING
+        < 0.65 * SHIFT * SPACING
     )
 
 
