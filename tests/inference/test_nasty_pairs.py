@@ -110,7 +110,7 @@ def test_two_slices_are_a_volume(files: Files) -> None:
 
 
 def test_a_small_mask_is_enough(files: Files) -> None:
-    """Fewer than a hundredth of all voxels count. Coarse levels are left out; the rest find two fifths of it."""
+    """Fewer than a hundredth of all voxels count. Only the finest level learns; it finds two fifths of the shift."""
     fixed, moving, core = (
         np.pad(array, 5, mode="edge")
         for array in (

@@ -94,8 +94,9 @@ def register_pairs(
 
 def _warn_of_masks(registrar: Registrar, records: Sequence[Record]) -> None:
     """Warn once of masks that are not used."""
-    masked = [record for record in records if any(record.get(key) for key in MASK_KEYS)]
-    idle = [] if registrar.uses_masks else [record for record in masked if not record.get(Key.REFINE)]
+    if registrar.uses_masks:
+        return
+    idle = [r for r in records if any(r.get(key) for key in MASK_KEYS) and not r.get(Key.REFINE)]
     if idle:
         problem = f"{len(idle)} of {len(records)} pairs have a mask that this registration does not use; set refine"
         logger.warning("%s: %s", name_of(idle[0]), problem)

@@ -84,19 +84,25 @@ class Lattice:
             return displacement
         ratio = [(n - 1) / max(m - 1, 1) for n, m in zip(size, old, strict=True)][::-1]
         scales = (1.0,), (1.0,), tuple(ratio)
-        # Along the last axis, the components lie between each other.
+        # The last axis also holds the components of each voxel, next to each other.
         matrices = [matrix_for(self.device, linear_matrix, *axis) for axis in zip(old, size, scales, strict=True)]
         return separable_filter(displacement.flatten(3)[None], matrices)[0].unflatten(3, (size[2], 3))
 
 
 def linear_matrix(size: int, target: int, scales: Sequence[float]) -> torch.Tensor:
-    """(target · n, size · n): interpolates an axis from first to last voxel, and scales n interleaved components.
+    """(target · n, size · n): interpolates an axis at `target` voxels from its first to its last.
 
-    The product and its adjoint take a third of the time of `F.interpolate` and its backward pass, or less.
+    Each voxel has n components next to each other, which are multiplied by `scales`. On the CPU, the products take less
+    time than `F.interpolate`, forward and backward.
     """
-    places = torch.arange(target, dtype=torch.float64)[:, None] * ((size - 1) / max(target - 1, 1))
-    weights = (1 - (places - torch.arange(size)).abs()).clamp(min=0)
+    weights = (1 - _distances(size, target)).clamp(min=0)
     return torch.kron(weights, torch.diag(torch.tensor(scales, dtype=torch.float64))).float()
+
+
+def _distances(size: int, target: int) -> torch.Tensor:
+    """(target, size): of `target` voxels, spread from the first to the last voxel of an axis, to the voxels there."""
+    places = torch.arange(target, dtype=torch.float64)[:, None] * ((size - 1) / max(target - 1, 1))
+    return (torch.arange(size, dtype=torch.float64)[None] - places).abs()
 
 
 def roughness(velocity: torch.Tensor) -> torch.Tensor:
@@ -116,10 +122,8 @@ def add_roughness_gradient(gradient: torch.Tensor, velocity: torch.Tensor, weigh
 
 def shrinking_matrix(size: int, target: int) -> torch.Tensor:
     """(target, size): blurs an axis against aliasing and samples it at `target` voxels from its first to its last."""
-    step = (size - 1) / max(target - 1, 1)
-    centres = torch.arange(target, dtype=torch.float64)[:, None] * step
-    distance = (torch.arange(size, dtype=torch.float64)[None] - centres).abs()
-    sigma = max(step - 1, 0.0) / 2
+    distance = _distances(size, target)
+    sigma = max((size - 1) / max(target - 1, 1) - 1, 0.0) / 2
     weights = torch.exp(-0.5 * (distance / sigma).square()) if sigma > 0.2 else (1 - distance).clamp(min=0)
     return (weights / weights.sum(dim=1, keepdim=True)).float()
 
