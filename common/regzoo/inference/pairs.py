@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import Any
 
 import regzoo
 from regzoo.bundles import find_bundle
-from regzoo.case import MASK_KEYS, PATH_KEYS, Key, Record
+from regzoo.case import PATH_KEYS, Key, Record
 from regzoo.datasets import load_records
 from regzoo.datasets.records import PATIENT_KEYS, record_files
 from regzoo.engines.identity import whole_hash
@@ -28,8 +27,6 @@ from regzoo.ownership import check_folder, claim, discard, origin_of, settle
 from regzoo.report.sheet import contact_sheet
 from regzoo.report.tables import write_csv
 from tqdm import tqdm
-
-logger = logging.getLogger(__name__)
 
 SUMMARY, SHEET = "summary.csv", "contact_sheet.png"
 #: Entries of a record that its result does not depend on.
@@ -76,7 +73,6 @@ def register_pairs(
     records = load_records(pairs, split, registrar.settings.get("direction", "mr_to_us"), must_exist=False)
     registrar.check_refinement(records)
     registrar.check_exclude(records)
-    _warn_of_masks(registrar, records)
     runner = _Runner(registrar, make_folder(out), wanted, inverse)
     claim(runner.folder, (SUMMARY, SHEET), runner.registrar.bundle)
     rows: list[Row] = []
@@ -90,16 +86,6 @@ def register_pairs(
     if runner.kept:
         tqdm.write(f"kept from an earlier run, because nothing has changed: {runner.kept} of {len(rows)}")
     return rows
-
-
-def _warn_of_masks(registrar: Registrar, records: Sequence[Record]) -> None:
-    """Warn once of masks that are not used."""
-    if registrar.uses_masks:
-        return
-    idle = [r for r in records if any(r.get(key) for key in MASK_KEYS) and not r.get(Key.REFINE)]
-    if idle:
-        problem = f"{len(idle)} of {len(records)} pairs have a mask that this registration does not use; set refine"
-        logger.warning("%s: %s", name_of(idle[0]), problem)
 
 
 class _Runner:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import numpy as np
 from monai.data import MetaTensor
-from regzoo.case import MOVING, WARPED, Case, Key
+from regzoo.case import MASK_KEYS, MOVING, WARPED, Case, Key
 from regzoo.metrics import deformation_statistics
+from regzoo.refinement.options import Linear
 from regzoo.spatial import Grid, decimals
 from regzoo.spatial.held import Box, boxes, is_map, sizes_and_centres
 from regzoo.transforms import warped_masks
@@ -36,11 +37,11 @@ def registration_statistics(
         statistics["deformation"] = {k: v if math.isfinite(v) else None for k, v in deformation.items()}
     if Key.REFINEMENT in item:
         statistics["refinement"] = item[Key.REFINEMENT]
-    statistics["warnings"] = []
+    statistics["warnings"] = _idle_masks(item)
     if labels is not None:
         label_boxes = boxes(labels, label_count(item, labels))
         statistics["labels"] = _label_statistics(item, labels, values, label_boxes)
-        statistics["warnings"] = _warnings(item, labels.shape[1:], label_boxes, statistics["labels"])
+        statistics["warnings"] += _label_warnings(item, labels.shape[1:], label_boxes, statistics["labels"])
     return statistics
 
 
@@ -74,7 +75,14 @@ def _label_statistics(
     ]
 
 
-def _warnings(
+def _idle_masks(item: Mapping[str, Any]) -> list[str]:
+    """A line for each mask of a case that was not registered as pre-alignment and is not refined."""
+    if Key.REFINEMENT in item or item.get(Key.ALIGN) in get_args(Linear):
+        return []
+    return [f"{key}: this registration does not use it; set refine" for key in MASK_KEYS if key in item]
+
+
+def _label_warnings(
     item: Mapping[str, Any],
     shape: Sequence[int],
     label_boxes: Sequence[Box | None],

@@ -250,7 +250,7 @@ class AlignPaird(MapTransform):
             apart = np.linalg.norm(fixed.center - moving.center)
             problem = f"does not overlap in space with {files[0]} (centres {apart:.0f} mm apart)"
             raise bad_file(files[1], problem, "set align to center")
-        item[Key.PREALIGNMENT] = torch.as_tensor(matrix)
+        item[Key.ALIGN], item[Key.PREALIGNMENT] = method, torch.as_tensor(matrix)
         return item
 
 
