@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import fire
@@ -236,6 +237,23 @@ def test_a_refinement_that_a_row_asks_for(kind: str, tmp_path: Path) -> None:
                 continue
             with pytest.raises(RegZooError, match=f"^{name}: has no effect without refine; leave it out$"):
                 check_effect(parser, [name], ["run"])
+
+
+@pytest.mark.parametrize("kind", ["train", "inference"])
+def test_exclude_needs_a_mask(kind: str, tmp_path: Path) -> None:
+    parser = ConfigParser()
+    parser.read_config([str(BUNDLES / WEAK / "configs" / f"{kind}.json")])
+    root, error = "training" if kind == "train" else "run", "^exclude: has no effect without fixed_mask or moving_mask"
+    with pytest.raises(RegZooError, match=error):
+        check_effect(parser, ["exclude"], [root])
+    parser["dataset_dir"] = str(tmp_path)
+    for row, effect in (("m.nii", True), ("", False)):
+        (tmp_path / "datalist.csv").write_text(f"fixed_image,moving_image,moving_mask\na,b,\nc,d,{row}\n")
+        with nullcontext() if effect else pytest.raises(RegZooError, match=error):
+            check_effect(parser, ["exclude"], [root])
+    if kind == "inference":
+        parser["dataset_dir"], parser["fixed_mask"] = "", "m.nii"
+        check_effect(parser, ["exclude"], [root])
 
 
 @pytest.mark.parametrize("bundle", [*ALL, "none"])

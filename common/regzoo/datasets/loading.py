@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from regzoo.case import Key, Record
+from regzoo.case import Record
 from regzoo.datasets.datalist import DATALIST_SUFFIXES, read_datalist, read_lists
 from regzoo.datasets.decathlon import is_decathlon, read_decathlon
 from regzoo.datasets.ixi import is_ixi, read_ixi
@@ -68,11 +68,11 @@ def pairs_all_images(dataset_dir: str | os.PathLike[str]) -> bool:
     return _datalist(root) is None and is_learn2reg(root) and not lists_training_pairs(root)
 
 
-def asks_refinement(dataset_dir: str | os.PathLike[str]) -> bool:
-    """Whether any pair of a data set asks for a refinement itself, as only an entry of a datalist can."""
+def any_pair_has(dataset_dir: str | os.PathLike[str], *keys: str) -> bool:
+    """Whether any pair of a data set has one of these entries, which only a datalist can give."""
     datalist = _datalist(Path(dataset_dir))
     lists = {} if datalist is None else read_lists(datalist, single=True)
-    return any(record.get(Key.REFINE) for records in lists.values() for record in records)
+    return any(record.get(key) for records in lists.values() for record in records for key in keys)
 
 
 def load_single_records(dataset_dir: str | os.PathLike[str], split: str | None = None) -> list[Record]:

@@ -14,7 +14,8 @@ from typing import Any
 
 from monai.bundle import ConfigComponent, ConfigParser, ConfigWorkflow
 from regzoo.bundles import NAMES, as_value, read_config
-from regzoo.datasets.loading import asks_refinement, names_fixed
+from regzoo.case import MASK_KEYS, Key
+from regzoo.datasets.loading import any_pair_has, names_fixed
 from regzoo.engines.option_values import check_value
 from regzoo.engines.running import config_folder, running_workflow
 from regzoo.errors import RegZooError, bad_file, one_line_errors
@@ -32,13 +33,18 @@ RUNS = ("run", "training")
 TRACKING = {"tracking_uri", "experiment_name", "run_name", "is_not_rank0", "save_execute_config"}
 
 
-def _never_refines(config: Mapping[str, Any]) -> bool:
-    """Whether neither the setting ``refine`` nor a pair of the data set asks for a refinement.
-
-    Without ``dataset_dir``, the pairs come later, from Python.
-    """
+def _no_pair_has(config: Mapping[str, Any], *keys: str) -> bool:
+    """Whether no pair of the data set has one of these entries; without ``dataset_dir``, the pairs come from Python."""
     folder = config.get("dataset_dir")
-    return config["refine"] is False and folder is not None and not (folder and asks_refinement(folder))
+    return folder is not None and not (folder and any_pair_has(folder, *keys))
+
+
+def _never_refines(config: Mapping[str, Any]) -> bool:
+    return config["refine"] is False and _no_pair_has(config, Key.REFINE)
+
+
+def _has_no_masks(config: Mapping[str, Any]) -> bool:
+    return not any(config.get(key) for key in MASK_KEYS) and _no_pair_has(config, *MASK_KEYS)
 
 
 #: Settings that may have no effect → whether they have none, given the other settings that the run uses; and when, as
@@ -51,6 +57,7 @@ IDLE: dict[str, tuple[Callable[[Mapping[str, Any]], Any], str]] = {
         "without dataset_dir, or with data that say themselves which image is fixed",
     ),
     "integration_steps": (lambda config: config["diffeomorphic"] is False, "unless diffeomorphic is True"),
+    "exclude": (_has_no_masks, "without fixed_mask or moving_mask"),
     **dict.fromkeys(("refine_seconds", "refine_options"), (_never_refines, "without refine")),
     **dict.fromkeys(("max_voxels", "max_refine_seconds"), (lambda _: True, "outside MONAI Label")),
     "bundle_root": (lambda _: True, "beside the name of the bundle"),
