@@ -23,7 +23,7 @@ from comparison import markdown
 from regzoo.datasets import load_records, load_single_records
 from regzoo.inference import Registrar
 from regzoo.inference.accuracy import accuracy
-from regzoo_phantoms import write_abdomen_phantoms, write_prostate_phantoms
+from regzoo_phantoms import AbdomenPhantoms, ProstatePhantoms
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from training_step import BUNDLES, ROOT, on_ct
@@ -73,14 +73,14 @@ def unseen(bundle: str, folder: Path, cases: int, coarser: float) -> list[dict[s
     if on_ct(bundle):
         if not data.exists():
             sizes = {"cases": 1, "held_out": cases + 1}
-            write_abdomen_phantoms(data, **sizes, seed=UNSEEN, spacing=3.0 * coarser, breathing=True)
+            AbdomenPhantoms(**sizes, seed=UNSEEN, spacing=3.0 * coarser, breathing=True).write(data)
         return [
             dict(first)
             | {key.replace("fixed", "moving"): path for key, path in second.items() if key.startswith("fixed")}
             for first, second in pairwise(load_single_records(data, "val"))
         ]
     if not data.exists():
-        write_prostate_phantoms(data, pairs=1, held_out=cases, seed=UNSEEN, spacing=1.6 * coarser)
+        ProstatePhantoms(pairs=1, held_out=cases, seed=UNSEEN, spacing=1.6 * coarser).write(data)
     return [dict(record) for record in load_records(data, "val")]
 
 

@@ -19,7 +19,7 @@ import torch
 from comparison import markdown
 from measure import used_by
 from regzoo.spatial import DisplacementField, Grid, write_nifti
-from regzoo_phantoms import write_prostate_phantoms
+from regzoo_phantoms import ProstatePhantoms
 from scipy.ndimage import gaussian_filter
 from trainings import RESULTS, heading, save_result
 
@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        phantoms = write_prostate_phantoms(Path(folder) / "phantoms", pairs=8, held_out=0, seed=0, spacing=2.0)
+        phantoms = ProstatePhantoms(pairs=8, held_out=0, seed=0, spacing=2.0).write(Path(folder) / "phantoms")
         seconds = measure(options.rounds, phantoms)
     text = f"{heading('Commands on small files', torch.device('cpu'))}\n\n{table(seconds)}"
     print(text)

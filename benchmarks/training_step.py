@@ -20,7 +20,7 @@ from ignite.engine import Engine, Events
 from measure import checked_device, synchronise
 from monai.bundle import ConfigWorkflow
 from monai.engines import SupervisedTrainer
-from regzoo_phantoms import write_abdomen_phantoms, write_prostate_phantoms
+from regzoo_phantoms import AbdomenPhantoms, ProstatePhantoms
 from trainings import RESULTS, heading, save_result
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,9 +43,9 @@ def phantoms(bundle: str, folder: Path, coarser: float) -> Path:
     """A few phantoms for a bundle, written once; their voxels are larger by a factor."""
     data = folder / ("ct" if on_ct(bundle) else "prostate")
     if not data.exists() and on_ct(bundle):
-        write_abdomen_phantoms(data, cases=6, held_out=2, seed=0, spacing=3.0 * coarser, workers=1)
+        AbdomenPhantoms(cases=6, held_out=2, seed=0, spacing=3.0 * coarser).write(data, workers=1)
     elif not data.exists():
-        write_prostate_phantoms(data, pairs=6, held_out=2, seed=0, spacing=1.6 * coarser, workers=1)
+        ProstatePhantoms(pairs=6, held_out=2, seed=0, spacing=1.6 * coarser).write(data, workers=1)
     return data
 
 

@@ -13,7 +13,7 @@ from monai.data import MetaTensor
 from regzoo.datasets import load_records
 from regzoo.files import atomic_path
 from regzoo.spatial import DisplacementField, Grid, as_tensor, read_image, read_label_file, resample
-from regzoo_phantoms import write_prostate_phantoms
+from regzoo_phantoms import ProstatePhantoms
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -130,7 +130,7 @@ def frames() -> None:
 def phantom_pair() -> None:
     """The picture of `phantoms.md`: MR, ultrasound, and the MR through the true displacement, with labels."""
     with tempfile.TemporaryDirectory() as folder:
-        root = write_prostate_phantoms(Path(folder) / "phantoms", pairs=CASE + 1, held_out=0, seed=SEED, spacing=0.8)
+        root = ProstatePhantoms(pairs=CASE + 1, held_out=0, seed=SEED, spacing=0.8).write(Path(folder) / "phantoms")
         record = load_records(root, "train")[CASE]
         fixed, moving = (read_image(record[f"{side}_image"]) for side in ("fixed", "moving"))
         labels = [read_label_file(record[f"{side}_label"]).volume for side in ("fixed", "moving")]

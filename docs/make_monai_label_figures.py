@@ -17,7 +17,7 @@ import numpy as np
 from make_figures import FIXED, MOVING, save
 from regzoo.datasets import Record, load_records
 from regzoo.spatial import Grid, as_tensor, read_image, read_label_file, resample
-from regzoo_phantoms import write_abdomen_phantoms, write_prostate_phantoms
+from regzoo_phantoms import AbdomenPhantoms, ProstatePhantoms
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 from label_server import LabelServer
@@ -131,11 +131,11 @@ def main() -> None:
         folder = Path(name)
         studies = folder / "studies"
         (studies / "labels" / "final").mkdir(parents=True)
-        pair = load_records(write_prostate_phantoms(folder / "mr", pairs=1, held_out=0, seed=SEED, workers=1), "train")[
+        pair = load_records(ProstatePhantoms(pairs=1, held_out=0, seed=SEED).write(folder / "mr", workers=1), "train")[
             0
         ]
         cts = load_records(
-            write_abdomen_phantoms(folder / "ct", cases=2, held_out=0, seed=SEED, spacing=3.0, workers=1), "train"
+            AbdomenPhantoms(cases=2, held_out=0, seed=SEED, spacing=3.0).write(folder / "ct", workers=1), "train"
         )[0]
         put(pair, studies, "trus01", "mr01")
         put(cts, studies, "ct01", "ct02")

@@ -17,40 +17,40 @@ os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // WOR
 @pytest.fixture(scope="session")
 def prostate_phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set of 8 + 4 coarse MR–TRUS phantoms in the µ-RegPro layout."""
-    from regzoo_phantoms import write_prostate_phantoms
+    from regzoo_phantoms import ProstatePhantoms
 
-    return write_prostate_phantoms(
-        tmp_path_factory.mktemp("phantoms") / "prostate", pairs=8, held_out=4, seed=3, spacing=4.0, workers=1
+    return ProstatePhantoms(pairs=8, held_out=4, seed=3, spacing=4.0).write(
+        tmp_path_factory.mktemp("phantoms") / "prostate", workers=1
     )
 
 
 @pytest.fixture(scope="session")
 def abdomen_phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set of 8 + 4 coarse CT phantoms in the layout of Learn2Reg's AbdomenCTCT."""
-    from regzoo_phantoms import write_abdomen_phantoms
+    from regzoo_phantoms import AbdomenPhantoms
 
-    return write_abdomen_phantoms(
-        tmp_path_factory.mktemp("phantoms") / "abdomen", cases=8, held_out=4, seed=3, spacing=8.0, workers=1
+    return AbdomenPhantoms(cases=8, held_out=4, seed=3, spacing=8.0).write(
+        tmp_path_factory.mktemp("phantoms") / "abdomen", workers=1
     )
 
 
 @pytest.fixture(scope="session")
 def brain_phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set of 8 + 4 coarse brain phantoms in the layout of IXI."""
-    from regzoo_phantoms import write_brain_phantoms
+    from regzoo_phantoms import BrainPhantoms
 
-    return write_brain_phantoms(
-        tmp_path_factory.mktemp("phantoms") / "brain", cases=8, held_out=4, seed=3, spacing=6.0, workers=1
+    return BrainPhantoms(cases=8, held_out=4, seed=3, spacing=6.0).write(
+        tmp_path_factory.mktemp("phantoms") / "brain", workers=1
     )
 
 
 @pytest.fixture(scope="session")
 def hippocampus_phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set of 8 + 4 coarse phantoms of the hippocampus in the layout of Learn2Reg's HippocampusMR."""
-    from regzoo_phantoms import write_hippocampus_phantoms
+    from regzoo_phantoms import HippocampusPhantoms
 
-    return write_hippocampus_phantoms(
-        tmp_path_factory.mktemp("phantoms") / "hippocampus", cases=8, held_out=4, seed=3, spacing=2.0, workers=1
+    return HippocampusPhantoms(cases=8, held_out=4, seed=3, spacing=2.0).write(
+        tmp_path_factory.mktemp("phantoms") / "hippocampus", workers=1
     )
 
 
@@ -63,8 +63,8 @@ def dataset(bundle: str | Path, request: pytest.FixtureRequest) -> Path:
 @pytest.fixture(scope="session")
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve and three pairs of prostate phantoms, read only; so coarse that a pair costs a tenth of a second."""
-    from regzoo_phantoms import write_prostate_phantoms
+    from regzoo_phantoms import ProstatePhantoms
 
-    return write_prostate_phantoms(
-        tmp_path_factory.mktemp("phantoms") / "prostate", pairs=12, held_out=3, seed=5, spacing=2.4
+    return ProstatePhantoms(pairs=12, held_out=3, seed=5, spacing=2.4).write(
+        tmp_path_factory.mktemp("phantoms") / "prostate"
     )

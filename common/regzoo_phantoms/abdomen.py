@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -88,8 +87,3 @@ class AbdomenPhantoms(Learn2RegSet):
                 "least_jacobian": round(breath.least_jacobian(self.grid), 4),
             }
         return entry
-
-
-def write_abdomen_phantoms(folder: str | os.PathLike[str], workers: int | None = None, **parameters: Any) -> Path:
-    """Write `AbdomenPhantoms` with these parameters; see `PhantomSet.write`."""
-    return AbdomenPhantoms(**parameters).write(folder, workers)

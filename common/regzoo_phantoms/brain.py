@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -62,8 +61,3 @@ class BrainPhantoms(PhantomSet):
         write_nifti(root / f"{self.name(case)}.nii.gz", image, grid.affine)
         write_nifti(root / LABEL_FOLDER / f"{self.name(case)}.nii.gz", labels, grid.affine)
         return {"volumes_ml": self.volumes(labels), "scale": anatomy.scale.round(4).tolist()}
-
-
-def write_brain_phantoms(folder: str | os.PathLike[str], workers: int | None = None, **parameters: Any) -> Path:
-    """Write `BrainPhantoms` with these parameters; see `PhantomSet.write`."""
-    return BrainPhantoms(**parameters).write(folder, workers)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -58,8 +57,3 @@ class HippocampusPhantoms(Learn2RegSet):
         write_nifti(root / self.path(case, "images"), image * unit, grid.affine)
         write_nifti(root / self.path(case, "labels"), labels, grid.affine)
         return {"volumes_ml": self.volumes(labels)}
-
-
-def write_hippocampus_phantoms(folder: str | os.PathLike[str], workers: int | None = None, **parameters: Any) -> Path:
-    """Write `HippocampusPhantoms` with these parameters; see `PhantomSet.write`."""
-    return HippocampusPhantoms(**parameters).write(folder, workers)

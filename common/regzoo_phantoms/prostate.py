@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -103,11 +102,6 @@ class ProstatePhantoms(PhantomSet):
         write_nifti(path("us_labels"), us_labels, trus_grid.affine)
         DisplacementField(torch.from_numpy(tissue - points), trus_grid).save(path("ddf"))
         return _entry(anatomy, transformation, coarse, mr_labels, us_labels)
-
-
-def write_prostate_phantoms(folder: str | os.PathLike[str], workers: int | None = None, **parameters: Any) -> Path:
-    """Write `ProstatePhantoms` with these parameters; see `PhantomSet.write`."""
-    return ProstatePhantoms(**parameters).write(folder, workers)
 
 
 def _entry(

@@ -11,7 +11,7 @@ from regzoo.datasets import load_records, load_single_records, patient_folds, re
 from regzoo.datasets.records import check_records
 from regzoo.datasets.splits import linked_groups
 from regzoo.errors import RegZooError
-from regzoo_phantoms import write_abdomen_phantoms
+from regzoo_phantoms import AbdomenPhantoms
 
 
 def image(case: int, modality: int = 0, kind: str = "images", part: str = "Tr") -> str:
@@ -212,7 +212,7 @@ def test_datalists_come_first(tmp_path: Path) -> None:
 
 def test_phantoms(tmp_path: Path) -> None:
     """The set that is written is read: single images, pairs of states, pairs of patients."""
-    root = write_abdomen_phantoms(tmp_path / "set", cases=2, held_out=2, spacing=16.0, breathing=True, workers=1)
+    root = AbdomenPhantoms(cases=2, held_out=2, spacing=16.0, breathing=True).write(tmp_path / "set", workers=1)
     assert [record["patient"] for record in load_single_records(root, "train")] == [
         *("AbdomenCTCT_0001", "AbdomenCTCT_0001", "AbdomenCTCT_0002", "AbdomenCTCT_0002")
     ]

@@ -10,7 +10,7 @@ import pytest
 import SimpleITK as sitk
 from regzoo.datasets import check_records, load_records, read_muregpro
 from regzoo.errors import RegZooError
-from regzoo_phantoms import write_prostate_phantoms
+from regzoo_phantoms import ProstatePhantoms
 
 KINDS = ("mr_images", "mr_labels", "us_images", "us_labels")
 
@@ -105,7 +105,7 @@ def test_phantoms(phantoms: Path) -> None:
 
 
 def test_a_set_without_held_out_pairs_is_read_whole(tmp_path: Path) -> None:
-    folder = write_prostate_phantoms(tmp_path / "set", pairs=2, held_out=0, seed=1, spacing=5.0, workers=1)
+    folder = ProstatePhantoms(pairs=2, held_out=0, seed=1, spacing=5.0).write(tmp_path / "set", workers=1)
     assert len(load_records(folder)) == len(load_records(folder, "train")) == 2
 
 

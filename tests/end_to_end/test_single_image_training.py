@@ -13,7 +13,7 @@ from monai.bundle import ConfigParser
 from regzoo.errors import user_error
 from regzoo.losses import SoftmaxWeights, UncertaintyWeights
 from regzoo.report import read_csv
-from regzoo_phantoms import write_brain_phantoms
+from regzoo_phantoms import BrainPhantoms
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_training import BUNDLES, DDMR, settled, small, train
 
@@ -29,7 +29,7 @@ def changed(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[bool
 
 def test_transfer_in_one_and_in_two_steps(abdomen_phantoms: Path, tmp_path: Path) -> None:
     """From the brain to the abdomen, the encoder frozen first; each step begins with what the one before has left."""
-    brains = write_brain_phantoms(tmp_path / "brain", cases=4, held_out=0, seed=1, spacing=8.0, workers=1)
+    brains = BrainPhantoms(cases=4, held_out=0, seed=1, spacing=8.0).write(tmp_path / "brain", workers=1)
     train(DDMR, brains, tmp_path / "pretrained", "variants/pretrain_brain.json", **SHORT)
     start = torch.load(tmp_path / "pretrained/model.pt", weights_only=True)
     start_from = {"init_weights": str(tmp_path / "pretrained/model.pt")}

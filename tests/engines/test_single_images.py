@@ -27,7 +27,7 @@ from regzoo.engines import (
 )
 from regzoo.errors import RegZooError
 from regzoo.samplers import Draw, LabelPairDataset
-from regzoo_phantoms import write_abdomen_phantoms
+from regzoo_phantoms import AbdomenPhantoms
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def test_the_pairs_that_a_data_set_lists(prostate_phantoms: Path, tmp_path: Path
 
 def test_the_pairs_to_test_on_that_a_task_lists(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Both states of each patient held out, in the layout of Learn2Reg; whoever draws other pairs is told."""
-    folder = write_abdomen_phantoms(tmp_path / "set", cases=1, held_out=2, spacing=12.0, breathing=True, workers=1)
+    folder = AbdomenPhantoms(cases=1, held_out=2, spacing=12.0, breathing=True).write(tmp_path / "set", workers=1)
     found = evaluation_pairs(folder, "listed_test", tmp_path / "not.json")
     names = [[Path(str(record[f"{side}_image"])).name for side in ("fixed", "moving")] for record in found]
     assert names == [[f"AbdomenCTCT_000{n}_000{state}.nii.gz" for state in (0, 1)] for n in (2, 3)]

@@ -10,7 +10,7 @@ import pytest
 import SimpleITK as sitk
 from regzoo.datasets import load_records, load_single_records
 from regzoo.errors import RegZooError
-from regzoo_phantoms import embedded_phantoms, write_abdomen_phantoms
+from regzoo_phantoms import AbdomenPhantoms, embedded_phantoms
 from regzoo_phantoms.abdomen_anatomy import LABELS, VALUES
 from regzoo_phantoms.embedded import phantom_set
 from regzoo_tools.commands import Phantom
@@ -24,7 +24,7 @@ SMALL: dict[str, Any] = {"cases": 1, "held_out": 1, "seed": 7, "spacing": 8.0}
 def abdomen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three and two patients, each in two states of breathing."""
     folder = tmp_path_factory.mktemp("abdomen") / "set"
-    return write_abdomen_phantoms(folder, cases=3, held_out=2, seed=3, spacing=SPACING, breathing=True)
+    return AbdomenPhantoms(cases=3, held_out=2, seed=3, spacing=SPACING, breathing=True).write(folder)
 
 
 def load(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -194,12 +194,12 @@ def contents(root: Path) -> dict[str, bytes]:
 
 def test_same_seed_same_bytes(tmp_path: Path) -> None:
     """Any number of processes; more cases and breathing add files and change none; another seed changes all."""
-    one = contents(write_abdomen_phantoms(tmp_path / "one", **SMALL, workers=1))
-    assert one == contents(write_abdomen_phantoms(tmp_path / "two", **SMALL, workers=2))
-    more = contents(write_abdomen_phantoms(tmp_path / "more", **SMALL | {"cases": 2, "breathing": True}, workers=1))
+    one = contents(AbdomenPhantoms(**SMALL).write(tmp_path / "one", workers=1))
+    assert one == contents(AbdomenPhantoms(**SMALL).write(tmp_path / "two", workers=2))
+    more = contents(AbdomenPhantoms(**SMALL | {"cases": 2, "breathing": True}).write(tmp_path / "more", workers=1))
     for path, content in one.items():
         assert more[path.replace("0002_0000", "0003_0000")] == content
-    other = contents(write_abdomen_phantoms(tmp_path / "other", **SMALL | {"seed": 8}, workers=1))
+    other = contents(AbdomenPhantoms(**SMALL | {"seed": 8}).write(tmp_path / "other", workers=1))
     assert all(other[path] != content for path, content in one.items())
     assert not list(tmp_path.glob(".partial-*"))
 
@@ -235,7 +235,7 @@ def test_command_and_embedded_set(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_numbers_that_make_no_sense(tmp_path: Path, wrong: dict[str, Any]) -> None:
     """One line, and nothing is written."""
     with pytest.raises(RegZooError, match="phantoms need at least one case"):
-        write_abdomen_phantoms(tmp_path / "set", **wrong)
+        AbdomenPhantoms(**wrong).write(tmp_path / "set")
     assert not list(tmp_path.iterdir())
 
 
@@ -243,5 +243,5 @@ def test_refuses_a_folder_in_use(tmp_path: Path) -> None:
     """A folder with something in it is left alone."""
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(RegZooError, match="exists and is not empty; name a new folder"):
-        write_abdomen_phantoms(tmp_path)
+        AbdomenPhantoms().write(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]

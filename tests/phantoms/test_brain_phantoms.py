@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from regzoo.datasets import load_single_records
 from regzoo.errors import RegZooError
-from regzoo_phantoms import write_brain_phantoms
+from regzoo_phantoms import BrainPhantoms
 from regzoo_phantoms.brain_anatomy import LABELS, VALUES
 from regzoo_tools.commands import Phantom
 from scipy import ndimage
@@ -22,7 +22,7 @@ SMALL: dict[str, Any] = {"cases": 1, "held_out": 1, "seed": 7, "spacing": 8.0}
 def brains(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three and one patients."""
     folder = tmp_path_factory.mktemp("brain") / "set"
-    return write_brain_phantoms(folder, cases=3, held_out=1, seed=2, spacing=SPACING)
+    return BrainPhantoms(cases=3, held_out=1, seed=2, spacing=SPACING).write(folder)
 
 
 def load(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
@@ -91,7 +91,7 @@ def test_look(brains: Path, tmp_path: Path) -> None:
             assert white > 1.15 * grey and grey > 1.3 * bright[f"lateral_ventricle_{side}"]
             assert grey < bright[f"thalamus_{side}"] < 1.15 * white
         assert not image[ndimage.distance_transform_edt(label == 0) > 8].any(), "skull-stripped"
-    root = write_brain_phantoms(tmp_path / "head", cases=1, held_out=0, seed=2, spacing=SPACING, scalp=True, workers=1)
+    root = BrainPhantoms(cases=1, held_out=0, seed=2, spacing=SPACING, scalp=True).write(tmp_path / "head", workers=1)
     (record,) = load_single_records(root)
     image, label = load(record["fixed_image"])[0].astype(float), load(record["fixed_label"])[0]
     assert np.array_equal(label, load(load_single_records(brains)[0]["fixed_label"])[0]), "the same brain"
@@ -111,9 +111,9 @@ def test_same_seed_same_voxels(tmp_path: Path) -> None:
             for key in ("fixed_image", "fixed_label")
         }
 
-    one, two = (voxels(write_brain_phantoms(tmp_path / str(n), **SMALL, workers=n)) for n in (1, 2))
-    more = voxels(write_brain_phantoms(tmp_path / "more", **SMALL | {"cases": 2}, workers=1))
-    other = voxels(write_brain_phantoms(tmp_path / "other", **SMALL | {"seed": 8}, workers=1))
+    one, two = (voxels(BrainPhantoms(**SMALL).write(tmp_path / str(n), workers=n)) for n in (1, 2))
+    more = voxels(BrainPhantoms(**SMALL | {"cases": 2}).write(tmp_path / "more", workers=1))
+    other = voxels(BrainPhantoms(**SMALL | {"seed": 8}).write(tmp_path / "other", workers=1))
     assert one.keys() == two.keys() and len(one) == 4
     for (patient, key), content in one.items():
         assert np.array_equal(content, two[patient, key])
@@ -132,5 +132,5 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_numbers_that_make_no_sense(tmp_path: Path, wrong: dict[str, Any]) -> None:
     """One line, and nothing is written."""
     with pytest.raises(RegZooError, match="brain phantoms need at least one case"):
-        write_brain_phantoms(tmp_path / "set", **wrong)
+        BrainPhantoms(**wrong).write(tmp_path / "set")
     assert not list(tmp_path.iterdir())

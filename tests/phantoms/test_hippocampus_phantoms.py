@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from regzoo.datasets import load_single_records
 from regzoo.spatial import read_image, read_label_file
-from regzoo_phantoms import embedded_phantoms, write_hippocampus_phantoms
+from regzoo_phantoms import HippocampusPhantoms, embedded_phantoms
 from regzoo_phantoms.hippocampus import LABELS
 from regzoo_tools.commands import Phantom
 
@@ -17,7 +17,7 @@ SMALL = {"cases": 6, "held_out": 2, "seed": 2}
 
 @pytest.fixture(scope="module")
 def hippocampi(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_hippocampus_phantoms(tmp_path_factory.mktemp("hippocampus") / "set", **SMALL, workers=1)
+    return HippocampusPhantoms(**SMALL).write(tmp_path_factory.mktemp("hippocampus") / "set", workers=1)
 
 
 def test_layout(hippocampi: Path) -> None:
@@ -51,6 +51,6 @@ def test_command_and_embedded_set(tmp_path: Path, capsys: pytest.CaptureFixture[
     Phantom().hippocampus(str(tmp_path / "set"), **SMALL)
     assert "6 + 2 cases in" in capsys.readouterr().out
     assert embedded_phantoms(tmp_path / "set", kind="hippocampus", **SMALL) == tmp_path / "set"
-    again = write_hippocampus_phantoms(tmp_path / "again", **SMALL | {"cases": 7}, workers=1)
+    again = HippocampusPhantoms(**SMALL | {"cases": 7}).write(tmp_path / "again", workers=1)
     for path in (tmp_path / "set").glob("*Tr/*.nii.gz"):
         assert path.read_bytes() == (again / path.relative_to(tmp_path / "set")).read_bytes()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from regzoo.errors import RegZooError
-from regzoo_phantoms import write_prostate_phantoms
+from regzoo_phantoms import ProstatePhantoms
 from regzoo_phantoms.embedded import KINDS as PHANTOMS
 from scipy import ndimage
 
@@ -88,7 +88,7 @@ def test_layout(phantoms: Path) -> None:
 @pytest.fixture(scope="module")
 def full_resolution(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One pair at the resolution of the public set."""
-    return write_prostate_phantoms(tmp_path_factory.mktemp("full") / "set", pairs=1, held_out=0)
+    return ProstatePhantoms(pairs=1, held_out=0).write(tmp_path_factory.mktemp("full") / "set")
 
 
 def test_full_resolution_is_that_of_the_public_set(full_resolution: Path) -> None:
@@ -229,17 +229,17 @@ def contents(root: Path) -> dict[str, bytes]:
 
 def test_same_seed_same_bytes(tmp_path: Path) -> None:
     """Two runs agree byte for byte, whatever the number of processes; more pairs add cases and change none."""
-    one = contents(write_prostate_phantoms(tmp_path / "one", pairs=3, held_out=1, seed=7, spacing=3.2, workers=1))
-    two = contents(write_prostate_phantoms(tmp_path / "two", pairs=3, held_out=1, seed=7, spacing=3.2, workers=2))
+    one = contents(ProstatePhantoms(pairs=3, held_out=1, seed=7, spacing=3.2).write(tmp_path / "one", workers=1))
+    two = contents(ProstatePhantoms(pairs=3, held_out=1, seed=7, spacing=3.2).write(tmp_path / "two", workers=2))
     assert one == two
     assert all(content[4:8] == bytes(4) for path, content in one.items() if path.endswith(".gz")), "no time in gzip"
-    more = contents(write_prostate_phantoms(tmp_path / "more", pairs=5, held_out=1, seed=7, spacing=3.2))
+    more = contents(ProstatePhantoms(pairs=5, held_out=1, seed=7, spacing=3.2).write(tmp_path / "more"))
     for path, content in one.items():
         if path.startswith("train"):
             assert more[path] == content
         elif path.startswith("val"):
             assert more[path.replace("case000003", "case000005")] == content
-    other = contents(write_prostate_phantoms(tmp_path / "other", pairs=3, held_out=1, seed=8, spacing=3.2))
+    other = contents(ProstatePhantoms(pairs=3, held_out=1, seed=8, spacing=3.2).write(tmp_path / "other"))
     assert all(other[path] != content for path, content in one.items())
     assert not list(tmp_path.glob(".partial-*"))
 
@@ -278,7 +278,7 @@ def test_capsule_is_visible_in_both_and_inverted(phantoms: Path) -> None:
 
 def test_thick_slices(tmp_path: Path, phantoms: Path) -> None:
     """Thick MR slices cover the same field of view and show the same patient; the ultrasound stays isotropic."""
-    root = write_prostate_phantoms(tmp_path / "thick", pairs=2, held_out=0, seed=5, spacing=2.4, slice_thickness=6.0)
+    root = ProstatePhantoms(pairs=2, held_out=0, seed=5, spacing=2.4, slice_thickness=6.0).write(tmp_path / "thick")
     for name in ("case000000", "case000001"):
         thick, thin = load(root / "train", "mr_labels", name), load(phantoms / "train", "mr_labels", name)
         assert np.allclose(thick.header.get_zooms()[:3], (2.4, 2.4, 6.0), atol=1e-4)
@@ -340,15 +340,15 @@ def test_refuses_a_folder_in_use(tmp_path: Path) -> None:
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "notes.txt").write_text("mine")
     with pytest.raises(RegZooError, match="used: exists and is not empty; name a new folder"):
-        write_prostate_phantoms(tmp_path / "used")
+        ProstatePhantoms().write(tmp_path / "used")
     assert [path.name for path in (tmp_path / "used").iterdir()] == ["notes.txt"]
     (tmp_path / "file").write_text("")
     with pytest.raises(RegZooError, match="file: exists and is not empty"):
-        write_prostate_phantoms(tmp_path / "file")
+        ProstatePhantoms().write(tmp_path / "file")
     (tmp_path / "empty").mkdir()
-    assert (write_prostate_phantoms(tmp_path / "empty", pairs=1, held_out=0, spacing=3.2) / "manifest.json").is_file()
+    assert (ProstatePhantoms(pairs=1, held_out=0, spacing=3.2).write(tmp_path / "empty") / "manifest.json").is_file()
     with pytest.raises(RegZooError, match="file: cannot write here"):
-        write_prostate_phantoms(tmp_path / "file" / "set")
+        ProstatePhantoms().write(tmp_path / "file" / "set")
 
 
 @pytest.mark.parametrize(
@@ -357,7 +357,7 @@ def test_refuses_a_folder_in_use(tmp_path: Path) -> None:
 def test_numbers_that_make_no_sense(tmp_path: Path, wrong: dict[str, Any]) -> None:
     """One line, and nothing is written."""
     with pytest.raises(RegZooError, match="phantoms need at least one pair"):
-        write_prostate_phantoms(tmp_path / "set", **wrong)
+        ProstatePhantoms(**wrong).write(tmp_path / "set")
     assert not list(tmp_path.iterdir())
 
 
@@ -367,5 +367,5 @@ def test_more_voxels_than_memory_holds(tmp_path: Path, kind: str, spacing: float
     with pytest.raises(RegZooError, match=rf"^{kind} phantoms: voxels of {spacing:g} mm make .*; use larger ones$"):
         PHANTOMS[kind](spacing=spacing).write(tmp_path / "set")
     with pytest.raises(RegZooError, match=r"voxels of 0\.001 mm make 1\.6e\+09 in an image, more than 50,000,000"):
-        write_prostate_phantoms(tmp_path / "set", slice_thickness=0.001)
+        ProstatePhantoms(slice_thickness=0.001).write(tmp_path / "set")
     assert not list(tmp_path.iterdir())

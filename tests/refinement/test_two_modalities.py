@@ -11,7 +11,7 @@ import torch
 from regzoo.refinement import Refined, Volumes, options_for, refine
 from regzoo.spatial import DisplacementField, Grid
 from regzoo.transforms.refine import scaled
-from regzoo_phantoms import write_prostate_phantoms
+from regzoo_phantoms import ProstatePhantoms
 from regzoo_phantoms.abdomen import DIRECTIONS, FIELD
 from regzoo_phantoms.abdomen_anatomy import VALUES, random_anatomy
 from regzoo_phantoms.abdomen_breathing import random_breathing
@@ -77,7 +77,7 @@ def test_a_field_to_start_from_is_trusted(ct_and_mr: tuple[Volumes, Volumes, np.
 
 def test_speckle_does_not_spoil_a_good_start(tmp_path: Path) -> None:
     """An MR and an ultrasound of the prostate look too different to improve a field that is nearly right."""
-    folder = write_prostate_phantoms(tmp_path, workers=0, pairs=1, held_out=1, spacing=1.6) / "val"
+    folder = ProstatePhantoms(pairs=1, held_out=1, spacing=1.6).write(tmp_path, workers=0) / "val"
     sides = []
     for side in ("us", "mr"):
         image = nib.load(folder / f"{side}_images" / "case000001.nii.gz")
