@@ -103,12 +103,7 @@ def _is_claimed(file: Path, claimed: Mapping[str, str | None]) -> bool:
 
 def _single(folder: Path) -> set[str]:
     """The files recorded by `own_path`."""
-    found = set[str]()
-    for _, content in _records(folder, [CLAIMS]):
-        # An earlier version did not tell them from the files of trainings, of which the weights matter.
-        earlier = [name for name, digest in content[KEY]["files"].items() if digest and not name.endswith(".pt")]
-        found.update(content[KEY].get(SINGLE, earlier))
-    return found
+    return {name for _, content in _records(folder, [CLAIMS]) for name in content[KEY].get(SINGLE, ())}
 
 
 def _record(folder: Path, files: Mapping[str, str | None], bundle: str = "", single: bool = False) -> None:

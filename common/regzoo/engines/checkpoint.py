@@ -100,13 +100,12 @@ class TrainingCheckpoint:
         # Read onto the CPU: each object moves its own state to its device, and Adam's step counts stay on the CPU.
         content = read_checkpoint(self.last_file)
         fix = "train with those settings, name another output_dir, or set resume to False to start again"
-        # A file of weights alone has no settings, and fails below.
+        # A file of weights alone has no settings and no parts, and fails below.
         before, now = content.get("settings", self.settings), self.settings
         old, new = (
             {step: text for step, text in note.get("config", {}).items() if step in STEPS} | note.get("parts", {})
             for note in (content.get("origin", {}), self.origin)
         )
-        # An older version recorded fewer parts.
         shared = old.keys() & new.keys()
         if changed := differences(before | {s: old[s] for s in shared}, now | {s: new[s] for s in shared}):
             raise bad_file(self.last_file, f"was written by a training with {changed}", fix)

@@ -69,13 +69,10 @@ def fingerprints(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
 
 
 def data_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """The difference between two `fingerprints`, in words; empty if there is none.
-
-    An older version did not record the alignment, which is then not compared.
-    """
+    """The difference between two `fingerprints`, in words; empty if there is none."""
     changed = []
     for case in sorted(before.keys() & now.keys()):
-        old, new = {Key.ALIGN: now[case].get(Key.ALIGN), **before[case]}, now[case]
+        old, new = before[case], now[case]
         if keys := sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key)):
             changed.append(f"{case} changed ({', '.join(keys)})")
     parts = changed[:3] + ([f"{len(changed) - 3} more changed"] if len(changed) > 3 else [])

@@ -32,7 +32,6 @@ from regzoo.engines.identity import whole_hash
 from regzoo.engines.logs import learning_rate
 from regzoo.engines.plateau import just_validated
 from regzoo.engines.running import bundle_name, running_workflow
-from regzoo.engines.weights import is_training_state
 from regzoo.errors import bad_file
 from regzoo.files import check_writable, write_json
 from regzoo.ownership import CLAIMS, check_folder, claim
@@ -213,8 +212,7 @@ def output_folder(path: str | Path) -> str:
     folder, workflow = Path(path), running_workflow()
     config = {} if workflow is None else workflow.parser.config
     trains = "train" in config and "evaluation_dir" not in config
-    # A training by an older version, which did not record its files, may be resumed.
-    if trains and ((folder / CLAIMS).is_file() or not is_training_state(folder / "last.pt")):
+    if trains:
         check_folder(folder, TRAINED, bundle_name(workflow))
     if is_writer():
         check_writable(folder)

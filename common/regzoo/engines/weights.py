@@ -56,14 +56,6 @@ def read_checkpoint(path: str | PathLike[str]) -> dict[str, Any]:
     return content
 
 
-def is_training_state(path: str | PathLike[str]) -> bool:
-    """Whether a file is the ``last.pt`` of one of our trainings."""
-    try:
-        return {"network", "objects", "settings"} <= read_checkpoint(path).keys()
-    except RegZooError:
-        return False
-
-
 def load_weights(network: nn.Module, path: str | PathLike[str]) -> nn.Module:
     """Load the weights of a network strictly, from a plain state dict or a training checkpoint, and return it.
 
