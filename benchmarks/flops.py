@@ -1,7 +1,7 @@
 """The share of the processor's peak that each network reaches: ``python benchmarks/flops.py [--save]``.
 
 A step is the forward and the backward pass of a bundle's network in float32, with the size and the batch of
-``train.json`` and an overlay. PyTorch counts the operations. The peak is the faster of a large matrix product and a
+``train.json`` and an overlay. As in a training, freed memory stays with the process. PyTorch counts the operations. The peak is the faster of a large matrix product and a
 large 3³ convolution of 128 channels, in the same run: on some processors, PyTorch's matrix products use only half the
 width of the registers.
 """
@@ -17,12 +17,13 @@ import torch
 from comparison import markdown
 from monai.bundle import ConfigParser
 from regzoo.case import IMAGE_KEYS
+from regzoo.engines import use_device
 from torch.nn.functional import conv3d
 from torch.utils.flop_counter import FlopCounterMode
 from trainings import BUNDLES, RESULTS, heading, save_result
 
 ROUNDS = 3
-HEADER = ("network", "settings", "batch", "GFLOP a step", "step, CPU-ms", "GFLOP/s", "of the peak")
+HEADER = ("network", "settings", "pairs", "GFLOP a step", "step, CPU-ms", "GFLOP/s", "of the peak")
 
 
 def best_time(run: Callable[[], object]) -> float:
@@ -58,6 +59,8 @@ def measure(bundle: Path, overlay: str, most: float, quick: bool) -> tuple[str, 
     parser = ConfigParser()
     parser.read_config([str(bundle / "configs" / name) for name in files])
     network, batch = parser.get_parsed_content("network_def"), 1 if quick else int(parser["batch_size"])
+    if parser["augmentation#_target_"].endswith("PartnerInBatch") and not quick:
+        batch //= 2  # it makes one pair of two images
     image = torch.randn(batch, len(parser.config.get("inputs", IMAGE_KEYS)), *parser["size"])
 
     def step() -> None:
@@ -83,6 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/flops.md")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
+    use_device("cpu")
     most = peak(8 if options.quick else 24)
     rows = [
         measure(bundle, overlay, most, options.quick)
