@@ -1,9 +1,9 @@
 """The share of the processor's peak that each network reaches: ``python benchmarks/flops.py [--save]``.
 
 A step is the forward and the backward pass of a bundle's network in float32, with the size and the batch of
-``train.json`` and an overlay. As in a training, freed memory stays with the process. PyTorch counts the operations. The peak is the faster of a large matrix product and a
-large 3³ convolution of 128 channels, in the same run: on some processors, PyTorch's matrix products use only half the
-width of the registers.
+``train.json`` and an overlay. As in a training, freed memory stays with the process. PyTorch counts the operations. The
+peak is the faster of a large matrix product and a large 3³ convolution of 128 channels, in the same run: on some
+processors, PyTorch's matrix products use only half the width of the registers.
 """
 
 from __future__ import annotations

@@ -10,12 +10,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import ball, smooth_noise
-from regzoo.networks import CompositeNet, GlobalNet, LocalNet, PyramidNet
+from regzoo.networks import CompositeNet, GlobalNet, LocalNet, OutlineNet, PyramidNet, VoxelMorphNet
 from regzoo.networks.blocks import normalisation
 from regzoo.spatial import warp
 from scipy.ndimage import map_coordinates
 from torch import nn
 
+NORMS = ("batch", "instance")
 ODD = (33, 20, 17)
 MADE = {
     "local": lambda: LocalNet(channels=2),
@@ -131,6 +132,29 @@ def test_skip_is_the_first_convolution_of_a_level() -> None:
         block.register_forward_pre_hook(lambda _m, inputs: used.append(inputs[1]))
     network(images())
     assert all(a is b for a, b in zip(made, reversed(used), strict=True))
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        *(
+            kind(2, channels=2, norm=norm)
+            for kind in (LocalNet, GlobalNet, PyramidNet)
+            for norm in ("batch", "instance")
+        ),
+        *(VoxelMorphNet(channels=(4, 6), head=(4, 4), norm=norm) for norm in (None, *NORMS)),
+        OutlineNet(channels=(2, 2, 4, 4, 4, 2)),
+    ],
+    ids=lambda network: type(network).__name__,
+)
+def test_convolutions_are_in_the_channels_last_layout(network: nn.Module) -> None:
+    """One tensor that is not would be rearranged at each convolution that follows."""
+    strides: list[int] = []
+    for module in network.modules():
+        if isinstance(module, nn.Conv3d):
+            module.register_forward_pre_hook(lambda _m, inputs: strides.append(inputs[0].stride(1)))
+    network(images((32, 32, 36), batch=2))
+    assert len(strides) > 5 and set(strides) == {1}
 
 
 @pytest.mark.parametrize("levels", [(), (-1, 0), (0, 5)])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import smooth_noise
+from monai.networks.nets import BasicUNet
 from regzoo.errors import RegZooError
 from regzoo.networks import OutlineNet
 from regzoo.spatial import jacobian_determinant
@@ -38,6 +39,20 @@ def balls(centre: tuple[float, float, float], radius: float) -> np.ndarray:
     points = np.stack(np.meshgrid(*[np.arange(n) for n in (32, 36, 28)], indexing="ij"))
     inside = np.linalg.norm(points - np.reshape(centre, (3, 1, 1, 1)), axis=0) < radius
     return np.where(inside, np.where(points[1] < centre[1], 1.0, 2.0), 0.0).astype(np.float32)
+
+
+def test_outlines_are_those_of_monais_network() -> None:
+    """MONAI's own instance normalisation, with the same weights."""
+    registered = network()
+    for parameter in registered.parameters():
+        nn.init.normal_(parameter, std=0.3)  # also those that are one or zero at the start
+    theirs = BasicUNet(3, 1, 3, SMALL["channels"], norm=("instance", {"affine": True}))
+    theirs.load_state_dict(registered.outliner.state_dict())
+    images = pair((32, 32, 32))
+    with torch.no_grad():
+        logits, expected = registered(images)[0, 3:], theirs.eval()(images[0][:, None])
+    torch.testing.assert_close(logits, expected.flatten(0, 1), atol=1e-3, rtol=0)
+    assert float(expected.abs().max()) > 1
 
 
 def test_outlines_are_matched() -> None:

@@ -37,8 +37,20 @@ def normalisation(kind: str, channels: int) -> nn.Module:
     if kind == "batch":
         return BatchNorm3d(channels)
     if kind == "instance":
-        return nn.InstanceNorm3d(channels, affine=True)
+        return nn.GroupNorm(channels, channels)  # unlike `nn.InstanceNorm3d`, it keeps the channels-last layout
     raise ValueError(f"norm must be 'batch' or 'instance', not {kind!r}")
+
+
+def keep_channels_last(network: nn.Module) -> None:
+    """Let the instance normalisations of a network of MONAI's keep the channels-last layout.
+
+    Each `nn.InstanceNorm3d`, which undoes it, becomes a `nn.GroupNorm` with one channel per group, which computes the
+    same with the same parameters.
+    """
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.InstanceNorm3d):
+                setattr(module, name, nn.GroupNorm(child.num_features, child.num_features, child.eps))
 
 
 def residual(channels: int, norm: str) -> nn.Sequential:

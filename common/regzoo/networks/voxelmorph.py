@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from monai.networks.layers.simplelayers import SkipConnection
 from monai.networks.nets import VoxelMorphUNet
-from regzoo.networks.blocks import FieldHead, initialise
+from regzoo.networks.blocks import FieldHead, initialise, keep_channels_last
 from regzoo.spatial import compose, warp
 from regzoo.spatial.warp import grid_sample
 from torch import nn
@@ -76,6 +76,7 @@ class VoxelMorphNet(nn.Module):
             final_conv_channels=list(head[1:]),
             norm=(norm, {"affine": True}) if norm else None,
         )
+        keep_channels_last(self.unet)
         # MONAI's last layer would predict displacements in half precision under autocast.
         self.unet.net[1].final_conv_out = FieldHead(head[-1], 3)
         initialise(self)
