@@ -39,7 +39,7 @@ $(STAMP): $(RUNTIME)
 	@touch $@
 
 demo: $(RUNTIME) ## train on phantoms, register held-out pairs, show the improvement (minutes; BUNDLE=name)
-	@echo "Phantoms, a training and an evaluation: 6 to 12 minutes of CPU time, which the cores share"
+	@echo "Phantoms, a training and an evaluation: 6 to 25 minutes of CPU time, which the cores share"
 	$(RUN) training --config_file "['configs/train.json','configs/variants/demo.json']"
 	$(RUN) --config_file "['configs/train.json','configs/variants/demo.json','configs/evaluate.json']"
 	@echo "Tables and pictures: bundles/$(BUNDLE)/output/demo/evaluation (summary.png, cases.csv, case*.png)"

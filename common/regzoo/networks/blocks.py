@@ -32,25 +32,34 @@ class BatchNorm3d(nn.BatchNorm3d):
         )
 
 
+class InstanceNorm3d(nn.InstanceNorm3d):
+    """PyTorch's instance normalisation, which keeps the channels-last layout on the CPU.
+
+    A group normalisation with one channel per group computes the same. On CUDA it keeps no layout either, and under
+    autocast it would compute in float32.
+    """
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        if values.is_cuda:
+            return F.instance_norm(values, weight=self.weight, bias=self.bias, eps=self.eps)
+        return F.group_norm(values, self.num_features, self.weight, self.bias, self.eps)
+
+
 def normalisation(kind: str, channels: int) -> nn.Module:
     """A 3-D ``batch`` (running statistics at inference) or ``instance`` normalisation with affine parameters."""
     if kind == "batch":
         return BatchNorm3d(channels)
     if kind == "instance":
-        return nn.GroupNorm(channels, channels)  # unlike `nn.InstanceNorm3d`, it keeps the channels-last layout
+        return InstanceNorm3d(channels, affine=True)
     raise ValueError(f"norm must be 'batch' or 'instance', not {kind!r}")
 
 
 def keep_channels_last(network: nn.Module) -> None:
-    """Let the instance normalisations of a network of MONAI's keep the channels-last layout.
-
-    Each `nn.InstanceNorm3d`, which undoes it, becomes a `nn.GroupNorm` with one channel per group, which computes the
-    same with the same parameters.
-    """
+    """Replace the instance normalisations of a network of MONAI's by `InstanceNorm3d`, with the same parameters."""
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
-            if isinstance(child, nn.InstanceNorm3d):
-                setattr(module, name, nn.GroupNorm(child.num_features, child.num_features, child.eps))
+            if type(child) is nn.InstanceNorm3d:
+                setattr(module, name, InstanceNorm3d(child.num_features, child.eps, affine=child.affine))
 
 
 def residual(channels: int, norm: str) -> nn.Sequential:
