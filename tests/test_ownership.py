@@ -332,14 +332,6 @@ def test_no_command_writes_over_the_weights_of_a_training(
         assert content(tmp_path) == before
     check_file(tmp_path / "training.png")
     check_folder(tmp_path, ["model.pt", "last.pt"], WEAK)
-    # The record of an earlier version does not say which file a command wrote.
-    record = json.loads((tmp_path / ".regzoo.files.json").read_text(encoding="utf-8"))
-    earlier = record | {"written_by": {key: value for key, value in record["written_by"].items() if key != "single"}}
-    (tmp_path / ".regzoo.files.json").write_text(json.dumps(earlier), encoding="utf-8")
-    check_file(tmp_path / "training.png")
-    with pytest.raises(RegZooError, match="already exists"):
-        check_file(tmp_path / name)
-    (tmp_path / ".regzoo.files.json").write_text(json.dumps(record), encoding="utf-8")
     # A run does not take over what a command wrote, and a user changed.
     (tmp_path / "training.png").write_text("changed")
     settle(tmp_path)
