@@ -137,11 +137,7 @@ def test_skip_is_the_first_convolution_of_a_level() -> None:
 @pytest.mark.parametrize(
     "network",
     [
-        *(
-            kind(2, channels=2, norm=norm)
-            for kind in (LocalNet, GlobalNet, PyramidNet)
-            for norm in ("batch", "instance")
-        ),
+        *(kind(2, channels=2, norm=norm) for kind in (LocalNet, GlobalNet, PyramidNet) for norm in NORMS),
         *(VoxelMorphNet(channels=(4, 6), head=(4, 4), norm=norm) for norm in (None, *NORMS)),
         OutlineNet(channels=(2, 2, 4, 4, 4, 2)),
     ],
