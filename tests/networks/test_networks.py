@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from helpers import ball, smooth_noise
 from regzoo.networks import CompositeNet, GlobalNet, LocalNet, OutlineNet, PyramidNet, VoxelMorphNet
-from regzoo.networks.blocks import normalisation
+from regzoo.networks.blocks import InstanceNorm3d, normalisation
 from regzoo.spatial import warp
 from scipy.ndimage import map_coordinates
 from torch import nn
@@ -275,3 +275,21 @@ def test_one_sample_on_a_grid_whose_coarsest_level_is_one_voxel(make: Callable[.
     values = torch.rand(1, 3, 1, 1, 1)
     torch.testing.assert_close(ours.train()(values), theirs.eval()(values))
     torch.testing.assert_close(torch.jit.script(ours)(values), theirs(values))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_instance_normalisation_is_exact_on_a_bright_background(training: bool) -> None:
+    values = 30.0 + torch.randn(2, 3, 12, 10, 8, generator=torch.Generator().manual_seed(1))
+    wanted = F.instance_norm(values.double(), eps=1e-5)
+    norm = InstanceNorm3d(3, affine=True).train(training)
+    for given in (values, values.to(memory_format=torch.channels_last_3d)):
+        made = norm(given)
+        torch.testing.assert_close(made.double(), wanted, rtol=0, atol=5e-4)
+        assert made.stride() == given.stride() or not training
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("training", [True, False])
+def test_instance_normalisation_refuses_one_voxel(batch: int, training: bool) -> None:
+    with pytest.raises(ValueError, match="Expected more than 1"):
+        InstanceNorm3d(3, affine=True).train(training)(torch.rand(batch, 3, 1, 1, 1))

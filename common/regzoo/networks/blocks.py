@@ -33,16 +33,18 @@ class BatchNorm3d(nn.BatchNorm3d):
 
 
 class InstanceNorm3d(nn.InstanceNorm3d):
-    """PyTorch's instance normalisation, which keeps the channels-last layout on the CPU.
+    """PyTorch's instance normalisation, which keeps the channels-last layout when it trains on the CPU.
 
-    A group normalisation with one channel per group computes the same. On CUDA it keeps no layout either, and under
-    autocast it would compute in float32.
+    A batch normalisation of each sample computes the same up to rounding. A group normalisation does not: in this
+    layout its variance is the difference of two large sums. On CUDA no layout is kept.
     """
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
-        if values.is_cuda:
+        if values.is_cuda or not self.training:
             return F.instance_norm(values, weight=self.weight, bias=self.bias, eps=self.eps)
-        return F.group_norm(values, self.num_features, self.weight, self.bias, self.eps)
+        weight, bias, eps = self.weight, self.bias, self.eps
+        samples = [F.batch_norm(sample, None, None, weight, bias, training=True, eps=eps) for sample in values.split(1)]
+        return torch.cat(samples)
 
 
 def normalisation(kind: str, channels: int) -> nn.Module:
@@ -55,7 +57,7 @@ def normalisation(kind: str, channels: int) -> nn.Module:
 
 
 def keep_channels_last(network: nn.Module) -> None:
-    """Replace the instance normalisations of a network of MONAI's by `InstanceNorm3d`, with the same parameters."""
+    """Replace the instance normalisations of a network of MONAI's by `InstanceNorm3d`, with new parameters."""
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
             if type(child) is nn.InstanceNorm3d:
