@@ -39,7 +39,7 @@ $(STAMP): $(RUNTIME)
 	@touch $@
 
 demo: $(RUNTIME) ## train on phantoms, register held-out pairs, show the improvement (minutes; BUNDLE=name)
-	@echo "Phantoms, a training and an evaluation: 6 to 25 minutes of CPU time, which the cores share"
+	@echo "Phantoms, a training and an evaluation: 5 to 15 minutes of CPU time, which the cores share"
 	$(RUN) training --config_file "['configs/train.json','configs/variants/demo.json']"
 	$(RUN) --config_file "['configs/train.json','configs/variants/demo.json','configs/evaluate.json']"
 	@echo "Tables and pictures: bundles/$(BUNDLE)/output/demo/evaluation (summary.png, cases.csv, case*.png)"
@@ -47,7 +47,7 @@ demo: $(RUNTIME) ## train on phantoms, register held-out pairs, show the improve
 test: $(STAMP) ## run the tests (COVERAGE=--cov also measures coverage; fails below what pyproject.toml asks for)
 	$(BIN)/python $(PYTEST) -m "not slow" $(COVERAGE)
 
-test-slow: $(STAMP) ## run the slow tests: several processes, resumed trainings, benchmarks, memory (minutes)
+test-slow: $(STAMP) ## run the slow tests: several processes, other bundles, resumed trainings, benchmarks, memory (minutes)
 	$(BIN)/python $(PYTEST) -m slow
 
 test-slurm: $(STAMP) ## run studies on a Slurm of one node, as root (apt-get install slurm-wlm munge; minutes)

@@ -7,10 +7,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 BUNDLES = sorted(path.parents[1] for path in Path(__file__).parents[1].glob("bundles/*/configs/train.json"))
 NAMES = [path.name for path in BUNDLES]
 #: One bundle that trains on single images and one that trains on pairs: for what networks and losses have no part in.
 REPRESENTATIVES = ["abdominal_ct_ddmr", "prostate_mr_trus_weak_ddf"]
+#: All bundles, for tests of half a minute each: `make test` runs the representatives, `make test-slow` the others.
+OTHERS_SLOW = [pytest.param(name, marks=[pytest.mark.slow] if name not in REPRESENTATIVES else []) for name in NAMES]
 #: A coarse grid over the phantoms of a kind: voxel size (mm) and size.
 GRIDS = {
     "prostate": (5.0, [18, 14, 13]),

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from bundle_list import BUNDLES, NAMES, tiny, training
+from bundle_list import BUNDLES, NAMES, OTHERS_SLOW, tiny, training
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 from regzoo.report import read_csv
@@ -71,7 +71,7 @@ def unexpected(seen: Log, documented: set[str]) -> Mapping[tuple[str, str], int]
     return {key: count for key, count in seen.waits.items() if not any(file in key[1] for file in documented)}
 
 
-@pytest.mark.parametrize("bundle", NAMES)
+@pytest.mark.parametrize("bundle", OTHERS_SLOW)
 def test_a_training_its_resumption_and_its_evaluation(bundle: str, dataset: Path, tmp_path: Path) -> None:
     more = {"accumulation_steps": 2} if "accumulation_steps" in training(bundle) else {}
     with tracked_device() as log:

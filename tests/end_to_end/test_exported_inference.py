@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from bundle_list import NAMES
+from bundle_list import NAMES, OTHERS_SLOW
 from monai.bundle import ConfigWorkflow
 from regzoo.cli import main
 from regzoo.datasets import load_records
@@ -76,7 +76,7 @@ def check_in_onnx_runtime(path: str, network: nn.Module) -> None:
         assert np.quantile(difference, 0.9999) <= 1e-4 and difference.max() <= 1e-3
 
 
-@pytest.mark.parametrize("bundle", NAMES)
+@pytest.mark.parametrize("bundle", OTHERS_SLOW)
 @pytest.mark.parametrize("format", FORMATS)
 def test_registration_is_the_same(
     bundle: str, format: str, dataset: Path, exported: Exported, settings: dict[str, dict[str, Any]]

@@ -296,7 +296,7 @@ def test_conditional_segmentation_of_the_paper() -> None:
     assert (paper["spacing"], paper["channels"], paper["batch_size"]) == ([0.8] * 3, 32, 2)
     assert (paper["learning_rate"], paper["balance"], paper["labels_per_pair"]) == (1e-5, 1.0, 1)
     network = settled(SEG, "demo").get_parsed_content("network_def")
-    assert network.active == [True] * 5 and network.heads[0].out_channels == 1
+    assert network.active == [True] * 4 and network.heads[0].out_channels == 1
 
 
 @pytest.mark.parametrize(("bundle", "variant"), VARIANTS)

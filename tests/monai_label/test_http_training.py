@@ -169,9 +169,10 @@ def test_pairs(server: LabelServer, prostate_phantoms: Path) -> None:
         assert any((first[bundle][key] != second[key]).any() for key in second)
 
 
-def test_a_training_in_the_background(server: LabelServer) -> None:
+def test_a_training_in_the_background(server: LabelServer, prostate_phantoms: Path) -> None:
     """As 3D Slicer starts it: with every option of the panel."""
     bundle = PROSTATE[-1]
+    upload_pairs(server, prostate_phantoms, range(3))
     config = server.get("/info/")["trainers"][bundle]["config"]
     request = {key: value[0] if isinstance(value, list) else value for key, value in config.items()}
     assert request["run_id"] == "" and request["pretrained"] is True

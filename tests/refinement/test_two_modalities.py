@@ -63,6 +63,7 @@ def test_a_ct_and_an_mr_of_one_patient(ct_and_mr: tuple[Volumes, Volumes, np.nda
     assert found < error(refine(fixed, moving, options_for("mr")), fixed.grid, truth, organs)
 
 
+@pytest.mark.slow
 def test_a_field_to_start_from_is_trusted(ct_and_mr: tuple[Volumes, Volumes, np.ndarray, np.ndarray]) -> None:
     fixed, moving, truth, organs = ct_and_mr
     half = DisplacementField(torch.from_numpy(truth / 2).float(), fixed.grid)

@@ -17,6 +17,7 @@ from regzoo.errors import RegZooError
 from regzoo_tools.checking import as_text, check_data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "bundle", [path for path in BUNDLES if path.name in REPRESENTATIVES], ids=lambda path: path.name
 )
