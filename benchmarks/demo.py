@@ -12,6 +12,7 @@ import argparse
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -31,7 +32,10 @@ COMMANDS = (
 #: As in the Makefile.
 SETTINGS = {"GOMP_SPINCOUNT": "2000"}
 NARROW = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
-HEADER = ("bundle", "training, CPU-s", "evaluation, CPU-s", "both, CPU-s", "median TRE, mm", "median Dice", "folded, %")
+HEADER = (
+    *("bundle", "training, CPU-s", "evaluation, CPU-s", "both, CPU-s", "both, minutes"),
+    *("median TRE, mm", "median Dice", "folded, %"),
+)
 
 
 def measure(bundle: str, settings: dict[str, str]) -> tuple[str, ...]:
@@ -39,14 +43,16 @@ def measure(bundle: str, settings: dict[str, str]) -> tuple[str, ...]:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / bundle
         shutil.copytree(BUNDLES / bundle, root, ignore=shutil.ignore_patterns("output", "data"))
+        start = time.monotonic()
         usages = [used_by(command, root, **settings) for command in COMMANDS]
+        minutes = (time.monotonic() - start) / 60
         cases = read_csv(root / "output" / "demo" / "evaluation" / "cases.csv")
     seconds = [usage.ru_utime + usage.ru_stime for usage in usages]
     values = {name: [float(value) for value in column if value] for name, column in cases.items() if name != "case"}
     dice = "gland_dsc" if "gland_dsc" in values else "dsc"
     before_after = [f"{median(values['before_' + name]):.2f} → {median(values[name]):.2f}" for name in ("tre_mm", dice)]
     folded = f"{max(values['folded_percent']):g}" if "folded_percent" in values else "no field"
-    return bundle, *(f"{s:.0f}" for s in (*seconds, sum(seconds))), *before_after, folded
+    return bundle, *(f"{s:.0f}" for s in (*seconds, sum(seconds))), f"{minutes:.1f}", *before_after, folded
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -131,12 +131,11 @@ def main() -> None:
         folder = Path(name)
         studies = folder / "studies"
         (studies / "labels" / "final").mkdir(parents=True)
-        pair = load_records(ProstatePhantoms(pairs=1, held_out=0, seed=SEED).write(folder / "mr", workers=1), "train")[
-            0
-        ]
-        cts = load_records(
-            AbdomenPhantoms(cases=2, held_out=0, seed=SEED, spacing=3.0).write(folder / "ct", workers=1), "train"
-        )[0]
+        sets = (
+            ProstatePhantoms(pairs=1, held_out=0, seed=SEED).write(folder / "mr", workers=1),
+            AbdomenPhantoms(cases=2, held_out=0, seed=SEED, spacing=3.0).write(folder / "ct", workers=1),
+        )
+        pair, cts = (load_records(phantoms, "train")[0] for phantoms in sets)
         put(pair, studies, "trus01", "mr01")
         put(cts, studies, "ct01", "ct02")
         label = nib.load(pair["moving_label"])
