@@ -412,5 +412,5 @@ def test_masks_that_a_row_does_not_use(tmp_path: Path) -> None:
     (tmp_path / "pairs.csv").write_text("\n".join(lines))
     said = {row["case"]: row["warnings"] for row in register_pairs("none", tmp_path / "pairs.csv", tmp_path / "out")}
     idle = said.pop("centred")
-    assert idle == "fixed_mask: this registration does not use it; set refine"
+    assert idle == "fixed_mask: this registration does not use it; set refine, or leave the mask out"
     assert said == {"refined": "", "aligned": "", "bare": ""}

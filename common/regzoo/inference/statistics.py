@@ -76,10 +76,11 @@ def _label_statistics(
 
 
 def _idle_masks(item: Mapping[str, Any]) -> list[str]:
-    """A line for each mask of a case that was not registered as pre-alignment and is not refined."""
+    """A line for each mask that neither the pre-alignment nor a refinement used."""
     if Key.REFINEMENT in item or item.get(Key.ALIGN) in get_args(Linear):
         return []
-    return [f"{key}: this registration does not use it; set refine" for key in MASK_KEYS if key in item]
+    idle = [key for key in MASK_KEYS if key in item]
+    return [f"{key}: this registration does not use it; set refine, or leave the mask out" for key in idle]
 
 
 def _label_warnings(
