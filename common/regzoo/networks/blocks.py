@@ -36,7 +36,8 @@ class InstanceNorm3d(nn.InstanceNorm3d):
     """PyTorch's instance normalisation, which keeps the channels-last layout when it trains on the CPU.
 
     A batch normalisation of each sample computes the same up to rounding. A group normalisation does not: in this
-    layout its variance is the difference of two large sums. On CUDA no layout is kept.
+    layout its variance is the difference of two large sums. On CUDA no layout is kept. Inference uses PyTorch's
+    operation: a loop over samples would fix the batch size of an exported network.
     """
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
